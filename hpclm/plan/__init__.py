@@ -1,0 +1,1 @@
+"""What a recipe means: topology, findings, stages. Standard library only."""

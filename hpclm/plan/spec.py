@@ -1,0 +1,253 @@
+"""The contract between the login node and the ranks: one `StageSpec` a stage, written as JSON.
+
+The login side fills it from a recipe and its plan; the worker reads it and nothing else, so the worker needs neither
+YAML nor pydantic in the image. Every path in it is absolute. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+SPEC_VERSION = 1
+
+TaskKind = Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate"]
+PROMPT_TASKS = ("p-tuning", "prompt-tuning")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A GPT architecture, every default resolved.
+
+    Attributes:
+        padded_vocab_size: rows of the embedding table, `vocab_size` rounded up (see `plan.rules.padded_vocab_size`).
+        position_embedding: `learned` (GPT-2) or `rope`.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    max_position_embeddings: int
+    vocab_size: int
+    padded_vocab_size: int
+    position_embedding: Literal["learned", "rope"] = "learned"
+    rotary_base: float = 10000.0
+    normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
+    layernorm_epsilon: float = 1e-5
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    add_bias_linear: bool = True
+    tie_embeddings: bool = True
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_std: float = 0.02
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Where the tokenizer comes from.
+
+    `train`: a byte-level BPE of `vocab_size` entries learnt by the pretrain stage from its text.
+    `bpe`: GPT-2 style `vocab_file` and `merges_file`. `json`: a `tokenizer.json` in `tokenizer_file`.
+    `base`: the one stored beside the base checkpoint.
+    """
+
+    kind: Literal["train", "bpe", "json", "base"]
+    vocab_size: int = 0
+    vocab_file: str | None = None
+    merges_file: str | None = None
+    tokenizer_file: str | None = None
+
+
+@dataclass(frozen=True)
+class ParallelSpec:
+    """The split. world_size = tensor · pipeline · data; rank = tp + TP·(dp + DP·pp) (Megatron's order)."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    world_size: int
+    nodes: int
+    devices_per_node: int
+    sequence_parallel: bool = False
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Samples a step over all ranks, samples a forward pass, and forward passes a step on one data-parallel rank."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    """How long and how exactly. Exactly one of `max_steps` and `max_epochs` is set.
+
+    Attributes:
+        val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].
+        val_batches: global batches a validation reads; None: the whole validation set.
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"]
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    val_check_interval: int | float = 1.0
+    val_batches: int | None = None
+    gradient_clip_norm: float = 1.0
+    log_interval_steps: int = 1
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """AdamW and its schedule: linear warm-up, constant, then `schedule` down to `min_lr`."""
+
+    lr: float
+    min_lr: float = 0.0
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    constant_steps: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """Steps between checkpoints (None: at each validation and at the end), and how many of each kind stay."""
+
+    save_interval_steps: int | None = None
+    keep_last: int = 2
+    keep_best: int = 2
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Text to pre-train on: every file under `paths` that matches `pattern`, one document a file (or a line)."""
+
+    paths: list[str]
+    pattern: str = "*"
+    document: Literal["file", "line"] = "file"
+    seq_length: int = 1024
+    validation_fraction: float = 0.02
+    max_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """JSONL rows, one object a line, each with `taskname` and the template's fields."""
+
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    max_seq_length: int = 1024
+    add_bos: bool = False
+    add_eos: bool = True
+
+
+@dataclass(frozen=True)
+class TaskTemplate:
+    """NeMo's task template. `<|VIRTUAL_PROMPT_i|>` marks the i-th split of the virtual tokens."""
+
+    taskname: str
+    prompt_template: str
+    total_virtual_tokens: int
+    virtual_token_splits: list[int]
+    truncate_field: str | None = None
+    answer_only_loss: bool = True
+    answer_field: str | None = "answer"
+    prompt_init: Literal["random", "text"] = "random"
+    prompt_init_text: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """The trainable part of prompt learning; the encoder fields count for p-tuning only."""
+
+    encoder: Literal["tpmlp", "mlp", "lstm"] = "tpmlp"
+    encoder_hidden: int = 2048
+    encoder_layers: int = 2
+    encoder_dropout: float = 0.0
+    encoder_init_std: float = 0.023
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """How answers are made. `greedy` ignores temperature, top_k and top_p."""
+
+    max_new_tokens: int = 30
+    greedy: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    batch_size: int = 16
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage, whole.
+
+    Attributes:
+        stage_dir: where the stage writes (see `runs.paths.StagePaths`).
+        base: directory of the frozen or initial model: another stage's `checkpoints` or a checkpoint directory.
+        prompts: for evaluate: a prompt-learning stage's `checkpoints` (its best is taken) or one checkpoint directory;
+            None evaluates the model alone, virtual tokens left out.
+    """
+
+    run: str
+    stage: str
+    stage_dir: str
+    task: TaskKind
+    device: Literal["cpu", "gpu"]
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    parallel: ParallelSpec
+    batch: BatchSpec
+    trainer: TrainerSpec
+    optim: OptimSpec
+    checkpoint: CheckpointSpec
+    text: TextData | None = None
+    data: PromptData | None = None
+    templates: list[TaskTemplate] = field(default_factory=list)
+    prompt: PromptSpec | None = None
+    generation: GenerationSpec | None = None
+    base: str | None = None
+    prompts: str | None = None
+    spec_version: int = SPEC_VERSION
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON-ready containers."""
+    return dataclasses.asdict(value)
+
+
+def from_dict(cls: type[T], raw: dict[str, Any]) -> T:
+    """Rebuild a (nested) dataclass of this module from `to_dict`'s output. Raises ValueError on an unknown key."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(raw) - set(hints))
+    if unknown:
+        raise ValueError(f"{cls.__name__}: unknown keys {unknown}; written by another version of hpclm?")
+    return cls(**{key: _value(hints[key], item) for key, item in raw.items()})
+
+
+def _value(hint: Any, item: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return None if item is None else _value(options[0], item)
+    if origin is list:
+        (inner,) = typing.get_args(hint)
+        return [_value(inner, element) for element in item]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(item, dict):
+        return from_dict(hint, item)
+    return item

@@ -1,0 +1,81 @@
+"""Writing and reading small files so that no reader ever sees half of one. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Replace `path` with `text` at once: a temporary file beside it, fsync, then `os.replace`.
+
+    A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of `value` as indented JSON. Raises ValueError on NaN and infinities, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`, or None where there is no such file. Raises ValueError when it is not JSON."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return json.loads(text)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`; None where it is absent, torn or something else.
+
+    For files that another process writes and whose absence is no error.
+    """
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add one JSON object as one line, in one write, so that lines of several writers do not mix."""
+    data = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file in order. A torn last line (its writer was killed) is left out."""
+    try:
+        stream = path.open(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with stream:
+        for line in stream:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value

@@ -1,0 +1,1 @@
+"""What runs inside the job: the only rooms that import torch."""

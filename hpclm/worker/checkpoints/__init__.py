@@ -1,0 +1,1 @@
+"""Checkpoints that any split can read: sharded safetensors with a manifest."""

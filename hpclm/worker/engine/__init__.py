@@ -1,0 +1,1 @@
+"""GPT on megatron-core: devices, process groups, model, optimizer, training steps."""

@@ -1,0 +1,59 @@
+"""Attention for megatron-core's layers on torch's scaled_dot_product_attention.
+
+megatron-core's own `DotProductAttention` materialises the [s, s] scores and takes no fused kernel without Transformer
+Engine. torch's function picks a flash or memory-efficient kernel on GPUs and a blocked one on CPUs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class SdpaAttention(MegatronModule):
+    """Drop-in for `megatron.core.transformer.dot_product_attention.DotProductAttention`.
+
+    Shapes: query [sq, b, n/tp, d]; key and value [sk, b, groups/tp, d]; result [sq, b, n/tp · d].
+    `attention_mask` is bool [b, 1, sq, sk] with True where a position may be attended to (the opposite of
+    megatron-core's own convention, whose masks never reach this module); without it attention is causal.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: object, softmax_scale: float | None = None, **kwargs: object):
+        super().__init__(config=config)
+        tensor = parallel_state.get_tensor_model_parallel_world_size()
+        self.grouped = config.num_query_groups != config.num_attention_heads
+        self.hidden_size_per_partition = config.kv_channels * config.num_attention_heads // tensor
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: object = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: object = None,
+    ) -> Tensor:
+        # [s, b, n, d] -> [b, n, s, d], views only
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        dropout = self.config.attention_dropout if self.training else 0.0
+        arguments = dict(
+            attn_mask=attention_mask,
+            dropout_p=dropout,
+            is_causal=attention_mask is None and query.size(2) > 1,
+            scale=self.softmax_scale,
+            enable_gqa=self.grouped,
+        )
+        if dropout > 0.0 and not self.config.sequence_parallel:
+            # each tensor-parallel rank holds other heads and must draw other masks
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                context = F.scaled_dot_product_attention(query, key, value, **arguments)
+        else:
+            context = F.scaled_dot_product_attention(query, key, value, **arguments)
+        # [b, n, sq, d] -> [sq, b, n · d]
+        return context.permute(2, 0, 1, 3).reshape(query.size(2), query.size(0), self.hidden_size_per_partition)

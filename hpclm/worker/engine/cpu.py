@@ -1,0 +1,52 @@
+"""megatron-core on a CPU: stand-ins for the few CUDA calls it makes without asking.
+
+megatron-core runs on gloo and host memory once `device="cuda"` and a handful of `torch.cuda` functions resolve to
+the CPU. They are replaced, in this process only, when a recipe asks for `device: cpu`; on a GPU none of this runs.
+Tensor factories are wrapped rather than a TorchFunctionMode installed, because a mode would be entered on every
+tensor operation of the training loop and a factory is called only a few times a step.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn")
+
+
+def install() -> None:
+    """Route megatron-core's CUDA calls to the CPU. Raises RuntimeError where a GPU is visible to torch."""
+    if torch.cuda.is_available():
+        raise RuntimeError("the CPU stand-ins must not be used in a process that sees a GPU; hide it or use device: gpu")
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = lambda *args, **kwargs: None
+    cuda.empty_cache = lambda: None
+    cuda.manual_seed = torch.manual_seed
+    cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    if hasattr(factory, "__wrapped__"):
+        return factory
+
+    @functools.wraps(factory)
+    def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "cuda":
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return wrapped

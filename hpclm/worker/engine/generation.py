@@ -1,0 +1,144 @@
+"""Batched generation with a key/value cache over tensor and pipeline parallel ranks."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.inference.contexts import StaticInferenceContext
+from torch import Tensor
+
+from hpclm.plan.spec import GenerationSpec
+from hpclm.worker.engine.groups import Groups
+from hpclm.worker.engine.language_model import Batch, LanguageModel, embed
+from hpclm.worker.engine.seeds import named_generator
+
+
+class Generator:
+    """Continues left-padded prompts. Every rank of a model replica calls it with the same batch.
+
+    Args:
+        vocab_size: real vocabulary; the padding rows of the table are never chosen.
+        eos_id: ends an answer.
+    """
+
+    def __init__(
+        self, model: LanguageModel, groups: Groups, spec: GenerationSpec, *, vocab_size: int, eos_id: int
+    ) -> None:
+        self.model, self.groups, self.spec = model, groups, spec
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self.table: Tensor | None = None
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, indices: Iterable[int]) -> list[list[int]]:
+        """The new tokens of each row, without the end token.
+
+        Args:
+            batch: `tokens`, `position_ids`, `virtual_index` int64 [b, s], `task` [b], `attention` bool [b, s] (real
+                tokens); left-padded.
+            indices: each row's place in the test set. Sampling draws from a generator named after it, so what a row
+                gets does not depend on its batch or on the split.
+        """
+        self.model.eval()
+        rows, length = batch["tokens"].shape
+        if self.table is None and self.groups.is_first_stage and self.model.prompts is not None:
+            self.table = self.model.prompts()
+        context = StaticInferenceContext(rows, length + self.spec.max_new_tokens)
+        generators = [named_generator(self.spec.seed, f"row {index}") for index in indices]
+        real = batch["attention"]
+        positions = batch["position_ids"][:, -1:]
+        logits = self._forward(batch, prefill_mask(real), context)
+        answers: list[list[int]] = [[] for _ in range(rows)]
+        finished = torch.zeros(rows, dtype=torch.bool, device=self.groups.device)
+        for count in range(1, self.spec.max_new_tokens + 1):
+            chosen = self._choose(logits, rows, generators, finished)
+            finished |= chosen == self.eos_id
+            for row, token in enumerate(chosen.tolist()):
+                if not finished[row]:
+                    answers[row].append(token)
+            if bool(finished.all()) or count == self.spec.max_new_tokens:
+                break
+            real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
+            positions = positions + 1
+            step = {"tokens": chosen.unsqueeze(1), "position_ids": positions}
+            logits = self._forward(step, real[:, None, None, :], context)
+        return answers
+
+    def _forward(self, batch: Batch, mask: Tensor, context: StaticInferenceContext) -> Tensor | None:
+        """One pass over all stages. Logits fp32 [b, vocabulary] of the last position on the last stage, else None."""
+        gpt, groups = self.model.gpt, self.groups
+        rows, length = batch["tokens"].shape
+        decoder_input = None
+        if not groups.is_first_stage:
+            states = torch.empty(
+                (length, rows, gpt.config.hidden_size), dtype=gpt.config.params_dtype, device=groups.device
+            )
+            dist.recv(states, src=parallel_state.get_pipeline_model_parallel_prev_rank())
+            gpt.set_input_tensor(states)
+        elif "virtual_index" in batch:
+            decoder_input = embed(gpt, batch, self.table)
+        output = gpt(
+            batch["tokens"],
+            batch["position_ids"],
+            mask,
+            decoder_input=decoder_input,
+            inference_context=context,
+            runtime_gather_output=True,
+        )
+        context.sequence_len_offset += length
+        if not groups.is_last_stage:
+            dist.send(output.contiguous(), dst=parallel_state.get_pipeline_model_parallel_next_rank())
+            return None
+        return output[:, -1, : self.vocab_size].float()
+
+    def _choose(
+        self, logits: Tensor | None, rows: int, generators: list[torch.Generator], finished: Tensor
+    ) -> Tensor:
+        """The next token of each row, int64 [b], the same on every rank of the replica."""
+        chosen = torch.empty(rows, dtype=torch.int64, device=self.groups.device)
+        if logits is not None:
+            picked = logits.argmax(dim=-1) if self.spec.greedy else sample(logits, self.spec, generators)
+            chosen = torch.where(finished, torch.full_like(chosen, self.eos_id), picked)
+        # Tensor ranks of the last stage hold bitwise equal logits; the other stages are told.
+        if self.groups.pipeline_size > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(chosen, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        return chosen
+
+
+def prefill_mask(real: Tensor) -> Tensor:
+    """Causal attention over real tokens: bool [b, 1, s, s], True where a position may look.
+
+    A padding position looks at itself, for a softmax over nothing is NaN.
+    """
+    length = real.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    own = torch.eye(length, dtype=torch.bool, device=real.device)
+    return ((causal & real[:, None, :]) | own)[:, None]
+
+
+def sample(logits: Tensor, spec: GenerationSpec, generators: list[torch.Generator]) -> Tensor:
+    """Draw a token a row after temperature, top-k and nucleus (Holtzman et al. 2020, arXiv:1904.09751) filtering.
+
+    Args:
+        logits: fp32 [b, vocabulary].
+
+    Returns:
+        int64 [b]. Drawn on the CPU by inverting the cumulative distribution, one uniform number a row.
+    """
+    scores = logits.cpu() / spec.temperature
+    ordered, tokens = scores.sort(dim=-1, descending=True, stable=True)
+    if spec.top_k > 0:
+        ordered[:, spec.top_k :] = -torch.inf
+    probabilities = ordered.softmax(dim=-1)
+    if spec.top_p < 1.0:
+        # keep the smallest set that reaches top_p: drop what comes after the mass is reached
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= spec.top_p, 0.0)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    drawn = torch.stack([torch.rand(1, generator=generator) for generator in generators])
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    place = torch.minimum(torch.searchsorted(probabilities.cumsum(dim=-1), drawn), last)
+    return tokens.gather(1, place).squeeze(1).to(logits.device)

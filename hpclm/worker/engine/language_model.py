@@ -1,0 +1,88 @@
+"""The module that is trained: a GPT, and in prompt learning the soft prompts that go into its first stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from hpclm.worker.prompts.base import SoftPrompts
+
+Batch = dict[str, Tensor]
+
+
+class LanguageModel(MegatronModule):
+    """A GPT shard and, on the first pipeline stage of prompt learning, the soft prompts.
+
+    A batch holds int64 `tokens`, `labels`, `position_ids` [b, s] and fp32 `loss_mask` [b, s]; with soft prompts also
+    int64 `virtual_index` [b, s] (the number of the virtual token at a slot, -1 elsewhere) and `task` [b].
+    """
+
+    def __init__(self, config: TransformerConfig, gpt: GPTModel, prompts: SoftPrompts | None, *, frozen: bool) -> None:
+        super().__init__(config=config)
+        self.gpt = gpt
+        self.prompts = prompts
+        self.frozen = frozen
+        self.model_type = gpt.model_type
+        self.pre_process, self.post_process = gpt.pre_process, gpt.post_process
+        # read by megatron-core, which sums the gradients of tied embeddings over first and last stage
+        self.share_embeddings_and_output_weights = gpt.share_embeddings_and_output_weights and not frozen
+        if frozen:
+            gpt.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """A frozen base stays in evaluation mode: its dropout would only be noise for the prompts."""
+        super().train(mode)
+        if self.frozen:
+            self.gpt.eval()
+        return self
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        self.gpt.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        return self.gpt.shared_embedding_or_output_weight()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Per-token losses fp32 [b, s] on the last stage, activations [s, b, h] (or their share) on the others."""
+        decoder_input = None
+        if self.pre_process and "virtual_index" in batch:
+            table = self.prompts() if self.prompts is not None else None
+            decoder_input = embed(self.gpt, batch, table)
+        return self.gpt(
+            batch["tokens"],
+            batch["position_ids"],
+            None,
+            decoder_input=decoder_input,
+            labels=batch["labels"] if self.post_process else None,
+        )
+
+
+def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
+    """Token embeddings with virtual tokens put in their slots, positions added to both.
+
+    Args:
+        table: soft prompts [tasks, virtual tokens, h], or None for the model alone.
+
+    Returns:
+        [s, b, h], or this rank's [s/tp, b, h] under sequence parallelism.
+    """
+    embedding = gpt.embedding
+    words = embedding.word_embeddings(batch["tokens"])
+    if table is not None:
+        index = batch["virtual_index"]
+        rows = table[batch["task"].unsqueeze(1), index.clamp(min=0)]
+        words = torch.where((index >= 0).unsqueeze(-1), rows.to(words.dtype), words)
+    if embedding.add_position_embedding:
+        words = words + embedding.position_embeddings(batch["position_ids"])
+    states = words.transpose(0, 1).contiguous()
+    if gpt.config.sequence_parallel:
+        states = tensor_parallel.scatter_to_sequence_parallel_region(states)
+        with tensor_parallel.get_cuda_rng_tracker().fork():
+            return embedding.embedding_dropout(states)
+    return embedding.embedding_dropout(states)

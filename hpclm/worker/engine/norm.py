@@ -1,0 +1,23 @@
+"""Layer and RMS norm for megatron-core's layers, also under sequence parallelism.
+
+megatron-core's plain-torch norm refuses sequence parallelism and its other norms need Apex or Transformer Engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class Norm:
+    """Builds torch's LayerNorm or RMSNorm as the configuration asks."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
+        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in norm.parameters():
+            # each rank sees a part of the sequence: megatron-core sums such gradients over the tensor ranks
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm

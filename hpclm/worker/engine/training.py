@@ -1,0 +1,240 @@
+"""The training loop: steps, validation, checkpoints, and an orderly stop."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any, Iterator, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from hpclm.plan.spec import StageSpec
+from hpclm.worker.checkpoints import store
+from hpclm.worker.checkpoints.manager import CheckpointManager
+from hpclm.worker.checkpoints.shards import sharded_tensors
+from hpclm.worker.engine.groups import Groups, seed_step
+from hpclm.worker.engine.language_model import Batch, LanguageModel
+from hpclm.worker.engine.optimizer import Optimizer, learning_rate
+from hpclm.worker.report import Progress, StoppedBySignal, say
+from hpclm.worker.signals import StopFlag
+
+
+class Batches(Protocol):
+    """What a stage trains on, as this data-parallel rank sees it."""
+
+    steps_per_epoch: int
+
+    def train(self, step: int) -> list[Batch]:
+        """The micro-batches of global step `step` (from 0, over all epochs)."""
+
+    def validation(self) -> Iterator[list[Batch]]:
+        """The validation set in groups of micro-batches, as many groups and micro-batches on every rank."""
+
+
+@dataclass
+class StepOutcome:
+    """One step, summed over all ranks: mean loss, real tokens, and whether any rank was told to stop."""
+
+    loss: float
+    grad_norm: float
+    tokens: float
+    stop: bool
+
+
+class Trainer:
+    """Runs a stage's steps from wherever its newest checkpoint left off."""
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        groups: Groups,
+        model: LanguageModel,
+        batches: Batches,
+        manager: CheckpointManager,
+        progress: Progress,
+        stop: StopFlag,
+    ) -> None:
+        self.spec, self.groups, self.batches = spec, groups, batches
+        self.manager, self.progress, self.stop = manager, progress, stop
+        self.module = model
+        self.model = DistributedDataParallel(
+            config=model.config,
+            ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True),
+            module=model,
+        )
+        model.config.finalize_model_grads_func = finalize_model_grads
+        model.config.no_sync_func = self.model.no_sync
+        self.optimizer = Optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device)
+        trainer = spec.trainer
+        self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
+        self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
+        self.has_dropout = _has_dropout(model, spec)
+        self.val_loss: float | None = None
+        self.loss: float | None = None
+
+    def shards(self) -> list[Any]:
+        """What a checkpoint of this stage holds: all weights, or in prompt learning the prompts alone."""
+        if self.module.frozen:
+            return self.module.prompts.shards() if self.module.prompts is not None else []
+        return sharded_tensors(self.module.gpt)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end. Returns the stage's result; raises StoppedBySignal after saving when told to stop."""
+        step = self._resume()
+        began, first = time.time(), step
+        while step < self.total_steps:
+            started = time.time()
+            outcome = self._step(step)
+            step += 1
+            self._report(step, outcome, time.time() - started, (time.time() - began) / (step - first))
+            is_last = step == self.total_steps
+            validated = (step % self.val_interval == 0 or is_last) and not outcome.stop
+            if validated:
+                self.val_loss = self._validate(step)
+            if validated or outcome.stop or self._save_due(step):
+                self._save(step, self.val_loss if validated else None)
+            if outcome.stop:
+                raise StoppedBySignal(f"told to stop; saved step {step} of {self.total_steps}")
+        return self._result(step, time.time() - began)
+
+    def _resume(self) -> int:
+        state = self.manager.resume()
+        if state is None:
+            return 0
+        shards = self.shards()
+        store.load(state["path"], [*shards, *self.optimizer.sharded_state(shards)])
+        step = int(state["step"])
+        self.optimizer.set_step(step)
+        self.val_loss = state["val_loss"]
+        self.loss = state.get("loss")
+        self.progress.forget_after(step)
+        say(f"resumed from {state['path'].name}")
+        return step
+
+    def _step(self, step: int) -> StepOutcome:
+        self.model.train()
+        self.model.zero_grad_buffer()
+        if self.has_dropout:
+            # Seeded by the step, so that a resumed run draws the masks the uninterrupted one would have drawn.
+            seed_step(self.spec.trainer.seed, step, self.groups)
+        micro_batches = self.batches.train(step)
+        losses = self._forward_backward(micro_batches, forward_only=False)
+        norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
+        owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
+        owns_tokens = self.groups.is_first_stage and self.groups.tensor_rank == 0
+        mean = sum(float(item["loss"]) for item in losses) / len(micro_batches) if owns_loss else 0.0
+        tokens = sum(_real_tokens(batch) for batch in micro_batches) if owns_tokens else 0
+        sums = torch.tensor([mean, tokens, float(self.stop.requested)], dtype=torch.float64, device=self.groups.device)
+        dist.all_reduce(sums)
+        loss, tokens, stops = sums.tolist()
+        return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
+
+    def _forward_backward(self, micro_batches: list[Batch], *, forward_only: bool) -> list[dict[str, Tensor]]:
+        rows, length = micro_batches[0]["tokens"].shape
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(micro_batches),
+            model=[self.model],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> float:
+        """Mean loss over every answer token (or every token) of the validation set, the same on all ranks."""
+        self.progress.update(phase="validating")
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.groups.device)
+        for micro_batches in self.batches.validation():
+            for item in self._forward_backward(micro_batches, forward_only=True):
+                if self.groups.is_last_stage and self.groups.tensor_rank == 0:
+                    sums += torch.stack([item["total"], item["weight"]]).double()
+        dist.all_reduce(sums)
+        loss = float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
+        self.progress.update(phase="training", val_loss=loss)
+        self.progress.metric("validation", step, loss=loss)
+        return loss
+
+    def _save_due(self, step: int) -> bool:
+        interval = self.spec.checkpoint.save_interval_steps
+        return interval is not None and step % interval == 0
+
+    def _save(self, step: int, val_loss: float | None) -> None:
+        self.progress.update(phase="saving")
+        shards = self.shards()
+        tensors = [*shards, *self.optimizer.sharded_state(shards)]
+        self.manager.save(step, tensors, {"loss": self.loss}, val_loss)
+        self.progress.update(phase="training")
+
+    def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:
+        self.loss = outcome.loss
+        rate = outcome.tokens / seconds
+        self.progress.update(
+            phase="training",
+            step=step,
+            total_steps=self.total_steps,
+            epoch=(step - 1) // self.batches.steps_per_epoch + 1,
+            loss=outcome.loss,
+            tokens_per_s=rate,
+            seconds_left=(self.total_steps - step) * mean_seconds,
+        )
+        if step % self.spec.trainer.log_interval_steps == 0 or step == self.total_steps:
+            self.progress.metric(
+                "train",
+                step,
+                loss=outcome.loss,
+                lr=learning_rate(self.spec.optim, step - 1, self.total_steps),
+                grad_norm=outcome.grad_norm,
+                tokens_per_s=rate,
+                seconds_per_step=seconds,
+            )
+
+    def _result(self, step: int, seconds: float) -> dict[str, Any]:
+        best = self.manager.best[0] if self.manager.best else (None, None)
+        return {
+            "steps": step,
+            "loss": self.loss,
+            "val_loss": self.val_loss,
+            "best_val_loss": best[0],
+            "best_checkpoint": None if best[1] is None else f"step-{best[1]:08d}",
+            "last_checkpoint": f"step-{step:08d}",
+            "seconds": seconds,
+            "optimizer": "torch.optim.AdamW(fused)",
+        }
+
+
+def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    """megatron-core's forward step: output of this stage and, for the last stage, how to make the loss of it."""
+    batch = next(batches)
+    return model(batch), functools.partial(masked_mean, batch["loss_mask"])
+
+
+def masked_mean(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many."""
+    losses = losses.float()
+    total, weight = (losses * loss_mask).sum(), loss_mask.sum()
+    loss = total / weight.clamp(min=1.0)
+    # megatron-core divides the returned loss in place
+    return loss, {"loss": loss.detach().clone(), "total": total.detach(), "weight": weight.detach()}
+
+
+def _interval(setting: int | float, steps_per_epoch: int) -> int:
+    return setting if isinstance(setting, int) else max(1, int(setting * steps_per_epoch))
+
+
+def _real_tokens(batch: Batch) -> int:
+    lengths = batch.get("lengths")
+    return int(lengths.sum()) if lengths is not None else batch["tokens"].numel()
+
+
+def _has_dropout(model: LanguageModel, spec: StageSpec) -> bool:
+    base = 0.0 if model.frozen else max(spec.model.hidden_dropout, spec.model.attention_dropout)
+    prompts = spec.prompt.encoder_dropout if spec.prompt is not None else 0.0
+    return max(base, prompts) > 0.0

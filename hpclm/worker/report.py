@@ -1,0 +1,132 @@
+"""What a rank tells the login node, by small files in the run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hpclm.errors import CheckpointError, DataError
+from hpclm.runs.files import write_json
+from hpclm.worker.ranks import RankFacts
+from hpclm.worker.rendezvous import RendezvousError
+
+EXIT_OK, EXIT_BUG, EXIT_DATA, EXIT_PEER, EXIT_STOPPED = 0, 1, 10, 20, 30
+_PROGRESS_INTERVAL_S = 1.0
+_TRACEBACK_LINES = 30
+_PEER_WORDS = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "socket", "nccl")
+
+
+class StoppedBySignal(Exception):
+    """The job was told to end; what had been done is saved and can be resumed."""
+
+
+class RankRecord:
+    """The `ranks/<rank>.json` of one attempt: that the rank began, and how it ended."""
+
+    def __init__(self, path: Path, facts: RankFacts) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {
+            "rank": facts.rank,
+            "node": facts.node,
+            "pid": os.getpid(),
+            "started_at": time.time(),
+            "state": "running",
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.record)
+
+    def finish(self, error: BaseException | None) -> int:
+        """Write how the rank ended; returns the exit code that says the same."""
+        kind, code, state = _classify(error)
+        self.record.update(ended_at=time.time(), state=state, kind=kind, exit_code=code)
+        if error is not None:
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            self.record.update(
+                error_type=type(error).__name__,
+                message=str(error).strip() or type(error).__name__,
+                where=_where(error),
+                traceback="\n".join(lines[-_TRACEBACK_LINES:]),
+            )
+        write_json(self.path, self.record)
+        return code
+
+
+def _classify(error: BaseException | None) -> tuple[str, int, str]:
+    if error is None:
+        return "ok", EXIT_OK, "done"
+    if isinstance(error, StoppedBySignal):
+        return "signal", EXIT_STOPPED, "stopped"
+    if isinstance(error, (DataError, CheckpointError, FloatingPointError)):
+        return "data", EXIT_DATA, "failed"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory", EXIT_BUG, "failed"
+    if isinstance(error, RendezvousError):
+        return "error", EXIT_BUG, "failed"
+    names = {cls.__name__ for cls in type(error).__mro__}
+    text = str(error).lower()
+    from_torch = isinstance(error, RuntimeError) or "DistError" in names
+    if from_torch and ("DistError" in names or "gloo" in text) and any(word in text for word in _PEER_WORDS):
+        return "peer-lost", EXIT_PEER, "failed"
+    return "error", EXIT_BUG, "failed"
+
+
+def _where(error: BaseException) -> str | None:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+class Progress:
+    """`progress.json` and `metrics.jsonl` of a stage, written by one rank and silent on the others."""
+
+    def __init__(self, progress: Path, metrics: Path, *, active: bool) -> None:
+        self.progress_path, self.metrics_path, self.active = progress, metrics, active
+        self.state: dict[str, Any] = dict.fromkeys(
+            ("phase", "step", "total_steps", "epoch", "loss", "val_loss", "tokens_per_s", "seconds_left")
+        )
+        self.state["started_at"] = time.time()
+        self.written_at = 0.0
+
+    def update(self, *, force: bool = False, **values: Any) -> None:
+        """Take new values; they reach the disk at most once a second unless `force` or the phase changes."""
+        force = force or values.get("phase", self.state["phase"]) != self.state["phase"]
+        self.state.update(values)
+        now = time.monotonic()
+        if self.active and (force or now - self.written_at >= _PROGRESS_INTERVAL_S):
+            self.written_at = now
+            write_json(self.progress_path, {**self.state, "updated_at": time.time()})
+
+    def metric(self, kind: str, step: int, **values: Any) -> None:
+        """Append one row to the metrics and say it on standard output."""
+        if not self.active:
+            return
+        row = {"kind": kind, "step": step, **values, "time": time.time()}
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = " ".join(f"{key} {value:.6g}" for key, value in values.items() if isinstance(value, float))
+        print(f"{kind} step {step} {shown}", flush=True)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run does again."""
+        if not self.active or not self.metrics_path.exists():
+            return
+        rows = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line that was being written when the run died
+                continue
+            if row["step"] <= step:
+                rows.append(line)
+        partial = self.metrics_path.with_suffix(".partial")
+        partial.write_text("".join(f"{row}\n" for row in rows))
+        os.replace(partial, self.metrics_path)
+
+
+def say(message: str) -> None:
+    """A line for the log of this rank."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,226 @@
+"""The one door to Slurm's commands: argv in, text out, no shell.
+
+Text with explicit separators is asked for rather than JSON: JSON came with 21.08, changed its types in 23.11, and on
+22.05 `squeue -j X --json` lists every job. The formats used here are the same from 20.11 to 24.11.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from hpclm.errors import SchedulerError
+from hpclm.scheduler.jobs import JobInfo
+
+_TIMEOUT_S = 60.0
+_SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"
+_SACCT_FORMAT = "JobID,State,Start,End,NodeList"
+# Set in a user's shell, these change what a command prints or which jobs it shows.
+_SCRUBBED = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT", "SBATCH_", "SRUN_", "PYXIS_CONTAINER_")
+# Set inside a job, these make a submission inherit that job's shape. SLURM_CONF says which cluster, and stays.
+_INSIDE_JOB = ("SLURM_", "SLURMD_", "SUBMITIT_")
+_KEPT = ("SLURM_CONF",)
+_RANK_VARIABLES = frozenset(
+    "MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE "
+    "HPCLM_RANK HPCLM_WORLD_SIZE HPCLM_LOCAL_RANK HPCLM_NODE_RANK".split()
+)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Its complaint on one line, without the program's name in front."""
+        text = self.err.strip() or self.out.strip() or f"exit code {self.code}"
+        lines = [line.split(": error: ", 1)[-1].split(": fatal: ", 1)[-1].strip() for line in text.splitlines()]
+        return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would change a Slurm command's meaning or a job's shape."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in _KEPT or not (key.startswith(_SCRUBBED + _INSIDE_JOB) or key in _RANK_VARIABLES)
+    }
+
+
+def run_command(argv: Sequence[str]) -> Completed:
+    """Run one command. Raises SchedulerError when it is not installed or does not answer in a minute."""
+    if shutil.which(argv[0]) is None:
+        raise SchedulerError(f"{argv[0]} not found: this is no login node of a Slurm cluster; use --site local")
+    try:
+        done = subprocess.run(
+            list(argv),
+            # sbatch hands its environment to the job, so nothing is added for it.
+            env=clean_environment() | ({} if argv[0] == "sbatch" else {"SLURM_TIME_FORMAT": "standard"}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SchedulerError(f"{argv[0]} did not answer within {_TIMEOUT_S:.0f} s; is the controller up?") from None
+    except OSError as error:
+        raise SchedulerError(f"{argv[0]} cannot be run: {error.strerror}") from None
+    return Completed(done.returncode, done.stdout, done.stderr)
+
+
+def sbatch(argv: Sequence[str]) -> str:
+    """Submit; returns the job id. Raises SchedulerError with Slurm's own words."""
+    done = run_command(["sbatch", "--parsable", *argv])
+    job_id = done.out.strip().splitlines()[-1].split(";")[0] if done.out.strip() else ""
+    if done.code or not job_id.isdigit():
+        raise SchedulerError(f"sbatch refused the job: {done.said}")
+    return job_id
+
+
+def scancel(job_ids: Iterable[str]) -> None:
+    """Cancel jobs. Those already over or forgotten are no error; anything else raises SchedulerError."""
+    ids = list(job_ids)
+    if not ids:
+        return
+    done = run_command(["scancel", *ids])
+    if done.code and "Invalid job id" not in done.err:
+        raise SchedulerError(f"scancel: {done.said}")
+
+
+def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
+    """Every job of these users that the controller still knows, ended ones too; then accounting for `job_ids` it forgot.
+
+    One call of squeue however many jobs; one of sacct only if some of `job_ids` are missing. A cluster without
+    accounting answers nothing, which is no error. Raises SchedulerError when the controller cannot be asked.
+    """
+    argv = ["squeue", "--noheader", "--states=all", f"--user={','.join(sorted(set(users)))}", f"--format={_SQUEUE_FORMAT}"]
+    done = run_command(argv)
+    if done.code:
+        raise SchedulerError(f"squeue: {done.said}")
+    found = parse_squeue(done.out)
+    missing = sorted(set(job_ids) - {job.job_id for job in found})
+    if missing and shutil.which("sacct"):
+        past = run_command(
+            ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_SACCT_FORMAT}", f"--jobs={','.join(missing)}"]
+        )
+        if past.code == 0:
+            found += parse_sacct(past.out)
+    return found
+
+
+def parse_squeue(text: str) -> list[JobInfo]:
+    """Lines of `_SQUEUE_FORMAT`. The comment comes last since it may hold anything; array members are left out."""
+    jobs = []
+    for line in text.splitlines():
+        fields = line.split("|", 6)
+        if len(fields) == 7 and fields[0].isdigit():
+            job_id, state, reason, start, end, nodes, comment = fields
+            tag = comment if comment.startswith("hpclm:") else ""
+            reason = "" if reason == "None" else reason
+            jobs.append(JobInfo(job_id, state.split()[0], reason, _time(start), _time(end), nodes, tag))
+    return jobs
+
+
+def parse_sacct(text: str) -> list[JobInfo]:
+    """Lines of `_SACCT_FORMAT`; the state may be followed by `by 1000` or a `+`."""
+    jobs = []
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) == 5 and fields[0].isdigit() and fields[1]:
+            job_id, state, start, end, nodes = fields
+            jobs.append(JobInfo(job_id, state.split()[0].rstrip("+"), "", _time(start), _time(end), nodes))
+    return jobs
+
+
+def _time(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:  # N/A, Unknown, NONE
+        return None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition as sinfo shows it; None is unknown or unlimited."""
+
+    name: str
+    default: bool
+    up: bool
+    nodes: int
+    cpus_per_node: int | None
+    memory_mib_per_node: int | None
+    gpus_per_node: int
+    time_limit_min: int | None
+
+
+def partitions() -> list[Partition]:
+    """What the cluster offers. A partition with unlike nodes is given by its largest. Raises SchedulerError."""
+    done = run_command(["sinfo", "--noheader", "--format=%P|%a|%D|%c|%m|%l|%G"])
+    if done.code:
+        raise SchedulerError(f"sinfo: {done.said}")
+    return parse_sinfo(done.out)
+
+
+def parse_sinfo(text: str) -> list[Partition]:
+    """One line a group of like nodes; groups of one partition are merged."""
+    merged: dict[str, Partition] = {}
+    for line in text.splitlines():
+        fields = line.split("|", 6)
+        if len(fields) != 7:
+            continue
+        name, up, nodes, cpus, memory, limit, gres = fields
+        old = merged.get(name.rstrip("*"))
+        merged[name.rstrip("*")] = Partition(
+            name=name.rstrip("*"),
+            default=name.endswith("*"),
+            up=up == "up",
+            nodes=_number(nodes, 0) + (old.nodes if old else 0),
+            cpus_per_node=max(_number(cpus, 0), (old and old.cpus_per_node) or 0) or None,
+            memory_mib_per_node=max(_number(memory, 0), (old and old.memory_mib_per_node) or 0) or None,
+            gpus_per_node=max(_gpus(gres), old.gpus_per_node if old else 0),
+            time_limit_min=parse_minutes(limit),
+        )
+    return list(merged.values())
+
+
+def _number(text: str, default: int) -> int:
+    digits = text.rstrip("+")  # `16+`: the smallest of unlike nodes
+    return int(digits) if digits.isdigit() else default
+
+
+def _gpus(gres: str) -> int:
+    """GPUs in `gpu:a100:4(S:0-1),nic:2` or `gpu:8`."""
+    total = 0
+    depth_free, depth = "", 0
+    for character in gres:
+        depth += (character == "(") - (character == ")")
+        if depth == 0 and character != ")":
+            depth_free += character
+    for part in depth_free.split(","):
+        pieces = part.split(":")
+        if pieces[0] == "gpu":
+            total += int(pieces[-1]) if pieces[-1].isdigit() else 1
+    return total
+
+
+def parse_minutes(text: str) -> int | None:
+    """Slurm's `days-hours:minutes:seconds`, shortened from the left, in whole minutes; None for `infinite`."""
+    days, dash, rest = text.rpartition("-")
+    pieces = rest.split(":")
+    if not all(piece.isdigit() for piece in [*pieces, *([days] if dash else [])]):
+        return None
+    numbers = [int(piece) for piece in pieces]
+    if dash:
+        hours, minutes = [*numbers, 0, 0][:2]
+        return int(days) * 1440 + hours * 60 + minutes
+    return {1: numbers[0], 2: numbers[0], 3: numbers[0] * 60 + numbers[-2]}.get(len(numbers))

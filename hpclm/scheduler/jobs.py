@@ -1,0 +1,103 @@
+"""What a scheduler is asked to start, and what it says of it afterwards."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hpclm.container import LaunchSpec
+
+Device = Literal["cpu", "gpu"]
+
+# The states a user meets, in the order of how much they matter when a run has several stages in different ones.
+STATES = (
+    "failed",
+    "out-of-memory",
+    "node-fail",
+    "timeout",
+    "preempted",
+    "cancelled",
+    "skipped",
+    "unknown",
+    "running",
+    "pending",
+    "completed",
+)
+OVER = frozenset(STATES) - {"running", "pending", "unknown"}
+BAD = OVER - {"completed"}
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage as a job.
+
+    Attributes:
+        submit: which submit of the run this is, from 1.
+        stage_dir: the stage's folder; `<stage_dir>/submitit` and `job.sh` belong to the scheduler.
+        payload: folder of pure Python that goes on PYTHONPATH.
+        tasks_per_node: ranks a node, one a device.
+        memory_gib: a node's memory; None: all of it.
+        environment: exported before the ranks start.
+        python: argv of the ranks' interpreter.
+        depends_on: stages of the same submit that must end well first.
+    """
+
+    run: str
+    stage: str
+    submit: int
+    title: str
+    stage_dir: str
+    payload: str
+    device: Device
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    memory_gib: float | None
+    time_limit_min: int
+    launch: LaunchSpec
+    python: tuple[str, ...]
+    in_container: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+    depends_on: tuple[str, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def attempt(self) -> str:
+        """The attempt argument of the worker; it adds the restart count itself."""
+        return f"{self.submit:03d}"
+
+    @property
+    def tag(self) -> str:
+        """What finds this job again when its id was not written down: unique, and carried as the job's comment."""
+        return job_tag(self.run, self.stage, self.submit)
+
+    @property
+    def job_name(self) -> str:
+        """For people who look at squeue; newlines and slashes in it would break parsers, so none can be in it."""
+        return re.sub(r"[^A-Za-z0-9._-]", "_", f"{self.title}.{self.stage}")[:64]
+
+    @property
+    def warning_s(self) -> int:
+        """Seconds before the time limit at which the ranks are told to save: a tenth of it, 10 to 120."""
+        return max(10, min(120, self.time_limit_min * 6))
+
+
+def job_tag(run: str, stage: str, submit: int) -> str:
+    return f"hpclm:{run}/{stage}/{submit:03d}"
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What a scheduler last said of a job. Times are unix seconds; None is unknown."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    started_at: float | None = None
+    ended_at: float | None = None
+    nodes: str = ""
+    tag: str = ""

@@ -1,0 +1,47 @@
+"""Telling one process from another that later got its number. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What names a process beyond doubt: its number, the boot it lives in, and when in that boot it began (ticks)."""
+    return {"pid": pid, "boot_id": boot_id(), "start_ticks": _stat(pid)[1]}
+
+
+def is_alive(known: Mapping[str, Any]) -> bool:
+    """Whether the very process that `identity` described still runs on this machine."""
+    pid = known.get("pid")
+    if not isinstance(pid, int) or known.get("boot_id") != boot_id():
+        return False
+    state, ticks = _stat(pid)
+    return state not in (None, "Z", "X") and ticks == known.get("start_ticks")
+
+
+def boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # no Linux: process numbers must do
+        return ""
+
+
+def _stat(pid: int) -> tuple[str | None, int | None]:
+    """State letter and start time of a process; (None, None) when there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return None, None
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return None, None
+        return "R", None
+    except OSError:
+        return None, None
+    fields = text.rpartition(")")[2].split()  # the name in parentheses may hold anything
+    return fields[0], int(fields[19])

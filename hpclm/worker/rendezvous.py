@@ -13,9 +13,9 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Iterator
 
 import torch.distributed as dist
 

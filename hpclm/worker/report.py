@@ -25,6 +25,10 @@ class StoppedBySignal(Exception):
     """The job was told to end; what had been done is saved and can be resumed."""
 
 
+class PeerFailed(RuntimeError):
+    """Another rank could not do what this one waited for; that rank's record says why."""
+
+
 class RankRecord:
     """The `ranks/<rank>.json` of one attempt: that the rank began, and how it ended."""
 
@@ -65,6 +69,8 @@ def _classify(error: BaseException | None) -> tuple[str, int, str]:
         return "data", EXIT_DATA, "failed"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory", EXIT_BUG, "failed"
+    if isinstance(error, PeerFailed):
+        return "peer-lost", EXIT_PEER, "failed"
     if isinstance(error, RendezvousError):
         return "error", EXIT_BUG, "failed"
     names = {cls.__name__ for cls in type(error).__mro__}

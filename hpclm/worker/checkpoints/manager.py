@@ -1,10 +1,10 @@
 """A stage's checkpoints: which to keep, which is best, which one a restart goes on from.
 
-    checkpoints/
-      step-00000040/    one checkpoint (see store), with model.json, and tokenizer.json where the stage has one
-      latest.json       {"checkpoint", "step"}
-      best.json         {"checkpoint", "step", "val_loss"}
-      model.json        what the checkpoints hold (ModelSpec)
+checkpoints/
+  step-00000040/    one checkpoint (see store), with model.json, and tokenizer.json where the stage has one
+  latest.json       {"checkpoint", "step"}
+  best.json         {"checkpoint", "step", "val_loss"}
+  model.json        what the checkpoints hold (ModelSpec)
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -108,4 +109,3 @@ def resolve(path: Path, *, prefer: str) -> Path:
         if record.exists():
             return path / Path(json.loads(record.read_text())["checkpoint"]).name
     raise CheckpointError(f"{path}: holds no checkpoint; give a checkpoint directory or a stage that has finished")
-

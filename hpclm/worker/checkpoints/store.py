@@ -3,7 +3,7 @@
 Layout of a checkpoint directory, complete if and only if `manifest.json` is there:
 
     shard-00000.safetensors   the pieces rank 0 wrote
-    manifest.json             files (bytes, sha256), tensors (dtype, global shape, pieces: file, name, offset, shape), state
+    manifest.json             files (bytes, sha256), tensors (dtype, shape, pieces: file, name, offset, shape), state
 
 Any split can read what any other wrote, a piece at a time, and nothing in it is a pickle. torch's and megatron-core's
 own formats were not taken: their index is a pickle, so a checkpoint from elsewhere could run code, they carry no
@@ -17,8 +17,9 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,7 +65,7 @@ def save(
         finish(partial)
         write_json(partial / MANIFEST, _manifest(entries, state))
         shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
+        partial.replace(directory)
         _sync_directory(directory.parent)
     dist.barrier()
 

@@ -6,12 +6,11 @@ Engine. torch's function picks a flash or memory-efficient kernel on GPUs and a 
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn import functional
 
 
 class SdpaAttention(MegatronModule):
@@ -42,18 +41,18 @@ class SdpaAttention(MegatronModule):
         # [s, b, n, d] -> [b, n, s, d], views only
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         dropout = self.config.attention_dropout if self.training else 0.0
-        arguments = dict(
-            attn_mask=attention_mask,
-            dropout_p=dropout,
-            is_causal=attention_mask is None and query.size(2) > 1,
-            scale=self.softmax_scale,
-            enable_gqa=self.grouped,
-        )
+        arguments = {
+            "attn_mask": attention_mask,
+            "dropout_p": dropout,
+            "is_causal": attention_mask is None and query.size(2) > 1,
+            "scale": self.softmax_scale,
+            "enable_gqa": self.grouped,
+        }
         if dropout > 0.0 and not self.config.sequence_parallel:
             # each tensor-parallel rank holds other heads and must draw other masks
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                context = F.scaled_dot_product_attention(query, key, value, **arguments)
+                context = functional.scaled_dot_product_attention(query, key, value, **arguments)
         else:
-            context = F.scaled_dot_product_attention(query, key, value, **arguments)
+            context = functional.scaled_dot_product_attention(query, key, value, **arguments)
         # [b, n, sq, d] -> [sq, b, n · d]
         return context.permute(2, 0, 1, 3).reshape(query.size(2), query.size(0), self.hidden_size_per_partition)

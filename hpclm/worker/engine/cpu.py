@@ -9,7 +9,8 @@ tensor operation of the training loop and a factory is called only a few times a
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "ran
 def install() -> None:
     """Route megatron-core's CUDA calls to the CPU. Raises RuntimeError where a GPU is visible to torch."""
     if torch.cuda.is_available():
-        raise RuntimeError("the CPU stand-ins must not be used in a process that sees a GPU; hide it or use device: gpu")
+        raise RuntimeError("the CPU stand-ins are not for a process that sees a GPU; hide it or use device: gpu")
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     cuda: Any = torch.cuda

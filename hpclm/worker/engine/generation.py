@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -93,9 +93,7 @@ class Generator:
             return None
         return output[:, -1, : self.vocab_size].float()
 
-    def _choose(
-        self, logits: Tensor | None, rows: int, generators: list[torch.Generator], finished: Tensor
-    ) -> Tensor:
+    def _choose(self, logits: Tensor | None, rows: int, generators: list[torch.Generator], finished: Tensor) -> Tensor:
         """The next token of each row, int64 [b], the same on every rank of the replica."""
         chosen = torch.empty(rows, dtype=torch.int64, device=self.groups.device)
         if logits is not None:

@@ -76,8 +76,7 @@ def initialize(store: dist.Store, rank: int, local_rank: int, parallel: Parallel
 
 
 def seed_step(seed: int, step: int, groups: Groups) -> None:
-    """Seed every generator from (seed, step, pipeline rank); megatron-core adds the tensor rank where it must differ."""
+    """Seed every generator from (seed, step, stage); megatron-core adds the tensor rank where it must differ."""
     number = named_seed(seed, f"step {step} stage {groups.pipeline_rank}") % (1 << 31)
     torch.manual_seed(number)
     tensor_parallel.model_parallel_cuda_manual_seed(number)
-

@@ -6,12 +6,12 @@ import functools
 import math
 
 import torch
-import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
 
 from hpclm.plan.spec import ModelSpec, ParallelSpec
 from hpclm.worker.checkpoints.shards import sharded_tensors
@@ -23,7 +23,7 @@ from hpclm.worker.engine.seeds import named_generator
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # GPT-2 and Megatron's fused kernel use the tanh form; torch's default is erf. One form everywhere.
-gelu = functools.partial(F.gelu, approximate="tanh")
+gelu = functools.partial(functional.gelu, approximate="tanh")
 
 
 def transformer_config(
@@ -45,7 +45,7 @@ def transformer_config(
         kv_channels=model.kv_channels,
         normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
         layernorm_epsilon=model.layernorm_epsilon,
-        activation_func=F.silu if model.activation == "swiglu" else gelu,
+        activation_func=functional.silu if model.activation == "swiglu" else gelu,
         gated_linear_unit=model.activation == "swiglu",
         add_bias_linear=model.add_bias_linear,
         hidden_dropout=model.hidden_dropout,
@@ -55,6 +55,7 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence_parallel,
         variable_seq_lengths=variable_lengths,
+        moe_token_dispatcher_type="alltoall",  # unused without experts, but the default forbids variable lengths
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
@@ -133,4 +134,3 @@ def _drawn(shard: ShardedTensor, seed: int, std: float) -> torch.Tensor:
     generator = named_generator(seed, shard.key)
     whole = torch.randn(shard.global_shape, generator=generator, dtype=torch.float32).mul_(std)
     return whole[shard.global_slice()]
-

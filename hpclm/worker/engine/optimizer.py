@@ -8,8 +8,9 @@ model-parallel group) on torch's fused AdamW. Gradients come from megatron-core'
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist

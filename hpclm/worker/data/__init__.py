@@ -1,0 +1,1 @@
+"""Rows and text as batches of token ids."""

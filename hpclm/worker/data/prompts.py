@@ -1,0 +1,140 @@
+"""JSONL rows as examples, and examples as batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpclm.errors import DataError
+from hpclm.plan.spec import PromptData, TaskTemplate
+from hpclm.worker.data.templates import Example, Template, check_row
+from hpclm.worker.engine.language_model import Batch
+from hpclm.worker.tokenizer import Tokenizer
+
+
+class PromptDataset:
+    """The examples of some files, in the files' and lines' order.
+
+    Args:
+        training: prompt and answer; a row that cannot fit is left out and counted in `skipped`. Otherwise prompts
+            alone, every row, `reserve` tokens shorter than the limit so that an answer fits behind.
+
+    Attributes:
+        truncated: rows that lost tokens to fit.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        templates: list[TaskTemplate],
+        tokenizer: Tokenizer,
+        data: PromptData,
+        *,
+        training: bool,
+        with_virtual: bool = True,
+        reserve: int = 0,
+    ) -> None:
+        ready = {
+            template.taskname: Template(
+                template,
+                task,
+                tokenizer,
+                max_seq_length=data.max_seq_length - reserve,
+                add_bos=data.add_bos,
+                add_eos=data.add_eos,
+                with_virtual=with_virtual,
+            )
+            for task, template in enumerate(templates)
+        }
+        self.examples: list[Example] = []
+        self.skipped = 0
+        for index, row in enumerate(read_rows(files, list(ready))):
+            example = ready[row["taskname"]].example(row, index, training=training)
+            if example is None:
+                self.skipped += 1
+            else:
+                self.examples.append(example)
+        self.truncated = sum(example.truncated > 0 for example in self.examples)
+        if not self.examples:
+            raise DataError(
+                f"{', '.join(files)}: no row is left"
+                + (f"; {self.skipped} are longer than max_seq_length {data.max_seq_length}" if self.skipped else "")
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def read_rows(files: list[str], tasknames: list[str]) -> list[dict[str, Any]]:
+    """The rows of all files. Raises DataError with file and line."""
+    rows = []
+    for name in files:
+        try:
+            # not splitlines(): JSON strings may hold U+2028 and its kin as they are
+            lines = Path(name).read_text(encoding="utf-8").split("\n")
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: not UTF-8 at byte {error.start}") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{name}:{number}: not JSON ({error})") from error
+            rows.append(check_row(row, f"{name}:{number}", tasknames))
+    return rows
+
+
+def collate(examples: list[Example], pad_id: int, weights: list[float], multiple_of: int = 1) -> Batch:
+    """Right-padded training batch: at each position the next token is the label.
+
+    Args:
+        weights: per row, 0.0 for one that only fills the batch.
+        multiple_of: the length is rounded up to it (sequence parallelism).
+
+    Returns:
+        tokens, labels, position_ids, virtual_index int64 [b, s]; loss_mask fp32 [b, s]; task, lengths int64 [b].
+    """
+    longest = max(len(example.tokens) for example in examples) - 1
+    length = -(-longest // multiple_of) * multiple_of
+
+    def rows(values: list[list[Any]], fill: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=dtype)
+
+    masks = [[m * w for m in e.loss_mask[1:]] for e, w in zip(examples, weights, strict=True)]
+    return {
+        "tokens": rows([example.tokens[:-1] for example in examples], pad_id, torch.int64),
+        "labels": rows([example.tokens[1:] for example in examples], pad_id, torch.int64),
+        "virtual_index": rows([example.virtual[:-1] for example in examples], -1, torch.int64),
+        "loss_mask": rows(masks, 0.0, torch.float32),
+        "position_ids": torch.arange(length).expand(len(examples), length).contiguous(),
+        "task": torch.tensor([example.task for example in examples]),
+        "lengths": torch.tensor([len(example.tokens) - 1 for example in examples]),
+    }
+
+
+def collate_left(examples: list[Example], pad_id: int) -> Batch:
+    """Left-padded prompts to continue.
+
+    Returns:
+        tokens, position_ids (0 at the first real token), virtual_index int64 [b, s]; attention bool [b, s], True at
+        real tokens; task int64 [b].
+    """
+    length = max(len(example.tokens) for example in examples)
+
+    def rows(values: list[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([[fill] * (length - len(row)) + row for row in values], dtype=torch.int64)
+
+    attention = rows([[1] * len(example.tokens) for example in examples], 0).bool()
+    return {
+        "tokens": rows([example.tokens for example in examples], pad_id),
+        "virtual_index": rows([example.virtual for example in examples], -1),
+        "attention": attention,
+        "position_ids": (attention.long().cumsum(dim=1) - 1).clamp(min=0),
+        "task": torch.tensor([example.task for example in examples]),
+    }

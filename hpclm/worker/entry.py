@@ -1,0 +1,120 @@
+"""Where a rank begins: read the stage's spec, meet the others, do the task, say how it ended.
+
+Importable without side effects and without torch: submitit unpickles a reference to `main`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hpclm.plan.spec import StageSpec, from_dict
+from hpclm.runs.files import write_json
+from hpclm.runs.paths import AttemptPaths, StagePaths
+from hpclm.worker.ranks import RankFacts, rank_facts
+from hpclm.worker.signals import StopFlag
+
+
+def main(stage_dir: str, attempt: str) -> None:
+    """Run this rank of the stage in `stage_dir`; `attempt` counts the submits (the scheduler's restarts are added).
+
+    Returns when the stage is complete and leaves the process with a code of `worker.report` when it is not.
+    """
+    stop = StopFlag()
+    stop.install()
+    facts = rank_facts()
+    stage = StagePaths(Path(stage_dir))
+    paths = stage.attempt(attempt, facts.restart)
+    spec = from_dict(StageSpec, json.loads(stage.spec.read_text()))
+    _prepare_environment(spec)
+
+    from hpclm.worker.report import RankRecord
+
+    record = RankRecord(paths.rank(facts.rank), facts)
+    error: BaseException | None = None
+    try:
+        _run(spec, stage, paths, facts, stop)
+    except BaseException as caught:
+        error = caught
+        traceback.print_exc()
+    code = record.finish(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        # Other ranks may never answer again, so an orderly teardown of the process groups could hang.
+        os._exit(code)
+    _end_if_teardown_hangs()
+
+
+def _prepare_environment(spec: StageSpec) -> None:
+    """What torch and NCCL read when they are loaded; a value the user set stays."""
+    if spec.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif spec.parallel.tensor > 1:
+        # Megatron's order of communication and compute kernels rests on one hardware queue
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def _run(spec: StageSpec, stage: StagePaths, paths: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
+    began = time.time()
+    if facts.world_size != spec.parallel.world_size:
+        raise RuntimeError(f"{facts.world_size} ranks were started where the plan has {spec.parallel.world_size}")
+    if spec.device == "cpu":
+        from hpclm.worker.engine import cpu
+
+        cpu.install()
+    from hpclm.worker.context import StageContext
+    from hpclm.worker.engine import groups as process_groups
+    from hpclm.worker.rendezvous import meet
+    from hpclm.worker.report import Progress
+    from hpclm.worker.tasks import RUNNERS
+
+    store = meet(paths.rendezvous, facts)
+    groups = process_groups.initialize(
+        store, facts.rank, facts.local_rank, spec.parallel, spec.device, spec.trainer.seed
+    )
+    progress = Progress(stage.progress, stage.metrics, active=groups.is_reporter)
+    progress.update(phase="starting")
+    result = RUNNERS[spec.task](StageContext(spec, stage, groups, progress, stop))
+    _complete(stage, spec, groups, progress, {**result, "seconds_in_all": time.time() - began})
+
+
+def _complete(stage: StagePaths, spec: StageSpec, groups: Any, progress: Any, result: dict[str, Any]) -> None:
+    """Write the result, last of all, once every rank is done."""
+    import torch.distributed as dist
+
+    progress.update(phase="done", force=True)
+    dist.barrier()
+    if groups.rank == 0:
+        record = {"task": spec.task, "world_size": groups.world_size, "versions": _versions(), **result}
+        write_json(stage.result, record)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _versions() -> dict[str, str | None]:
+    import megatron.core
+    import torch
+
+    import hpclm
+
+    return {
+        "hpclm": hpclm.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "megatron-core": megatron.core.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _end_if_teardown_hangs(seconds: float = 60.0) -> None:
+    """Leave with success if the interpreter does not end by itself: the stage's result is already written."""
+    timer = threading.Timer(seconds, os._exit, args=(0,))
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,138 @@
+"""Putting a stage's model together: the GPT shard, its weights, and the soft prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from hpclm.errors import CheckpointError
+from hpclm.plan.spec import PromptSpec, StageSpec, TaskTemplate, from_dict, to_dict
+from hpclm.runs.files import read_object, write_json
+from hpclm.worker.checkpoints import store
+from hpclm.worker.checkpoints.manager import resolve
+from hpclm.worker.checkpoints.shards import sharded_tensors
+from hpclm.worker.context import StageContext
+from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
+from hpclm.worker.prompts import build_prompts
+from hpclm.worker.prompts.base import SoftPrompts
+
+MODEL_FILE, PROMPTS_FILE = "model.json", "prompts.json"
+
+
+def config_for(context: StageContext, *, variable_lengths: bool, generates: bool = False) -> TransformerConfig:
+    """megatron-core's configuration for the stage. Decoding one token at a time cannot be split over the sequence."""
+    spec = context.spec
+    parallel = replace(spec.parallel, sequence_parallel=False) if generates else spec.parallel
+    return transformer_config(
+        spec.model, parallel, spec.trainer.precision, context.groups.device, variable_lengths=variable_lengths
+    )
+
+
+def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
+    """The base model's shard of this rank, read piece by piece from its checkpoint."""
+    assert context.spec.base is not None
+    gpt = build_gpt(context.spec.model, config, context.groups)
+    store.load(base_checkpoint(context.spec), sharded_tensors(gpt))
+    return gpt
+
+
+def base_checkpoint(spec: StageSpec) -> Path:
+    """The checkpoint that the stage's model starts from."""
+    assert spec.base is not None
+    return resolve(Path(spec.base), prefer="latest")
+
+
+def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
+    """A model to train in full: the base's weights where the recipe names one, else drawn from the seed."""
+    if context.spec.base is not None:
+        return load_base(context, config)
+    gpt = build_gpt(context.spec.model, config, context.groups)
+    initialize_weights(gpt, context.spec.model, context.spec.trainer.seed)
+    return gpt
+
+
+def write_model_card(folder: Path, spec: StageSpec) -> None:
+    """`model.json` beside the tensors: the architecture a later recipe needs to use them."""
+    write_json(folder / MODEL_FILE, to_dict(spec.model))
+
+
+def write_prompts_card(folder: Path, spec: StageSpec) -> None:
+    """`prompts.json` beside the tensors: what is needed to build the same soft prompts again."""
+    card = {
+        "task": spec.task,
+        "prompt": to_dict(spec.prompt) if spec.prompt is not None else None,
+        "task_templates": [to_dict(template) for template in spec.templates],
+        "base": spec.base,
+    }
+    write_json(folder / PROMPTS_FILE, card)
+
+
+def load_prompts(
+    context: StageContext, config: TransformerConfig
+) -> tuple[SoftPrompts | None, list[TaskTemplate], Path]:
+    """The trained prompts an evaluation asks for.
+
+    Returns:
+        The prompts (None on later pipeline stages), the stage's templates in the order of the prompts' table, and
+        the checkpoint they came from.
+    """
+    spec = context.spec
+    assert spec.prompts is not None
+    checkpoint = resolve(Path(spec.prompts), prefer="best")
+    card = read_object(checkpoint / PROMPTS_FILE)
+    if card is None:
+        raise CheckpointError(
+            f"{checkpoint}: holds no {PROMPTS_FILE}; evaluate.prompts must name a prompt-learning stage"
+        )
+    trained = [from_dict(TaskTemplate, item) for item in card["task_templates"]]
+    templates = _in_order(spec.templates, trained, checkpoint)
+    own = replace(spec, templates=trained, prompt=_prompt_spec(card))
+    prompts = None
+    if context.groups.is_first_stage:
+        prompts = build_prompts(own, card["task"], config, spec.trainer.seed, context.groups.device)
+        store.load(checkpoint, prompts.shards())
+    return prompts, templates, checkpoint
+
+
+def _prompt_spec(card: dict[str, Any]) -> PromptSpec | None:
+    return None if card["prompt"] is None else from_dict(PromptSpec, card["prompt"])
+
+
+def _in_order(wanted: list[TaskTemplate], trained: list[TaskTemplate], checkpoint: Path) -> list[TaskTemplate]:
+    """The evaluation's templates as the prompts' table counts them; one that is not evaluated keeps its place."""
+    by_name = {template.taskname: template for template in wanted}
+    known = [template.taskname for template in trained]
+    missing = sorted(set(by_name) - set(known))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint}: no prompts for {', '.join(missing)}; it was trained on {', '.join(known)}"
+        )
+    for template in trained:
+        other = by_name.get(template.taskname)
+        if other is not None and other.total_virtual_tokens != template.total_virtual_tokens:
+            raise CheckpointError(
+                f"{checkpoint}: {template.taskname} was trained with {template.total_virtual_tokens} virtual tokens, "
+                f"the recipe's template has {other.total_virtual_tokens}"
+            )
+    return [by_name.get(template.taskname, template) for template in trained]
+
+
+@torch.no_grad()
+def vocabulary_embeddings(gpt: GPTModel, tokens: list[int], device: torch.device) -> torch.Tensor:
+    """The word embeddings [n, h] of `tokens`, fp32, gathered over tensor ranks. First pipeline stage only."""
+    ids = torch.tensor([tokens], dtype=torch.int64, device=device)
+    return gpt.embedding.word_embeddings(ids)[0].float()
+
+
+def read_model_card(checkpoint: Path) -> dict[str, Any]:
+    """The architecture stored with a checkpoint. Raises CheckpointError when it is absent."""
+    try:
+        return json.loads((checkpoint / MODEL_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint / MODEL_FILE}: cannot be read ({error})") from error

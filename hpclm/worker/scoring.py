@@ -1,0 +1,61 @@
+"""Scores of predictions against answers."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+_INTENT = re.compile(r"\A\s*Intent:\s*(?P<intent>.*?)\s*\n\s*Slots:\s*(?P<slots>.*?)\s*\Z", re.DOTALL)
+_SLOT = re.compile(r"(?P<name>[^\s,()]+)\((?P<value>[^()]*)\)")
+
+
+def scores(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+    """A dictionary a task: `examples`, and where rows have answers `exact_match` and, for answers of the form
+    "Intent: X / Slots: slot(value), …", `intent_accuracy` and the micro `slot_f1`.
+    """
+    by_task: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for row in rows:
+        by_task[row["taskname"]].append((row["prediction"], row["answer"]))
+    return {task: _task_scores(pairs) for task, pairs in sorted(by_task.items())}
+
+
+def _task_scores(pairs: list[tuple[str, str | None]]) -> dict[str, float | int]:
+    known = [(prediction, answer) for prediction, answer in pairs if answer is not None]
+    result: dict[str, float | int] = {"examples": len(pairs)}
+    if not known:
+        return result
+    result["exact_match"] = sum(_plain(prediction) == _plain(answer) for prediction, answer in known) / len(known)
+    if all(_INTENT.match(answer) for _, answer in known):
+        result.update(_intent_scores(known))
+    return result
+
+
+def _plain(text: str) -> str:
+    """Outer space gone, inner runs of it one blank."""
+    return " ".join(text.split())
+
+
+def _intent_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
+    right = true_positive = predicted = expected = 0
+    for prediction, answer in pairs:
+        intent, slots = parse_intent(prediction)
+        true_intent, true_slots = parse_intent(answer)
+        right += intent is not None and intent == true_intent
+        true_positive += len(slots & true_slots)
+        predicted += len(slots)
+        expected += len(true_slots)
+    return {
+        "intent_accuracy": right / len(pairs),
+        "slot_f1": 2 * true_positive / (predicted + expected) if predicted + expected else 1.0,
+    }
+
+
+def parse_intent(text: str) -> tuple[str | None, set[tuple[str, str]]]:
+    """The intent and the (slot, value) pairs of an answer; (None, empty) where it has another form."""
+    match = _INTENT.match(text)
+    if match is None:
+        return None, set()
+    slots = {(found["name"], _plain(found["value"])) for found in _SLOT.finditer(match["slots"])}
+    return _plain(match["intent"]), slots

@@ -1,0 +1,119 @@
+"""Prompt-tuning and p-tuning: a frozen GPT and the virtual tokens trained for it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpclm.plan.spec import PromptData, StageSpec
+from hpclm.worker.checkpoints.manager import CheckpointManager
+from hpclm.worker.context import StageContext
+from hpclm.worker.data.prompts import PromptDataset, collate
+from hpclm.worker.data.sampler import GlobalBatchSampler
+from hpclm.worker.engine.language_model import Batch, LanguageModel
+from hpclm.worker.engine.training import Trainer
+from hpclm.worker.models import (
+    base_checkpoint,
+    config_for,
+    load_base,
+    vocabulary_embeddings,
+    write_model_card,
+    write_prompts_card,
+)
+from hpclm.worker.prompts import build_prompts
+from hpclm.worker.prompts.prompt_tuning import PromptTuning
+from hpclm.worker.report import say
+from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Data, frozen model, prompts, training; returns the stage's result."""
+    spec, groups = context.spec, context.groups
+    assert spec.data is not None
+    context.progress.update(phase="data")
+    tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
+    batches = PromptBatches(context, tokenizer, spec.data)
+    config = config_for(context, variable_lengths=True)
+    gpt = load_base(context, config)
+    prompts = None
+    if groups.is_first_stage:
+        prompts = build_prompts(spec, spec.task, config, spec.trainer.seed, groups.device)
+        if isinstance(prompts, PromptTuning):
+            _start_from_text(context, prompts, gpt, tokenizer)
+
+    def finish(folder: Path) -> None:
+        write_model_card(folder, spec)
+        write_prompts_card(folder, spec)
+        tokenizer.save(folder)
+
+    context.on_first_rank(lambda: finish(context.paths.checkpoints))
+    model = LanguageModel(config, gpt, prompts, frozen=True)
+    manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
+    result = Trainer(spec, groups, model, batches, manager, context.progress, context.stop).fit()
+    return {**result, **batches.counts()}
+
+
+def _start_from_text(context: StageContext, prompts: PromptTuning, gpt: Any, tokenizer: Tokenizer) -> None:
+    """Set the tables of templates that ask for it to the embeddings of their text."""
+    for template in context.spec.templates:
+        if template.prompt_init == "text":
+            assert template.prompt_init_text is not None
+            ids = tokenizer.encode(template.prompt_init_text)
+            prompts.start_from(template, vocabulary_embeddings(gpt, ids, context.groups.device))
+
+
+class PromptBatches:
+    """Rows of the task files as micro-batches (see `engine.training.Batches`)."""
+
+    def __init__(self, context: StageContext, tokenizer: Tokenizer, data: PromptData) -> None:
+        spec, groups = context.spec, context.groups
+        self.device, self.pad_id = groups.device, tokenizer.pad_id
+        self.multiple_of = groups.tensor_size if spec.parallel.sequence_parallel else 1
+        self.val_batches = spec.trainer.val_batches
+        self.train_set = _dataset(spec, tokenizer, data, data.train)
+        self.validation_set = _dataset(spec, tokenizer, data, data.validation) if data.validation else None
+        sampler = functools.partial(
+            GlobalBatchSampler,
+            global_batch_size=spec.batch.global_batch_size,
+            micro_batch_size=spec.batch.micro_batch_size,
+            data_rank=groups.data_rank,
+            data_size=groups.data_size,
+        )
+        self.order = sampler(len(self.train_set), seed=spec.trainer.seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
+        if self.validation_set is not None:
+            self.validation_order = sampler(len(self.validation_set), seed=None)
+        if groups.rank == 0 and self.train_set.skipped:
+            say(f"{self.train_set.skipped} training rows are longer than {data.max_seq_length} tokens and are left out")
+
+    def counts(self) -> dict[str, int]:
+        """What became of the rows, for the stage's result."""
+        return {
+            "train_examples": len(self.train_set),
+            "train_examples_skipped": self.train_set.skipped,
+            "train_examples_truncated": self.train_set.truncated,
+            "validation_examples": 0 if self.validation_set is None else len(self.validation_set),
+        }
+
+    def train(self, step: int) -> list[Batch]:
+        return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
+
+    def validation(self) -> Iterator[list[Batch]]:
+        if self.validation_set is None:
+            return
+        for micro_batches in itertools.islice(self.validation_order.all_rows(), self.val_batches):
+            yield [self._batch(self.validation_set, rows) for rows in micro_batches]
+
+    def _batch(self, dataset: PromptDataset, rows: list[int]) -> Batch:
+        """Rows of a micro-batch; a row of -1 only fills it up and counts for nothing."""
+        examples = [dataset.examples[max(row, 0)] for row in rows]
+        weights = [float(row >= 0) for row in rows]
+        batch = collate(examples, self.pad_id, weights, self.multiple_of)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+
+def _dataset(spec: StageSpec, tokenizer: Tokenizer, data: PromptData, files: list[str]) -> PromptDataset:
+    return PromptDataset(files, spec.templates, tokenizer, data, training=True)

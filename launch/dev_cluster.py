@@ -96,8 +96,14 @@ class Cluster:
     def command(self, *argv: str, check: bool = True) -> str:
         """Output of a Slurm client command run against this cluster."""
         environment = {**os.environ, **self.environment}
-        done = subprocess.run([self._programs.get(argv[0], argv[0]), *argv[1:]], env=environment, capture_output=True,
-                              text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [self._programs.get(argv[0], argv[0]), *argv[1:]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         if check and done.returncode:
             raise ClusterError(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
@@ -112,8 +118,16 @@ class Cluster:
         environment = {**os.environ, **self.environment}
         with log:
             self._processes.append(
-                subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.root,
-                                 env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+                subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.root,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
             )
 
     def _wait_until_idle(self) -> None:
@@ -243,7 +257,9 @@ def main() -> int:
         with Cluster(arguments.nodes) as cluster:
             print(cluster.command("sinfo", "-o", "%P %D nodes, each %c CPUs, %m MiB, %G"), end="")
             print(f"\nIn another shell:\n    export SLURM_CONF={cluster.conf}")
-            print("    hpclm submit recipes/demo.yaml --site slurm --nodes 2 --wait\n\nCtrl-C here stops it.", flush=True)
+            print(
+                "    hpclm submit recipes/demo.yaml --site slurm --nodes 2 --wait\n\nCtrl-C here stops it.", flush=True
+            )
             signal.pause()
     except KeyboardInterrupt:
         pass

@@ -58,7 +58,7 @@ class LaunchSpec:
 
 
 def launch_spec(runtime: str, request: ContainerRequest) -> LaunchSpec:
-    """Render `request` for `runtime` (pyxis, enroot, singularity, apptainer). Raises SiteError for paths it cannot take."""
+    """Render `request` for pyxis, enroot, singularity or apptainer. Raises SiteError for paths it cannot take."""
     for mount in request.mounts:
         for path in (mount.source, mount.target):
             if any(character in path for character in ",:") or not path.startswith("/"):

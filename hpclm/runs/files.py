@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace `path` with `text` at once: a temporary file beside it, fsync, then `os.replace`.
+    """Replace `path` with `text` at once: a temporary file beside it, fsync, then a rename over it.
 
     A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are made.
     """
@@ -24,7 +24,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -25,8 +25,8 @@ _SCRUBBED = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT", "SB
 _INSIDE_JOB = ("SLURM_", "SLURMD_", "SUBMITIT_")
 _KEPT = ("SLURM_CONF",)
 _RANK_VARIABLES = frozenset(
-    "MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE "
-    "HPCLM_RANK HPCLM_WORLD_SIZE HPCLM_LOCAL_RANK HPCLM_NODE_RANK".split()
+    ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    + ("HPCLM_RANK", "HPCLM_WORLD_SIZE", "HPCLM_LOCAL_RANK", "HPCLM_NODE_RANK")
 )
 
 
@@ -98,12 +98,18 @@ def scancel(job_ids: Iterable[str]) -> None:
 
 
 def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
-    """Every job of these users that the controller still knows, ended ones too; then accounting for `job_ids` it forgot.
+    """Every job of these users that the controller still knows, ended ones too; accounting's for `job_ids` it forgot.
 
     One call of squeue however many jobs; one of sacct only if some of `job_ids` are missing. A cluster without
     accounting answers nothing, which is no error. Raises SchedulerError when the controller cannot be asked.
     """
-    argv = ["squeue", "--noheader", "--states=all", f"--user={','.join(sorted(set(users)))}", f"--format={_SQUEUE_FORMAT}"]
+    argv = [
+        "squeue",
+        "--noheader",
+        "--states=all",
+        f"--user={','.join(sorted(set(users)))}",
+        f"--format={_SQUEUE_FORMAT}",
+    ]
     done = run_command(argv)
     if done.code:
         raise SchedulerError(f"squeue: {done.said}")
@@ -111,7 +117,14 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
     missing = sorted(set(job_ids) - {job.job_id for job in found})
     if missing and shutil.which("sacct"):
         past = run_command(
-            ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_SACCT_FORMAT}", f"--jobs={','.join(missing)}"]
+            [
+                "sacct",
+                "--noheader",
+                "--parsable2",
+                "--allocations",
+                f"--format={_SACCT_FORMAT}",
+                f"--jobs={','.join(missing)}",
+            ]
         )
         if past.code == 0:
             found += parse_sacct(past.out)

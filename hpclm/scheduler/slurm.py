@@ -47,7 +47,7 @@ def submit(job: StageJob, site: Site, parents: dict[str, str]) -> str:
 
     executor = _executor(job, site)
     executor.sbatch_argv = submission_argv(job, parents)
-    # Two strings and a function by its name: the image's Python may be another version, and a pickled body would not load.
+    # Two strings and a function by its name: the image's Python may be another version, which loads no pickled body.
     submitted = executor.submit(entry.main, job.stage_dir, job.attempt)
     return str(submitted.job_id)
 
@@ -128,12 +128,14 @@ def _setup(job: StageJob, site: Site) -> list[str]:
     for name, value in sorted(environment.items()):
         _refuse_control([name, value], f"environment variable {name}")
         lines.append(f"export {name}={shlex.quote(value)}")
-    # The image's Python finds our code first, and nothing of the user's home; outside an image, what the user set stays.
+    # Our code comes first and nothing of the user's home; outside an image, what the user set stays behind it.
     inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'
     lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
     lines.append("export PYTHONNOUSERSITE=1")
     if job.device == "gpu":
-        lines.append('export TRITON_CACHE_DIR="/tmp/hpclm-triton-$SLURM_JOB_ID"  # not in a shared home: ranks would race')
+        lines.append(
+            'export TRITON_CACHE_DIR="/tmp/hpclm-triton-$SLURM_JOB_ID"  # not in a shared home: ranks would race'
+        )
     # Without a trap the shell dies of the scheduler's TERM before it can say how srun ended.
     lines.append("hpclm_signal=-; trap 'hpclm_signal=TERM' TERM")
     return lines

@@ -71,15 +71,15 @@ class Stage:
             return True
         elapsed = now - self.started
         if cancelled:
-            self._end("cancelled", now, now)
+            self._end("cancelled", now)
         if not self.warned and elapsed >= self.job["time_limit_s"] - self.job["warning_s"]:
             self.warned = True
             self._signal(signal.SIGUSR2)
         if elapsed >= self.job["time_limit_s"]:
-            self._end("timeout", now, now)
+            self._end("timeout", now)
         if any(code not in (None, 0) for code in codes):
             # The others notice a lost peer by themselves and say so in their records; give them the time to.
-            self._end("failed", now, now + self.grace_s)
+            self._end("failed", now + self.grace_s)
         if self.term_at is not None and now >= self.term_at:
             self._signal(signal.SIGTERM)
             self.term_at, self.kill_at = None, now + self.kill_wait_s
@@ -88,11 +88,12 @@ class Stage:
             self.kill_at = None
         return False
 
-    def _end(self, why: str, now: float, term_at: float) -> None:
+    def _end(self, why: str, term_at: float) -> None:
+        """Note the first cause, and tell the ranks to stop at `term_at` or when they already were to, if sooner."""
         if self.ends_why is None:
             self.ends_why, self.term_at = why, term_at
-        elif why != "failed" and self.kill_at is None:
-            self.term_at = now if self.term_at is not None else None
+        elif self.term_at is not None:
+            self.term_at = min(self.term_at, term_at)
 
     def _signal(self, number: int) -> None:
         for process in self.processes:

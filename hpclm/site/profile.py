@@ -35,13 +35,17 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _WORD = re.compile(r"[A-Za-z0-9._:@/+,=\[\]-]{1,128}")
+_MOUNT = re.compile(r"/[^:,]*:/[^:,]*(:ro)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What a run itself decides: a profile that set these would make the job script say two things.
 _OWN_OPTIONS = frozenset(
-    "array chdir comment cpus-per-task dependency error export export-file gpus gpus-per-node gpus-per-task gres "
-    "input job-name kill-on-invalid-dep mem nodes no-kill ntasks ntasks-per-node open-mode output parsable requeue "
-    "no-requeue signal test-only time uid gid wait wrap".split()
-)
+    {
+        "array", "chdir", "comment", "cpus-per-task", "dependency", "error", "export", "export-file", "gid",
+        "gpus", "gpus-per-node", "gpus-per-task", "gres", "input", "job-name", "kill-on-invalid-dep", "mem",
+        "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable",
+        "requeue", "signal", "test-only", "time", "uid", "wait", "wrap",
+    }
+)  # fmt: skip
 _BUILT_IN = Path(__file__).parent / "profiles"
 
 
@@ -109,7 +113,9 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
         choices = ["local", "slurm", *sorted(known)]
         near = difflib.get_close_matches(name, choices, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SiteError(f"--site {_shown(name)}: no such site; {hint}known: {', '.join(choices)}, or a path to a profile")
+        raise SiteError(
+            f"--site {_shown(name)}: no such site; {hint}known: {', '.join(choices)}, or a path to a profile"
+        )
     return read_profile(known[name])
 
 
@@ -215,6 +221,26 @@ def _check_values(values: dict[str, Any], fault: Any) -> None:
         value = values.get(key)
         if value is not None and not _WORD.fullmatch(value):
             fault(key, f"{_shown(value)} is no word that Slurm knows")
+    cpus = values.get("cpus_per_device")
+    if cpus is not None and cpus < 1:
+        fault("cpus_per_device", f"must be at least 1, not {cpus}")
+    container = values.get("container", SiteContainer())
+    texts = {
+        "python": values.get("python", ()),
+        "modules": values.get("modules", ()),
+        "container.mounts": container.mounts,
+        "runs_dir": [values.get("runs_dir") or ""],
+    }
+    for key, items in texts.items():
+        if any(_CONTROL.search(item) for item in items):
+            fault(key, "holds a control character")
+    for mount in container.mounts:
+        if not _MOUNT.fullmatch(mount):
+            fault("container.mounts", f"{_shown(mount)} must be /source:/target or /source:/target:ro")
+    _check_mappings(values, fault)
+
+
+def _check_mappings(values: dict[str, Any], fault: Any) -> None:
     for name, value in values.get("environment", {}).items():
         if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
             fault("environment", f"{_shown(name)} is no name of a variable")
@@ -227,23 +253,6 @@ def _check_values(values: dict[str, Any], fault: Any) -> None:
             fault(f"sbatch.{key}", "is decided by the run, not by the site")
         elif _CONTROL.search(str(value)):
             fault(f"sbatch.{key}", "holds a control character")
-    container = values.get("container", SiteContainer())
-    texts = {
-        "python": values.get("python", ()),
-        "modules": values.get("modules", ()),
-        "container.mounts": container.mounts,
-        "runs_dir": [values.get("runs_dir") or ""],
-    }
-    for key, items in texts.items():
-        if any(_CONTROL.search(item) for item in items):
-            fault(key, "holds a control character")
-    for mount in container.mounts:
-        parts = mount.split(":")
-        if len(parts) not in (2, 3) or not all(part.startswith("/") for part in parts[:2]) or parts[2:] not in ([], ["ro"]):
-            fault("container.mounts", f"{_shown(mount)} must be /source:/target or /source:/target:ro")
-    cpus = values.get("cpus_per_device")
-    if cpus is not None and cpus < 1:
-        fault("cpus_per_device", f"must be at least 1, not {cpus}")
 
 
 def _shown(value: Any) -> str:

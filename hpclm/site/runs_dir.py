@@ -26,10 +26,12 @@ def runs_folder(given: Path | None, site: Site, environment: Mapping[str, str] =
         chosen, source = site.runs_dir, f"{site.origin} runs_dir"
     else:
         chosen, source = "runs", "the current directory"
-    folder = Path(os.path.abspath(os.path.expanduser(chosen)))
+    folder = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - links stay as they are
     for character, name in _FORBIDDEN.items():
         if character in str(folder):
-            raise SiteError(f"{source}: {str(folder)!r} holds {name}, which breaks paths in a job; choose another folder")
+            raise SiteError(
+                f"{source}: {str(folder)!r} holds {name}, which breaks paths in a job; choose another folder"
+            )
     if any(ord(character) < 32 or ord(character) == 127 for character in str(folder)):
         raise SiteError(f"{source}: {str(folder)!r} holds a control character; choose another folder")
     return folder

@@ -1,0 +1,388 @@
+"""Commands: each is a call into the package and a print. What a command needs is imported when it runs, not before."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import hpclm
+from hpclm.errors import HpclmError
+
+if TYPE_CHECKING:
+    from hpclm.runs.record import Run
+    from hpclm.runs.status import RunStatus
+
+# rich would be imported for help and tracebacks alone, and takes longer than everything else.
+app = typer.Typer(
+    help="From a recipe to trained prompts, checkpoints and predictions: on this machine, or on a Slurm cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(help="A run's id, the beginning of one, or its path; left out: the latest.", show_default=False),
+]
+NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes to use.")]
+DevicesOption = Annotated[int | None, typer.Option("--devices-per-node", min=1, help="Ranks a node.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")]
+SiteOption = Annotated[str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, a profile's name or path.")]
+RunsOption = Annotated[Path | None, typer.Option("--runs-dir", help="The folder of runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+StageOption = Annotated[str | None, typer.Option("--stage", help="Which stage.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+) -> None:
+    if version:
+        typer.echo(hpclm.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    nodes: NodesOption = None,
+    devices_per_node: DevicesOption = None,
+    overrides: SetOption = None,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and job scripts; submit nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow to the end; the exit code is the run's.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan, check and start a run."""
+    from hpclm.runs import submit as submitting
+
+    request = submitting.Request(recipe, tuple(overrides or ()), nodes, devices_per_node, site, runs_dir, name)
+    prepared = submitting.prepare(request)
+    _print_findings(prepared.plan, ("warning",))
+    if dry_run:
+        _print_dry_run(prepared, as_json)
+        return
+    run = submitting.submit(prepared)
+    if wait:
+        if not as_json:
+            typer.echo(f"{run.record.run} in {run.paths.root}")
+        _finish(_follow(run, quiet=as_json), as_json)
+        return
+    _print_submitted(run, list(run.record.submits[-1].stages), as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    nodes: NodesOption = None,
+    devices_per_node: DevicesOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which rank does what where, and everything the checks found."""
+    from hpclm.plan import make_plan, picture
+    from hpclm.recipe import load
+    from hpclm.runs.submit import refuse_errors
+
+    made = make_plan(load(recipe, overrides or [], nodes=nodes, devices_per_node=devices_per_node))
+    if as_json:
+        _print_json(made.to_dict())
+    else:
+        typer.echo(picture(made).rstrip())
+        _print_findings(made, ("warning", "info"))
+    refuse_errors(made)
+
+
+@app.command()
+def status(
+    run: RunArgument = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until it is over.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Newest runs shown when none is named; 0: all.")] = 20,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how runs are doing: all of them, or one."""
+    from hpclm.runs.record import all_runs, find_run
+    from hpclm.runs.status import status_of
+
+    folder = _folder(runs_dir, site)
+    if watch:
+        for one in _follow(find_run(folder, run), quiet=as_json):
+            if as_json:
+                _print_json(one.to_dict(), indent=None)
+        return
+    chosen = [find_run(folder, run)] if run is not None else all_runs(folder)
+    hidden = max(0, len(chosen) - limit) if limit else 0
+    found = status_of(chosen[hidden:])
+    if as_json:
+        _print_json({"runs": [one.to_dict() for one in found]})
+        return
+    from hpclm.cli.text import run_lines
+
+    if hidden:
+        typer.echo(f"({hidden} older runs not shown; --limit 0 shows all)\n")
+    typer.echo("\n\n".join("\n".join(run_lines(one)) for one in found) or f"no runs in {folder}")
+
+
+@app.command()
+def logs(
+    run: RunArgument = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows, until the stage is over.")] = False,
+    stage: StageOption = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Which rank; default: the one that failed, else 0.")
+    ] = None,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+) -> None:
+    """Print what a rank printed."""
+    from hpclm.runs import logs as logging
+    from hpclm.runs.record import find_run
+    from hpclm.runs.status import status_of
+
+    found = find_run(_folder(runs_dir, site), run)
+    (now,) = status_of([found])
+    chosen = logging.choose_stage(found, now, stage)
+    path = logging.log_path(found, chosen, rank)
+    blocks = logging.follow(path, lambda: logging.stage_is_over(found, chosen.name)) if follow else logging.read(path)
+    for block in blocks:
+        sys.stdout.write(block)
+        sys.stdout.flush()
+
+
+@app.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or its path.", show_default=False)],
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+) -> None:
+    """End a run; what it has saved stays, and `hpclm resume` goes on from there."""
+    from hpclm.runs.cancel import cancel as cancel_run
+    from hpclm.runs.record import find_run
+
+    found = find_run(_folder(runs_dir, site), run)
+    ended = cancel_run(found)
+    typer.echo(f"{found.record.run}: " + (f"cancelled {', '.join(ended)}" if ended else "already over"))
+
+
+@app.command()
+def collect(
+    run: RunArgument = None,
+    pred_file: Annotated[
+        Path | None, typer.Option("--pred-file", help="Where the predictions go, one line each.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder; default: results in the run.")] = None,
+    stage: StageOption = None,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Gather predictions, scores, checkpoints, metrics and provenance into one folder."""
+    from hpclm.cli.text import collected_lines
+    from hpclm.runs.collect import collect as collect_run
+    from hpclm.runs.record import find_run
+
+    done = collect_run(find_run(_folder(runs_dir, site), run), pred_file=pred_file, out=out, stage=stage)
+    if as_json:
+        shown = str(done.pred_file) if done.pred_file else None
+        _print_json({"folder": str(done.folder), "pred_file": shown, "summary": done.summary})
+    else:
+        typer.echo("\n".join(collected_lines(done)))
+
+
+@app.command()
+def resume(
+    run: RunArgument = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow to the end; the exit code is the run's.")] = False,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit the unfinished stages again, from their last complete checkpoint."""
+    from hpclm.runs.record import find_run
+    from hpclm.runs.resume import resume as resume_run
+
+    again, stages = resume_run(find_run(_folder(runs_dir, site), run))
+    if wait:
+        _finish(_follow(again, quiet=as_json), as_json)
+    else:
+        _print_submitted(again, stages, as_json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(hpclm.__version__)
+
+
+OutOption = Annotated[Path, typer.Option("--out", help="The folder to make.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="The same seed makes the same files.")]
+
+
+@data_app.command("demo")
+def data_demo(out: OutOption = Path("demo-data"), seed: SeedOption = 1234) -> None:
+    """The data of recipes/demo.yaml: text, and two small tasks."""
+    from hpclm import datasets
+
+    datasets.demo(out, seed)
+    typer.echo(f"written to {out}")
+
+
+@data_app.command("assistant")
+def data_assistant(
+    source: Annotated[Path, typer.Argument(help="The folder of the assistant set.", show_default=False)],
+    out: OutOption = Path("assistant-data"),
+    seed: SeedOption = 1234,
+) -> None:
+    """Intent and slot rows from the assistant set."""
+    from hpclm import datasets
+
+    datasets.assistant(source, out, seed)
+    typer.echo(f"written to {out}")
+
+
+def _folder(runs_dir: Path | None, site: str) -> Path:
+    from hpclm.site import load_site
+    from hpclm.site.runs_dir import runs_folder
+
+    return runs_folder(runs_dir, load_site(site))
+
+
+def _print_json(value: Any, indent: int | None = 2) -> None:
+    from hpclm.runs.files import finite
+
+    typer.echo(json.dumps(finite(value), indent=indent, ensure_ascii=False))
+
+
+def _print_findings(made: Any, severities: tuple[str, ...]) -> None:
+    for finding in made.findings:
+        if finding.severity in severities:
+            typer.echo(f"{finding.severity}: {finding}", err=True)
+
+
+def _print_dry_run(prepared: Any, as_json: bool) -> None:
+    from hpclm.cli.text import dry_run_lines
+    from hpclm.plan import picture
+    from hpclm.runs.submit import scripts
+
+    made = scripts(prepared)
+    if as_json:
+        stages = [{"name": job.stage, "argv": argv, "script": script} for job, argv, script in made]
+        _print_json(
+            {
+                "run": prepared.run,
+                "path": str(prepared.paths.root),
+                "plan": prepared.plan.to_dict(),
+                "stages": stages,
+                "problems": list(prepared.problems),
+            }
+        )
+    else:
+        typer.echo("\n".join(dry_run_lines(picture(prepared.plan), made, prepared.problems)))
+
+
+def _print_submitted(run: Run, stages: list[str], as_json: bool) -> None:
+    ids = run.record.submits[-1].job_ids
+    if as_json:
+        jobs = [{"name": stage, "job_id": ids.get(stage)} for stage in stages]
+        _print_json({"run": run.record.run, "path": str(run.paths.root), "site": run.record.site.name, "stages": jobs})
+        return
+    where = ", ".join(f"{stage} (job {ids[stage]})" if stage in ids else stage for stage in stages)
+    typer.echo(f"{run.record.run} in {run.paths.root}\nsubmitted to {run.record.site.name}: {where}")
+    typer.echo(f"next: hpclm status {run.record.run} --watch, hpclm logs {run.record.run} -f")
+
+
+def _follow(run: Run, quiet: bool) -> Iterable[RunStatus]:
+    """Each status as it comes, shown: redrawn on a terminal, a line a change elsewhere. Ctrl-C ends only the looking."""
+    from hpclm.runs.status import follow
+
+    try:
+        if quiet:
+            yield from follow(run)
+        elif sys.stdout.isatty():
+            yield from _follow_live(run)
+        else:
+            yield from _follow_plain(run)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nno longer following; {run.record.run} goes on (`hpclm cancel {run.record.run}` ends it)", err=True
+        )
+        raise typer.Exit(130) from None
+
+
+def _follow_live(run: Run) -> Iterable[RunStatus]:
+    from rich.live import Live
+    from rich.text import Text
+
+    from hpclm.cli.text import run_lines
+    from hpclm.runs.status import follow
+
+    with Live(refresh_per_second=4) as live:
+        for one in follow(run):
+            live.update(Text("\n".join(run_lines(one))), refresh=True)
+            yield one
+
+
+def _follow_plain(run: Run) -> Iterable[RunStatus]:
+    from hpclm.cli.text import change, run_lines
+    from hpclm.runs.status import follow
+
+    before = ""
+    for one in follow(run):
+        line = change(one)
+        if line != before:
+            typer.echo(line)
+        before = line
+        if one.over:
+            typer.echo("\n".join(run_lines(one)))
+        yield one
+
+
+def _finish(statuses: Iterable[RunStatus], as_json: bool) -> None:
+    """Follow to the end. Raises RunFailedError with the reason when that is not a good one."""
+    from hpclm.errors import RunFailedError
+
+    *_, last = statuses
+    if as_json:
+        _print_json(last.to_dict())
+    if last.state != "completed":
+        raise RunFailedError(f"run {last.run} ended {last.state}: {last.reason}")
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code. A user's mistake is one message, without a traceback."""
+    debug = "--debug" in arguments or bool(os.environ.get("HPCLM_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(arguments, prog_name="hpclm", standalone_mode=True)
+    except HpclmError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BrokenPipeError:
+        # The reader (`head`) has seen enough; what Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def main() -> None:
+    """The `hpclm` command."""
+    sys.exit(run(sys.argv[1:]))

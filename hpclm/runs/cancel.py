@@ -1,0 +1,35 @@
+"""Ending a run before its time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from hpclm.runs.record import Run
+from hpclm.runs.status import status_of
+from hpclm.scheduler import client, local
+from hpclm.scheduler.jobs import OVER
+
+
+def cancel(run: Run) -> list[str]:
+    """Ask the scheduler to end every stage that is not over; returns their names, none when all are.
+
+    The wish is written down first, so that status can tell it from a cancel by somebody else. Raises SchedulerError.
+    """
+    (status,) = status_of([run])
+    live = [stage.name for stage in status.stages if stage.state not in OVER]
+    if not live:
+        return []
+    record = run.record
+    for submit in run.record.submits:
+        if any(run.record.last_submit(stage).number == submit.number for stage in live):
+            ids = {stage.name: stage.job_id for stage in status.stages if stage.job_id and stage.name in submit.stages}
+            record = record.with_submit(
+                dataclasses.replace(submit, cancelled_at=time.time(), job_ids={**submit.job_ids, **ids})
+            )
+    run = run.save(record)
+    if run.record.scheduler == "local":
+        local.cancel(run.paths.local(run.record.submits[-1].number))
+    else:
+        client.scancel(stage.job_id for stage in status.stages if stage.name in live and stage.job_id)
+    return live

@@ -1,0 +1,83 @@
+"""From a plan and a site to jobs. Pure but for the count of this machine's CPUs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec
+from hpclm.runs.paths import RunPaths
+from hpclm.scheduler.discovery import cpus_here
+from hpclm.scheduler.jobs import StageJob
+from hpclm.site import Site
+
+if TYPE_CHECKING:
+    from hpclm.plan import StagePlan
+
+
+def stage_jobs(
+    stages: Sequence[StagePlan], site: Site, paths: RunPaths, title: str, submit: int = 1
+) -> tuple[list[StageJob], list[str]]:
+    """The jobs of a run in order, and why they could not be started as they are (one message each)."""
+    jobs, problems = [], []
+    for stage in stages:
+        contained = stage.container is not None and site.container.runtime != "none"
+        if stage.container is not None and not contained:
+            problems.append(
+                f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} "
+                "has no container runtime; name one in a site profile (container.runtime), or leave the image out with "
+                "--set container=null"
+            )
+        launch = _launch(stage, site, paths) if contained else LaunchSpec(python=(sys.executable,))
+        resources = stage.resources
+        cpus = resources.cpus_per_device or site.cpus_per_device or 1
+        jobs.append(
+            StageJob(
+                run=paths.name,
+                stage=stage.name,
+                submit=submit,
+                title=title,
+                stage_dir=str(paths.stage(stage.name).root),
+                payload=str(paths.payload),
+                device=resources.device,
+                nodes=resources.nodes,
+                tasks_per_node=resources.devices_per_node,
+                cpus_per_task=cpus,
+                memory_gib=resources.memory_gib,
+                time_limit_min=resources.time_limit_min,
+                launch=launch,
+                python=site.python or launch.python,
+                in_container=contained,
+                environment={"OMP_NUM_THREADS": str(_threads(stage, site, cpus))},
+                depends_on=tuple(stage.depends_on),
+            )
+        )
+    return jobs, problems
+
+
+def _threads(stage: StagePlan, site: Site, cpus: int) -> int:
+    """Threads a rank: its CPUs; on this machine its share of them. More makes ranks wait for each other."""
+    if "OMP_NUM_THREADS" in site.environment:
+        return int(site.environment["OMP_NUM_THREADS"])
+    if site.scheduler == "slurm" or stage.resources.cpus_per_device:
+        return cpus
+    return max(1, cpus_here() // (stage.resources.nodes * stage.resources.devices_per_node))
+
+
+def _launch(stage: StagePlan, site: Site, paths: RunPaths) -> LaunchSpec:
+    container = stage.container
+    assert container is not None
+    mounts = [Mount(str(paths.root), str(paths.root))]
+    mounts += [Mount(mount.source, mount.target, mount.read_only) for mount in container.mounts]
+    for text in site.container.mounts:
+        source, target, *flags = text.split(":")
+        mounts.append(Mount(source, target, flags == ["ro"]))
+    request = ContainerRequest(
+        image=container.image,
+        mounts=tuple(mounts),
+        workdir=container.workdir or str(paths.stage(stage.name).root),
+        environment=dict(container.environment),
+        gpu=stage.resources.device == "gpu",
+    )
+    return launch_spec(site.container.runtime, request)

@@ -1,0 +1,95 @@
+"""Putting the data-parallel ranks' predictions back into the order of the test rows, and refusing holes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hpclm.errors import IncompleteError
+from hpclm.runs.files import read_object
+from hpclm.runs.paths import StagePaths
+
+_SHOWN = 10
+
+
+def merged(paths: StagePaths) -> list[dict[str, Any]]:
+    """One row a test example, in the order of the test files.
+
+    Raises IncompleteError unless the evaluation says that it is complete and every index from 0 to its number of
+    examples less one is there exactly once.
+    """
+    result = read_object(paths.result)
+    if result is None:
+        raise IncompleteError(
+            f"stage {paths.name}: the evaluation is not complete (no {paths.result}); see `hpclm status`"
+        )
+    expected = result.get("examples")
+    if not isinstance(expected, int):
+        raise IncompleteError(f"{paths.result}: does not say how many examples there were")
+    _compare_with_test_files(paths, expected)
+    rows: dict[int, dict[str, Any]] = {}
+    double: set[int] = set()
+    for file in sorted(paths.predictions.glob("rank-*.jsonl")):
+        for number, row in _rows(file):
+            index = row.get("index")
+            if (
+                not isinstance(index, int)
+                or not isinstance(row.get("prompt"), str)
+                or not isinstance(row.get("prediction"), str)
+            ):
+                raise IncompleteError(f"{file}:{number}: not a prediction (index, prompt, prediction)")
+            if index in rows:
+                double.add(index)
+            rows[index] = row
+    problems = []
+    missing = [index for index in range(expected) if index not in rows]
+    extra = [index for index in rows if not 0 <= index < expected]
+    for what, indices in (("missing", missing), ("there twice", double), ("out of range", extra)):
+        if indices:
+            problems.append(f"{len(indices)} of {expected} predictions {what}: example {_listed(indices)}")
+    if problems:
+        raise IncompleteError(f"stage {paths.name}: " + "; ".join(problems) + f" (in {paths.predictions})")
+    return [rows[index] for index in range(expected)]
+
+
+def line(row: dict[str, Any]) -> str:
+    """NeMo's line of a prediction file: prompt and what was generated, stripped, on one line.
+
+    Whatever else ends a line for some reader counts as a newline too, so that lines always number as examples do.
+    """
+    return " ".join((row["prompt"] + row["prediction"]).strip().splitlines())
+
+
+def _rows(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8") as stream:
+        for number, text in enumerate(stream, 1):
+            try:
+                row = json.loads(text)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise IncompleteError(f"{file}:{number}: not a line of JSON; the evaluation was cut off")
+            yield number, row
+
+
+def _compare_with_test_files(paths: StagePaths, expected: int) -> None:
+    """The evaluation's own count against the test files, where these are still to be read."""
+    spec = read_object(paths.spec) or {}
+    files = [Path(name) for name in (spec.get("data") or {}).get("test", [])]
+    try:
+        rows = sum(1 for file in files for text in file.read_text(encoding="utf-8").split("\n") if text.strip())
+    except (OSError, UnicodeDecodeError):
+        return
+    if files and rows != expected:
+        names = ", ".join(str(file) for file in files)
+        raise IncompleteError(
+            f"stage {paths.name}: {expected} examples were evaluated, {names} has {rows}; "
+            "the test data has changed since: evaluate again"
+        )
+
+
+def _listed(indices: Iterable[int]) -> str:
+    ordered = sorted(indices)
+    return ", ".join(map(str, ordered[:_SHOWN])) + (", ..." if len(ordered) > _SHOWN else "")

@@ -1,0 +1,81 @@
+"""Why a stage failed, from what its ranks wrote; srun's own messages tell only that something did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpclm.runs.files import read_object
+from hpclm.runs.paths import AttemptPaths
+
+_SECONDARY = ("peer-lost", "signal")
+_MESSAGE_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure of an attempt.
+
+    Attributes:
+        rank: the rank that failed first, None when no rank left a word.
+        kind: error, data, memory, vanished, peer-lost, signal.
+    """
+
+    rank: int | None
+    kind: str
+    reason: str
+
+
+def rank_records(attempt: AttemptPaths) -> list[dict[str, Any]]:
+    """What every rank wrote, by rank."""
+    found = (read_object(path) for path in sorted(attempt.ranks.glob("[0-9]*.json")))
+    return [record for record in found if record is not None and isinstance(record.get("rank"), int)]
+
+
+def first_failure(records: list[dict[str, Any]]) -> Failure | None:
+    """Who failed first, once the job is over; None when no rank says that it failed.
+
+    The earliest that failed by itself; else one that left no last word; else one that lost a peer or was told to stop.
+    """
+    failed = [record for record in records if record.get("state") in ("failed", "stopped")]
+    failed.sort(key=lambda record: float(record.get("ended_at") or 0))
+    own = [record for record in failed if record.get("kind") not in _SECONDARY]
+    vanished = [record for record in records if record.get("state") == "running"]
+    if own:
+        return _described(own[0])
+    if vanished:
+        ranks = ", ".join(str(record["rank"]) for record in vanished[:4]) + (", ..." if len(vanished) > 4 else "")
+        nodes = ", ".join(sorted({str(record.get("node")) for record in vanished}))
+        many = "rank" if len(vanished) == 1 else "ranks"
+        reason = f"{many} {ranks} on {nodes} vanished without a word (SIGKILL, out of memory or node loss)"
+        return Failure(vanished[0]["rank"], "vanished", reason)
+    return _described(failed[0]) if failed else None
+
+
+def _described(record: dict[str, Any]) -> Failure:
+    kind = str(record.get("kind", "error"))
+    message = str(record.get("message", "")).strip()
+    if len(message) > _MESSAGE_CHARACTERS:
+        message = message[:_MESSAGE_CHARACTERS] + " ..."
+    # A user's mistake carries its own place, in the user's file; ours is of no use to them.
+    if kind != "data":
+        error_type, where = record.get("error_type"), record.get("where")
+        message = f"{error_type}: {message}" if error_type and error_type != message else message
+        message = f"{message} ({where})" if where else message
+    return Failure(record["rank"], kind, f"rank {record['rank']} on {record.get('node')}: {message}")
+
+
+def last_words(logs: list[Path]) -> str | None:
+    """The last line of the first log that has one: all there is when a rank died before it could begin."""
+    for log in logs:
+        try:
+            with log.open("rb") as stream:
+                stream.seek(max(0, log.stat().st_size - 8192))
+                lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
+        except OSError:
+            continue
+        lines = [line for line in lines if line]
+        if lines:
+            return lines[-1][:_MESSAGE_CHARACTERS]
+    return None

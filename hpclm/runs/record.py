@@ -1,0 +1,178 @@
+"""The record of a run (`run.json`): what was asked for and what the scheduler called it.
+
+It is written before a scheduler is asked and again with the job ids, so that no job is ever without a record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpclm.container import LaunchSpec
+from hpclm.errors import HpclmError, RunNotFoundError
+from hpclm.runs.files import read_json, write_json
+from hpclm.runs.paths import RunPaths
+from hpclm.scheduler.jobs import StageJob, job_tag
+from hpclm.site.profile import Site, SiteContainer
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage: its job as of the first submit; later ones differ in number and in what they wait for."""
+
+    name: str
+    task: str
+    job: StageJob
+
+
+@dataclass(frozen=True)
+class SubmitRecord:
+    """One submit: the first, or a resume.
+
+    Attributes:
+        stages: those submitted, in order; complete ones are left out of a resume.
+        job_ids: by stage; a stage is missing until its id is known.
+        error: why this submit was given up half way, None if it was not.
+        cancelled_at: when `hpclm cancel` asked for its end.
+    """
+
+    number: int
+    at: float
+    stages: tuple[str, ...]
+    job_ids: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    cancelled_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run."""
+
+    run: str
+    name: str
+    created_at: float
+    user: str
+    host: str
+    site: Site
+    recipe: str
+    overrides: tuple[str, ...]
+    stages: tuple[StageRecord, ...]
+    submits: tuple[SubmitRecord, ...]
+    version: int = VERSION
+
+    @property
+    def scheduler(self) -> str:
+        return self.site.scheduler
+
+    def stage(self, name: str) -> StageRecord:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def last_submit(self, stage: str) -> SubmitRecord:
+        """The newest submit that has this stage."""
+        return next(submit for submit in reversed(self.submits) if stage in submit.stages)
+
+    def tag(self, stage: str) -> str:
+        """What the scheduler carries for this stage's newest job."""
+        return job_tag(self.run, stage, self.last_submit(stage).number)
+
+    def with_submit(self, submit: SubmitRecord) -> Record:
+        """The record with this submit added, or put in the place of the one of its number."""
+        others = tuple(one for one in self.submits if one.number != submit.number)
+        return dataclasses.replace(self, submits=(*others, submit))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    paths: RunPaths
+    record: Record
+
+    def save(self, record: Record) -> Run:
+        write_record(self.paths, record)
+        return Run(self.paths, record)
+
+
+def write_record(paths: RunPaths, record: Record) -> None:
+    write_json(paths.record, dataclasses.asdict(record))
+
+
+def read_run(root: Path) -> Run:
+    """The run in `root`. Raises RunNotFoundError when there is none, HpclmError when its record cannot be read."""
+    paths = RunPaths(root)
+    try:
+        raw = read_json(paths.record)
+    except (OSError, ValueError) as error:
+        raise HpclmError(f"{paths.record}: cannot be read: {error}") from None
+    if raw is None:
+        raise RunNotFoundError(f"{root}: no run there (it has no run.json)")
+    try:
+        if raw["version"] != VERSION:
+            raise HpclmError(f"{paths.record}: version {raw['version']}; this hpclm reads version {VERSION}")
+        record: Record = _rebuild(Record, raw)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HpclmError(f"{paths.record}: not a run's record ({error})") from None
+    return Run(paths, record)
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """Folders of runs, unsorted. Half-built ones begin with a dot and are passed over."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if not entry.name.startswith(".") and (entry / "run.json").is_file():
+            yield entry
+
+
+def all_runs(folder: Path) -> list[Run]:
+    """Every run whose record can be read, oldest first."""
+    runs = []
+    for root in runs_in(folder):
+        try:
+            runs.append(read_run(root))
+        except HpclmError:
+            continue
+    return sorted(runs, key=lambda run: (run.record.created_at, run.record.run))
+
+
+def find_run(folder: Path, wanted: str | None) -> Run:
+    """A run by id, by a beginning of it that only one has, by path, or the latest when nothing is given.
+
+    Raises RunNotFoundError, naming the candidates.
+    """
+    if wanted is None:
+        runs = all_runs(folder)
+        if not runs:
+            raise RunNotFoundError(
+                f"no runs in {folder}; start one with `hpclm submit RECIPE`, or name another --runs-dir"
+            )
+        return runs[-1]
+    if wanted and "/" not in wanted and (folder / wanted / "run.json").is_file():
+        return read_run(folder / wanted)
+    if "/" in wanted or Path(wanted, "run.json").is_file():
+        return read_run(Path(wanted).expanduser().absolute())
+    matches = sorted(root.name for root in runs_in(folder) if wanted and root.name.startswith(wanted))
+    if len(matches) == 1:
+        return read_run(folder / matches[0])
+    if matches:
+        raise RunNotFoundError(f"{wanted!r} could be any of {', '.join(matches[:8])}; give more of the name")
+    raise RunNotFoundError(f"no run {wanted!r} in {folder}; `hpclm status` lists those there are")
+
+
+_CLASSES = (Record, StageRecord, SubmitRecord, StageJob, LaunchSpec, Site, SiteContainer)
+
+
+def _rebuild(hint: Any, item: Any) -> Any:
+    """The inverse of `dataclasses.asdict` for the record's classes."""
+    if isinstance(hint, type) and hint in _CLASSES:
+        hints = typing.get_type_hints(hint)
+        return hint(**{key: _rebuild(hints[key], value) for key, value in item.items() if key in hints})
+    if typing.get_origin(hint) is tuple:
+        return tuple(_rebuild(typing.get_args(hint)[0], one) for one in item)
+    return item

@@ -1,0 +1,279 @@
+"""From a recipe to a run that a scheduler has taken.
+
+`prepare` decides everything and changes nothing; `submit` writes the run directory and asks the scheduler. A submit
+that is refused leaves nothing behind; one that breaks off after the scheduler took something leaves a record of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpclm.errors import PlanError, SchedulerError, SiteError
+from hpclm.runs.environment import capture, user_name
+from hpclm.runs.files import write_json, write_text
+from hpclm.runs.jobs import stage_jobs
+from hpclm.runs.paths import RunPaths
+from hpclm.runs.payload import stage_payload
+from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, write_record
+from hpclm.scheduler import client, local, slurm
+from hpclm.scheduler.discovery import discover, misfits
+from hpclm.scheduler.jobs import StageJob
+from hpclm.site import Site, load_site
+from hpclm.site.runs_dir import runs_folder
+
+if TYPE_CHECKING:
+    from hpclm.plan import Plan
+    from hpclm.plan.spec import StageSpec
+    from hpclm.recipe import LoadedRecipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    nodes: int | None = None
+    devices_per_node: int | None = None
+    site: str = "local"
+    runs_dir: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything about a run before it exists.
+
+    Attributes:
+        problems: why it could not start here (the scheduler is away, it does not fit); a dry run shows them, a submit
+            refuses for them.
+    """
+
+    request: Request
+    loaded: LoadedRecipe
+    plan: Plan
+    site: Site
+    paths: RunPaths
+    specs: tuple[StageSpec, ...]
+    jobs: tuple[StageJob, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def run(self) -> str:
+        return self.paths.name
+
+
+def prepare(request: Request) -> Prepared:
+    """Read, plan and check. Raises RecipeError, SiteError, or PlanError with every finding at once."""
+    from hpclm.plan import make_plan, stage_specs
+    from hpclm.recipe import load
+
+    site = load_site(request.site)
+    folder = runs_folder(request.runs_dir, site)
+    loaded = load(
+        request.recipe,
+        list(request.overrides),
+        nodes=request.nodes,
+        devices_per_node=request.devices_per_node,
+    )
+    plan = make_plan(loaded)
+    refuse_errors(plan)
+    offer = discover(
+        site,
+        gpu=any(stage.resources.device == "gpu" for stage in plan.stages),
+        container=any(stage.container is not None for stage in plan.stages),
+    )
+    paths = RunPaths(folder / _run_id(request.name, plan.name))
+    jobs, problems = stage_jobs(plan.stages, offer.site, paths, plan.name)
+    specs = tuple(stage_specs(plan, paths.name, paths.root))
+    return Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), (*misfits(offer, jobs), *problems))
+
+
+def refuse_errors(plan: Plan) -> None:
+    """Raises PlanError with every finding that is an error, one a line."""
+    if plan.errors:
+        raise PlanError("\n".join(str(finding) for finding in plan.errors))
+
+
+def scripts(prepared: Prepared) -> list[tuple[StageJob, list[str], str]]:
+    """Each stage's job, what its script is handed to, and the script: the very text that a submit uses."""
+    if prepared.site.scheduler == "local":
+        return [(job, [], local.render(job, prepared.site)) for job in prepared.jobs]
+    words = {job.stage: f"<job id of {job.stage}>" for job in prepared.jobs}
+    return [
+        (job, ["sbatch", *slurm.submission_argv(job, words), "job.sh"], slurm.render(job, prepared.site))
+        for job in prepared.jobs
+    ]
+
+
+def submit(prepared: Prepared) -> Run:
+    """Make the run and start it.
+
+    Raises SiteError or SchedulerError; then nothing is left behind, unless the message says what is.
+    """
+    if prepared.problems:
+        raise SiteError("\n".join(prepared.problems))
+    for _ in scripts(prepared):
+        pass  # what cannot be quoted is refused before anything is written
+    made_folder = _make(prepared.paths.root.parent)
+    try:
+        run = _write(prepared)
+        return start(run, list(prepared.jobs))
+    except BaseException:
+        if not _was_submitted(prepared.paths):
+            shutil.rmtree(prepared.paths.root, ignore_errors=True)
+            for folder in made_folder:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+def start(run: Run, jobs: list[StageJob]) -> Run:
+    """Hand a submit's jobs to the scheduler. The record is on disk before, with this submit in it without job ids."""
+    if run.record.scheduler == "local":
+        local.submit(run.paths.local(jobs[0].submit), jobs, run.record.site, run.paths.payload)
+        return run
+    return _start_slurm(run, jobs)
+
+
+def _start_slurm(run: Run, jobs: list[StageJob]) -> Run:
+    site, number = run.record.site, jobs[0].submit
+    taken: dict[str, str] = {}
+    for job in jobs:
+        try:
+            if job.depends_on:
+                slurm.verify([taken[parent] for parent in job.depends_on], run.record.user)
+            taken[job.stage] = slurm.submit(job, site, taken)
+        except SchedulerError as error:
+            lost = _found_by_tag(job, run.record.user)
+            if lost is None:
+                _take_back(run, number, taken, job.stage, str(error))
+            taken[job.stage] = str(lost)
+        last = next(submit for submit in run.record.submits if submit.number == number)
+        run = run.save(run.record.with_submit(dataclasses.replace(last, job_ids=dict(taken))))
+    return run
+
+
+def _found_by_tag(job: StageJob, user: str) -> str | None:
+    """The id of a job that the scheduler took although sbatch failed (its answer was lost), if there is one.
+
+    Raises SchedulerError when that cannot be found out.
+    """
+    for info in client.jobs_of([user]):
+        if info.tag == job.tag:
+            return info.job_id
+    return None
+
+
+def _take_back(run: Run, number: int, taken: dict[str, str], stage: str, why: str) -> None:
+    """Cancel the stages already taken, write down why, and raise."""
+    if not taken:
+        raise SchedulerError(why)
+    error = f"stage {stage}: {why}"
+    last = next(submit for submit in run.record.submits if submit.number == number)
+    run.save(run.record.with_submit(dataclasses.replace(last, job_ids=dict(taken), error=error)))
+    client.scancel(taken.values())
+    raise SchedulerError(
+        f"{error}\nthe stages before it ({', '.join(taken)}) were cancelled; the record is in {run.paths.root}"
+    )
+
+
+def _was_submitted(paths: RunPaths) -> bool:
+    """Whether a scheduler has, or may have, anything of this run."""
+    from hpclm.runs.record import read_run
+
+    try:
+        record = read_run(paths.root).record
+    except Exception:
+        return False
+    return any(submit.job_ids for submit in record.submits) or paths.local(1).state.exists()
+
+
+def _write(prepared: Prepared) -> Run:
+    """The run directory: built under a name that nobody looks at, then renamed, so it is there whole or not at all."""
+    final = prepared.paths
+    building = RunPaths(final.root.with_name(f".{final.name}.building"))
+    try:
+        building.root.mkdir()
+        record = _record(prepared)
+        write_text(building.recipe, prepared.loaded.text)
+        write_json(building.resolved, prepared.loaded.resolved())
+        write_json(building.plan, prepared.plan.to_dict())
+        write_json(building.environment, capture(prepared.request.recipe.absolute()))
+        for job, spec in zip(prepared.jobs, prepared.specs, strict=True):
+            stage = building.stage(job.stage)
+            write_json(stage.spec, _spec_dict(spec))
+            stage.submitit.mkdir()  # a job whose log folder is missing fails without a word
+        stage_payload(building.payload)
+        write_record(building, record)
+        building.root.rename(final.root)
+    except BaseException:
+        shutil.rmtree(building.root, ignore_errors=True)
+        raise
+    return Run(final, record)
+
+
+def _spec_dict(spec: StageSpec) -> dict[str, Any]:
+    from hpclm.plan.spec import to_dict
+
+    return to_dict(spec)
+
+
+def _record(prepared: Prepared) -> Record:
+    now = time.time()
+    stages = tuple(
+        StageRecord(job.stage, spec.task, job) for job, spec in zip(prepared.jobs, prepared.specs, strict=True)
+    )
+    return Record(
+        run=prepared.run,
+        name=prepared.plan.name,
+        created_at=now,
+        user=user_name(),
+        host=socket.gethostname(),
+        site=prepared.site,
+        recipe=str(prepared.request.recipe.absolute()),
+        overrides=_overrides(prepared.request),
+        stages=stages,
+        submits=(SubmitRecord(1, now, tuple(job.stage for job in prepared.jobs)),),
+    )
+
+
+def _overrides(request: Request) -> tuple[str, ...]:
+    extra = [f"resources.nodes={request.nodes}"] if request.nodes is not None else []
+    if request.devices_per_node is not None:
+        extra.append(f"resources.devices_per_node={request.devices_per_node}")
+    return (*request.overrides, *extra)
+
+
+def _make(folder: Path) -> Sequence[Path]:
+    """Make the folder of runs; returns what was not there before, deepest first. Raises SiteError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SiteError(
+            f"{folder}: the runs folder cannot be made: {error.strerror}; name another --runs-dir"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SiteError(f"{folder}: the runs folder cannot be written to; name another --runs-dir")
+    return missing
+
+
+def _run_id(name: str | None, recipe_name: str) -> str:
+    chosen = recipe_name if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", chosen):
+        raise SiteError(
+            f"--name {chosen!r}: up to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+        )
+    return f"{chosen}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

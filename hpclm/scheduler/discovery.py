@@ -1,0 +1,115 @@
+"""What a cluster or this machine offers, and whether a run fits: a job that cannot fit pends for ever, silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpclm.errors import SchedulerError
+from hpclm.scheduler import client
+from hpclm.scheduler.client import Partition
+from hpclm.scheduler.jobs import StageJob
+from hpclm.site import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """A site with what was found out about it.
+
+    Attributes:
+        partition: where jobs will go; None where no scheduler could be asked.
+        trouble: why it could not be asked.
+    """
+
+    site: Site
+    partition: Partition | None = None
+    trouble: str | None = None
+
+
+def discover(site: Site, *, gpu: bool, container: bool) -> Offer:
+    """Fill in what the profile leaves open. Never raises: a dry run is made where there is no scheduler, too."""
+    if site.scheduler == "local":
+        return Offer(site)
+    try:
+        found = client.partitions()
+    except SchedulerError as error:
+        return Offer(site, None, str(error))
+    wanted = site.partition
+    chosen = next((one for one in found if (one.name == wanted if wanted else one.default)), None)
+    if chosen is None:
+        names = ", ".join(sorted(one.name for one in found)) or "none"
+        what = f"partition {wanted!r} does not exist" if wanted else "the cluster has no default partition"
+        return Offer(site, None, f"{what}; name one in the site profile (partitions: {names})")
+    if site.cpus_per_device is None and gpu and chosen.cpus_per_node and chosen.gpus_per_node:
+        site = dataclasses.replace(site, cpus_per_device=max(1, chosen.cpus_per_node // chosen.gpus_per_node))
+    if container and site.container.runtime == "none":
+        runtime = _runtime()
+        site = dataclasses.replace(site, container=dataclasses.replace(site.container, runtime=runtime))
+    return Offer(site, chosen)
+
+
+def _runtime() -> str:
+    """The container runtime of this login node: Pyxis adds flags to srun, the others are programs."""
+    try:
+        if "--container-image" in client.run_command(["srun", "--help"]).out:
+            return "pyxis"
+    except SchedulerError:
+        pass
+    return next((name for name in ("apptainer", "singularity", "enroot") if shutil.which(name)), "none")
+
+
+def misfits(offer: Offer, jobs: Iterable[StageJob]) -> list[str]:
+    """Everything that keeps these jobs from ever starting, each with what there is and what to change."""
+    if offer.site.scheduler == "local":
+        return [problem for job in jobs for problem in _local_misfits(job)]
+    if offer.trouble is not None:
+        return [offer.trouble]
+    return [problem for job in jobs for problem in _partition_misfits(offer, job)]
+
+
+def _partition_misfits(offer: Offer, job: StageJob) -> Iterable[str]:
+    partition = offer.partition
+    assert partition is not None
+    where = f"stage {job.stage}: "
+    there = f"partition {partition.name} has"
+    if not partition.up:
+        yield f"{where}partition {partition.name} is not up"
+    if job.nodes > partition.nodes:
+        yield f"{where}{job.nodes} nodes asked for, {there} {partition.nodes}; lower --nodes"
+    if job.device == "gpu" and offer.site.gpu_request != "none" and job.tasks_per_node > partition.gpus_per_node:
+        yield (
+            f"{where}{job.tasks_per_node} GPUs a node asked for, {there} {partition.gpus_per_node}; "
+            "lower --devices-per-node or choose another partition"
+        )
+    cpus = job.tasks_per_node * job.cpus_per_task
+    if partition.cpus_per_node is not None and cpus > partition.cpus_per_node:
+        yield f"{where}{cpus} CPUs a node asked for, {there} {partition.cpus_per_node}; lower resources.cpus_per_device"
+    memory = partition.memory_mib_per_node
+    if job.memory_gib is not None and memory and job.memory_gib * 1024 > memory:
+        yield f"{where}{job.memory_gib} GiB a node asked for, {there} {memory / 1024:.1f}; lower resources.memory_gib"
+    if partition.time_limit_min is not None and job.time_limit_min > partition.time_limit_min:
+        yield (
+            f"{where}{job.time_limit_min} min asked for, partition {partition.name} allows {partition.time_limit_min}; "
+            "lower resources.time_limit_min"
+        )
+
+
+def _local_misfits(job: StageJob) -> Iterable[str]:
+    if job.device != "gpu":
+        return
+    here = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if job.nodes > 1:
+        yield f"stage {job.stage}: {job.nodes} nodes with GPUs asked for, this is one; use --site slurm or --nodes 1"
+    elif job.tasks_per_node > here:
+        yield (
+            f"stage {job.stage}: {job.tasks_per_node} GPUs asked for, this machine has {here}; use --site slurm, "
+            "lower --devices-per-node, or --set resources.device=cpu for a small model"
+        )
+
+
+def cpus_here() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

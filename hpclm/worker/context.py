@@ -10,7 +10,7 @@ import torch.distributed as dist
 from hpclm.plan.spec import StageSpec
 from hpclm.runs.paths import StagePaths
 from hpclm.worker.engine.groups import Groups
-from hpclm.worker.report import PeerFailed, Progress
+from hpclm.worker.report import PeerError, Progress
 from hpclm.worker.signals import StopFlag
 
 
@@ -38,4 +38,4 @@ class StageContext:
             return
         if outcome[0] is not None:
             raise outcome[0]
-        raise PeerFailed(f"rank 0 failed: {shared[0][1]}")
+        raise PeerError(f"rank 0 failed: {shared[0][1]}")

@@ -56,7 +56,7 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
     tried = "rank 0 published no address"
     while time.monotonic() < deadline:
         # Listing the folder makes an NFS client ask the server again; a bare open may trust a stale "not there".
-        if path.name in os.listdir(path.parent):
+        if path in path.parent.iterdir():
             record = json.loads(path.read_text())
             candidates = ["127.0.0.1"] if record["boot_id"] == boot_id() else record["addresses"]
             for address in candidates:

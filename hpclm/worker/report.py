@@ -21,11 +21,11 @@ _TRACEBACK_LINES = 30
 _PEER_WORDS = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "socket", "nccl")
 
 
-class StoppedBySignal(Exception):
+class StoppedError(Exception):
     """The job was told to end; what had been done is saved and can be resumed."""
 
 
-class PeerFailed(RuntimeError):
+class PeerError(RuntimeError):
     """Another rank could not do what this one waited for; that rank's record says why."""
 
 
@@ -63,13 +63,13 @@ class RankRecord:
 def _classify(error: BaseException | None) -> tuple[str, int, str]:
     if error is None:
         return "ok", EXIT_OK, "done"
-    if isinstance(error, StoppedBySignal):
+    if isinstance(error, StoppedError):
         return "signal", EXIT_STOPPED, "stopped"
     if isinstance(error, (DataError, CheckpointError, FloatingPointError)):
         return "data", EXIT_DATA, "failed"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory", EXIT_BUG, "failed"
-    if isinstance(error, PeerFailed):
+    if isinstance(error, PeerError):
         return "peer-lost", EXIT_PEER, "failed"
     if isinstance(error, RendezvousError):
         return "error", EXIT_BUG, "failed"
@@ -130,7 +130,7 @@ class Progress:
                 rows.append(line)
         partial = self.metrics_path.with_suffix(".partial")
         partial.write_text("".join(f"{row}\n" for row in rows))
-        os.replace(partial, self.metrics_path)
+        partial.replace(self.metrics_path)
 
 
 def say(message: str) -> None:

@@ -21,7 +21,7 @@ from hpclm.worker.checkpoints.shards import sharded_tensors
 from hpclm.worker.engine.groups import Groups, seed_step
 from hpclm.worker.engine.language_model import Batch, LanguageModel
 from hpclm.worker.engine.optimizer import Optimizer, learning_rate
-from hpclm.worker.report import Progress, StoppedBySignal, say
+from hpclm.worker.report import Progress, StoppedError, say
 from hpclm.worker.signals import StopFlag
 
 
@@ -85,7 +85,7 @@ class Trainer:
         return sharded_tensors(self.module.gpt)
 
     def fit(self) -> dict[str, Any]:
-        """Train to the end. Returns the stage's result; raises StoppedBySignal after saving when told to stop."""
+        """Train to the end. Returns the stage's result; raises StoppedError after saving when told to stop."""
         step = self._resume()
         began, first = time.time(), step
         while step < self.total_steps:
@@ -100,7 +100,7 @@ class Trainer:
             if validated or outcome.stop or self._save_due(step):
                 self._save(step, self.val_loss if validated else None)
             if outcome.stop:
-                raise StoppedBySignal(f"told to stop; saved step {step} of {self.total_steps}")
+                raise StoppedError(f"told to stop; saved step {step} of {self.total_steps}")
         return self._result(step, time.time() - began)
 
     def _resume(self) -> int:

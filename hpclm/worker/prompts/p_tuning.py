@@ -9,6 +9,7 @@ results; here a name is only a name.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
@@ -69,7 +70,7 @@ class ParallelMlp(nn.Module):
         super().__init__()
         # The virtual tokens are whole on every rank, also under sequence parallelism, and fp32.
         own = _fp32_config(config)
-        arguments = dict(config=own, init_method=lambda weight: weight, bias=True, skip_bias_add=False)
+        arguments = {"config": own, "init_method": lambda weight: weight, "bias": True, "skip_bias_add": False}
         self.first = tensor_parallel.ColumnParallelLinear(hidden, inner, gather_output=False, **arguments)
         self.second = tensor_parallel.RowParallelLinear(inner, hidden, input_is_parallel=True, **arguments)
 
@@ -101,7 +102,7 @@ def mlp(hidden: int, inner: int, layers: int) -> nn.Sequential:
     """Linear-ReLU-…-Linear with `layers` linear layers, 2 at least."""
     widths = [hidden, *[inner] * (layers - 1), hidden]
     modules: list[nn.Module] = []
-    for number, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
         if number:
             modules.append(nn.ReLU())
         modules.append(nn.Linear(width_in, width_out))

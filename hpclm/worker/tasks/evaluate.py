@@ -16,7 +16,7 @@ from hpclm.worker.data.templates import Example
 from hpclm.worker.engine.generation import Generator
 from hpclm.worker.engine.language_model import LanguageModel
 from hpclm.worker.models import base_checkpoint, config_for, load_base, load_prompts
-from hpclm.worker.report import StoppedBySignal
+from hpclm.worker.report import StoppedError
 from hpclm.worker.scoring import scores
 from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
 
@@ -70,7 +70,7 @@ def _generate(context: StageContext, dataset: PromptDataset, generator: Generato
     lines, tokens = [], 0
     for number, batch in enumerate(batches[groups.data_rank :: groups.data_size]):
         if context.stop.requested:
-            raise StoppedBySignal("told to stop while generating; an evaluation begins again")
+            raise StoppedError("told to stop while generating; an evaluation begins again")
         examples = [dataset.examples[place] for place in batch]
         inputs = {name: value.to(groups.device) for name, value in collate_left(examples, tokenizer.pad_id).items()}
         answers = generator(inputs, [example.index for example in examples])

@@ -208,7 +208,7 @@ class Cluster:
             f"MinJobAge={self._min_job_age_s}",
             "OverTimeLimit=0",
             "InactiveLimit=0",
-            "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0",
+            "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0",
             "SlurmctldTimeout=60",
             "SlurmdTimeout=60",
             f"StateSaveLocation={self.root}/state",

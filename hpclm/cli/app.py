@@ -307,7 +307,7 @@ def _print_submitted(run: Run, stages: list[str], as_json: bool) -> None:
 
 
 def _follow(run: Run, quiet: bool) -> Iterable[RunStatus]:
-    """Each status as it comes, shown: redrawn on a terminal, a line a change elsewhere. Ctrl-C ends only the looking."""
+    """Each status as it comes, and shown: redrawn on a terminal, a line a change elsewhere. Ctrl-C ends the looking."""
     from hpclm.runs.status import follow
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpclm.runs.paths import AttemptPaths, StagePaths
 from hpclm.runs.ranks import Failure, first_failure, last_words, rank_records
@@ -35,7 +36,7 @@ def judge(record: Record, stage: str, paths: StagePaths, info: JobInfo | None, a
     """
     submit = record.last_submit(stage)
     if paths.result.exists():
-        return Verdict("completed", "", info and info.started_at, info and info.ended_at)
+        return Verdict("completed", "", info.started_at if info else None, info.ended_at if info else None)
     if info is None:
         return _forgotten(record, stage, paths, asked)
     word = info.state if record.scheduler == "local" else state_word(info.state)
@@ -140,7 +141,7 @@ def _failure(paths: StagePaths, submit: int, job_id: str | None) -> Failure | No
     return None if words is None else Failure(None, "error", f"no rank left a record; the log ends: {words}")
 
 
-def _records(paths: StagePaths, submit: int) -> list[dict[str, object]]:
+def _records(paths: StagePaths, submit: int) -> list[dict[str, Any]]:
     attempt = _attempt(paths, submit)
     return rank_records(attempt) if attempt else []
 

@@ -13,6 +13,7 @@ from hpclm.scheduler import client
 from hpclm.scheduler.client import Partition
 from hpclm.scheduler.jobs import StageJob
 from hpclm.site import Site
+from hpclm.site.profile import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +52,15 @@ def discover(site: Site, *, gpu: bool, container: bool) -> Offer:
     return Offer(site, chosen)
 
 
-def _runtime() -> str:
+def _runtime() -> Runtime:
     """The container runtime of this login node: Pyxis adds flags to srun, the others are programs."""
     try:
         if "--container-image" in client.run_command(["srun", "--help"]).out:
             return "pyxis"
     except SchedulerError:
         pass
-    return next((name for name in ("apptainer", "singularity", "enroot") if shutil.which(name)), "none")
+    programs: tuple[Runtime, ...] = ("apptainer", "singularity", "enroot")
+    return next((name for name in programs if shutil.which(name)), "none")
 
 
 def misfits(offer: Offer, jobs: Iterable[StageJob]) -> list[str]:

@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def render(job: StageJob, site: Site) -> str:
     """The job script of a stage, whole. Pure: needs no scheduler. Raises SiteError for text that cannot be quoted."""
-    return _executor(job, site).script()
+    return str(_executor(job, site).script())
 
 
 def submission_argv(job: StageJob, parents: dict[str, str]) -> list[str]:

@@ -1,0 +1,32 @@
+"""One real Slurm for all cluster tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(_ROOT / "launch"), str(_ROOT / "tests" / "launch")]
+
+from dev_cluster import Cluster, ClusterError  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Four nodes of eight pretended GPUs. A machine without Slurm fails the tests and says what is missing."""
+    try:
+        booted = Cluster()
+    except ClusterError as error:
+        pytest.fail(f"the cluster tests need a real Slurm: {error}")
+    before = os.environ.get("SLURM_CONF")
+    with booted:
+        os.environ.update(booted.environment)
+        yield booted
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before

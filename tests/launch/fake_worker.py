@@ -1,0 +1,131 @@
+"""A stand-in for the engine: a rank that keeps the worker's protocol and does as `behaviour.json` of the run says.
+
+It takes the place of `hpclm/worker/entry.py` in a run's payload, so everything around the engine can be tried in
+seconds. `behaviour.json`: by stage, {"seconds": 0.2, "fail": {"rank", "kind", "message"}, "kill": rank, "mute": true,
+"no_result": true, "deaf": true, "predictions": [[index, ...] by rank], "examples": n}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from hpclm.runs.files import append_line, read_object, write_json
+from hpclm.runs.paths import StagePaths
+
+_NAMES = (
+    ("HPCLM_RANK", "SLURM_PROCID"),
+    ("HPCLM_WORLD_SIZE", "SLURM_NTASKS"),
+    ("HPCLM_LOCAL_RANK", "SLURM_LOCALID"),
+    ("HPCLM_NODE_RANK", "SLURM_NODEID"),
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+def main(stage_dir: str, attempt: str) -> None:
+    stage = StagePaths(Path(stage_dir))
+    behaviour = (read_object(stage.root.parent.parent / "behaviour.json") or {}).get(stage.name, {})
+    if behaviour.get("mute"):
+        print("ImportError: no engine in this image")
+        sys.exit(1)
+    rank, world, local, node = (int(os.environ.get(ours) or os.environ[slurm]) for ours, slurm in _NAMES)
+    paths = stage.attempt(attempt, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    record = {
+        "rank": rank,
+        "node": os.environ.get("SLURMD_NODENAME", f"host-{node}"),
+        "pid": os.getpid(),
+        "started_at": time.time(),
+        "state": "running",
+    }
+    write_json(paths.rank(rank), record)
+    print(f"rank {rank} of {world}, local {local}, node {node}, threads {os.environ['OMP_NUM_THREADS']}", flush=True)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN if behaviour.get("deaf") else _stop)
+    state, kind, code, message = "done", "ok", 0, ""
+    try:
+        _work(stage, paths, behaviour, rank, world)
+    except Stopped:
+        state, kind, code, message = "stopped", "signal", 30, "told to stop"
+    except ConnectionError:
+        state, kind, code, message = "failed", "peer-lost", 20, "Connection closed by peer"
+    except RuntimeError as error:
+        state, kind, message = "failed", behaviour["fail"].get("kind", "error"), str(error)
+        code = 10 if kind == "data" else 1
+    record.update(
+        state=state, kind=kind, exit_code=code, ended_at=time.time(), message=message, error_type="RuntimeError"
+    )
+    write_json(paths.rank(rank), record)
+    sys.exit(code)
+
+
+def _stop(number, frame):
+    raise Stopped
+
+
+def _work(stage, paths, behaviour, rank, world):
+    fails, dies = behaviour.get("fail", {}), behaviour.get("kill")
+    first_submit = paths.submit == 1
+    total = max(1, int(behaviour.get("seconds", 0.2) / 0.1))
+    for step in range(1, total + 1):
+        time.sleep(0.1)
+        if rank == 0:
+            loss = 2.0 / step
+            write_json(
+                stage.progress,
+                {"phase": "training", "step": step, "total_steps": total, "loss": loss, "tokens_per_s": 1200.0,
+                 "seconds_left": (total - step) * 0.1, "started_at": time.time(), "updated_at": time.time()},
+            )  # fmt: skip
+            append_line(stage.metrics, {"kind": "train", "step": step, "loss": loss, "time": time.time()})
+        if first_submit and fails.get("rank") == rank:
+            raise RuntimeError(fails["message"])
+        if first_submit and dies == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        _notice_lost_peers(paths, world)
+    _finish(stage, behaviour, rank, world)
+
+
+def _notice_lost_peers(paths, world):
+    for other in range(world):
+        seen = read_object(paths.rank(other)) or {}
+        if seen.get("state") == "failed" and seen.get("kind") != "peer-lost":
+            time.sleep(0.05)
+            raise ConnectionError
+
+
+def _finish(stage, behaviour, rank, world):
+    spec = json.loads(stage.spec.read_text())
+    result = {"task": spec["task"], "steps": 1, "loss": 0.5, "val_loss": 0.25, "seconds": 1.0, "world_size": world}
+    if spec["task"] == "evaluate":
+        shares = behaviour.get("predictions", [[0, 2], [1]])
+        for index in shares[rank] if rank < len(shares) else []:
+            row = {
+                "index": index,
+                "taskname": "first",
+                "prompt": f"q{index} =",
+                "prediction": f" a\n{index}",
+                "answer": "a",
+            }
+            stage.predictions.mkdir(exist_ok=True)
+            append_line(stage.prediction(rank), row)
+        result |= {"examples": behaviour.get("examples", 3), "scores": {"first": {"exact_match": 0.5, "examples": 3}}}
+    elif rank == 0:
+        stage.checkpoint(1).mkdir(parents=True, exist_ok=True)
+        (stage.checkpoint(1) / "manifest.json").write_text("{}")
+        (stage.checkpoint(1) / "shard-00000.safetensors").write_bytes(b"weights")
+        (stage.checkpoints / "model.json").write_text("{}")
+        write_json(stage.best, {"checkpoint": "step-00000001", "step": 1, "val_loss": 0.25})
+        write_json(stage.latest, {"checkpoint": "step-00000001", "step": 1})
+    if rank == 0 and not behaviour.get("no_result"):
+        time.sleep(0.2)
+        write_json(stage.result, result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

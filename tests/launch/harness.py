@@ -1,0 +1,147 @@
+"""Runs of the fake worker: a real submit of a small plan, with the engine in the payload replaced."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hpclm.plan.result import ContainerPlan, Plan, ResourcePlan, StagePlan
+from hpclm.plan.spec import (
+    BatchSpec,
+    CheckpointSpec,
+    ModelSpec,
+    OptimSpec,
+    ParallelSpec,
+    PromptData,
+    StageSpec,
+    TokenizerSpec,
+    TrainerSpec,
+)
+from hpclm.runs import submit as submitting
+from hpclm.runs.files import write_json
+from hpclm.runs.jobs import stage_jobs
+from hpclm.runs.paths import RunPaths
+from hpclm.runs.payload import stage_payload
+from hpclm.runs.record import Run
+from hpclm.runs.status import RunStatus, status_of
+from hpclm.scheduler.discovery import discover, misfits
+from hpclm.site import Site
+
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a test's run."""
+
+    name: str
+    task: str = "pretrain"
+    depends_on: tuple[str, ...] = ()
+    nodes: int = 1
+    devices_per_node: int = 2
+    device: str = "cpu"
+    time_limit_min: int = 5
+    memory_gib: int | None = 1
+    container: ContainerPlan | None = None
+    behaviour: dict[str, Any] = field(default_factory=dict)
+
+
+CHAIN = (
+    Stage("pretrain"),
+    Stage("ptune", "p-tuning", ("pretrain",)),
+    Stage("evaluate", "evaluate", ("pretrain", "ptune")),
+)
+
+
+def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str = "tiny") -> submitting.Prepared:
+    """What `prepare` would make of a recipe with these stages."""
+    plan = Plan(name, "tiny.yaml", tuple(_plan(stage) for stage in stages), ())
+    offer = discover(site, gpu=False, container=any(stage.container for stage in stages))
+    paths = RunPaths(folder / submitting._run_id(None, name))
+    jobs, problems = stage_jobs(plan.stages, offer.site, paths, name)
+    recipe = folder.parent / "tiny.yaml"
+    loaded: Any = SimpleNamespace(text="version: 1\n", resolved=lambda: {"version": 1})
+    specs = tuple(_spec(stage, paths) for stage in stages)
+    problems = [*misfits(offer, jobs), *problems]
+    request = submitting.Request(recipe)
+    return submitting.Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), tuple(problems))
+
+
+def use_fake_worker(monkeypatch: Any, stages: tuple[Stage, ...]) -> None:
+    """From now on payloads hold the fake worker, and runs its behaviour."""
+
+    def stage_fake(target: Path) -> None:
+        stage_payload(target)
+        worker = target / "hpclm" / "worker"
+        shutil.rmtree(worker)
+        worker.mkdir()
+        for file in ("entry.py", "__main__.py"):
+            shutil.copyfile(FAKE_WORKER, worker / file)
+        (worker / "__init__.py").touch()
+        write_json(target.parent / "behaviour.json", {stage.name: stage.behaviour for stage in stages})
+
+    monkeypatch.setattr(submitting, "stage_payload", stage_fake)
+
+
+def until_over(run: Run, seconds: float = 60.0) -> RunStatus:
+    """The status once the run is over. Fails the test when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        (status,) = status_of([run])
+        if status.over:
+            return status
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
+
+
+def until(run: Run, stage: str, state: str, seconds: float = 60.0) -> RunStatus:
+    """The status once a stage is in a state (and, when running, has made a step)."""
+    deadline = time.monotonic() + seconds
+    while True:
+        (status,) = status_of([run])
+        found = next(one for one in status.stages if one.name == stage)
+        if found.state == state and (state != "running" or found.step is not None):
+            return status
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
+
+
+def words(status: RunStatus) -> dict[str, str]:
+    return {stage.name: stage.state for stage in status.stages}
+
+
+def _plan(stage: Stage) -> StagePlan:
+    resources = ResourcePlan(
+        stage.nodes, stage.devices_per_node, stage.device, stage.time_limit_min, stage.memory_gib, None
+    )
+    task: Any = stage.task
+    return StagePlan(stage.name, task, stage.depends_on, resources, stage.container, _split(stage), 1, 1, None, None)
+
+
+def _split(stage: Stage) -> ParallelSpec:
+    world = stage.nodes * stage.devices_per_node
+    return ParallelSpec(1, 1, world, world, stage.nodes, stage.devices_per_node)
+
+
+def _spec(stage: Stage, paths: RunPaths) -> StageSpec:
+    task: Any = stage.task
+    device: Any = stage.device
+    return StageSpec(
+        run=paths.name,
+        stage=stage.name,
+        stage_dir=str(paths.stage(stage.name).root),
+        task=task,
+        device=device,
+        model=ModelSpec(1, 8, 32, 2, 2, 4, 16, 64, 64),
+        tokenizer=TokenizerSpec("base"),
+        parallel=_split(stage),
+        batch=BatchSpec(2, 1, 1),
+        trainer=TrainerSpec("fp32", max_steps=1),
+        optim=OptimSpec(1e-3),
+        checkpoint=CheckpointSpec(),
+        data=PromptData() if task == "evaluate" else None,
+    )

@@ -1,0 +1,57 @@
+"""The plan's stages as the ranks will read them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpclm.errors import PlanError
+from hpclm.plan.result import Origin, Plan, StagePlan
+from hpclm.plan.spec import StageSpec
+
+
+def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec]:
+    """One spec a stage, in order; every path absolute. Raises PlanError for a plan with errors."""
+    if plan.errors:
+        raise PlanError("\n".join(str(finding) for finding in plan.errors))
+    root = Path(os.path.abspath(run_dir))  # noqa: PTH100 - the run directory as the user named it, links kept
+    return [_spec(stage, run, root) for stage in plan.stages]
+
+
+def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec:
+    work, parallel = stage.work, stage.parallel
+    # A plan without errors has both: whatever keeps them away is an error finding.
+    assert work is not None
+    assert parallel is not None
+    return StageSpec(
+        run=run,
+        stage=stage.name,
+        stage_dir=str(_stage_dir(root, stage.name)),
+        task=stage.task,
+        device="cpu" if stage.resources.device == "cpu" else "gpu",
+        model=work.model,
+        tokenizer=work.tokenizer,
+        parallel=parallel,
+        batch=work.batch,
+        trainer=work.trainer,
+        optim=work.optim,
+        checkpoint=work.checkpoint,
+        text=work.text,
+        data=work.data,
+        templates=list(work.templates),
+        prompt=work.prompt,
+        generation=work.generation,
+        base=_location(root, work.base),
+        prompts=_location(root, work.prompts),
+    )
+
+
+def _stage_dir(root: Path, name: str) -> Path:
+    return root / "stages" / name
+
+
+def _location(root: Path, origin: Origin | None) -> str | None:
+    """Where another stage leaves its checkpoints (see runs/paths.py), or the path the recipe gives."""
+    if origin is None:
+        return None
+    return str(_stage_dir(root, origin.stage) / "checkpoints") if origin.stage else origin.path

@@ -1,0 +1,66 @@
+"""Which rank does what, and where: degrees, rank ↔ (pp, dp, tp) in Megatron's order, ranks on nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """One rank: its node, its number there, and its coordinates."""
+
+    rank: int
+    node: int
+    local_rank: int
+    pipeline: int
+    data: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A split of nodes · devices_per_node ranks into tensor · pipeline · data.
+
+    rank = tp + TP·(dp + DP·pp): the order `tp-cp-ep-dp-pp` of megatron/core/parallel_state.py (RankGenerator) with
+    context and expert parallelism of 1. Neighbouring ranks share a node, so the tensor group, which talks most, does.
+    """
+
+    tensor: int
+    pipeline: int
+    nodes: int
+    devices_per_node: int
+
+    def __post_init__(self) -> None:
+        if self.world_size % (self.tensor * self.pipeline):
+            raise ValueError(f"{self.world_size} ranks are no multiple of {self.tensor} × {self.pipeline}")
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.devices_per_node
+
+    @property
+    def data(self) -> int:
+        """Data-parallel degree: what is left of the ranks."""
+        return self.world_size // (self.tensor * self.pipeline)
+
+    def rank(self, pipeline: int, data: int, tensor: int) -> int:
+        """The rank at these coordinates."""
+        return tensor + self.tensor * (data + self.data * pipeline)
+
+    def place(self, rank: int) -> RankPlace:
+        """Coordinates and node of a rank."""
+        rest, tensor = divmod(rank, self.tensor)
+        pipeline, data = divmod(rest, self.data)
+        node, local_rank = divmod(rank, self.devices_per_node)
+        return RankPlace(rank, node, local_rank, pipeline, data, tensor)
+
+    def places(self) -> list[RankPlace]:
+        """Every rank, in order."""
+        return [self.place(rank) for rank in range(self.world_size)]
+
+    def tensor_groups_across_nodes(self) -> int:
+        """How many tensor groups have ranks on more than one node."""
+        groups = range(0, self.world_size, self.tensor)
+        return sum(
+            first // self.devices_per_node != (first + self.tensor - 1) // self.devices_per_node for first in groups
+        )

@@ -1,0 +1,104 @@
+"""The tokenizer of a stage, and how many entries it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hpclm.plan.context import StageContext
+from hpclm.plan.spec import TokenizerSpec
+
+_MAX_BYTES = 256 << 20
+
+
+def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
+    """The recipe's own tokenizer and its vocabulary size (None where unknown or not to be looked at)."""
+    section = stage.recipe.tokenizer
+    if section is None:
+        return None, None
+    if section.train is not None:
+        if stage.recipe.task != "pretrain":
+            stage.error(
+                ("tokenizer", "train"),
+                f"only a pretrain stage learns a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the base "
+                "checkpoint's, or give its files",
+                "tokenizer.train is for pretrain",
+            )
+            return None, None
+        return TokenizerSpec("train", section.train.vocab_size), section.train.vocab_size
+    if section.tokenizer_file is not None:
+        size = _entries(stage, "tokenizer_file", section.tokenizer_file) if stage.files else None
+        return TokenizerSpec("json", size or 0, tokenizer_file=section.tokenizer_file), size
+    assert section.vocab_file is not None
+    assert section.merges_file is not None
+    size = _entries(stage, "vocab_file", section.vocab_file) if stage.files else None
+    if stage.files and not Path(section.merges_file).is_file():
+        _no_file(stage, "merges_file", section.merges_file)
+    return TokenizerSpec("bpe", size or 0, section.vocab_file, section.merges_file), size
+
+
+def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> TokenizerSpec | None:
+    """The tokenizer stored with a base checkpoint."""
+    if stage.files and Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file():
+        stage.error(
+            ("tokenizer",),
+            f"{checkpoint} holds no tokenizer.json; give tokenizer.tokenizer_file, or vocab_file and merges_file",
+            "tokenizer exists",
+        )
+        return None
+    return TokenizerSpec("base", vocab_size)
+
+
+def fits(stage: StageContext, entries: int | None, vocab_size: int) -> None:
+    """Every token id must have a row in the embedding table."""
+    if entries is not None and entries > vocab_size:
+        stage.error(
+            ("model", "vocab_size"),
+            f"{vocab_size} is less than the tokenizer's {entries} entries; choose {entries}, or the model's own tokenizer",
+            "tokenizer entries <= vocab_size",
+            vocab_size,
+            (entries,),
+        )
+
+
+def _no_file(stage: StageContext, key: str, path: str) -> None:
+    stage.error(
+        ("tokenizer", key),
+        f"{path}: no such file; put the model's tokenizer there, or set tokenizer.{key} to where it is",
+        "tokenizer exists",
+        path,
+    )
+
+
+def _entries(stage: StageContext, key: str, path: str) -> int | None:
+    """Largest token id + 1 in a vocab.json or tokenizer.json."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = json.loads(file.read(_MAX_BYTES))
+        ids = list(_ids(raw, whole=key == "tokenizer_file"))
+        if not ids:
+            raise ValueError("no entries in it")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        _no_file(stage, key, path)
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        stage.error(
+            ("tokenizer", key), f"{path}: cannot be read as a vocabulary ({error}); give a whole one", "tokenizer", path
+        )
+        return None
+    return max(ids) + 1
+
+
+def _ids(raw: Any, *, whole: bool) -> list[int]:
+    vocabulary = raw["model"]["vocab"] if whole else raw
+    if isinstance(vocabulary, list):
+        # A unigram model lists [piece, score].
+        ids = list(range(len(vocabulary)))
+    else:
+        ids = list(vocabulary.values())
+    if whole:
+        ids += [token["id"] for token in raw.get("added_tokens") or []]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError("an id is no whole number")
+    return ids

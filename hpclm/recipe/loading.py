@@ -1,0 +1,224 @@
+"""From a file to stages: read, override, inherit, validate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpclm.errors import RecipeError
+from hpclm.recipe.mending import faults, unknown_key
+from hpclm.recipe.merge import merge
+from hpclm.recipe.overrides import Override, apply, flag, parse_override
+from hpclm.recipe.schema.base import plain_name
+from hpclm.recipe.schema.stage import SECTIONS, TASKS, VERSION, Stage
+from hpclm.recipe.tree import Node, Place, read_tree, with_keys
+
+MAX_STAGES = 50
+_SINGLE_KEYS = sorted({"version", "name", "task", "prompts", "stages"} | SECTIONS)
+_SHARED_KEYS = sorted({"version", "name", "stages"} | SECTIONS)
+
+
+@dataclass(frozen=True)
+class LoadedStage:
+    """A stage as it will run, and where each of its values was written."""
+
+    recipe: Stage
+    tree: Node
+    own: frozenset[str]
+
+    def where(self, *keys: str | int) -> str:
+        """`recipes/x.yaml:14 parallel.tensor` for a key of the stage, written or not."""
+        return str(self.tree.where(*keys))
+
+    def wrote(self, *keys: str | int) -> bool:
+        """Whether the recipe or the command line gives this key a value."""
+        node = self.tree.get(*keys)
+        return node is not None and node.value is not None
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A whole recipe, valid by itself; whether it can run is the plan's question.
+
+    Attributes:
+        path: as the user gave it. `text`: the file's content.
+        overrides: the `--set` arguments, in order.
+        sections: the top-level sections there are, as (name, place).
+    """
+
+    path: Path
+    name: str
+    text: str
+    stages: tuple[LoadedStage, ...]
+    overrides: tuple[str, ...]
+    sections: tuple[tuple[str, str], ...]
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default and override written out and absolute paths: itself a recipe (JSON is YAML)."""
+        stages = [stage.recipe.model_dump(mode="json", by_alias=True) for stage in self.stages]
+        return {"version": VERSION, "name": self.name, "stages": stages}
+
+
+def load(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    nodes: int | None = None,
+    devices_per_node: int | None = None,
+) -> LoadedRecipe:
+    """Read the recipe at `path`. Reads that file and nothing else.
+
+    Args:
+        overrides: `--set` arguments such as `optim.lr=1e-4`.
+        nodes: `--nodes`, the same as `--set resources.nodes=…`.
+        devices_per_node: `--devices-per-node`, the same as `--set resources.devices_per_node=…`.
+
+    Raises RecipeError with every fault, one a line: `file:line key: what; how to mend`.
+    """
+    path = Path(path)
+    text, root = read_tree(path)
+    root = with_keys(apply(root, _overrides(overrides, nodes, devices_per_node)))
+    broken = _root_faults(root)
+    trees = _stage_trees(root, broken)
+    directory = os.path.abspath(path.parent)  # noqa: PTH100 - resolve() would follow links out of the recipe's folder
+    stages = [_validate(tree, own, directory, broken) for tree, own in trees]
+    _unused_overrides(root, trees, broken)
+    if broken:
+        raise RecipeError("\n".join(dict.fromkeys(broken)))
+    assert isinstance(root.value, dict)
+    name = root.value["name"].value
+    assert isinstance(name, str)
+    sections = tuple((key, str(node.place)) for key, node in root.value.items() if key in SECTIONS)
+    return LoadedRecipe(path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections)
+
+
+def _overrides(texts: Sequence[str], nodes: int | None, devices_per_node: int | None) -> list[Override]:
+    broken, found = [], []
+    for text in texts:
+        try:
+            found.append(parse_override(text))
+        except RecipeError as error:
+            broken.append(str(error))
+    if broken:
+        raise RecipeError("\n".join(broken))
+    if nodes is not None:
+        found.append(flag("nodes", "resources.nodes", nodes))
+    if devices_per_node is not None:
+        found.append(flag("devices-per-node", "resources.devices_per_node", devices_per_node))
+    return found
+
+
+def _root_faults(root: Node) -> list[str]:
+    """Faults of the recipe's own keys: version, name, and what stands beside them."""
+    assert isinstance(root.value, dict)
+    broken = []
+    several = "stages" in root.value
+    known = _SHARED_KEYS if several else _SINGLE_KEYS
+    for key, node in root.value.items():
+        if several and key in ("task", "prompts", "base"):
+            broken.append(f"{node.place}: stands beside stages; move it into the stage it belongs to")
+        elif key == "base":
+            broken.append(f"{node.place}: a single stage has no other to build on; give model.checkpoint")
+        elif key not in known:
+            broken.append(unknown_key(node.place, key, known, _sections_with(key)))
+    version = root.get("version")
+    if version is None:
+        broken.append(f"{root.where('version')}: is missing; add 'version: {VERSION}' (the recipe format this is)")
+    elif version.value != VERSION or isinstance(version.value, bool):
+        broken.append(f"{version.place}: this hpclm reads version {VERSION}; write 'version: {VERSION}'")
+    broken += _name_faults(root)
+    return broken
+
+
+def _name_faults(root: Node) -> list[str]:
+    name = root.get("name")
+    if name is None:
+        return [f"{root.where('name')}: is missing; add it (the run's name starts with it)"]
+    if not isinstance(name.value, str):
+        return [f"{name.place}: must be text; put it in quotes"]
+    try:
+        plain_name(name.value)
+    except ValueError as error:
+        return [f"{name.place}: {error}"]
+    return []
+
+
+def _sections_with(key: str) -> list[str]:
+    found = []
+    for section in sorted(SECTIONS):
+        model = Stage.model_fields[section].annotation
+        inner = getattr(model, "__args__", (model,))[0]
+        fields = getattr(inner, "model_fields", {})
+        if key in {info.alias or name for name, info in fields.items()}:
+            found.append(f"{section}.{key}")
+    return found
+
+
+def _stage_trees(root: Node, broken: list[str]) -> list[tuple[Node, frozenset[str]]]:
+    """Each stage with what it inherits, and the names of the sections that it writes itself."""
+    assert isinstance(root.value, dict)
+    shared = {key: node for key, node in root.value.items() if key in SECTIONS}
+    stages = root.get("stages")
+    if stages is None:
+        return [(_single(root, shared), frozenset(shared))]
+    if not isinstance(stages.value, list) or not 1 <= len(stages.value) <= MAX_STAGES:
+        broken.append(f"{stages.place}: must be a list of 1 to {MAX_STAGES} stages, each with name and task")
+        return []
+    trees: list[tuple[Node, frozenset[str]]] = []
+    names: dict[str, Place] = {}
+    for node in stages.value:
+        if not isinstance(node.value, dict):
+            broken.append(f"{node.place}: must be a mapping with name and task; write '- name: …'")
+            continue
+        name = node.get("name")
+        if name is not None and isinstance(name.value, str):
+            if name.value.lower() in names:
+                first = names[name.value.lower()].origin
+                broken.append(f"{name.place}: is taken by the stage at {first}; give each stage its own name")
+            names.setdefault(name.value.lower(), name.place)
+        trees.append((merge(Node(shared, root.place), node), frozenset(node.value)))
+    return trees
+
+
+def _single(root: Node, shared: dict[str, Node]) -> Node:
+    """The one stage of a recipe without `stages`; it is called by its task."""
+    entries = dict(shared)
+    for key in ("task", "prompts"):
+        node = root.get(key)
+        if node is not None:
+            entries[key] = node
+    task = root.get("task")
+    known = task is not None and task.value in TASKS
+    # Where the task itself is at fault, that is told, and not its consequence for the name.
+    entries["name"] = task if task is not None and known else Node("stage", root.place)
+    return Node(entries, root.place)
+
+
+def _validate(tree: Node, own: frozenset[str], directory: str, broken: list[str]) -> LoadedStage | None:
+    try:
+        stage = Stage.model_validate(tree.plain(), context={"directory": directory})
+    except ValidationError as error:
+        broken.extend(faults(error, tree))
+        return None
+    return LoadedStage(stage, tree, own)
+
+
+def _unused_overrides(root: Node, trees: list[tuple[Node, frozenset[str]]], broken: list[str]) -> None:
+    """Refuse a `--set` that changes no stage, because each has its own value there."""
+    if "stages" not in (root.value if isinstance(root.value, dict) else {}):
+        return
+    reached = {node.place.origin for tree, _ in trees for node in tree.leaves()}
+    assert isinstance(root.value, dict)
+    for key, section in root.value.items():
+        if key not in SECTIONS:
+            continue
+        for node in section.leaves():
+            if node.place.argument and node.place.origin not in reached:
+                broken.append(
+                    f"{node.place.origin}: changes nothing, every stage sets its own; write stages.<name>.{node.place.key}"
+                )

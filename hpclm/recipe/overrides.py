@@ -1,0 +1,142 @@
+"""`--set a.b=c`: values laid over the recipe from the command line.
+
+A key of the top level reaches every stage that inherits it; `stages.<name>.<key>` reaches one. Entries of a list go by
+number (`task_templates.0.total_virtual_tokens`), templates also by their taskname. Values are YAML: numbers, true,
+text, and lists such as `[0.9, 0.95]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from hpclm.errors import RecipeError
+from hpclm.recipe.merge import without_alternatives
+from hpclm.recipe.tree import Node, Place, parse
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `--set`: the key split at its dots, and the value with the argument as its place."""
+
+    key: str
+    value: Node
+
+    @property
+    def origin(self) -> str:
+        return self.value.place.origin
+
+
+def parse_override(text: str) -> Override:
+    """Read `a.b=c`. Raises RecipeError for bad syntax."""
+    key, equals, raw = text.partition("=")
+    shown = text if text.isprintable() and len(text) <= 120 else repr(text[:120])
+    origin = f"--set {shown}"
+    key = key.strip()
+    if not equals or not key:
+        raise RecipeError(f"{origin}: write it as key=value, as in --set optim.lr=1e-4")
+    if not key.isprintable() or any(not part or part != part.strip() for part in key.split(".")):
+        raise RecipeError(f"{origin}: {key[:60]!r} is no key; write words joined by dots, as in trainer.max_steps")
+    if not raw.strip():
+        raise RecipeError(f"{origin}: a value is missing; write null to say none, or '\"\"' for empty text")
+    try:
+        value = parse(raw, origin, numbered=False)
+    except RecipeError as error:
+        raise RecipeError(f"{error}; text with special characters goes into quotes: --set '{key}=\"…\"'") from None
+    items = value.value if isinstance(value.value, list) else [value]
+    if isinstance(value.value, dict) or any(isinstance(item.value, dict | list) for item in items):
+        raise RecipeError(f"{origin}: a value is one scalar or a list of them; set the keys of a mapping one by one")
+    return Override(key, value)
+
+
+def flag(name: str, key: str, value: int) -> Override:
+    """A command-line flag that stands for a key, as `--nodes 2` for resources.nodes."""
+    return Override(key, Node(value, Place(f"--{name} {value}")))
+
+
+def apply(root: Node, overrides: list[Override]) -> Node:
+    """The tree with every override in it. Raises RecipeError, all faults at once."""
+    faults: list[str] = []
+    seen: dict[str, str] = {}
+    for override in overrides:
+        if override.key in seen:
+            faults.append(f"{override.origin}: {override.key} is already set by {seen[override.key]}; keep one")
+            continue
+        seen[override.key] = override.origin
+        try:
+            root = _apply(root, override)
+        except RecipeError as error:
+            faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+    return root
+
+
+def _apply(root: Node, override: Override) -> Node:
+    parts = override.key.split(".")
+    if parts[0] != "stages":
+        return _put(root, parts, override, "")
+    stages = root.get("stages")
+    if stages is None or not isinstance(stages.value, list):
+        raise RecipeError(f"{override.origin}: this recipe is a single stage; leave 'stages.<name>.' out")
+    rest = override.key.removeprefix("stages.") if len(parts) > 1 else ""
+    names = [_name(node) for node in stages.value]
+    # A stage's name may itself hold dots: the longest that fits is meant.
+    fitting = [i for i, name in enumerate(names) if name and rest.startswith(name + ".")]
+    if not fitting:
+        near = difflib.get_close_matches(rest.split(".")[0], [n for n in names if n], n=1, cutoff=0.5)
+        hint = f"did you mean stages.{near[0]}? " if near else ""
+        known = ", ".join(name for name in names if name)
+        raise RecipeError(f"{override.origin}: write stages.<name>.<key>=value; {hint}the stages are {known}")
+    index = max(fitting, key=lambda i: len(names[i]))
+    if names.count(names[index]) > 1:
+        raise RecipeError(f"{override.origin}: two stages are called {names[index]}; give each its own name first")
+    keys = rest[len(names[index]) + 1 :].split(".")
+    items = list(stages.value)
+    items[index] = _put(items[index], keys, override, "")
+    assert isinstance(root.value, dict)
+    return Node({**root.value, "stages": Node(list(items), stages.place)}, root.place)
+
+
+def _name(node: Node) -> str:
+    name = node.get("name")
+    return name.value if name is not None and isinstance(name.value, str) else ""
+
+
+def _put(node: Node, keys: list[str], override: Override, section: str) -> Node:
+    """`node` with the override's value at `keys`, mappings made on the way where there are none."""
+    key, rest = keys[0], keys[1:]
+    if isinstance(node.value, list):
+        index = _index(node, key, override)
+        items = list(node.value)
+        items[index] = _put(items[index], rest, override, "") if rest else override.value
+        return Node(items, node.place)
+    if node.value is not None and not isinstance(node.value, dict):
+        written = f"{node.place} is" if node.place.key else "it is"
+        raise RecipeError(f"{override.origin}: nothing can be set below a plain value ({written} {node.value!r})")
+    entries = dict(node.value or {})
+    if rest:
+        inner = entries.get(key, Node({}, override.value.place))
+        if key not in entries and rest[0].isdigit():
+            raise RecipeError(
+                f"{override.origin}: there is no list {key} here to set an entry of; see where it is written"
+            )
+        entries[key] = _put(inner, rest, override, key)
+    else:
+        entries = {**without_alternatives(entries, {key}, section), key: override.value}
+    return Node(entries, node.place)
+
+
+def _index(node: Node, key: str, override: Override) -> int:
+    assert isinstance(node.value, list)
+    if key.isdigit() and len(key) <= 6 and int(key) < len(node.value):
+        return int(key)
+    named = [item.get("taskname") for item in node.value]
+    names = [str(name.value) if name is not None else "" for name in named]
+    if names.count(key) == 1:
+        return names.index(key)
+    choices = [f"0 to {len(node.value) - 1}"] if node.value else []
+    choices += [name for name in names if name]
+    raise RecipeError(
+        f"{override.origin}: {key!r} names no entry of the list; choose {' or '.join(choices) or 'another key'}"
+    )

@@ -1,0 +1,81 @@
+"""What every section shares: strictness, and the kinds of text a recipe may hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+MAX_LINE = 4096
+MAX_TEXT = 100_000
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Section(BaseModel):
+    """A mapping of a recipe: immutable, no conversions between types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def fault(message: str) -> PydanticCustomError:
+    """A validator's own message (what; how to mend), shown as it is."""
+    # Braces would be read as a template's fields.
+    return PydanticCustomError("hpclm", "{message}", {"message": message})
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Text for a message: quoted, escaped and short."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def one_line(text: str) -> str:
+    """Text that may reach a script, a log or a screen: not empty, one line, nothing invisible."""
+    if not text.strip():
+        raise fault("is empty; write a value or leave the key out")
+    if len(text) > MAX_LINE:
+        raise fault(f"is longer than {MAX_LINE} characters; shorten it")
+    bad = next((character for character in text if not character.isprintable()), None)
+    if bad is not None:
+        kind = "a line break" if bad in "\n\r" else f"the invisible character U+{ord(bad):04X}"
+        raise fault(f"{shown(text)} holds {kind}; write it on one line of printable characters")
+    return text
+
+
+def plain_name(text: str) -> str:
+    """A name that can be a folder, a job name and an argument."""
+    if not _NAME.fullmatch(text) or text.startswith((".", "-")):
+        raise fault(
+            f"{shown(text)} is no name; use 1 to 64 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+        )
+    return text
+
+
+def absolute_path(text: str, info: ValidationInfo) -> str:
+    """A path, taken from the recipe's folder."""
+    one_line(text)
+    if text.startswith("~"):
+        raise fault(f"{shown(text)}: ~ is not expanded; write the whole path, or one relative to the recipe")
+    directory: str = (info.context or {}).get("directory", ".")
+    return os.path.abspath(os.path.join(directory, text))  # noqa: PTH100, PTH118 - Path keeps '..'
+
+
+def prose(text: str) -> str:
+    """Text that is data for the model and never reaches a script: line breaks allowed."""
+    if not text:
+        raise fault("is empty; write the text")
+    if len(text) > MAX_TEXT:
+        raise fault(f"is longer than {MAX_TEXT} characters; shorten it")
+    return text
+
+
+Name = Annotated[str, AfterValidator(plain_name)]
+Line = Annotated[str, AfterValidator(one_line)]
+PathText = Annotated[str, AfterValidator(absolute_path)]
+Prose = Annotated[str, AfterValidator(prose)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Width = Annotated[int, Field(ge=1, le=10**6)]
+NotNegative = Annotated[int, Field(ge=0, le=10**9)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -1,0 +1,70 @@
+"""The image a stage runs in. How it is entered is the site's matter."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from hpclm.recipe.schema.base import Line, PathText, Section, absolute_path, fault, one_line, shown
+
+_IMAGE = re.compile(r"[A-Za-z0-9._/:#@+=-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+# Set by the launcher and the scheduler; PYXIS_ and ENROOT_ variables inject options into the runtime.
+_OWN_PREFIXES = ("HPCLM_", "SLURM_", "SBATCH_", "SRUN_", "PYXIS_", "ENROOT_")
+
+
+def _image(text: str, info: ValidationInfo) -> str:
+    one_line(text)
+    if text.startswith(("./", "../", "/")) or ("/" not in text and text.endswith((".sqsh", ".sif"))):
+        return absolute_path(text, info)
+    if not _IMAGE.fullmatch(text):
+        raise fault(
+            f"{shown(text)} is no image; give one like nvcr.io/nvidia/nemo:23.02, or a path that starts with ./ or /"
+        )
+    return text
+
+
+def _mountable(text: str) -> str:
+    if "," in text or ":" in text:
+        raise fault(f"{shown(text)}: container runtimes cannot mount a path with ',' or ':'; rename or link it")
+    return text
+
+
+def _inside(text: str) -> str:
+    if not text.startswith("/"):
+        raise fault(f"{shown(text)} is a path inside the container; start it with /")
+    return _mountable(one_line(text))
+
+
+def _variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise fault(f"{shown(text)} is no variable name; use letters, digits and _")
+    if text.startswith(_OWN_PREFIXES):
+        raise fault(f"{text} belongs to the launcher or the scheduler; use another name")
+    return text
+
+
+InsidePath = Annotated[str, AfterValidator(_inside)]
+
+
+class Mount(Section):
+    """A folder of the host seen inside the container."""
+
+    source: Annotated[PathText, AfterValidator(_mountable)] = Field(description="folder or file on the host")
+    target: InsidePath = Field(description="absolute path inside")
+    read_only: bool = Field(False, description="refuse writes from inside")
+
+
+class Container(Section):
+    """An image, what is mounted into it, and its environment."""
+
+    image: Annotated[str, AfterValidator(_image)] = Field(
+        description="registry/name:tag, or a path to a .sqsh or .sif file"
+    )
+    mounts: tuple[Mount, ...] = Field((), description="besides the run folder, which is always mounted")
+    workdir: InsidePath | None = Field(None, description="folder a rank starts in; null: the run's")
+    environment: dict[Annotated[str, AfterValidator(_variable)], Line] = Field(
+        default_factory=dict, description="variables set inside; secrets belong in the site profile"
+    )

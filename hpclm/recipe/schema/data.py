@@ -1,0 +1,79 @@
+"""What a stage reads: text to pre-train on, or JSONL rows and the templates that turn them into prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from hpclm.recipe.schema.base import Count, Fraction, Line, Name, PathText, Prose, Section, fault, shown
+
+
+class Text(Section):
+    """Text to pre-train on."""
+
+    paths: tuple[PathText, ...] = Field(min_length=1, description="files and folders (searched to the bottom)")
+    pattern: Line = Field("*", description="file names taken from folders, as in *.txt")
+    document: Literal["file", "line"] = Field("file", description="what one document is")
+    seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(1024, description="tokens a sample")
+    validation_fraction: Fraction = Field(0.02, description="documents kept for validation")
+    max_mib: Annotated[float, Field(gt=0, le=1e9)] | None = Field(None, description="MiB read at most; null: all")
+
+    @field_validator("pattern")
+    @classmethod
+    def _of_names(cls, pattern: str) -> str:
+        if "/" in pattern:
+            raise fault(f"{shown(pattern)} holds '/'; a pattern is for file names, folders go to text.paths")
+        return pattern
+
+
+class Data(Section):
+    """JSONL files: one object a line, with `taskname` and the fields of that task's template."""
+
+    train: tuple[PathText, ...] = Field((), description="rows to learn from")
+    validation: tuple[PathText, ...] = Field((), description="rows for val_loss")
+    test: tuple[PathText, ...] = Field((), description="rows to answer; predictions keep their order")
+    max_seq_length: Annotated[int, Field(ge=2, le=10**7)] | None = Field(
+        None, description="tokens of an example, virtual ones included; default the model's positions"
+    )
+    add_bos: bool = Field(False, description="start each example with the BOS token")
+    add_eos: bool = Field(True, description="end each training example with the EOS token")
+
+
+class TaskTemplate(Section):
+    """NeMo's task template: how a row becomes a prompt with virtual tokens in it."""
+
+    taskname: Name = Field(description="rows whose taskname is this use the template")
+    prompt_template: Prose = Field(
+        description="text with {fields} of the row and <|VIRTUAL_PROMPT_0|>, <|VIRTUAL_PROMPT_1|>, … markers"
+    )
+    total_virtual_tokens: Annotated[int, Field(ge=1, le=10**5)] = Field(description="trained tokens of the task")
+    virtual_token_splits: tuple[Count, ...] | None = Field(
+        None, description="virtual tokens at each marker; default all at the only one"
+    )
+    truncate_field: Line | None = Field(None, description="field cut when an example is too long; null: it is skipped")
+    answer_only_loss: bool = Field(True, description="learn from the answer's tokens alone")
+    answer_field: Line | None = Field("answer", description="field that holds the answer")
+    prompt_init: Literal["random", "text"] = Field("random", description="start of the virtual tokens; prompt-tuning")
+    prompt_init_text: Prose | None = Field(None, description="text whose embeddings are copied; prompt_init: text")
+
+
+class Prompt(Section):
+    """The p-tuning encoder (prompt-tuning has none)."""
+
+    encoder: Literal["tpmlp", "mlp", "lstm"] = Field("tpmlp", description="what makes the virtual tokens")
+    encoder_hidden: Annotated[int, Field(ge=1, le=10**6)] = Field(2048, description="width inside the encoder")
+    encoder_layers: Annotated[int, Field(ge=1, le=64)] = Field(2, description="of mlp (2 or more) and lstm")
+    encoder_dropout: Fraction = Field(0.0, description="between the layers of lstm")
+    encoder_init_std: Annotated[float, Field(gt=0, le=10)] = Field(0.023, description="of tpmlp's weights")
+
+
+class Generation(Section):
+    """How answers are made."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] = Field(30, description="tokens of an answer at most")
+    greedy: bool = Field(True, description="the likeliest token each time; false: draw from the distribution")
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="flattens (>1) or sharpens (<1)")
+    top_k: Annotated[int, Field(ge=0, le=10**6)] = Field(0, description="draw from the k likeliest; 0: all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="draw from the likeliest p of the mass")
+    batch_size: Annotated[int, Field(ge=1, le=10**5)] = Field(16, description="prompts answered at once on a rank")

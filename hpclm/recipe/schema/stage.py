@@ -1,0 +1,58 @@
+"""A stage: what one job does. A recipe with a `task` is one stage; one with `stages` has several."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, plain_name
+from hpclm.recipe.schema.container import Container
+from hpclm.recipe.schema.data import Data, Generation, Prompt, TaskTemplate, Text
+from hpclm.recipe.schema.model import Model
+from hpclm.recipe.schema.resources import Parallel, Resources
+from hpclm.recipe.schema.tokenizer import Tokenizer
+from hpclm.recipe.schema.training import Batch, Checkpointing, Optim, Trainer
+
+VERSION = 1
+TASKS = ("pretrain", "p-tuning", "prompt-tuning", "evaluate")
+
+
+def _stage_or_path(text: str, info: ValidationInfo) -> str:
+    """A stage's name stays a name; what holds a `/` is a path."""
+    one_line(text)
+    return absolute_path(text, info) if "/" in text else plain_name(text)
+
+
+class Stage(Section):
+    """One job, with everything it inherited from the recipe's top level."""
+
+    name: Name = Field(description="folder and job name of the stage")
+    task: Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate"] = Field(description="what the stage does")
+    base: Name | None = Field(None, description="earlier pretrain stage whose model and tokenizer are used")
+    prompts: Annotated[str, AfterValidator(_stage_or_path)] | None = Field(
+        None,
+        description="evaluate: an earlier prompt-learning stage, or a path (with a /) to its checkpoints; "
+        "left out, the model answers alone",
+    )
+    model: Model | None = Field(None, description="architecture or checkpoint")
+    tokenizer: Tokenizer | None = Field(None, description="left out: the base checkpoint's")
+    parallel: Parallel = Field(default_factory=Parallel, description="how the model is split")
+    resources: Resources = Field(default_factory=Resources, description="what it runs on")
+    container: Container | None = Field(None, description="left out: no container")
+    batch: Batch | None = Field(None, description="needed to train")
+    trainer: Trainer | None = Field(None, description="needed to train")
+    optim: Optim | None = Field(None, description="needed to train")
+    checkpoint: Checkpointing = Field(default_factory=Checkpointing, description="saving")
+    text: Text | None = Field(None, description="needed by pretrain")
+    data: Data | None = Field(
+        None, description="needed by the other tasks; evaluate may inherit it from its prompts stage"
+    )
+    task_templates: tuple[TaskTemplate, ...] | None = Field(
+        None, description="needed by the other tasks; evaluate may inherit them from its prompts stage"
+    )
+    prompt: Prompt | None = Field(None, description="p-tuning's encoder")
+    generation: Generation | None = Field(None, description="evaluate's")
+
+
+SECTIONS = frozenset(Stage.model_fields) - {"name", "task", "base", "prompts"}

@@ -1,0 +1,261 @@
+"""YAML as a tree in which every value knows the line it was written on.
+
+YAML 1.2's core schema decides what a plain scalar means, so `1e-4` is a number and `no` is text (PyYAML's own YAML 1.1
+has both the other way). Anchors, aliases, tags and several documents are refused: a recipe is plain data, the
+same to every reader, and cannot unfold into something larger than the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+
+from hpclm.errors import RecipeError
+
+MAX_FILE_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+Scalar = Union[str, int, float, bool, None]
+
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_TRUE = frozenset({"true", "True", "TRUE"})
+_FALSE = frozenset({"false", "False", "FALSE"})
+# 18 digits fit every size in a recipe, and Python reads them without its limit on long integers.
+_INT = re.compile(r"[-+]?[0-9]{1,18}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,4})?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f]")
+# The C parser where PyYAML was built with it: about eight times faster.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written: `recipes/x.yaml:14` and `parallel.tensor`, or a command-line argument and no key."""
+
+    origin: str
+    key: str = ""
+
+    @property
+    def argument(self) -> bool:
+        """Whether this is a command-line argument, which itself names the key."""
+        return self.origin.startswith("--")
+
+    def __str__(self) -> str:
+        return self.origin if self.argument or not self.key else f"{self.origin} {self.key}"
+
+    def child(self, key: str) -> Place:
+        return replace(self, key=f"{self.key}.{key}" if self.key else key)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and its place. Mappings keep the order of the file."""
+
+    value: Scalar | list[Node] | dict[str, Node]
+    place: Place
+
+    def plain(self) -> Any:
+        """The value without places: dicts, tuples and scalars."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return tuple(node.plain() for node in self.value)
+        return self.value
+
+    def get(self, *keys: str | int) -> Node | None:
+        """The node under `keys`, or None."""
+        node: Node | None = self
+        for key in keys:
+            assert node is not None
+            if isinstance(node.value, dict) and isinstance(key, str):
+                node = node.value.get(key)
+            elif isinstance(node.value, list) and isinstance(key, int) and key < len(node.value):
+                node = node.value[key]
+            else:
+                return None
+            if node is None:
+                return None
+        return node
+
+    def where(self, *keys: str | int) -> Place:
+        """The place of `keys`; where they are not written, the nearest enclosing place with the full key."""
+        place = self.place
+        node: Node | None = self
+        for key in keys:
+            node = node.get(key) if node is not None else None
+            if node is not None:
+                place = node.place
+            else:
+                place = replace(place, key=f"{place.key}[{key}]") if isinstance(key, int) else place.child(key)
+        return place
+
+    def leaves(self) -> Iterator[Node]:
+        """Every scalar below, in the order of the file."""
+        if isinstance(self.value, dict):
+            for node in self.value.values():
+                yield from node.leaves()
+        elif isinstance(self.value, list):
+            for node in self.value:
+                yield from node.leaves()
+        else:
+            yield self
+
+
+def read_tree(path: Path) -> tuple[str, Node]:
+    """A recipe file's text and tree. Raises RecipeError with the line for anything but one plain YAML mapping."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe file") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise RecipeError(f"{path}:1: larger than {MAX_FILE_BYTES >> 20} MiB; is this a recipe?")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from None
+    root = parse(text, str(path))
+    if not isinstance(root.value, dict):
+        raise RecipeError(f"{path}:1: a recipe is a mapping of keys such as name, task and model; see docs/recipe.md")
+    return text, root
+
+
+def parse(text: str, file: str, *, numbered: bool = True) -> Node:
+    """One YAML document as a tree. `numbered` adds line numbers to the places. Raises RecipeError."""
+    return _Builder(text, file, numbered).document()
+
+
+class _Builder:
+    """Turns the parser's events into nodes, refusing what a recipe may not hold."""
+
+    def __init__(self, text: str, file: str, numbered: bool) -> None:
+        self.text, self.file, self.numbered = text, file, numbered
+        for number, line in enumerate(text.split("\n"), start=1):
+            # Here and not left to the parser, which names neither line nor character.
+            bad = _CONTROL.search(line)
+            if bad is not None:
+                raise self.error(number, f"holds the control character U+{ord(bad[0]):04X}; remove it")
+        self.events = yaml.parse(text, Loader=_LOADER)
+
+    def origin(self, line: int) -> str:
+        return f"{self.file}:{line}" if self.numbered else self.file
+
+    def error(self, line: int, message: str) -> RecipeError:
+        return RecipeError(f"{self.origin(line)}: {message}")
+
+    def next(self) -> Any:
+        try:
+            event = next(self.events)
+        except yaml.MarkedYAMLError as error:
+            raise self._syntax(error) from None
+        except yaml.YAMLError:
+            raise self.error(1, "is not YAML text; remove its control characters") from None
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise self.error(
+                line,
+                "anchors (&) and aliases (*) are not read; write the value out, or at the top level for all "
+                "stages; text that starts with & or * goes into quotes",
+            )
+        if getattr(event, "tag", None):
+            raise self.error(
+                line, f"the tag {event.tag!r} is not read; write the plain value (text starting with ! in quotes)"
+            )
+        return event
+
+    def _syntax(self, error: yaml.MarkedYAMLError) -> RecipeError:
+        mark = error.problem_mark or error.context_mark
+        # At the end of the file the mark lies behind the last line.
+        lines = self.text.split("\n")
+        number = min(mark.line + 1 if mark else 1, len(lines))
+        line = lines[number - 1]
+        if "\t" in line[: len(line) - len(line.lstrip())] or "\t" in line[mark.column : mark.column + 1 if mark else 0]:
+            return self.error(number, "a tab indents this line; YAML wants spaces")
+        hint = "check quotes, brackets and indentation here and on the line above"
+        problem = error.problem or "cannot be read"
+        if "mapping values are not allowed" in problem:
+            hint = "text that holds ': ' goes into quotes; a key needs its own line"
+        elif "cannot start any token" in problem:
+            hint = "text that starts with @, `, % or a tab goes into quotes"
+        return self.error(number, f"not valid YAML ({problem}); {hint}")
+
+    def document(self) -> Node:
+        self.next()
+        event = self.next()
+        if isinstance(event, yaml.StreamEndEvent):
+            return Node(None, Place(self.origin(1)))
+        root = self.node(self.next(), 0, None)
+        self.next()
+        event = self.next()
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise self.error(event.start_mark.line + 1, "a second document (---) starts; a recipe is one")
+        return root
+
+    def node(self, event: Any, depth: int, key_line: int | None) -> Node:
+        line = key_line or event.start_mark.line + 1
+        if depth > MAX_DEPTH:
+            raise self.error(line, f"nested deeper than {MAX_DEPTH} levels; no recipe needs that")
+        place = Place(self.origin(line))
+        if isinstance(event, yaml.ScalarEvent):
+            return Node(resolve_scalar(event.value) if event.implicit[0] else event.value, place)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Node] = []
+            while not isinstance(event := self.next(), yaml.SequenceEndEvent):
+                items.append(self.node(event, depth + 1, None))
+            return Node(items, place)
+        return Node(self.mapping(depth), place)
+
+    def mapping(self, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        while not isinstance(event := self.next(), yaml.MappingEndEvent):
+            line = event.start_mark.line + 1
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self.error(
+                    line, "a key must be a word; check the brackets, or put text that holds { or [ in quotes"
+                )
+            key = event.value
+            if not key or not key.isprintable() or len(key) > 128:
+                raise self.error(line, f"{key[:40]!r} cannot be a key; a key is one word")
+            if key in entries:
+                first = entries[key].place.origin
+                raise self.error(line, f"{key}: written twice (first at {first}); keep one")
+            entries[key] = self.node(self.next(), depth + 1, line)
+        return entries
+
+
+def resolve_scalar(text: str) -> Scalar:
+    """What a plain (unquoted) scalar means in YAML 1.2's core schema, decimal numbers only."""
+    if text in _NULL:
+        return None
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def with_keys(node: Node, key: str = "") -> Node:
+    """The same tree with every place naming its full key; entries of `stages` go by their name."""
+    place = replace(node.place, key=key)
+    if isinstance(node.value, dict):
+        return Node({k: with_keys(n, f"{key}.{k}" if key else k) for k, n in node.value.items()}, place)
+    if isinstance(node.value, list):
+        return Node([with_keys(n, _item_key(key, i, n)) for i, n in enumerate(node.value)], place)
+    return Node(node.value, place)
+
+
+def _item_key(key: str, index: int, node: Node) -> str:
+    name = node.get("name") if key == "stages" else None
+    if name is not None and isinstance(name.value, str) and name.value.isprintable() and name.value:
+        return f"stages.{name.value[:64]}"
+    return f"{key}[{index}]"

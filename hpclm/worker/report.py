@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.errors import CheckpointError, DataError
-from hpclm.runs.files import write_json
+from hpclm.runs.files import append_line, finite, write_json
 from hpclm.worker.ranks import RankFacts
 from hpclm.worker.rendezvous import RendezvousError
 
@@ -111,8 +111,7 @@ class Progress:
         if not self.active:
             return
         row = {"kind": kind, "step": step, **values, "time": time.time()}
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.metrics_path, finite(row))
         shown = " ".join(f"{key} {value:.6g}" for key, value in values.items() if isinstance(value, float))
         print(f"{kind} step {step} {shown}", flush=True)
 

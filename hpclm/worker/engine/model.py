@@ -95,6 +95,9 @@ def build_gpt(model: ModelSpec, config: TransformerConfig, groups: Groups) -> GP
         gpt.embedding.reduce_scatter_embeddings = False
         gpt.embedding.word_embeddings.reduce_scatter_embeddings = False
     gpt.to(groups.device)
+    for parameter in gpt.parameters():
+        # the position table does not follow params_dtype
+        parameter.data = parameter.data.to(config.params_dtype)
     mark_tensor_parallel(gpt)
     return gpt
 

@@ -22,13 +22,53 @@ from megatron.core.transformer.module import param_is_not_shared
 from hpclm.plan.spec import OptimSpec
 
 
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), at 1 and inert otherwise.
+
+    The loss is multiplied before the backward pass so that small gradients survive fp16. An overflow halves the scale
+    and skips the step; `GROWTH_STEPS` steps without one double it. Constants are Megatron's (optimizer/grad_scaler.py
+    with its default arguments).
+    """
+
+    INITIAL, MINIMUM, GROWTH_STEPS = 2.0**32, 1.0, 1000
+
+    def __init__(self, precision: str) -> None:
+        self.active = precision == "fp16"
+        self.scale = self.INITIAL if self.active else 1.0
+        self.good_steps = 0
+
+    def apply(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss * self.scale if self.active else loss
+
+    def update(self, *, overflow: bool) -> None:
+        self.good_steps = 0 if overflow else self.good_steps + 1
+        if overflow:
+            self.scale = max(self.MINIMUM, self.scale / 2)
+        elif self.good_steps == self.GROWTH_STEPS:
+            self.scale, self.good_steps = self.scale * 2, 0
+
+    def state(self) -> list[float]:
+        return [self.scale, self.good_steps]
+
+    def restore(self, state: list[float]) -> None:
+        self.scale, self.good_steps = float(state[0]), int(state[1])
+
+
 class Optimizer:
     """Updates the trainable parameters this rank holds; there may be none (prompt learning on a later stage)."""
 
-    def __init__(self, module: torch.nn.Module, optim: OptimSpec, clip_norm: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        optim: OptimSpec,
+        clip_norm: float,
+        device: torch.device,
+        loss_scale: LossScale,
+    ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self.parameters]
-        self.clip_norm = clip_norm
+        self.clip_norm, self.loss_scale = clip_norm, loss_scale
+        self.updates = 0
         self.device = device
         # Megatron's rule (optimizer/__init__.py, _get_param_groups): no decay for biases and one-dimensional weights
         decay = [m for m, p in zip(self.masters, self.parameters, strict=True) if p.dim() > 1]
@@ -46,17 +86,31 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
-        """One update from the parameters' `main_grad` (fp32). Returns the global gradient norm before clipping."""
-        norm = self._gradient_norm()
-        if not math.isfinite(norm):
+        """One update from the parameters' `main_grad` (fp32). Returns the global gradient norm before clipping.
+
+        In fp16 an overflow skips the update and the norm is infinite or NaN; elsewhere, and where no smaller loss
+        scale would help, that raises FloatingPointError.
+        """
+        norm = self._gradient_norm() / self.loss_scale.scale
+        overflow = not math.isfinite(norm)
+        if overflow and self.loss_scale.scale <= LossScale.MINIMUM:
             raise FloatingPointError(f"the gradient norm is {norm}: the training diverged; lower optim.lr")
-        scale = self.clip_norm / (norm + 1e-6) if self.clip_norm > 0 else 1.0
+        if self.loss_scale.active:
+            factor = 1.0 / self.loss_scale.scale
+            self.loss_scale.update(overflow=overflow)
+            if overflow:
+                return norm
+        else:
+            factor = 1.0
+        if self.clip_norm > 0:
+            factor *= min(1.0, self.clip_norm / (norm + 1e-6))
         for parameter, master in zip(self.parameters, self.masters, strict=True):
-            master.grad = parameter.main_grad.mul_(scale) if scale < 1.0 else parameter.main_grad
+            master.grad = parameter.main_grad.mul_(factor) if factor != 1.0 else parameter.main_grad
         if self.adam is not None:
             for group in self.adam.param_groups:
                 group["lr"] = lr
             self.adam.step()
+        self.updates += 1
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if parameter is not master:
                 parameter.copy_(master)
@@ -104,10 +158,16 @@ class Optimizer:
             state["exp_avg_sq"] = torch.zeros_like(master)
         return state
 
-    def set_step(self, step: int) -> None:
-        """Tell Adam how many updates lie behind it (its bias correction)."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside `sharded_state`: updates made (skipped steps make none) and the loss scale."""
+        return {"updates": self.updates, "loss_scale": self.loss_scale.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; Adam's bias correction counts the updates."""
+        self.updates = int(state["updates"])
+        self.loss_scale.restore(state["loss_scale"])
         for master in self.masters:
-            self._moments(master)["step"].fill_(float(step))
+            self._moments(master)["step"].fill_(float(self.updates))
 
 
 def _owner(

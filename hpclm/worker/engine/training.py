@@ -20,7 +20,7 @@ from hpclm.worker.checkpoints.manager import CheckpointManager
 from hpclm.worker.checkpoints.shards import sharded_tensors
 from hpclm.worker.engine.groups import Groups, seed_step
 from hpclm.worker.engine.language_model import Batch, LanguageModel
-from hpclm.worker.engine.optimizer import Optimizer, learning_rate
+from hpclm.worker.engine.optimizer import LossScale, Optimizer, learning_rate
 from hpclm.worker.report import Progress, StoppedError, say
 from hpclm.worker.signals import StopFlag
 
@@ -70,7 +70,10 @@ class Trainer:
         )
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self.model.no_sync
-        self.optimizer = Optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device)
+        loss_scale = LossScale(spec.trainer.precision)
+        if loss_scale.active:
+            model.config.grad_scale_func = loss_scale.apply
+        self.optimizer = Optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device, loss_scale)
         trainer = spec.trainer
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
@@ -110,9 +113,9 @@ class Trainer:
         shards = self.shards()
         store.load(state["path"], [*shards, *self.optimizer.sharded_state(shards)])
         step = int(state["step"])
-        self.optimizer.set_step(step)
+        self.optimizer.restore(state["optimizer"])
         self.val_loss = state["val_loss"]
-        self.loss = state.get("loss")
+        self.loss = state["loss"]
         self.progress.forget_after(step)
         say(f"resumed from {state['path'].name}")
         return step
@@ -171,7 +174,7 @@ class Trainer:
         self.progress.update(phase="saving")
         shards = self.shards()
         tensors = [*shards, *self.optimizer.sharded_state(shards)]
-        self.manager.save(step, tensors, {"loss": self.loss}, val_loss)
+        self.manager.save(step, tensors, {"loss": self.loss, "optimizer": self.optimizer.state()}, val_loss)
         self.progress.update(phase="training")
 
     def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:

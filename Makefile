@@ -1,0 +1,62 @@
+# make demo     set up, then the whole road on this machine's CPU: pre-train, p-tune, evaluate, collect
+# make check    set up, then lint, format, types and every test
+# make cluster  a Slurm of four nodes on this machine, to try things on (Ctrl-C stops it)
+
+PYTHON ?= python3
+VENV ?= .venv
+# One CPU build of torch for every machine that has no GPU; TORCH=torch takes whatever the index offers.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_DATA := demo-data
+
+.PHONY: demo check lint types test slurm cluster clean
+
+demo: $(READY) $(DEMO_DATA)/train.jsonl
+	$(BIN)/hpclm submit recipes/demo.yaml --wait
+	$(BIN)/hpclm collect --pred-file test-results.txt
+
+$(DEMO_DATA)/train.jsonl: $(READY)
+	$(BIN)/hpclm data demo $(DEMO_DATA)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hpclm needs Python 3.10 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[engine,gpu,dev]"
+	touch $(READY)
+
+check: lint types test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@if ls launch/*.sh >/dev/null 2>&1; then $(BIN)/shellcheck launch/*.sh .ci/run; else $(BIN)/shellcheck .ci/run; fi
+
+types: $(READY)
+	$(BIN)/mypy
+
+# Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included.
+test: $(READY) slurm
+	@if command -v slurmctld >/dev/null; then \
+	  $(BIN)/pytest -m ""; \
+	else \
+	  echo "LEFT OUT: the tests on a real Slurm, for slurmctld is not installed (Debian: apt-get install slurm-wlm)"; \
+	  $(BIN)/pytest -m "not cluster"; \
+	fi
+
+# Slurm for the tests, where this user may install it.
+slurm:
+	@command -v slurmctld >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm >/dev/null; \
+	  else \
+	    echo "slurmctld is missing and this user cannot install it (needs root and apt-get: slurm-wlm)"; \
+	  fi; }
+
+cluster: $(READY) slurm
+	$(BIN)/python launch/dev_cluster.py
+
+clean:
+	rm -rf $(VENV) $(DEMO_DATA) runs test-results.txt .mypy_cache .pytest_cache .ruff_cache

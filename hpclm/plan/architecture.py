@@ -32,11 +32,10 @@ def from_keys(stage: StageContext, vocab_size: int | None, default_positions: in
     keys = written_keys(stage)
     missing = [key for key in _NEEDED if key not in keys]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         stage.error(
             ("model",),
-            f"{either(missing)} missing; add what is missing, or give model.checkpoint".replace(" or ", " and ", 1)
-            if len(missing) > 1
-            else f"{missing[0]} is missing; add it, or give model.checkpoint",
+            f"{', '.join(missing)} {verb} missing; add what is missing, or give model.checkpoint",
             "architecture",
             missing,
         )
@@ -88,10 +87,11 @@ def _heads_fit(stage: StageContext, keys: dict[str, Any]) -> bool:
             choices,
         )
         fine = False
-    if keys.get("position_embedding") == "rope" and keys.get("kv_channels", hidden // heads) % 2:
+    width = keys.get("kv_channels", hidden // heads)
+    if keys.get("position_embedding") == "rope" and width % 2:
         stage.error(
             ("model", "position_embedding"),
-            f"rope turns pairs and a head is {keys.get('kv_channels', hidden // heads)} wide; choose an even kv_channels",
+            f"rope turns pairs and a head is {width} wide; choose an even kv_channels",
             "rope needs an even kv_channels",
         )
         fine = False

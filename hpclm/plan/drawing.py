@@ -13,11 +13,9 @@ _WIDTH = 100
 
 
 def picture(plan: Plan) -> str:
-    """Plain text, 100 columns at most for nodes of up to eight devices."""
+    """Plain text of about 100 columns; the findings are not in it."""
     blocks = [f"{plan.name}   {plan.recipe}"]
     blocks += [_stage(stage) for stage in plan.stages]
-    if plan.findings:
-        blocks.append(_findings(plan))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -29,7 +27,7 @@ def _stage(stage: StagePlan) -> str:
     nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''} × {devices}"
     split = stage.parallel
     if split is None:
-        return "\n".join([*lines, f"  {nodes}: cannot be split as asked, see below"])
+        return "\n".join([*lines, f"  {nodes}: cannot be split as asked"])
     ranks = f"{split.world_size} rank{'s' if split.world_size > 1 else ''}"
     lines.append(
         f"  {nodes} = {ranks} = tensor {split.tensor} × pipeline {split.pipeline} × data {split.data}"
@@ -49,7 +47,8 @@ def _batch(stage: StagePlan) -> list[str]:
         return []
     batch = stage.work.batch
     if stage.task == "evaluate":
-        return [f"  {batch.micro_batch_size} prompts at once on each of {stage.parallel.data} replicas"]
+        replicas = "on one replica" if stage.parallel.data == 1 else f"on each of {stage.parallel.data} replicas"
+        return [f"  {batch.micro_batch_size} prompts at once {replicas}"]
     steps = f", {stage.total_steps} steps" if stage.total_steps else ""
     return [
         f"  batch {batch.global_batch_size} = micro {batch.micro_batch_size} × data {stage.parallel.data} × "
@@ -150,11 +149,3 @@ def _legend(stage: StagePlan) -> str:
     if split.data > 1:
         parts.append(f"d: replica, 0–{split.data - 1}")
     return f"  ({'; '.join(parts)})"
-
-
-def _findings(plan: Plan) -> str:
-    """Errors first; each with its place."""
-    lines = []
-    for severity in ("error", "warning", "info"):
-        lines += [f"{severity}: {finding}" for finding in plan.findings if finding.severity == severity]
-    return "\n".join(lines)

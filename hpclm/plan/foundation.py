@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hpclm.plan import architecture, vocabulary
 from hpclm.plan.context import StageContext
 from hpclm.plan.result import Origin
-from hpclm.plan.spec import PROMPT_TASKS, ModelSpec, TokenizerSpec
+from hpclm.plan.spec import ModelSpec, TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,10 @@ def lay(
 
 
 def _one_base(stage: StageContext) -> None:
+    """`base` wins over a checkpoint of the recipe's top level; beside one of the stage's own it is ambiguous."""
     node = stage.loaded.tree.get("model", "checkpoint")
-    if (
-        node is not None
-        and node.value is not None
-        and "model" in stage.loaded.own
-        and stage.recipe.task in PROMPT_TASKS
-    ):
-        written = node.place.key.startswith("stages.")
-        if written:
-            stage.error(("model", "checkpoint"), "stands beside base, which gives the model too; keep one", "one base")
+    if node is not None and node.value is not None and node.place.key.startswith("stages."):
+        stage.error(("model", "checkpoint"), "stands beside base, which gives the model too; keep one", "one base")
 
 
 def _on_stage(stage: StageContext, name: str, parent: Earlier) -> Foundation:

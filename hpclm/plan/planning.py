@@ -193,20 +193,20 @@ class _StagePlanner:
         if recipe.task == "evaluate" or recipe.trainer is None or recipe.batch is None:
             return None
         if train_rows is not None and 0 < train_rows < recipe.batch.global_size:
-            self.stage.error(
+            self.stage.warning(
                 ("batch", "global"),
-                f"{recipe.batch.global_size} is more than the {train_rows} training rows, and incomplete batches are left "
-                f"out; choose {train_rows} or less",
+                f"{recipe.batch.global_size} is more than the {train_rows} training rows, so a step sees rows twice; "
+                f"choose {train_rows} or less",
                 "global batch <= training rows",
                 recipe.batch.global_size,
                 (train_rows,),
             )
-            return None
         if recipe.trainer.max_steps is not None:
             return recipe.trainer.max_steps
         if recipe.trainer.max_epochs is None or not train_rows:
             return None
-        return recipe.trainer.max_epochs * (train_rows // recipe.batch.global_size)
+        # Incomplete batches are left out, as the ranks' sampler does.
+        return recipe.trainer.max_epochs * max(1, train_rows // recipe.batch.global_size)
 
     def _work(
         self,

@@ -22,6 +22,7 @@ _USED: dict[str, frozenset[str]] = {
     "evaluate": _COMMON | {"data", "task_templates", "generation"},
 }
 _SECTIONS = frozenset().union(*_USED.values())
+_EXAMPLES = {"batch": "global and micro", "trainer": "max_steps or max_epochs", "optim": "lr"}
 _SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
@@ -44,7 +45,7 @@ def check(stage: StageContext) -> None:
     ):
         stage.error(("trainer",), "says no length; add max_steps or max_epochs", "max_steps or max_epochs")
     if recipe.task == "pretrain" and recipe.text is None:
-        stage.error(("text",), "is missing, and pretrain needs it; add it with paths", "needed section")
+        _needed(stage, ("text",), "paths")
     if recipe.task in PROMPT_TASKS:
         _check_prompt_learning(stage)
     if recipe.prompts is not None and recipe.task != "evaluate":
@@ -54,10 +55,14 @@ def check(stage: StageContext) -> None:
     _check_environment(stage)
 
 
+def _needed(stage: StageContext, keys: tuple[str, ...], content: str) -> None:
+    stage.error(keys, f"is missing, and {stage.recipe.task} needs it; add it with {content}", "needed section")
+
+
 def _check_prompt_learning(stage: StageContext) -> None:
     recipe = stage.recipe
     if recipe.data is None or not recipe.data.train:
-        stage.error(("data", "train"), f"is missing, and {recipe.task} needs rows; add JSONL files", "needed section")
+        _needed(stage, ("data", "train"), "JSONL files")
     elif not recipe.data.validation:
         stage.warning(
             ("data", "validation"),
@@ -65,7 +70,7 @@ def _check_prompt_learning(stage: StageContext) -> None:
             "validation rows",
         )
     if not recipe.task_templates:
-        stage.error(("task_templates",), f"is missing, and {recipe.task} needs one a task; add them", "needed section")
+        _needed(stage, ("task_templates",), "one template a task")
 
 
 def _check_environment(stage: StageContext) -> None:

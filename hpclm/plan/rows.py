@@ -38,7 +38,7 @@ class RowReport:
     """What a file holds.
 
     Attributes:
-        rows: lines read. `complete`: whether that is all of them.
+        rows: rows read (empty lines are none). `complete`: whether that is all of them.
         seen: field names by taskname, over the rows read.
     """
 
@@ -61,7 +61,7 @@ def read_rows(path: str, role: Role, templates: Sequence[TaskTemplate], budget: 
     """Look through `path` line by line. Raises OSError where it cannot be read."""
     report = RowReport(path)
     by_name = {template.taskname: template for template in templates}
-    blank = 0
+    number = 0
     with Path(path).open("rb") as file:
         while True:
             if budget.left <= 0:
@@ -71,28 +71,21 @@ def read_rows(path: str, role: Role, templates: Sequence[TaskTemplate], budget: 
             if not line:
                 break
             budget.left -= len(line)
-            report.rows += 1
-            number = report.rows
+            number += 1
             if len(line) > MAX_LINE_BYTES:
                 report.fault(number, f"is longer than {MAX_LINE_BYTES >> 20} MiB; one row is one line", "row")
                 report.complete = False
                 break
-            if not line.strip():
-                blank = blank or number
-                continue
-            if blank:
-                report.fault(blank, "is empty; remove it, so that rows and predictions keep their numbers", "row")
-                blank = 0
-            _check_line(report, number, line, role, by_name)
-    if blank:
-        # Empty lines at the end are no rows.
-        report.rows = blank - 1
+            # Empty lines are no rows, here and on the ranks.
+            if line.strip():
+                report.rows += 1
+                _check_line(report, number, line, role, by_name)
     return report
 
 
 def _check_line(report: RowReport, number: int, line: bytes, role: Role, templates: dict[str, TaskTemplate]) -> None:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except UnicodeDecodeError:
         report.fault(number, "is not UTF-8 text; convert the file", "row")
         return
@@ -128,9 +121,10 @@ def _check_row(
         )
         return
     report.seen.setdefault(template.taskname, set()).update(row)
-    for key in fields(template.prompt_template):
-        if key in row and not isinstance(row[key], str):
-            report.fault(number, f"{key} is {_kind(row[key])}; write it as text, in quotes", "row values are text")
+    for key, value in row.items():
+        if not isinstance(value, str):
+            message = f"{_word(key)} is {_kind(value)}; write it as text, in quotes"
+            report.fault(number, message, "row values are text")
     answer = template.answer_field
     if role == "train" and answer is not None and answer in fields(template.prompt_template) and answer not in row:
         report.fault(
@@ -178,15 +172,25 @@ def findings(
             hint = f"did you mean {{{near[0]}}}? " if near else ""
             found.error(
                 where,
-                f"{{{absent[0]}}} is in no row{partly} of {files}; {hint}the rows have {', '.join(there) or 'nothing else'}",
+                f"{{{absent[0]}}} is in no row{partly} of {files}; {hint}"
+                f"the rows have {_words(there) or 'nothing else'}",
                 "template fields are in the rows",
                 absent[0],
                 there,
             )
         unused = sorted(seen - set(fields(template.prompt_template)) - {"taskname", template.answer_field})
         if unused:
-            found.info(where, f"the template does not use {', '.join(unused[:20])} of {files}", "row fields are used")
+            found.info(where, f"the template does not use {_words(unused)} of {files}", "row fields are used")
     return found
+
+
+def _word(key: str) -> str:
+    """A row's key for a message: as it is where that fits on a line."""
+    return key if key.isprintable() and 0 < len(key) <= 40 else repr(key[:40])
+
+
+def _words(keys: Sequence[str]) -> str:
+    return ", ".join(_word(key) for key in keys[:20]) + (" …" if len(keys) > 20 else "")
 
 
 def _kind(value: object) -> str:

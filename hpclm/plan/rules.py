@@ -46,7 +46,8 @@ def split_devices(stage: StageContext) -> Topology | None:
         stage.error(
             ("resources", "devices_per_node"),
             f"{resources.nodes} × {resources.devices_per_node} = {world} devices are no multiple of "
-            f"tensor {parallel.tensor} × pipeline {parallel.pipeline} = {model_size}{reason}; choose {' or '.join(hints)}",
+            f"tensor {parallel.tensor} × pipeline {parallel.pipeline} = {model_size}{reason}; "
+            f"choose {', or '.join(hints)}",
             "devices % (tensor · pipeline) == 0",
             world,
             multiples(model_size, world),
@@ -71,8 +72,8 @@ def _tensor_within_node(stage: StageContext, topology: Topology) -> None:
         choices = closest(divisors(topology.devices_per_node), topology.tensor)
         stage.warning(
             ("parallel", "tensor"),
-            f"{across} tensor groups of {topology.tensor} reach over nodes of {topology.devices_per_node} devices, where "
-            f"they are slow; choose {either(choices)}, or nodes with more devices",
+            f"{across} of {topology.world_size // topology.tensor} tensor groups of {topology.tensor} reach over nodes "
+            f"(of {topology.devices_per_node} devices), which is slow; choose {either(choices)}, or larger nodes",
             "tensor group within one node",
             topology.tensor,
             choices,
@@ -159,7 +160,8 @@ def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[s
         choices = multiples(parallel.tensor, seq_length)
         stage.error(
             keys,
-            f"{seq_length} is no multiple of tensor {parallel.tensor} under sequence parallelism; choose {either(choices)}",
+            f"{seq_length} is no multiple of tensor {parallel.tensor} under sequence parallelism; "
+            f"choose {either(choices)}",
             "sequence length % tensor == 0",
             seq_length,
             choices,
@@ -192,8 +194,8 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
     if total_steps is not None and planned > total_steps:
         stage.warning(
             ("optim", "schedule", "warmup_steps"),
-            f"{optim.schedule.warmup_steps} warm-up and {optim.schedule.constant_steps} constant steps are more than the "
-            f"{total_steps} steps of the run; choose fewer",
+            f"{optim.schedule.warmup_steps} warm-up and {optim.schedule.constant_steps} constant steps are more than "
+            f"the {total_steps} steps of the run; choose fewer",
             "warmup_steps + constant_steps <= steps",
             planned,
             (total_steps,),
@@ -273,7 +275,8 @@ def host_memory(stage: StageContext, node_bytes: int) -> None:
         needed = -(-node_bytes // GIB)
         stage.warning(
             ("resources", "memory_gib"),
-            f"{resources.memory_gib} GiB a node, and its ranks need about {needed}; choose {needed} or more, or null for all",
+            f"{resources.memory_gib} GiB a node, and its ranks need about {needed}; choose {needed} or more, "
+            "or null for all",
             "memory estimate <= memory_gib",
             resources.memory_gib,
             (needed,),

@@ -39,8 +39,8 @@ def resolve(stage: StageContext, written: Sequence[Written], max_seq_length: int
         if max_seq_length is not None and template.total_virtual_tokens >= max_seq_length:
             stage.error(
                 ("task_templates", index, "total_virtual_tokens"),
-                f"{template.total_virtual_tokens} virtual tokens leave no room in data.max_seq_length {max_seq_length}; "
-                f"choose less than {max_seq_length}",
+                f"{template.total_virtual_tokens} virtual tokens leave no room in data.max_seq_length "
+                f"{max_seq_length}; choose less than {max_seq_length}",
                 "total_virtual_tokens < max_seq_length",
                 template.total_virtual_tokens,
                 (max_seq_length - 1,),
@@ -121,7 +121,7 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
     if cut is not None and cut not in names:
         stage.error(
             (*keys, "truncate_field"),
-            f"{cut!r} is no field of the template; choose {either([n for n in names if n != answer] or ['null'])}, or null",
+            f"{cut!r} is no field of the template; choose {either([*(n for n in names if n != answer), 'null'])}",
             "truncate_field in the template",
             cut,
             [name for name in names if name != answer],

@@ -21,8 +21,8 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
         if stage.recipe.task != "pretrain":
             stage.error(
                 ("tokenizer", "train"),
-                f"only a pretrain stage learns a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the base "
-                "checkpoint's, or give its files",
+                f"only a pretrain stage learns a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the "
+                "base checkpoint's, or give its files",
                 "tokenizer.train is for pretrain",
             )
             return None, None
@@ -55,7 +55,8 @@ def fits(stage: StageContext, entries: int | None, vocab_size: int) -> None:
     if entries is not None and entries > vocab_size:
         stage.error(
             ("model", "vocab_size"),
-            f"{vocab_size} is less than the tokenizer's {entries} entries; choose {entries}, or the model's own tokenizer",
+            f"{vocab_size} is less than the tokenizer's {entries} entries; choose {entries}, "
+            "or the model's own tokenizer",
             "tokenizer entries <= vocab_size",
             vocab_size,
             (entries,),
@@ -92,11 +93,8 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
 
 def _ids(raw: Any, *, whole: bool) -> list[int]:
     vocabulary = raw["model"]["vocab"] if whole else raw
-    if isinstance(vocabulary, list):
-        # A unigram model lists [piece, score].
-        ids = list(range(len(vocabulary)))
-    else:
-        ids = list(vocabulary.values())
+    # A unigram model lists [piece, score].
+    ids = list(range(len(vocabulary))) if isinstance(vocabulary, list) else list(vocabulary.values())
     if whole:
         ids += [token["id"] for token in raw.get("added_tokens") or []]
     if not all(type(i) is int and i >= 0 for i in ids):

@@ -219,6 +219,5 @@ def _unused_overrides(root: Node, trees: list[tuple[Node, frozenset[str]]], brok
             continue
         for node in section.leaves():
             if node.place.argument and node.place.origin not in reached:
-                broken.append(
-                    f"{node.place.origin}: changes nothing, every stage sets its own; write stages.<name>.{node.place.key}"
-                )
+                own = f"stages.<name>.{node.place.key}"
+                broken.append(f"{node.place.origin}: changes nothing, every stage sets its own; write {own}")

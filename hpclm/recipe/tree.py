@@ -1,8 +1,8 @@
 """YAML as a tree in which every value knows the line it was written on.
 
 YAML 1.2's core schema decides what a plain scalar means, so `1e-4` is a number and `no` is text (PyYAML's own YAML 1.1
-has both the other way). Anchors, aliases, tags and several documents are refused: a recipe is plain data, the
-same to every reader, and cannot unfold into something larger than the file.
+has both the other way). Tags and several documents are refused. Anchors, aliases and the merge key `<<` work as in
+YAML 1.1, within a bound: a recipe cannot unfold into more than `MAX_NODES` values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -19,8 +19,9 @@ from hpclm.errors import RecipeError
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_NODES = 20_000
 
-Scalar = Union[str, int, float, bool, None]
+Scalar: TypeAlias = str | int | float | bool | None
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
@@ -142,6 +143,8 @@ class _Builder:
             if bad is not None:
                 raise self.error(number, f"holds the control character U+{ord(bad[0]):04X}; remove it")
         self.events = yaml.parse(text, Loader=_LOADER)
+        self.anchors: dict[str, tuple[Node, int]] = {}
+        self.nodes = 0
 
     def origin(self, line: int) -> str:
         return f"{self.file}:{line}" if self.numbered else self.file
@@ -151,38 +154,31 @@ class _Builder:
 
     def next(self) -> Any:
         try:
-            event = next(self.events)
+            event: Any = next(self.events)
         except yaml.MarkedYAMLError as error:
             raise self._syntax(error) from None
         except yaml.YAMLError:
             raise self.error(1, "is not YAML text; remove its control characters") from None
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise self.error(
-                line,
-                "anchors (&) and aliases (*) are not read; write the value out, or at the top level for all "
-                "stages; text that starts with & or * goes into quotes",
-            )
         if getattr(event, "tag", None):
-            raise self.error(
-                line, f"the tag {event.tag!r} is not read; write the plain value (text starting with ! in quotes)"
-            )
+            line = event.start_mark.line + 1
+            raise self.error(line, f"the tag {event.tag!r} is not read; write the plain value (quote text with !)")
         return event
 
     def _syntax(self, error: yaml.MarkedYAMLError) -> RecipeError:
-        mark = error.problem_mark or error.context_mark
-        # At the end of the file the mark lies behind the last line.
+        mark: Any = error.problem_mark or error.context_mark
         lines = self.text.split("\n")
-        number = min(mark.line + 1 if mark else 1, len(lines))
+        # At the end of the file the mark lies behind the last line.
+        number = min(mark.line + 1 if mark is not None else 1, len(lines))
         line = lines[number - 1]
-        if "\t" in line[: len(line) - len(line.lstrip())] or "\t" in line[mark.column : mark.column + 1 if mark else 0]:
+        at = line[mark.column : mark.column + 1] if mark is not None else ""
+        if at == "\t" or "\t" in line[: len(line) - len(line.lstrip())]:
             return self.error(number, "a tab indents this line; YAML wants spaces")
         hint = "check quotes, brackets and indentation here and on the line above"
-        problem = error.problem or "cannot be read"
+        problem = str(error.problem or "cannot be read")
         if "mapping values are not allowed" in problem:
             hint = "text that holds ': ' goes into quotes; a key needs its own line"
         elif "cannot start any token" in problem:
-            hint = "text that starts with @, `, % or a tab goes into quotes"
+            hint = "text that starts with @, ` or % goes into quotes"
         return self.error(number, f"not valid YAML ({problem}); {hint}")
 
     def document(self) -> Node:
@@ -201,6 +197,17 @@ class _Builder:
         line = key_line or event.start_mark.line + 1
         if depth > MAX_DEPTH:
             raise self.error(line, f"nested deeper than {MAX_DEPTH} levels; no recipe needs that")
+        if isinstance(event, yaml.AliasEvent):
+            return self.alias(event, line)
+        self.count(1, line)
+        before = self.nodes
+        node = self.content(event, depth, line)
+        if event.anchor is not None:
+            # Known from here on, so an anchor cannot hold itself.
+            self.anchors[event.anchor] = (node, self.nodes - before + 1)
+        return node
+
+    def content(self, event: Any, depth: int, line: int) -> Node:
         place = Place(self.origin(line))
         if isinstance(event, yaml.ScalarEvent):
             return Node(resolve_scalar(event.value) if event.implicit[0] else event.value, place)
@@ -208,24 +215,51 @@ class _Builder:
             items: list[Node] = []
             while not isinstance(event := self.next(), yaml.SequenceEndEvent):
                 items.append(self.node(event, depth + 1, None))
-            return Node(items, place)
+            return Node(list(items), place)
         return Node(self.mapping(depth), place)
+
+    def alias(self, event: Any, line: int) -> Node:
+        """The anchor's value, with the places it was written at."""
+        if event.anchor not in self.anchors:
+            raise self.error(
+                line, f"*{event.anchor} has no anchor &{event.anchor} before it; text with * goes into quotes"
+            )
+        node, size = self.anchors[event.anchor]
+        self.count(size, line)
+        return node
+
+    def count(self, nodes: int, line: int) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            raise self.error(line, f"unfolds to more than {MAX_NODES} values; use fewer aliases")
 
     def mapping(self, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
         while not isinstance(event := self.next(), yaml.MappingEndEvent):
             line = event.start_mark.line + 1
             if not isinstance(event, yaml.ScalarEvent):
-                raise self.error(
-                    line, "a key must be a word; check the brackets, or put text that holds { or [ in quotes"
-                )
+                raise self.error(line, "a key must be a word; check the brackets, and quote text that holds { or [")
             key = event.value
+            value = self.node(self.next(), depth + 1, line)
+            if key == "<<" and event.implicit[0]:
+                merged = {**self.merged(value, line), **merged}
+                continue
             if not key or not key.isprintable() or len(key) > 128:
                 raise self.error(line, f"{key[:40]!r} cannot be a key; a key is one word")
             if key in entries:
                 first = entries[key].place.origin
                 raise self.error(line, f"{key}: written twice (first at {first}); keep one")
-            entries[key] = self.node(self.next(), depth + 1, line)
+            entries[key] = value
+        return {**merged, **entries}
+
+    def merged(self, value: Node, line: int) -> dict[str, Node]:
+        """What `<<` brings in: a mapping, or several, the first of which wins."""
+        entries: dict[str, Node] = {}
+        for node in reversed(value.value) if isinstance(value.value, list) else [value]:
+            if not isinstance(node.value, dict):
+                raise self.error(line, "<< takes a mapping; write <<: *name of one")
+            entries.update(node.value)
         return entries
 
 

@@ -54,7 +54,7 @@ class Mount(Section):
 
     source: Annotated[PathText, AfterValidator(_mountable)] = Field(description="folder or file on the host")
     target: InsidePath = Field(description="absolute path inside")
-    read_only: bool = Field(False, description="refuse writes from inside")
+    read_only: bool = Field(default=False, description="refuse writes from inside")
 
 
 class Container(Section):
@@ -63,8 +63,8 @@ class Container(Section):
     image: Annotated[str, AfterValidator(_image)] = Field(
         description="registry/name:tag, or a path to a .sqsh or .sif file"
     )
-    mounts: tuple[Mount, ...] = Field((), description="besides the run folder, which is always mounted")
-    workdir: InsidePath | None = Field(None, description="folder a rank starts in; null: the run's")
+    mounts: tuple[Mount, ...] = Field(default=(), description="besides the run folder, which is always mounted")
+    workdir: InsidePath | None = Field(default=None, description="folder a rank starts in; null: the run's")
     environment: dict[Annotated[str, AfterValidator(_variable)], Line] = Field(
         default_factory=dict, description="variables set inside; secrets belong in the site profile"
     )

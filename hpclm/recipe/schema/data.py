@@ -13,11 +13,13 @@ class Text(Section):
     """Text to pre-train on."""
 
     paths: tuple[PathText, ...] = Field(min_length=1, description="files and folders (searched to the bottom)")
-    pattern: Line = Field("*", description="file names taken from folders, as in *.txt")
-    document: Literal["file", "line"] = Field("file", description="what one document is")
-    seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(1024, description="tokens a sample")
-    validation_fraction: Fraction = Field(0.02, description="documents kept for validation")
-    max_mib: Annotated[float, Field(gt=0, le=1e9)] | None = Field(None, description="MiB read at most; null: all")
+    pattern: Line = Field(default="*", description="file names taken from folders, as in *.txt")
+    document: Literal["file", "line"] = Field(default="file", description="what one document is")
+    seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(default=1024, description="tokens a sample")
+    validation_fraction: Fraction = Field(default=0.02, description="documents kept for validation")
+    max_mib: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
+        default=None, description="MiB read at most; null: all"
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -30,14 +32,14 @@ class Text(Section):
 class Data(Section):
     """JSONL files: one object a line, with `taskname` and the fields of that task's template."""
 
-    train: tuple[PathText, ...] = Field((), description="rows to learn from")
-    validation: tuple[PathText, ...] = Field((), description="rows for val_loss")
-    test: tuple[PathText, ...] = Field((), description="rows to answer; predictions keep their order")
+    train: tuple[PathText, ...] = Field(default=(), description="rows to learn from")
+    validation: tuple[PathText, ...] = Field(default=(), description="rows for val_loss")
+    test: tuple[PathText, ...] = Field(default=(), description="rows to answer; predictions keep their order")
     max_seq_length: Annotated[int, Field(ge=2, le=10**7)] | None = Field(
-        None, description="tokens of an example, virtual ones included; default the model's positions"
+        default=None, description="tokens of an example, virtual ones included; default the model's positions"
     )
-    add_bos: bool = Field(False, description="start each example with the BOS token")
-    add_eos: bool = Field(True, description="end each training example with the EOS token")
+    add_bos: bool = Field(default=False, description="start each example with the BOS token")
+    add_eos: bool = Field(default=True, description="end each training example with the EOS token")
 
 
 class TaskTemplate(Section):
@@ -49,31 +51,41 @@ class TaskTemplate(Section):
     )
     total_virtual_tokens: Annotated[int, Field(ge=1, le=10**5)] = Field(description="trained tokens of the task")
     virtual_token_splits: tuple[Count, ...] | None = Field(
-        None, description="virtual tokens at each marker; default all at the only one"
+        default=None, description="virtual tokens at each marker; default all at the only one"
     )
-    truncate_field: Line | None = Field(None, description="field cut when an example is too long; null: it is skipped")
-    answer_only_loss: bool = Field(True, description="learn from the answer's tokens alone")
-    answer_field: Line | None = Field("answer", description="field that holds the answer")
-    prompt_init: Literal["random", "text"] = Field("random", description="start of the virtual tokens; prompt-tuning")
-    prompt_init_text: Prose | None = Field(None, description="text whose embeddings are copied; prompt_init: text")
+    truncate_field: Line | None = Field(
+        default=None, description="field cut when an example is too long; null: it is skipped"
+    )
+    answer_only_loss: bool = Field(default=True, description="learn from the answer's tokens alone")
+    answer_field: Line | None = Field(default="answer", description="field that holds the answer")
+    prompt_init: Literal["random", "text"] = Field(
+        default="random", description="start of the virtual tokens; prompt-tuning"
+    )
+    prompt_init_text: Prose | None = Field(
+        default=None, description="text whose embeddings are copied; prompt_init: text"
+    )
 
 
 class Prompt(Section):
     """The p-tuning encoder (prompt-tuning has none)."""
 
-    encoder: Literal["tpmlp", "mlp", "lstm"] = Field("tpmlp", description="what makes the virtual tokens")
-    encoder_hidden: Annotated[int, Field(ge=1, le=10**6)] = Field(2048, description="width inside the encoder")
-    encoder_layers: Annotated[int, Field(ge=1, le=64)] = Field(2, description="of mlp (2 or more) and lstm")
-    encoder_dropout: Fraction = Field(0.0, description="between the layers of lstm")
-    encoder_init_std: Annotated[float, Field(gt=0, le=10)] = Field(0.023, description="of tpmlp's weights")
+    encoder: Literal["tpmlp", "mlp", "lstm"] = Field(default="tpmlp", description="what makes the virtual tokens")
+    encoder_hidden: Annotated[int, Field(ge=1, le=10**6)] = Field(default=2048, description="width inside the encoder")
+    encoder_layers: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="of mlp (2 or more) and lstm")
+    encoder_dropout: Fraction = Field(default=0.0, description="between the layers of lstm")
+    encoder_init_std: Annotated[float, Field(gt=0, le=10)] = Field(default=0.023, description="of tpmlp's weights")
 
 
 class Generation(Section):
     """How answers are made."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] = Field(30, description="tokens of an answer at most")
-    greedy: bool = Field(True, description="the likeliest token each time; false: draw from the distribution")
-    temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="flattens (>1) or sharpens (<1)")
-    top_k: Annotated[int, Field(ge=0, le=10**6)] = Field(0, description="draw from the k likeliest; 0: all")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="draw from the likeliest p of the mass")
-    batch_size: Annotated[int, Field(ge=1, le=10**5)] = Field(16, description="prompts answered at once on a rank")
+    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] = Field(default=30, description="tokens of an answer at most")
+    greedy: bool = Field(default=True, description="the likeliest token each time; false: draw from the distribution")
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="flattens (>1) or sharpens (<1)"
+    )
+    top_k: Annotated[int, Field(ge=0, le=10**6)] = Field(default=0, description="draw from the k likeliest; 0: all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="draw from the likeliest p of the mass")
+    batch_size: Annotated[int, Field(ge=1, le=10**5)] = Field(
+        default=16, description="prompts answered at once on a rank"
+    )

@@ -15,22 +15,36 @@ class Model(Section):
     A stage with `base` takes the architecture from there.
     """
 
-    checkpoint: PathText | None = Field(None, description="an hpclm checkpoint folder: its model.json gives the rest")
-    num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="transformer layers")
-    hidden_size: Width | None = Field(None, description="width of the hidden states")
-    num_attention_heads: Width | None = Field(None, description="attention heads a layer")
-    ffn_hidden_size: Width | None = Field(None, description="width of the MLP; default 4 h (swiglu: int(8h/3/64)·64)")
-    num_query_groups: Width | None = Field(None, description="key/value heads; default one a head")
-    kv_channels: Width | None = Field(None, description="width of a head; default hidden_size / num_attention_heads")
-    max_position_embeddings: Count | None = Field(None, description="longest sequence; default the data's length")
-    vocab_size: Count | None = Field(None, description="default the tokenizer's")
-    position_embedding: Literal["learned", "rope"] | None = Field(None, description="default learned")
-    rotary_base: Annotated[float, Field(gt=0, le=1e12)] | None = Field(None, description="of rope; default 10000")
-    normalization: Literal["layernorm", "rmsnorm"] | None = Field(None, description="default layernorm")
-    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="default 1e-5")
-    activation: Literal["gelu", "swiglu"] | None = Field(None, description="of the MLP; default gelu (tanh form)")
-    add_bias_linear: bool | None = Field(None, description="biases in the linear layers; default true")
-    tie_embeddings: bool | None = Field(None, description="output layer shares the embedding; default true")
-    hidden_dropout: Fraction | None = Field(None, description="default 0")
-    attention_dropout: Fraction | None = Field(None, description="default 0")
-    init_std: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="of new weights; default 0.02")
+    checkpoint: PathText | None = Field(
+        default=None, description="an hpclm checkpoint folder: its model.json gives the rest"
+    )
+    num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="transformer layers")
+    hidden_size: Width | None = Field(default=None, description="width of the hidden states")
+    num_attention_heads: Width | None = Field(default=None, description="attention heads a layer")
+    ffn_hidden_size: Width | None = Field(
+        default=None, description="width of the MLP; default 4 h (swiglu: int(8h/3/64)·64)"
+    )
+    num_query_groups: Width | None = Field(default=None, description="key/value heads; default one a head")
+    kv_channels: Width | None = Field(
+        default=None, description="width of a head; default hidden_size / num_attention_heads"
+    )
+    max_position_embeddings: Count | None = Field(
+        default=None, description="longest sequence; default the data's length"
+    )
+    vocab_size: Count | None = Field(default=None, description="default the tokenizer's")
+    position_embedding: Literal["learned", "rope"] | None = Field(default=None, description="default learned")
+    rotary_base: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
+        default=None, description="of rope; default 10000"
+    )
+    normalization: Literal["layernorm", "rmsnorm"] | None = Field(default=None, description="default layernorm")
+    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, description="default 1e-5")
+    activation: Literal["gelu", "swiglu"] | None = Field(
+        default=None, description="of the MLP; default gelu (tanh form)"
+    )
+    add_bias_linear: bool | None = Field(default=None, description="biases in the linear layers; default true")
+    tie_embeddings: bool | None = Field(default=None, description="output layer shares the embedding; default true")
+    hidden_dropout: Fraction | None = Field(default=None, description="default 0")
+    attention_dropout: Fraction | None = Field(default=None, description="default 0")
+    init_std: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        default=None, description="of new weights; default 0.02"
+    )

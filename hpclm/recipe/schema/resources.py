@@ -14,23 +14,27 @@ Degree = Annotated[int, Field(ge=1, le=1024)]
 class Parallel(Section):
     """How the model is split. What is left of the devices is data parallelism."""
 
-    tensor: Degree = Field(1, description="devices that share each layer; keep them within a node")
-    pipeline: Degree = Field(1, description="groups of layers one after another")
-    sequence: bool = Field(False, description="sequence parallelism: norms and dropout split over the tensor ranks")
+    tensor: Degree = Field(default=1, description="devices that share each layer; keep them within a node")
+    pipeline: Degree = Field(default=1, description="groups of layers one after another")
+    sequence: bool = Field(
+        default=False, description="sequence parallelism: norms and dropout split over the tensor ranks"
+    )
 
 
 class Resources(Section):
     """Nodes, devices, time and memory of a stage's job. One rank runs on each device."""
 
-    nodes: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="nodes; also `--nodes`")
+    nodes: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, description="nodes; also `--nodes`")
     devices_per_node: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="GPUs (or, on cpu, ranks) a node; also `--devices-per-node`"
+        default=1, description="GPUs (or, on cpu, ranks) a node; also `--devices-per-node`"
     )
-    device: Literal["cpu", "gpu"] = Field("gpu", description="what a rank runs on")
-    time_limit_min: Annotated[int, Field(ge=1, le=60 * 24 * 365)] = Field(60, description="minutes the job may run")
+    device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a rank runs on")
+    time_limit_min: Annotated[int, Field(ge=1, le=60 * 24 * 365)] = Field(
+        default=60, description="minutes the job may run"
+    )
     memory_gib: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
-        None, description="GiB of host memory a node; null: all of it"
+        default=None, description="GiB of host memory a node; null: all of it"
     )
     cpus_per_device: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="CPU cores a rank; null: the site's default"
+        default=None, description="CPU cores a rank; null: the site's default"
     )

@@ -29,30 +29,30 @@ class Stage(Section):
 
     name: Name = Field(description="folder and job name of the stage")
     task: Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate"] = Field(description="what the stage does")
-    base: Name | None = Field(None, description="earlier pretrain stage whose model and tokenizer are used")
+    base: Name | None = Field(default=None, description="earlier pretrain stage whose model and tokenizer are used")
     prompts: Annotated[str, AfterValidator(_stage_or_path)] | None = Field(
-        None,
+        default=None,
         description="evaluate: an earlier prompt-learning stage, or a path (with a /) to its checkpoints; "
         "left out, the model answers alone",
     )
-    model: Model | None = Field(None, description="architecture or checkpoint")
-    tokenizer: Tokenizer | None = Field(None, description="left out: the base checkpoint's")
-    parallel: Parallel = Field(default_factory=Parallel, description="how the model is split")
-    resources: Resources = Field(default_factory=Resources, description="what it runs on")
-    container: Container | None = Field(None, description="left out: no container")
-    batch: Batch | None = Field(None, description="needed to train")
-    trainer: Trainer | None = Field(None, description="needed to train")
-    optim: Optim | None = Field(None, description="needed to train")
-    checkpoint: Checkpointing = Field(default_factory=Checkpointing, description="saving")
-    text: Text | None = Field(None, description="needed by pretrain")
+    model: Model | None = Field(default=None, description="architecture or checkpoint")
+    tokenizer: Tokenizer | None = Field(default=None, description="left out: the base checkpoint's")
+    parallel: Parallel = Field(default=Parallel(), description="how the model is split")
+    resources: Resources = Field(default=Resources(), description="what it runs on")
+    container: Container | None = Field(default=None, description="left out: no container")
+    batch: Batch | None = Field(default=None, description="needed to train")
+    trainer: Trainer | None = Field(default=None, description="needed to train")
+    optim: Optim | None = Field(default=None, description="needed to train")
+    checkpoint: Checkpointing = Field(default=Checkpointing(), description="saving")
+    text: Text | None = Field(default=None, description="needed by pretrain")
     data: Data | None = Field(
-        None, description="needed by the other tasks; evaluate may inherit it from its prompts stage"
+        default=None, description="needed by the other tasks; evaluate may inherit it from its prompts stage"
     )
     task_templates: tuple[TaskTemplate, ...] | None = Field(
-        None, description="needed by the other tasks; evaluate may inherit them from its prompts stage"
+        default=None, description="needed by the other tasks; evaluate may inherit them from its prompts stage"
     )
-    prompt: Prompt | None = Field(None, description="p-tuning's encoder")
-    generation: Generation | None = Field(None, description="evaluate's")
+    prompt: Prompt | None = Field(default=None, description="p-tuning's encoder")
+    generation: Generation | None = Field(default=None, description="evaluate's")
 
 
 SECTIONS = frozenset(Stage.model_fields) - {"name", "task", "base", "prompts"}

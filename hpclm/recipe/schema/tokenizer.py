@@ -22,10 +22,10 @@ class Tokenizer(Section):
     Left out, the base checkpoint's own is used.
     """
 
-    train: TokenizerTraining | None = Field(None, description="learn one from the text; pretrain only")
-    vocab_file: PathText | None = Field(None, description="GPT-2 style vocab.json")
-    merges_file: PathText | None = Field(None, description="GPT-2 style merges.txt")
-    tokenizer_file: PathText | None = Field(None, description="a tokenizer.json of the tokenizers library")
+    train: TokenizerTraining | None = Field(default=None, description="learn one from the text; pretrain only")
+    vocab_file: PathText | None = Field(default=None, description="GPT-2 style vocab.json")
+    merges_file: PathText | None = Field(default=None, description="GPT-2 style merges.txt")
+    tokenizer_file: PathText | None = Field(default=None, description="a tokenizer.json of the tokenizers library")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Tokenizer:

@@ -13,36 +13,38 @@ class Batch(Section):
     """Samples a step over all ranks, and samples a forward pass."""
 
     global_size: Count = Field(alias="global", description="samples a step, over all ranks")
-    micro_size: Count = Field(1, alias="micro", description="samples a forward pass on one rank")
+    micro_size: Count = Field(default=1, alias="micro", description="samples a forward pass on one rank")
 
 
 def _interval(value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise fault(
-            "must be a number: 1 or more steps as a whole number, or a fraction of an epoch such as 1.0 or 0.25"
-        )
+        raise fault("must be a number; write steps as a whole number, or a fraction of an epoch such as 1.0 or 0.25")
     if isinstance(value, int) and 1 <= value <= 10**9:
         return value
     if isinstance(value, float) and 0 < value <= 1:
         return value
     raise fault(
-        f"{value!r} is out of range; a whole number counts steps (1 or more), a fraction of an epoch is over 0 up to 1.0"
+        f"{value!r} is out of range; choose a whole number of steps from 1, or a fraction of an epoch up to 1.0"
     )
 
 
 class Trainer(Section):
     """How long and how exactly. To train, give one of `max_steps` and `max_epochs`."""
 
-    max_steps: Count | None = Field(None, description="optimizer steps")
-    max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(None, description="passes over the training rows")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights and arithmetic; cpu: fp32")
-    val_check_interval: Annotated[int | float, PlainValidator(_interval)] = Field(
-        1.0, description="steps between validations (whole number), or a fraction of an epoch (1.0: each epoch)"
+    max_steps: Count | None = Field(default=None, description="optimizer steps")
+    max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
+        default=None, description="passes over the training rows"
     )
-    val_batches: Count | None = Field(None, description="global batches a validation reads; null: all")
-    gradient_clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(1.0, description="0: no clipping")
-    log_interval_steps: Count = Field(1, description="steps between rows of metrics.jsonl")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(1234, description="of weights, data order and sampling")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of weights and arithmetic; cpu: fp32"
+    )
+    val_check_interval: Annotated[int | float, PlainValidator(_interval)] = Field(
+        default=1.0, description="steps between validations (whole number), or a fraction of an epoch (1.0: each epoch)"
+    )
+    val_batches: Count | None = Field(default=None, description="global batches a validation reads; null: all")
+    gradient_clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(default=1.0, description="0: no clipping")
+    log_interval_steps: Count = Field(default=1, description="steps between rows of metrics.jsonl")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=1234, description="of weights, data order and sampling")
 
     @model_validator(mode="after")
     def _one_length(self) -> Trainer:
@@ -54,9 +56,9 @@ class Trainer(Section):
 class Schedule(Section):
     """Learning rate over the steps: linear warm-up, then the curve down to `min_lr`, then constant."""
 
-    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="the curve after the warm-up")
-    warmup_steps: NotNegative = Field(0, description="steps from 0 to lr")
-    constant_steps: NotNegative = Field(0, description="steps at min_lr at the end")
+    name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="the curve after the warm-up")
+    warmup_steps: NotNegative = Field(default=0, description="steps from 0 to lr")
+    constant_steps: NotNegative = Field(default=0, description="steps at min_lr at the end")
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -67,18 +69,19 @@ class Optim(Section):
 
     lr: Annotated[float, Field(gt=0, le=10)] = Field(description="highest learning rate")
     min_lr: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.0, description="lowest; 0 for prompt learning with pipeline > 1"
+        default=0.0, description="lowest; 0 for prompt learning with pipeline > 1"
     )
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.01, description="decoupled (AdamW)")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="decay of the two moments")
-    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(1e-8, description="added to the denominator")
-    # `schedule` and not schedule_: the recipe's word.
-    schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(default=0.01, description="decoupled (AdamW)")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.98), description="decay of the two moments")
+    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-8, description="added to the denominator")
+    schedule: Schedule = Field(default=Schedule(), description="learning rate over the steps")
 
 
 class Checkpointing(Section):
     """When the run saves, and what it keeps."""
 
-    save_interval_steps: Count | None = Field(None, description="null: at each validation and at the end")
-    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="newest checkpoints kept")
-    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(2, description="checkpoints of lowest val_loss kept")
+    save_interval_steps: Count | None = Field(default=None, description="null: at each validation and at the end")
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="newest checkpoints kept")
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=2, description="checkpoints of lowest val_loss kept"
+    )

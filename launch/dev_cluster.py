@@ -108,10 +108,14 @@ class Cluster:
             raise ClusterError(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    def set_node(self, name: str, state: str, reason: str = "hpclm test") -> None:
-        """`state` down takes a node away as a failure would; resume gives it back."""
-        why = [] if state == "resume" else [f"reason={reason}"]
-        self.command("scontrol", "update", f"nodename={name}", f"state={state}", *why)
+    def take_down(self, name: str, reason: str = "hpclm test") -> None:
+        """Take a node away as a failure would."""
+        self.command("scontrol", "update", f"nodename={name}", "state=down", f"reason={reason}")
+
+    def bring_back(self, name: str) -> None:
+        """Give a node back, and wait until all are idle; it may have come back by itself already."""
+        self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+        self._wait_until_idle()
 
     def _spawn(self, name: str, argv: list[str]) -> None:
         log = (self.root / f"{name}.log").open("wb")

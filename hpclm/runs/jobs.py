@@ -29,9 +29,10 @@ def stage_jobs(
                 "has no container runtime; name one in a site profile (container.runtime), or leave the image out with "
                 "--set container=null"
             )
-        launch = _launch(stage, site, paths) if contained else LaunchSpec(python=(sys.executable,))
         resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
+        environment = _environment(stage, site, paths, cpus)
+        launch = _launch(stage, site, paths, environment) if contained else LaunchSpec(python=(sys.executable,))
         jobs.append(
             StageJob(
                 run=paths.name,
@@ -40,7 +41,7 @@ def stage_jobs(
                 title=title,
                 stage_dir=str(paths.stage(stage.name).root),
                 payload=str(paths.payload),
-                device=resources.device,
+                device="gpu" if resources.device == "gpu" else "cpu",
                 nodes=resources.nodes,
                 tasks_per_node=resources.devices_per_node,
                 cpus_per_task=cpus,
@@ -49,23 +50,29 @@ def stage_jobs(
                 launch=launch,
                 python=site.python or launch.python,
                 in_container=contained,
-                environment={"OMP_NUM_THREADS": str(_threads(stage, site, cpus))},
+                environment=environment,
                 depends_on=tuple(stage.depends_on),
             )
         )
     return jobs, problems
 
 
+def _environment(stage: StagePlan, site: Site, paths: RunPaths, cpus: int) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(_threads(stage, site, cpus))}
+    if stage.resources.device == "gpu":
+        # Triton's cache in a home that nodes share makes ranks race for it.
+        environment["TRITON_CACHE_DIR"] = f"/tmp/hpclm-triton-{paths.name}"
+    return environment
+
+
 def _threads(stage: StagePlan, site: Site, cpus: int) -> int:
     """Threads a rank: its CPUs; on this machine its share of them. More makes ranks wait for each other."""
-    if "OMP_NUM_THREADS" in site.environment:
-        return int(site.environment["OMP_NUM_THREADS"])
     if site.scheduler == "slurm" or stage.resources.cpus_per_device:
         return cpus
     return max(1, cpus_here() // (stage.resources.nodes * stage.resources.devices_per_node))
 
 
-def _launch(stage: StagePlan, site: Site, paths: RunPaths) -> LaunchSpec:
+def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str, str]) -> LaunchSpec:
     container = stage.container
     assert container is not None
     mounts = [Mount(str(paths.root), str(paths.root))]
@@ -77,7 +84,14 @@ def _launch(stage: StagePlan, site: Site, paths: RunPaths) -> LaunchSpec:
         image=container.image,
         mounts=tuple(mounts),
         workdir=container.workdir or str(paths.stage(stage.name).root),
-        environment=dict(container.environment),
+        # An image's own PYTHONPATH would hide the payload, so what must hold inside is handed in by name.
+        environment={
+            **site.environment,
+            **environment,
+            "PYTHONPATH": str(paths.payload),
+            "PYTHONNOUSERSITE": "1",
+            **container.environment,
+        },
         gpu=stage.resources.device == "gpu",
     )
     return launch_spec(site.container.runtime, request)

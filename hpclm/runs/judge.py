@@ -66,6 +66,8 @@ def _failed(record: Record, stage: str, info: JobInfo, failure: Failure | None, 
     times = (info.started_at, info.ended_at)
     if failure is None:
         return Verdict(word, info.reason or "no rank left a word", *times)
+    if failure.kind == "signal" and record.scheduler == "local":
+        return Verdict(word, info.reason, *times, failure.rank)  # the supervisor knows why it told them to stop
     if failure.kind == "signal":
         # The ranks saved and stopped before the scheduler had to end them, so to it the job merely failed.
         if submit_cancelled(record, stage):
@@ -131,9 +133,9 @@ def _exit_file(path: Path) -> tuple[int, float, bool] | None:
 
 
 def _failure(paths: StagePaths, submit: int, job_id: str | None) -> Failure | None:
-    found = first_failure(_records(paths, submit))
-    if found is not None:
-        return found
+    records = _records(paths, submit)
+    if records:
+        return first_failure(records)
     logs = [attempt.log(0)] if (attempt := _attempt(paths, submit)) else []
     if job_id is not None:
         logs += [paths.slurm_log(job_id, 0), paths.slurm_batch_log(job_id)]

@@ -12,7 +12,7 @@ from hpclm.runs.status import RunStatus, StageStatus, status_of
 
 _BLOCK = 1 << 16
 _PAUSE_S = 0.3
-_ASK_EVERY_S = 3.0
+_ASK_EVERY_S = 2.0
 
 
 def choose_stage(run: Run, status: RunStatus, wanted: str | None) -> StageStatus:
@@ -55,23 +55,25 @@ def read(path: Path) -> Iterator[str]:
 
 def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
     """The log as it grows, until `is_over` and everything was read; waits for a log that is not there yet."""
-    asked, over = 0.0, False
-    while not path.exists():
-        if is_over():
-            yield from read(path)
-            return
-        time.sleep(_ASK_EVERY_S)
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    asked, over, stream = 0.0, False, None
+    try:
         while True:
-            block = stream.read(_BLOCK)
+            if stream is None and path.exists():
+                stream = path.open(encoding="utf-8", errors="replace")
+            block = stream.read(_BLOCK) if stream else ""
             if block:
                 yield block
                 continue
             if over:
-                return
+                break
             if time.monotonic() - asked >= _ASK_EVERY_S:
                 asked, over = time.monotonic(), is_over()
             time.sleep(0 if over else _PAUSE_S)
+    finally:
+        if stream is not None:
+            stream.close()
+    if stream is None:
+        yield from read(path)  # which says that there is none
 
 
 def stage_is_over(run: Run, stage: str) -> bool:

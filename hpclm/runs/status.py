@@ -17,6 +17,8 @@ from hpclm.scheduler import client, local
 from hpclm.scheduler.jobs import BAD, OVER, STATES, JobInfo
 from hpclm.scheduler.words import state_word
 
+_FOLLOW_S, _FOLLOW_MAX_S = 1.0, 5.0
+
 
 @dataclass(frozen=True)
 class StageStatus:
@@ -69,18 +71,19 @@ def status_of(runs: Iterable[Run]) -> list[RunStatus]:
     return [_run_status(run, answers, trouble) for run in runs]
 
 
-def follow(run: Run, *, interval_s: float | None = None) -> Iterator[RunStatus]:
+def follow(run: Run) -> Iterator[RunStatus]:
     """The status again and again until the run is over; that last one too.
 
-    Looks at files every second; a scheduler that many share is asked every five.
+    Files are looked at every second; a scheduler, which many share, is asked less and less often, down to every 5 s.
     """
-    pause = interval_s or (1.0 if run.record.scheduler == "local" else 5.0)
+    pause = _FOLLOW_S
     while True:
         (now,) = status_of([run])
         yield now
         if now.over:
             return
         time.sleep(pause)
+        pause = pause if run.record.scheduler == "local" else min(_FOLLOW_MAX_S, pause * 1.2)
 
 
 def _ask_slurm(runs: list[Run]) -> tuple[list[JobInfo], str | None]:

@@ -41,9 +41,9 @@ def describe(job: StageJob, site: Site, environment: dict[str, str] | None = Non
         "warning_s": float(job.warning_s),
         "command": [*job.launch.prefix, *job.python, "-u", "-m", "hpclm.worker", job.stage_dir, job.attempt],
         "environment": {
+            **job.environment,
             **site.environment,
             **job.launch.environment,
-            **job.environment,
             "PYTHONPATH": python_path,
             "PYTHONNOUSERSITE": "1",
         },

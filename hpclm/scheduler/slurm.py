@@ -60,7 +60,7 @@ def _executor(job: StageJob, site: Site) -> Any:
 
 def _python(job: StageJob) -> str:
     argv = [*job.launch.prefix, *job.python]
-    _refuse_control(argv, "the command of a rank")
+    _refuse_control([*argv, job.stage_dir, job.payload], "the command of a rank")
     return shlex.join(argv)
 
 
@@ -124,18 +124,16 @@ def _gpu_parameters(job: StageJob, site: Site) -> dict[str, Any]:
 def _setup(job: StageJob, site: Site) -> list[str]:
     """Lines before srun: the environment, each value quoted."""
     lines = [f"module load {shlex.quote(module)}" for module in site.modules]
-    environment = {**site.environment, **job.launch.environment, **job.environment}
+    environment = {**job.environment, **site.environment, **job.launch.environment}
     for name, value in sorted(environment.items()):
         _refuse_control([name, value], f"environment variable {name}")
         lines.append(f"export {name}={shlex.quote(value)}")
     # Our code comes first and nothing of the user's home; outside an image, what the user set stays behind it.
     inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'
-    lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
-    lines.append("export PYTHONNOUSERSITE=1")
-    if job.device == "gpu":
-        lines.append(
-            'export TRITON_CACHE_DIR="/tmp/hpclm-triton-$SLURM_JOB_ID"  # not in a shared home: ranks would race'
-        )
+    if "PYTHONPATH" not in environment:
+        lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
+    if "PYTHONNOUSERSITE" not in environment:
+        lines.append("export PYTHONNOUSERSITE=1")
     # Without a trap the shell dies of the scheduler's TERM before it can say how srun ended.
     lines.append("hpclm_signal=-; trap 'hpclm_signal=TERM' TERM")
     return lines

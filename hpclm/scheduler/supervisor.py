@@ -113,7 +113,7 @@ class Stage:
     def outcome(self) -> tuple[str, str]:
         """State and reason once every rank is gone."""
         codes = [process.returncode for process in self.processes]
-        if self.paths.result.exists() and not any(codes):
+        if self.paths.result.exists():
             return "completed", ""
         if self.ends_why == "timeout" or (self.warned and EXIT_STOPPED in codes):
             return "timeout", f"the time limit of {self.job['time_limit_s'] / 60:g} min was reached"

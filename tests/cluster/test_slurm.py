@@ -157,10 +157,10 @@ def test_a_node_going_down_is_a_node_fail(monkeypatch: pytest.MonkeyPatch, runs:
     run = start(monkeypatch, runs, Stage("pretrain", nodes=2, devices_per_node=1, behaviour={"seconds": 60}), CHAIN[1])
     until(run, "pretrain", "running")
     try:
-        cluster.set_node("node1", "down")
+        cluster.take_down("node1")
         until(run, "pretrain", "node-fail")
     finally:
-        cluster.set_node("node1", "resume")
+        cluster.bring_back("node1")
     status = until_over(run)
     assert words(status) == {"pretrain": "node-fail", "ptune": "skipped"}
     assert "node[0-1]" in status.reason

@@ -123,7 +123,6 @@ class Template:
         tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
         virtual = [_SLOT] * len(tokens)
         texts = []
-        first = 0
         for place, piece in enumerate(pieces):
             if place % 2:
                 if self.with_virtual:
@@ -133,7 +132,8 @@ class Template:
                     virtual += range(start, start + count)
                 continue
             text = self._fill(piece, row)
-            if place == first:
+            if not tokens:
+                # nothing stands in front of it, so a space here would be one that no text begins with
                 text = text.lstrip(" ")
             if place == len(pieces) - 1 and (drop_space or not self.has_answer):
                 text = text.rstrip(" ")

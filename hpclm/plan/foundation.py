@@ -83,6 +83,9 @@ def lay(
             model = architecture.agree(stage, model, f"stage {prompts.context.recipe.name}")
         return Foundation(prompts.foundation.base, model, prompts.foundation.tokenizer)
     if recipe.task != "pretrain":
+        if recipe.task == "evaluate" and recipe.prompts is not None and "/" not in recipe.prompts:
+            # Its base would have come with its prompts stage, and that there is none has been said.
+            return Foundation(None, None, None)
         stage.error(
             ("base",),
             f"{recipe.task} needs a trained model; give model.checkpoint, or base: a pretrain stage of this recipe",

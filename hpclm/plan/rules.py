@@ -59,7 +59,7 @@ def split_devices(stage: StageContext) -> Topology | None:
         stage.info(
             ("resources", "devices_per_node"),
             f"the test rows are shared by {topology.data} replicas of the model "
-            f"(NeMo's own evaluation takes exactly {model_size} devices and one)",
+            f"(NeMo's own evaluation: one, on exactly {model_size})",
             "evaluation devices % (tensor · pipeline) == 0",
             world,
         )

@@ -167,7 +167,9 @@ def _stage_trees(root: Node, broken: list[str]) -> list[tuple[Node, frozenset[st
     if stages is None:
         return [(_single(root, shared), frozenset(shared))]
     if not isinstance(stages.value, list) or not 1 <= len(stages.value) <= MAX_STAGES:
-        broken.append(f"{stages.place}: must be a list of 1 to {MAX_STAGES} stages, each with name and task")
+        broken.append(
+            f"{stages.place}: must be a list of 1 to {MAX_STAGES} stages; write '- name: …' and task for each"
+        )
         return []
     trees: list[tuple[Node, frozenset[str]]] = []
     names: dict[str, Place] = {}

@@ -79,7 +79,7 @@ def _words(kind: str, detail: Any) -> str:
         choices = re.findall(r"'([^']*)'", context["expected"])
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"{described(value)} is not one of the choices; {hint}choose {', '.join(choices)}"
+        return f"must be one of its words, not {described(value)}; {hint}choose {', '.join(choices)}"
     if kind == "too_short":
         return f"has {context['actual_length']} entries; write at least {context['min_length']}"
     bounds = {"greater_than": ("gt", "over"), "greater_than_equal": ("ge", "at least")}

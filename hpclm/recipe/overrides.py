@@ -30,11 +30,11 @@ class Override:
 def parse_override(text: str) -> Override:
     """Read `a.b=c`. Raises RecipeError for bad syntax."""
     key, equals, raw = text.partition("=")
-    shown = text if text.isprintable() and len(text) <= 120 else repr(text[:120])
+    shown = text if text.isprintable() and 0 < len(text) <= 120 else repr(text[:120])
     origin = f"--set {shown}"
     key = key.strip()
     if not equals or not key:
-        raise RecipeError(f"{origin}: write it as key=value, as in --set optim.lr=1e-4")
+        raise RecipeError(f"{origin}: is no assignment; write key=value, as in --set optim.lr=1e-4")
     if not key.isprintable() or any(not part or part != part.strip() for part in key.split(".")):
         raise RecipeError(f"{origin}: {key[:60]!r} is no key; write words joined by dots, as in trainer.max_steps")
     if not raw.strip():
@@ -112,8 +112,8 @@ def _put(node: Node, keys: list[str], override: Override, section: str) -> Node:
         items[index] = _put(items[index], rest, override, "") if rest else override.value
         return Node(items, node.place)
     if node.value is not None and not isinstance(node.value, dict):
-        written = f"{node.place} is" if node.place.key else "it is"
-        raise RecipeError(f"{override.origin}: nothing can be set below a plain value ({written} {node.value!r})")
+        message = f"nothing can be set below a plain value, here {node.value!r}; leave the last part of the key out"
+        raise RecipeError(f"{override.origin}: {message}")
     entries = dict(node.value or {})
     if rest:
         inner = entries.get(key, Node({}, override.value.place))

@@ -29,6 +29,7 @@ _FALSE = frozenset({"false", "False", "FALSE"})
 # 18 digits fit every size in a recipe, and Python reads them without its limit on long integers.
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,4})?")
+_WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f]")
 # The C parser where PyYAML was built with it: about eight times faster.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -282,14 +283,18 @@ def with_keys(node: Node, key: str = "") -> Node:
     """The same tree with every place naming its full key; entries of `stages` go by their name."""
     place = replace(node.place, key=key)
     if isinstance(node.value, dict):
-        return Node({k: with_keys(n, f"{key}.{k}" if key else k) for k, n in node.value.items()}, place)
+        return Node({k: with_keys(n, f"{key}.{_word(k)}" if key else _word(k)) for k, n in node.value.items()}, place)
     if isinstance(node.value, list):
         return Node([with_keys(n, _item_key(key, i, n)) for i, n in enumerate(node.value)], place)
     return Node(node.value, place)
 
 
+def _word(key: str) -> str:
+    return key if _WORD.fullmatch(key) else repr(key)
+
+
 def _item_key(key: str, index: int, node: Node) -> str:
     name = node.get("name") if key == "stages" else None
-    if name is not None and isinstance(name.value, str) and name.value.isprintable() and name.value:
-        return f"stages.{name.value[:64]}"
+    if name is not None and isinstance(name.value, str) and _WORD.fullmatch(name.value):
+        return f"stages.{name.value}"
     return f"{key}[{index}]"

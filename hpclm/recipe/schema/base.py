@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
@@ -68,6 +69,9 @@ def prose(text: str) -> str:
         raise fault("is empty; write the text")
     if len(text) > MAX_TEXT:
         raise fault(f"is longer than {MAX_TEXT} characters; shorten it")
+    bad = next((c for c in text if c not in "\n\t\r" and unicodedata.category(c) in ("Cc", "Cs")), None)
+    if bad is not None:
+        raise fault(f"holds the control character U+{ord(bad):04X}; remove it")
     return text
 
 

@@ -36,7 +36,8 @@ class Data(Section):
     validation: tuple[PathText, ...] = Field(default=(), description="rows for val_loss")
     test: tuple[PathText, ...] = Field(default=(), description="rows to answer; predictions keep their order")
     max_seq_length: Annotated[int, Field(ge=2, le=10**7)] | None = Field(
-        default=None, description="tokens of an example, virtual ones included; default the model's positions"
+        default=None,
+        description="tokens of an example, virtual ones included; default 1024, the model's positions at most",
     )
     add_bos: bool = Field(default=False, description="start each example with the BOS token")
     add_eos: bool = Field(default=True, description="end each training example with the EOS token")

@@ -34,5 +34,7 @@ class Tokenizer(Section):
             raise fault("vocab_file and merges_file go together; give both")
         kinds = [self.train is not None, all(pair), self.tokenizer_file is not None]
         if sum(kinds) != 1:
-            raise fault("give exactly one of train, vocab_file with merges_file, and tokenizer_file")
+            raise fault(
+                "names no tokenizer, or two; give one of train, vocab_file with merges_file, and tokenizer_file"
+            )
         return self

@@ -53,23 +53,25 @@ class CheckpointManager:
     def resume(self) -> dict[str, Any] | None:
         """The state of the newest undamaged checkpoint, with its `path`, or None for a fresh start.
 
-        Rank 0 checks every byte against the manifest and tells the others, so all go on from the same one.
+        Every byte is checked against the manifest, the files shared out among the ranks, and all ranks hear of any
+        damage, so that they go on from the same one.
         """
-        found: list[Any] = [None]
-        if dist.get_rank() == 0:
-            for path in sorted(checkpoints_in(self.folder), reverse=True):
-                wrong = store.damage(path)
-                if wrong is None:
-                    found = [str(path)]
-                    break
+        candidates: list[Any] = [[str(path) for path in sorted(checkpoints_in(self.folder), reverse=True)]]
+        dist.broadcast_object_list(candidates, src=0)
+        for path in map(Path, candidates[0]):
+            wrong = self._damage(path)
+            if wrong is None:
+                state = store.read_manifest(path)["state"]
+                self.best = [(loss, step) for loss, step in state["best"] if self._path(step).is_dir()]
+                return {**state, "path": path}
+            if dist.get_rank() == 0:
                 say(f"not resuming from {path.name}: {wrong}")
-        dist.broadcast_object_list(found, src=0)
-        if found[0] is None:
-            return None
-        path = Path(found[0])
-        state = store.read_manifest(path)["state"]
-        self.best = [(loss, step) for loss, step in state["best"] if self._path(step).is_dir()]
-        return {**state, "path": path}
+        return None
+
+    def _damage(self, path: Path) -> str | None:
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, store.damage(path, share=(dist.get_rank(), len(found))))
+        return next((wrong for wrong in found if wrong is not None), None)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

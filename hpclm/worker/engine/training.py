@@ -151,8 +151,9 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _validate(self, step: int) -> float:
-        """Mean loss over every answer token (or every token) of the validation set, the same on all ranks."""
+    def _validate(self, step: int) -> float | None:
+        """Mean loss over every answer token (or every token) of the validation set, the same on all ranks; None where
+        there is no such set."""
         self.progress.update(phase="validating")
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.groups.device)
@@ -161,7 +162,9 @@ class Trainer:
                 if self.groups.is_last_stage and self.groups.tensor_rank == 0:
                     sums += torch.stack([item["total"], item["weight"]]).double()
         dist.all_reduce(sums)
-        loss = float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
+        if sums[1] == 0:
+            return None
+        loss = float(sums[0] / sums[1])
         self.progress.update(phase="training", val_loss=loss)
         self.progress.metric("validation", step, loss=loss)
         return loss

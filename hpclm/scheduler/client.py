@@ -17,6 +17,7 @@ from hpclm.errors import SchedulerError
 from hpclm.scheduler.jobs import JobInfo
 
 _TIMEOUT_S = 60.0
+_SINFO_S = 15.0  # a dry run asks too, and should not hang for a minute where Slurm is set up but away
 _SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"
 _SACCT_FORMAT = "JobID,State,Start,End,NodeList"
 # Set in a user's shell, these change what a command prints or which jobs it shows.
@@ -55,8 +56,8 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def run_command(argv: Sequence[str]) -> Completed:
-    """Run one command. Raises SchedulerError when it is not installed or does not answer in a minute."""
+def run_command(argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> Completed:
+    """Run one command. Raises SchedulerError when it is not installed or does not answer in time."""
     if shutil.which(argv[0]) is None:
         raise SchedulerError(f"{argv[0]} not found: this is no login node of a Slurm cluster; use --site local")
     try:
@@ -68,11 +69,11 @@ def run_command(argv: Sequence[str]) -> Completed:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{argv[0]} did not answer within {_TIMEOUT_S:.0f} s; is the controller up?") from None
+        raise SchedulerError(f"{argv[0]} did not answer within {timeout_s:.0f} s; is the controller up?") from None
     except OSError as error:
         raise SchedulerError(f"{argv[0]} cannot be run: {error.strerror}") from None
     return Completed(done.returncode, done.stdout, done.stderr)
@@ -178,7 +179,7 @@ class Partition:
 
 def partitions() -> list[Partition]:
     """What the cluster offers. A partition with unlike nodes is given by its largest. Raises SchedulerError."""
-    done = run_command(["sinfo", "--noheader", "--format=%P|%a|%D|%c|%m|%l|%G"])
+    done = run_command(["sinfo", "--noheader", "--format=%P|%a|%D|%c|%m|%l|%G"], _SINFO_S)
     if done.code:
         raise SchedulerError(f"sinfo: {done.said}")
     return parse_sinfo(done.out)
@@ -236,4 +237,4 @@ def parse_minutes(text: str) -> int | None:
     if dash:
         hours, minutes = [*numbers, 0, 0][:2]
         return int(days) * 1440 + hours * 60 + minutes
-    return {1: numbers[0], 2: numbers[0], 3: numbers[0] * 60 + numbers[-2]}.get(len(numbers))
+    return numbers[0] * 60 + numbers[1] if len(numbers) == 3 else numbers[0]

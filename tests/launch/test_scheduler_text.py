@@ -1,0 +1,173 @@
+"""What Slurm prints, read the same from 20.11 to 24.11, and its words turned into ours."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from hpclm.errors import SchedulerError
+from hpclm.scheduler import client
+from hpclm.scheduler.jobs import STATES, JobInfo
+from hpclm.scheduler.words import pending_words, state_word
+
+
+def when(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def test_squeue_lines() -> None:
+    text = (
+        "12|RUNNING|None|2026-11-20T22:42:03|2026-11-20T22:43:03|node[0-1]|hpclm:run-1/one/001\n"
+        "13|PENDING|Dependency|N/A|N/A||hpclm:run-1/two/001\n"
+        "14|COMPLETED|None|2026-11-20T22:42:03|2026-11-20T22:42:05|node3|somebody's | comment\n"
+        "15_[1-4]|PENDING|Resources|N/A|N/A||(null)\n"
+        "slurm_load_jobs error: of some kind\n"
+    )
+    assert client.parse_squeue(text) == [
+        JobInfo("12", "RUNNING", "", when("2026-11-20T22:42:03"), when("2026-11-20T22:43:03"), "node[0-1]", "hpclm:run-1/one/001"),
+        JobInfo("13", "PENDING", "Dependency", None, None, "", "hpclm:run-1/two/001"),
+        JobInfo("14", "COMPLETED", "", when("2026-11-20T22:42:03"), when("2026-11-20T22:42:05"), "node3", ""),
+    ]  # fmt: skip
+
+
+def test_sacct_lines() -> None:
+    text = (
+        "12|CANCELLED by 1000|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
+        "13|OUT_OF_ME+|Unknown|Unknown|None assigned\n"
+        "12.batch|FAILED|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
+        "14|NODE_FAIL|None|Unknown|node1\n"
+    )
+    assert [(job.job_id, job.state, job.started_at is None) for job in client.parse_sacct(text)] == [
+        ("12", "CANCELLED", False),
+        ("13", "OUT_OF_ME", True),
+        ("14", "NODE_FAIL", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("main*|up|4|16|16000|1-00:00:00|gpu:8", client.Partition("main", True, True, 4, 16, 16000, 8, 1440)),
+        ("gpu|up|2|128+|1031000+|infinite|gpu:a100:4(S:0-1),nic:2", client.Partition("gpu", False, True, 2, 128, 1031000, 4, None)),
+        ("cpu|down|1|8|4000|30:00|(null)", client.Partition("cpu", False, False, 1, 8, 4000, 0, 30)),
+        ("mix|up|1|8|4000|2:30:00|gpu:a100:2,gpu:v100:1", client.Partition("mix", False, True, 1, 8, 4000, 3, 150)),
+    ],
+)  # fmt: skip
+def test_sinfo_lines(line: str, expected: client.Partition) -> None:
+    assert client.parse_sinfo(line) == [expected]
+
+
+def test_a_partition_of_unlike_nodes_is_merged() -> None:
+    (merged,) = client.parse_sinfo("a*|up|2|8|1000|60:00|(null)\na*|up|3|16|2000|60:00|gpu:4\n")
+    assert (merged.nodes, merged.cpus_per_node, merged.memory_mib_per_node, merged.gpus_per_node) == (5, 16, 2000, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("30", 30), ("5:30", 5), ("2:30:00", 150), ("1-0", 1440), ("1-12:30", 2190), ("infinite", None), ("n/a", None)],
+)
+def test_time_limits(text: str, minutes: int | None) -> None:
+    assert client.parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("PENDING", "pending"),
+        ("RUNNING", "running"),
+        ("COMPLETING", "running"),
+        ("CANCELLED by 1000", "cancelled"),
+        ("CANCELLED+", "cancelled"),
+        ("TIMEOUT", "timeout"),
+        ("DEADLINE", "timeout"),
+        ("NODE_FAIL", "node-fail"),
+        ("BOOT_FAIL", "node-fail"),
+        ("PREEMPTED", "preempted"),
+        ("OUT_OF_MEMORY", "out-of-memory"),
+        ("SOMETHING_OF_2031", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_states(said: str, word: str) -> None:
+    assert state_word(said) == word
+    assert word in STATES
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("Resources", "waiting for nodes to become free"),
+        ("ReqNodeNotAvail, UnavailableNodes:node[1-3]", "nodes it needs are down, drained or reserved"),
+        ("QOSMaxGRESPerUser", "a limit of the QOS or account is reached (QOSMaxGRESPerUser)"),
+        ("(null)", "the scheduler has not looked at it yet"),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_why_a_job_waits(reason: str, said: str) -> None:
+    assert pending_words(reason) == said
+
+
+def command(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_a_scheduler_that_is_not_there_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SchedulerError, match="squeue not found: this is no login node"):
+        client.jobs_of(["me"])
+
+
+def test_a_controller_that_does_not_answer_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command(monkeypatch, tmp_path, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="squeue: Unable to contact slurm controller"):
+        client.jobs_of(["me"])
+
+
+def test_accounting_is_asked_once_and_only_for_what_the_controller_forgot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command(monkeypatch, tmp_path, "squeue", "echo '1|RUNNING|None|N/A|N/A||hpclm:a/b/001'")
+    command(monkeypatch, tmp_path, "sacct", f'echo "$*" >> {tmp_path}/asked; echo "2|TIMEOUT|Unknown|Unknown|node0"')
+    jobs = client.jobs_of(["me"], ["1", "2", "3"])
+    assert [(job.job_id, job.state) for job in jobs] == [("1", "RUNNING"), ("2", "TIMEOUT")]
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert asked.endswith("--jobs=2,3")
+
+
+def test_a_cluster_without_accounting_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command(monkeypatch, tmp_path, "squeue", "true")
+    command(monkeypatch, tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert client.jobs_of(["me"], ["1"]) == []
+
+
+def test_sbatch_gets_neither_the_shape_of_an_outer_job_nor_a_users_filters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command(monkeypatch, tmp_path, "sbatch", f"env > {tmp_path}/env; echo 7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    for name in (
+        "SLURM_NNODES",
+        "SBATCH_PARTITION",
+        "RANK",
+        "HPCLM_RANK",
+        "PYXIS_CONTAINER_IMAGE",
+        "SUBMITIT_EXECUTOR",
+    ):
+        monkeypatch.setenv(name, "1")
+    assert client.sbatch(["job.sh"]) == "7"
+    names = {line.split("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+    assert "SLURM_CONF" in names
+    assert not names & {
+        "SLURM_NNODES",
+        "SBATCH_PARTITION",
+        "RANK",
+        "HPCLM_RANK",
+        "PYXIS_CONTAINER_IMAGE",
+        "SLURM_TIME_FORMAT",
+    }

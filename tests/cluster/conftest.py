@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(_ROOT / "launch"), str(_ROOT / "tests" / "launch")]
+sys.path[:0] = [str(_ROOT / folder) for folder in ("launch", "tests/launch", "tests/recipe")]
 
 from dev_cluster import Cluster, ClusterError  # noqa: E402
 

@@ -25,7 +25,7 @@ _NAMES = (
 )
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -51,7 +51,7 @@ def main(stage_dir: str, attempt: str) -> None:
     state, kind, code, message = "done", "ok", 0, ""
     try:
         _work(stage, paths, behaviour, rank, world)
-    except Stopped:
+    except StoppedError:
         state, kind, code, message = "stopped", "signal", 30, "told to stop"
     except ConnectionError:
         state, kind, code, message = "failed", "peer-lost", 20, "Connection closed by peer"
@@ -66,7 +66,7 @@ def main(stage_dir: str, attempt: str) -> None:
 
 
 def _stop(number, frame):
-    raise Stopped
+    raise StoppedError
 
 
 def _work(stage, paths, behaviour, rank, world):

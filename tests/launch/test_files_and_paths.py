@@ -25,7 +25,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="disk full"):
         files.write_json(path, {"step": 2})
     assert json.loads(path.read_text()) == {"step": 1}
-    assert os.listdir(tmp_path) == ["state.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_numbers_json_cannot_hold_become_null(tmp_path: Path) -> None:

@@ -31,11 +31,11 @@ def rank(number: int, state: str, kind: str = "", ended: float = 0.0, message: s
     [
         # The earliest that failed by itself, not the peers it tore down, whoever wrote first.
         (
-            [rank(0, "failed", "peer-lost", 5), rank(1, "failed", "error", 7, "bad"), rank(2, "failed", "error", 6, "worse")],
+            [rank(0, "failed", "peer-lost", 5), rank(1, "failed", "error", 7), rank(2, "failed", "error", 6, "worse")],
             (2, "error", "rank 2 on node2: ValueError: worse (x.py:3)"),
         ),
         # A user's mistake has its own place; ours would only confuse.
-        ([rank(0, "failed", "data", 5, "rows.jsonl:3: no answer")], (0, "data", "rank 0 on node0: rows.jsonl:3: no answer")),
+        ([rank(0, "failed", "data", 5, "a.jsonl:3: no answer")], (0, "data", "rank 0 on node0: a.jsonl:3: no answer")),
         # Nobody failed by itself, so one who vanished did it.
         (
             [rank(0, "failed", "peer-lost", 5), rank(1, "running"), rank(2, "stopped", "signal", 4)],

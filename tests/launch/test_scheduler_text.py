@@ -18,6 +18,9 @@ def when(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+START = when("2026-11-20T22:42:03")
+
+
 def test_squeue_lines() -> None:
     text = (
         "12|RUNNING|None|2026-11-20T22:42:03|2026-11-20T22:43:03|node[0-1]|hpclm:run-1/one/001\n"
@@ -27,9 +30,9 @@ def test_squeue_lines() -> None:
         "slurm_load_jobs error: of some kind\n"
     )
     assert client.parse_squeue(text) == [
-        JobInfo("12", "RUNNING", "", when("2026-11-20T22:42:03"), when("2026-11-20T22:43:03"), "node[0-1]", "hpclm:run-1/one/001"),
+        JobInfo("12", "RUNNING", "", START, when("2026-11-20T22:43:03"), "node[0-1]", "hpclm:run-1/one/001"),
         JobInfo("13", "PENDING", "Dependency", None, None, "", "hpclm:run-1/two/001"),
-        JobInfo("14", "COMPLETED", "", when("2026-11-20T22:42:03"), when("2026-11-20T22:42:05"), "node3", ""),
+        JobInfo("14", "COMPLETED", "", START, when("2026-11-20T22:42:05"), "node3", ""),
     ]  # fmt: skip
 
 
@@ -51,7 +54,7 @@ def test_sacct_lines() -> None:
     ("line", "expected"),
     [
         ("main*|up|4|16|16000|1-00:00:00|gpu:8", client.Partition("main", True, True, 4, 16, 16000, 8, 1440)),
-        ("gpu|up|2|128+|1031000+|infinite|gpu:a100:4(S:0-1),nic:2", client.Partition("gpu", False, True, 2, 128, 1031000, 4, None)),
+        ("gpu|up|2|64+|9+|infinite|gpu:a100:4(S:0-1),nic:2", client.Partition("gpu", False, True, 2, 64, 9, 4, None)),
         ("cpu|down|1|8|4000|30:00|(null)", client.Partition("cpu", False, False, 1, 8, 4000, 0, 30)),
         ("mix|up|1|8|4000|2:30:00|gpu:a100:2,gpu:v100:1", client.Partition("mix", False, True, 1, 8, 4000, 3, 150)),
     ],

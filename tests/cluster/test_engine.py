@@ -1,0 +1,82 @@
+"""The real engine on the real scheduler, as a user runs it: three stages over two nodes, and a lost rank made good."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dev_cluster import Cluster
+from samples import changed, write
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture
+def folder(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HPCLM_RUNS_DIR", "HPCLM_SITE", "HPCLM_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def hpclm(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "hpclm.cli", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def status() -> dict[str, Any]:
+    (run,) = json.loads(hpclm("status", "--json"))["runs"]
+    found: dict[str, Any] = run
+    return found
+
+
+def test_pretrain_ptune_and_evaluate_over_two_nodes(folder: Path) -> None:
+    write(folder, changed(("container", None)))
+    hpclm("submit", "recipe.yaml", "--site", "slurm", "--nodes", "2", "--devices-per-node", "1", "--wait")
+    run = status()
+    assert run["state"] == "completed"
+    assert [stage["step"] for stage in run["stages"][:2]] == [10, 10]
+    ranks = [json.loads(path.read_text()) for path in Path(run["path"]).glob("stages/*/attempts/*/ranks/*.json")]
+    assert sorted((one["rank"], one["node"]) for one in ranks) == [(0, "node0")] * 3 + [(1, "node1")] * 3
+    hpclm("collect", "--pred-file", "test-results.txt")
+    lines = Path("test-results.txt").read_text().splitlines()
+    assert len(lines) == 16
+    assert all(line.startswith("a b c =") for line in lines)
+    assert Path(run["path"], "results", "checkpoints", "ptune", "best").is_dir()
+
+
+def test_a_killed_rank_of_the_engine_is_reported_and_made_good(folder: Path) -> None:
+    write(folder, changed(("container", None), ("stages.0.trainer", {"max_steps": 60, "val_check_interval": 10})))
+    hpclm("submit", "recipe.yaml", "--site", "slurm", "--nodes", "2", "--devices-per-node", "1")
+    deadline = time.monotonic() + 120
+    root = Path(status()["path"])
+    while not list(root.glob("stages/pretrain/checkpoints/latest.json")):
+        assert time.monotonic() < deadline, status()
+        time.sleep(0.1)
+    record = json.loads(next(root.glob("stages/pretrain/attempts/001-00/ranks/00001.json")).read_text())
+    os.kill(record["pid"], signal.SIGKILL)
+    while status()["state"] in ("running", "pending"):
+        assert time.monotonic() < deadline, status()
+        time.sleep(0.5)
+    run = status()
+    assert run["state"] == "failed"
+    assert "rank 1 on node1 vanished without a word" in run["reason"]
+    while any(stage["state"] == "pending" for stage in status()["stages"]):
+        assert time.monotonic() < deadline, status()
+        time.sleep(0.5)
+    assert [stage["state"] for stage in status()["stages"]] == ["failed", "skipped", "skipped"]
+    hpclm("resume", "--wait")
+    assert status()["state"] == "completed"
+    steps = [json.loads(line)["step"] for line in (root / "stages/pretrain/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 60

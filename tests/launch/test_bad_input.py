@@ -1,0 +1,86 @@
+"""Broken recipes through the command line: one message, nothing submitted, nothing left, nothing executed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from broken import CASES, HOSTILE, Case
+from harness import use_fake_worker
+
+from hpclm.cli import app as cli
+from hpclm.runs import submit as submitting
+from hpclm.scheduler import slurm
+
+RUNTIMES = ("pyxis", "enroot", "singularity", "apptainer")
+
+
+@pytest.fixture(autouse=True)
+def no_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Any step towards a scheduler would be a failure."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"something was submitted: {arguments}")
+
+    monkeypatch.setattr(submitting, "start", refuse)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_broken_recipe_is_refused_and_leaves_nothing(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = case.build(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [argument for override in case.overrides for argument in ("--set", override)]
+    code = cli.run(["submit", str(recipe), *arguments, "--runs-dir", str(tmp_path / "runs")])
+    out, err = capsys.readouterr()
+    assert code in (2, 3), err
+    assert out == ""
+    assert "\nerror: " in f"\n{err}"
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.id)
+def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
+    case: Case, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script is run, with an srun in its way that writes down what it was given."""
+    recipe = case.build(tmp_path)
+    site = tmp_path / "site.yaml"
+    site.write_text(f"scheduler: slurm\ncontainer: {{runtime: {runtime}}}\n")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "srun").write_text('#!/bin/sh\nprintf "%s\\0" "$@" > srun-arguments\n')
+    (programs / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    folder = tmp_path / "it's $(touch pwned); `touch pwned` #"
+    prepared = submitting.prepare(submitting.Request(recipe, site=str(site), runs_dir=folder))
+    assert prepared.jobs[0].in_container
+    for job in prepared.jobs:
+        Path(job.stage_dir, "submitit").mkdir(parents=True)
+        script, environment = slurm.render(job, prepared.site), os.environ | {"SLURM_JOB_ID": "1"}
+        subprocess.run(["bash", "-eu", "-c", script], cwd=tmp_path, check=True, env=environment)
+        given = (tmp_path / "srun-arguments").read_bytes().decode().split("\0")[:-1]
+        assert given[-1] == str(Path(job.stage_dir, "submitit"))
+        assert given[-5:-1] == ["python3", "-u", "-m", "submitit.core._submit"]
+        assert [part for part in job.launch.prefix if part not in given] == []
+        assert [part for part in job.launch.srun_args if part not in given] == []
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.id)
+def test_and_to_a_run(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    use_fake_worker(monkeypatch, ())
+    recipe = case.build(tmp_path)
+    assert (
+        cli.run(["submit", str(recipe), "--set", "container=null", "--wait", "--runs-dir", str(tmp_path / "r $(x)")])
+        == 0
+    )
+    assert not list(tmp_path.rglob("pwned"))

@@ -1,0 +1,274 @@
+"""P-tuning steps a second and peak memory: hpclm's engine against Hugging Face PEFT, on the same weights and rows.
+
+    python bench/prompt_learning.py                 # alternates both, prints medians and the ratio
+    python bench/prompt_learning.py --layers 12 --hidden 768 --heads 12
+
+Each measurement is a process of its own with the same threads; the first loss of both is printed, and they must agree,
+so that the same work is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+VIRTUAL = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("layers", 6), ("hidden", 256), ("heads", 8), ("vocab", 8192), ("tokens", 118)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("batch", 16), ("steps", 30), ("rounds", 3), ("threads", os.cpu_count())):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--side", choices=("hpclm", "peft"), help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        warnings.simplefilter("ignore")
+        print(json.dumps((_hpclm if arguments.side == "hpclm" else _peft)(arguments)))
+    else:
+        _compare(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt"
+        found: dict[str, list[dict[str, Any]]] = {"hpclm": [], "peft": []}
+        for _ in range(arguments.rounds):
+            for side, results in found.items():
+                results.append(_measured(side, weights))
+    losses = {side: results[0]["loss"] for side, results in found.items()}
+    if abs(losses["hpclm"] - losses["peft"]) > 1e-4:
+        sys.exit(f"first losses differ: {losses}: not the same work")
+    print(f"first loss: hpclm {losses['hpclm']:.6f}, PEFT {losses['peft']:.6f}")
+    rows = (("steps_per_s", "steps a second"), ("peak_mib", "peak memory, MiB"), ("growth_mib", "of it for training"))
+    for key, title in rows:
+        ours, theirs = (statistics.median(item[key] for item in found[side]) for side in ("hpclm", "peft"))
+        ratios = [a[key] / b[key] for a, b in zip(found["hpclm"], found["peft"], strict=True)]
+        print(f"{title}: hpclm {ours:.2f}, PEFT {theirs:.2f}, ratio {statistics.median(ratios):.2f}")
+
+
+def _measured(side: str, weights: Path) -> dict[str, Any]:
+    argv = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--weights", str(weights)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _rows(arguments: argparse.Namespace) -> Any:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, arguments.vocab, (arguments.batch, arguments.tokens + 1), generator=generator)
+
+
+def _timed(step: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    before = _peak_mib()
+    first = step()
+    for _ in range(3):
+        step()
+    began = time.perf_counter()
+    for _ in range(arguments.steps):
+        step()
+    seconds = time.perf_counter() - began
+    peak = _peak_mib()
+    return {"loss": first, "steps_per_s": arguments.steps / seconds, "peak_mib": peak, "growth_mib": peak - before}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
+    import torch
+    import torch.distributed as dist
+
+    from hpclm.plan import spec as plan
+    from hpclm.worker.engine import cpu
+
+    torch.set_num_threads(arguments.threads)
+    cpu.install()
+    from hpclm.worker.engine import groups as process_groups
+    from hpclm.worker.engine.model import initialize_weights
+
+    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
+    model = plan.ModelSpec(
+        num_layers=arguments.layers,
+        hidden_size=arguments.hidden,
+        ffn_hidden_size=4 * arguments.hidden,
+        num_attention_heads=arguments.heads,
+        num_query_groups=arguments.heads,
+        kv_channels=arguments.hidden // arguments.heads,
+        max_position_embeddings=arguments.tokens + VIRTUAL,
+        vocab_size=arguments.vocab,
+        padded_vocab_size=arguments.vocab,
+    )
+    trainer, gpt, prompts = _trainer(model, parallel, groups, arguments)
+    initialize_weights(gpt, model, 1)
+    if not arguments.weights.exists():
+        torch.save({"gpt": gpt.state_dict(), "prompts": prompts.state_dict()}, arguments.weights)
+    count = iter(range(10**9))
+    return _timed(lambda: trainer._step(next(count)).loss, arguments)
+
+
+def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    from hpclm.plan import spec as plan
+    from hpclm.worker.checkpoints.manager import CheckpointManager
+    from hpclm.worker.engine.language_model import LanguageModel
+    from hpclm.worker.engine.model import build_gpt, transformer_config
+    from hpclm.worker.engine.training import Trainer
+    from hpclm.worker.prompts import build_prompts
+    from hpclm.worker.report import Progress
+    from hpclm.worker.signals import StopFlag
+
+    spec = plan.StageSpec(
+        run="bench",
+        stage="bench",
+        stage_dir="",
+        task="p-tuning",
+        device="cpu",
+        model=model,
+        tokenizer=plan.TokenizerSpec("base"),
+        parallel=parallel,
+        batch=plan.BatchSpec(arguments.batch, arguments.batch, 1),
+        trainer=plan.TrainerSpec("fp32", max_steps=10**6),
+        optim=plan.OptimSpec(1e-3),
+        checkpoint=plan.CheckpointSpec(),
+        templates=[plan.TaskTemplate("task", "", VIRTUAL, [VIRTUAL])],
+        prompt=plan.PromptSpec("mlp", arguments.hidden, 3),
+    )
+    config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
+    gpt = build_gpt(model, config, groups)
+    prompts = build_prompts(spec, "p-tuning", config, 1, groups.device)
+    manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
+    progress = Progress(Path("unused"), Path("unused"), active=False)
+    language_model = LanguageModel(config, gpt, prompts, frozen=True)
+    trainer = Trainer(spec, groups, language_model, _Batches(arguments), manager, progress, StopFlag())
+    return trainer, gpt, prompts
+
+
+class _Batches:
+    """The same batch at every step: virtual tokens, then the rows."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import torch
+
+        rows = _rows(arguments)
+        virtual = torch.zeros((len(rows), VIRTUAL), dtype=torch.int64)
+        tokens = torch.cat([virtual, rows], dim=1)
+        index = torch.cat([torch.arange(VIRTUAL).expand_as(virtual), torch.full_like(rows, -1)], dim=1)
+        length = tokens.shape[1] - 1
+        mask = (index[:, 1:] < 0).float()
+        # PEFT predicts the first real token from nothing: its labels start with the second
+        mask[:, VIRTUAL - 1] = 0.0
+        self.batch = {
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "loss_mask": mask,
+            "position_ids": torch.arange(length).expand(len(rows), length).contiguous(),
+            "virtual_index": index[:, :-1].contiguous(),
+            "task": torch.zeros(len(rows), dtype=torch.int64),
+        }
+
+    def train(self, step: int) -> list[dict[str, Any]]:
+        return [self.batch]
+
+
+def _peft(arguments: argparse.Namespace) -> dict[str, float]:
+    import torch
+    from peft import PromptEncoderConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(arguments.threads)
+    config = GPT2Config(
+        vocab_size=arguments.vocab,
+        n_positions=arguments.tokens + VIRTUAL,
+        n_embd=arguments.hidden,
+        n_layer=arguments.layers,
+        n_head=arguments.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    weights = torch.load(arguments.weights, weights_only=True)
+    base = GPT2LMHeadModel(config)
+    base.load_state_dict(_as_gpt2(weights["gpt"], arguments), strict=False)
+    prompt = PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL, encoder_hidden_size=arguments.hidden
+    )
+    model = get_peft_model(base, prompt)
+    _copy_prompts(model.prompt_encoder["default"], weights["prompts"])
+    optimizer = torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad), lr=1e-3, betas=(0.9, 0.98), fused=True
+    )
+    rows = _rows(arguments)[:, :-1]
+    labels = _rows(arguments)[:, 1:]
+
+    def step() -> float:
+        optimizer.zero_grad()
+        states = model(input_ids=rows).logits[:, VIRTUAL:]
+        loss = torch.nn.functional.cross_entropy(states.flatten(0, 1), labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.prompt_encoder.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return _timed(step, arguments)
+
+
+def _as_gpt2(state: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """megatron-core's names and shapes as transformers' GPT-2: q, k and v apart, linear weights transposed."""
+    heads, hidden = arguments.heads, arguments.hidden
+
+    def qkv(tensor: Any) -> Any:
+        rest = tensor.shape[1:]
+        return tensor.view(heads, 3, hidden // heads, *rest).transpose(0, 1).reshape(3 * hidden, *rest)
+
+    result = {
+        "transformer.wte.weight": state["embedding.word_embeddings.weight"],
+        "lm_head.weight": state["embedding.word_embeddings.weight"],
+        "transformer.wpe.weight": state["embedding.position_embeddings.weight"],
+        "transformer.ln_f.weight": state["decoder.final_layernorm.weight"],
+        "transformer.ln_f.bias": state["decoder.final_layernorm.bias"],
+    }
+    parts = {
+        "input_layernorm": "ln_1",
+        "pre_mlp_layernorm": "ln_2",
+        "self_attention.linear_qkv": "attn.c_attn",
+        "self_attention.linear_proj": "attn.c_proj",
+        "mlp.linear_fc1": "mlp.c_fc",
+        "mlp.linear_fc2": "mlp.c_proj",
+    }
+    for layer in range(arguments.layers):
+        for ours, theirs in parts.items():
+            for kind in ("weight", "bias"):
+                tensor = state[f"decoder.layers.{layer}.{ours}.{kind}"]
+                tensor = qkv(tensor) if "qkv" in ours else tensor
+                result[f"transformer.h.{layer}.{theirs}.{kind}"] = tensor.t() if tensor.dim() > 1 else tensor
+    return result
+
+
+def _copy_prompts(encoder: Any, state: dict[str, Any]) -> None:
+    encoder.embedding.weight.data.copy_(state["inputs.task"])
+    encoder.mlp_head.load_state_dict(
+        {name.removeprefix("encoder."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
+    )
+
+
+if __name__ == "__main__":
+    main()

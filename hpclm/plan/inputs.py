@@ -50,7 +50,7 @@ class Inputs:
                 stage.findings.extend(rows.findings(readable, role, templates, wheres).items)
             if readable and len(readable) == len(reports):
                 count = sum(report.rows for report in readable)
-                if not count:
+                if not count and all(report.complete for report in readable):
                     stage.error(("data", role), "the files hold no rows; give rows", "rows exist", 0)
                 if role == "train" and all(report.complete for report in readable):
                     train_rows = count

@@ -20,8 +20,9 @@ from hpclm.plan.templates import fields
 
 Role = Literal["train", "validation", "test"]
 
-# About a second of reading; the ranks check every row again.
+# About a second of reading, and of each further file this much; the ranks check every row again.
 MAX_BYTES = 64 << 20
+MIN_FILE_BYTES = 4 << 20
 MAX_LINE_BYTES = 16 << 20
 MAX_FINDINGS = 10
 
@@ -61,15 +62,16 @@ def read_rows(path: str, role: Role, templates: Sequence[TaskTemplate], budget: 
     """Look through `path` line by line. Raises OSError where it cannot be read."""
     report = RowReport(path)
     by_name = {template.taskname: template for template in templates}
-    number = 0
+    number, left = 0, max(budget.left, MIN_FILE_BYTES)
     with Path(path).open("rb") as file:
         while True:
-            if budget.left <= 0:
+            if left <= 0:
                 report.complete = not file.read(1)
                 break
             line = file.readline(MAX_LINE_BYTES + 1)
             if not line:
                 break
+            left -= len(line)
             budget.left -= len(line)
             number += 1
             if len(line) > MAX_LINE_BYTES:

@@ -101,7 +101,8 @@ def split_model(stage: StageContext, model: ModelSpec) -> None:
 
 def _divides(stage: StageContext, keys: tuple[str, ...], degree: int, name: str, number: int) -> None:
     if number % degree:
-        choices = closest(divisors(number), degree)
+        # Of a large number's divisors only those near enough to be meant.
+        choices = closest([d for d in divisors(number) if d <= max(8, 4 * degree)], degree)
         stage.error(
             keys,
             f"{degree} does not divide {name} {number}; choose {either(choices)}",

@@ -87,10 +87,7 @@ def changed(*changes: tuple[str, Any]) -> dict[str, Any]:
         *path, last = key.split(".")
         at: Any = recipe
         for part in path:
-            if isinstance(at, list):
-                at = at[int(part)]
-            else:
-                at = at.setdefault(part, {})
+            at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
         if value is DROP:
             del at[last]
         elif isinstance(at, list):

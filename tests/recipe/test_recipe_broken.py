@@ -13,8 +13,10 @@ from hpclm.errors import RecipeError
 from hpclm.plan import make_plan, picture, stage_specs
 from hpclm.recipe import load
 
-# `file:line …: what; how to mend`, or the command-line argument instead of the place.
-SHAPE = re.compile(r"(--set .+|\S+?(:\d+)?( .+?)?): .+")
+# `file:line key: what; how to mend`, or the command-line argument in the place's stead.
+SHAPE = re.compile(r"(--set .+?|\S+:\d+( .+?)?): .+")
+# What is wrong with a whole file has no line.
+WHOLE_FILE = re.compile(r"\S+: (cannot be read|\d+ more lines).+")
 
 
 def test_there_are_two_hundred_and_they_differ() -> None:
@@ -41,7 +43,7 @@ def test_broken_recipes_are_refused_with_place_and_mend(
     lines = refusal(case, tmp_path)
     assert lines
     for line in lines:
-        assert SHAPE.fullmatch(line), line
+        assert SHAPE.fullmatch(line) or WHOLE_FILE.fullmatch(line), line
         assert re.search(r"; |did you mean|known here|choose", line), f"no mend: {line}"
         assert line.isprintable()
     message = "\n".join(lines)

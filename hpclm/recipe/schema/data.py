@@ -44,7 +44,7 @@ class Data(Section):
 
 
 class TaskTemplate(Section):
-    """NeMo's task template: how a row becomes a prompt with virtual tokens in it."""
+    """One of a list, NeMo's task template: how a row becomes a prompt with virtual tokens in it."""
 
     taskname: Name = Field(description="rows whose taskname is this use the template")
     prompt_template: Prose = Field(
@@ -55,7 +55,7 @@ class TaskTemplate(Section):
         default=None, description="virtual tokens at each marker; default all at the only one"
     )
     truncate_field: Line | None = Field(
-        default=None, description="field cut when an example is too long; null: it is skipped"
+        default=None, description="field cut when an example is too long; null: training skips the row"
     )
     answer_only_loss: bool = Field(default=True, description="learn from the answer's tokens alone")
     answer_field: Line | None = Field(default="answer", description="field that holds the answer")

@@ -1,0 +1,149 @@
+"""docs/recipe.md, written from the schema: `python -m hpclm.recipe.reference > docs/recipe.md`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pydantic import BaseModel
+
+from hpclm.recipe.mending import section_of
+from hpclm.recipe.schema.stage import SECTIONS, Stage
+
+_INTRO = """\
+# The recipe
+
+<!-- Written by `python -m hpclm.recipe.reference`; a test keeps it in step with the schema. -->
+
+A recipe is one YAML file (1.2: `1e-4` is a number, `no` is text). Unknown keys are refused, and nothing is converted:
+text is not read as a number. Paths are relative to the recipe's folder; `~` and variables are not expanded.
+
+```yaml
+version: 1                      # of this format
+name: my-run                    # letters, digits, '.', '_' and '-'
+task: p-tuning                  # one stage …
+model: {checkpoint: ../models/gpt}
+# … every other section
+```
+
+## Several stages
+
+A recipe with `stages:` in place of `task:` is a chain of jobs. Each stage is laid over the sections at the top level:
+mappings key by key, lists and values whole. A stage that names another in `base` or `prompts` starts when that one has
+ended well, and finds its checkpoints by itself. A stage stands below the stages it names.
+
+```yaml
+version: 1
+name: my-run
+model: {num_layers: 4, hidden_size: 128, num_attention_heads: 4}
+trainer: {max_steps: 100}       # for every stage that has no other
+stages:
+  - {name: pretrain, task: pretrain}
+  - {name: ptune, task: p-tuning, base: pretrain, trainer: {max_epochs: 5}}
+  - {name: evaluate, task: evaluate, prompts: ptune}
+```
+
+`evaluate` takes the base model, rows and templates of its prompts stage where it has none of its own. Of keys that say
+one thing in two ways (`max_steps` and `max_epochs`; the three kinds of tokenizer) a stage's own puts the inherited one
+aside.
+
+## From the command line
+
+`--set optim.lr=1e-3` changes a key of the top level, for every stage that inherits it, and
+`--set stages.ptune.optim.lr=1e-3` one stage. List entries go by number, templates also by taskname:
+`--set task_templates.0.total_virtual_tokens=20`. Values are YAML: `true`, `null`, `[0.9, 0.95]`, `"text"`. A `--set`
+that would change nothing is refused. `--nodes N` and `--devices-per-node N` stand for `--set resources.nodes=N` and
+`--set resources.devices_per_node=N`.
+
+## Rows
+
+JSONL: one object a line, every value text, `taskname` and the fields of that task's template. A field a row lacks is
+empty; training rows have the answer.
+
+```json
+{"taskname": "squad", "context": "…", "question": "…", "answer": "…"}
+```
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    parts = [_INTRO, "## Keys of a stage\n", _table(Stage, only={"name", "task", "base", "prompts"})]
+    for key, info in Stage.model_fields.items():
+        if key in SECTIONS:
+            model = section_of(info.annotation)
+            assert model is not None
+            parts.append(_section(key, model, info.description or ""))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(key: str, model: type[BaseModel], note: str) -> str:
+    """A section's table, and those of the sections within."""
+    summary = " ".join(line.strip() for line in (model.__doc__ or "").strip().splitlines() if line.strip())
+    # Whether a section may be left out is said beside it; what it is, the model's own words say.
+    when = f" ({note[:1].upper()}{note[1:]}.)" if note.startswith(("needed", "left out")) else ""
+    parts = [f"## `{key}`\n", f"{summary}{when}\n", _table(model)]
+    for name, info in model.model_fields.items():
+        inner = section_of(info.annotation)
+        if inner is not None:
+            parts.append(_section(f"{key}.{info.alias or name}", inner, info.description or ""))
+    return "\n".join(parts)
+
+
+def _table(model: type[BaseModel], only: set[str] | None = None) -> str:
+    properties = model.model_json_schema(by_alias=True)["properties"]
+    lines = ["| key | value | default | |", "|---|---|---|---|"]
+    for name, info in model.model_fields.items():
+        if only is not None and name not in only:
+            continue
+        key = info.alias or name
+        default = "required" if info.is_required() else _default(info.get_default(call_default_factory=True))
+        lines.append(f"| `{key}` | {_kind(properties[key])} | {default} | {info.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "see below"
+    words = {None: "null", True: "true", False: "false", (): "[]"}
+    if isinstance(value, tuple) and value:
+        return f"`[{', '.join(str(item) for item in value)}]`"
+    if isinstance(value, dict):
+        return "`{}`"
+    return f"`{words.get(value, value) if not isinstance(value, int | float) or isinstance(value, bool) else value}`"
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """The values a key takes, in words."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    schema = options[0]
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "$ref" in schema or "allOf" in schema:
+        return "mapping"
+    kind = schema.get("type")
+    if kind == "array":
+        items = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
+        return f"list of {_kind(items)}"
+    words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    return f"{words.get(str(kind), 'mapping of text' if kind == 'object' else 'number')}{_bounds(schema)}"
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    low = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high = schema.get("maximum"), schema.get("exclusiveMaximum")
+    words = []
+    if low[0] is not None:
+        words.append(f"from {low[0]:g}")
+    if low[1] is not None:
+        words.append(f"over {low[1]:g}")
+    # Ceilings that only keep nonsense out are not worth a reader's time.
+    if high[0] is not None and high[0] <= 1024:
+        words.append(f"to {high[0]:g}")
+    if high[1] is not None and high[1] <= 1024:
+        words.append(f"under {high[1]:g}")
+    return f" {' '.join(words)}" if words else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

@@ -1,0 +1,87 @@
+"""Parameter counts against the published sizes and against Megatron's formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from hpclm.plan import memory
+from hpclm.plan.spec import BatchSpec, ModelSpec, ParallelSpec, PromptSpec, TaskTemplate
+
+GPT2 = ModelSpec(12, 768, 3072, 12, 12, 64, 1024, 50257, 50304)
+GPT20B = ModelSpec(44, 6144, 24576, 48, 48, 128, 2048, 50257, 50304)
+LLAMA3_8B = ModelSpec(
+    32, 4096, 14336, 32, 8, 128, 8192, 128256, 128256, "rope", 500000.0, "rmsnorm", 1e-5, "swiglu", False, False
+)
+ONE = ParallelSpec(1, 1, 1, 1, 1, 1)
+BATCH = BatchSpec(16, 1, 16)
+
+
+def test_parameters_are_those_of_the_published_models() -> None:
+    # GPT-2: 124,439,808 with its 50,257 rows; Llama 3 8B: 8,030,261,248 (both from their model cards).
+    assert memory.total_parameters(GPT2) == 124_439_808 + (50304 - 50257) * 768
+    assert memory.total_parameters(LLAMA3_8B) == 8_030_261_248
+
+
+@pytest.mark.parametrize("model", [GPT2, GPT20B, LLAMA3_8B])
+def test_one_rank_holds_everything(model: ModelSpec) -> None:
+    assert memory.rank_parameters(model, 1, 1) == memory.total_parameters(model)
+
+
+def test_a_split_leaves_each_rank_its_part() -> None:
+    whole = memory.total_parameters(GPT20B)
+    assert memory.rank_parameters(GPT20B, 4, 1) == pytest.approx(whole / 4, rel=0.01)
+    assert memory.rank_parameters(GPT20B, 4, 4) == pytest.approx(whole / 16, rel=0.2)
+
+
+def test_a_frozen_base_costs_two_bytes_a_weight() -> None:
+    templates = (TaskTemplate("t", "", 10, [10]),)
+    frozen = memory.estimate(
+        "p-tuning", GPT20B, dataclasses.replace(ONE, tensor=4), BATCH, "bf16",
+        seq_length=2048, prompt=PromptSpec(), templates=templates,
+    )  # fmt: skip
+    own = memory.prompt_parameters(GPT20B, "p-tuning", PromptSpec(), templates, 4)[1]
+    assert frozen.weights == 2 * memory.rank_parameters(GPT20B, 4, 1) + 4 * own
+    assert frozen.gradients == 4 * own
+    assert frozen.optimizer == 8 * own
+    # tpmlp: two linear layers 6144 × 2048 with their biases, and ten input rows.
+    assert frozen.trainable_parameters == 2 * 6144 * 2048 + 2048 + 6144 + 10 * 6144
+
+
+def test_training_costs_eighteen_bytes_a_weight_in_bf16() -> None:
+    trained = memory.estimate("pretrain", GPT2, ONE, BATCH, "bf16", seq_length=1024)
+    assert trained.weights + trained.gradients + trained.optimizer == 18 * memory.total_parameters(GPT2)
+    exact = memory.estimate("pretrain", GPT2, ONE, BATCH, "fp32", seq_length=1024)
+    assert exact.weights + exact.gradients + exact.optimizer == 16 * memory.total_parameters(GPT2)
+
+
+def test_activations_follow_korthikanti() -> None:
+    # s·b·h·(10 + 24/t) bytes a layer, and the logits in fp32 and bf16.
+    split = ParallelSpec(4, 1, 1, 4, 1, 4)
+    logits = 2048 * 50304 // 4 * 6
+    layers = memory.activation_bytes(GPT20B, split, BATCH, 2048, 2) - logits
+    assert layers == 2048 * 6144 * (10 + 24 // 4) * 44
+    sequence = memory.activation_bytes(GPT20B, dataclasses.replace(split, sequence_parallel=True), BATCH, 2048, 2)
+    assert sequence - logits == 2048 * 6144 * 34 * 44 // 4
+
+
+@pytest.mark.parametrize(("encoder", "layers"), [("mlp", 2), ("mlp", 3), ("lstm", 1), ("lstm", 2)])
+def test_encoders_are_counted_as_torch_counts_them(encoder: str, layers: int) -> None:
+    torch = pytest.importorskip("torch")
+    h, inner = 48, 20
+    if encoder == "mlp":
+        widths = [h, *[inner] * (layers - 1), h]
+        modules = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+    else:
+        modules = [
+            torch.nn.LSTM(h, inner, layers, bidirectional=True),
+            torch.nn.Linear(2 * inner, 2 * inner),
+            torch.nn.Linear(2 * inner, h),
+        ]
+    expected = sum(weight.numel() for module in modules for weight in module.parameters()) + 10 * h
+    model = dataclasses.replace(GPT2, hidden_size=h)
+    prompt = PromptSpec(encoder=encoder, encoder_hidden=inner, encoder_layers=layers)  # type: ignore[arg-type]
+    templates = (TaskTemplate("t", "", 10, [10]),)
+    assert memory.prompt_parameters(model, "p-tuning", prompt, templates, 1) == (expected, expected)

@@ -1,0 +1,97 @@
+"""Ranks, coordinates and nodes, for every split there is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpclm.plan.nearest import closest, divisors, either, multiples
+from hpclm.plan.rules import padded_vocab_size
+from hpclm.plan.topology import Topology
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> Topology:
+    """Any split of up to 4096 ranks over any nodes that hold them."""
+    tensor, pipeline, data = (draw(st.integers(1, 16)) for _ in range(3))
+    world = tensor * pipeline * data
+    nodes = draw(st.sampled_from(divisors(world)))
+    return Topology(tensor, pipeline, nodes, world // nodes)
+
+
+@given(topologies())
+def test_every_rank_has_one_place_and_every_place_one_rank(topology: Topology) -> None:
+    places = topology.places()
+    assert [place.rank for place in places] == list(range(topology.world_size))
+    coordinates = {(place.pipeline, place.data, place.tensor) for place in places}
+    assert len(coordinates) == topology.world_size == topology.tensor * topology.pipeline * topology.data
+    for place in places:
+        assert topology.rank(place.pipeline, place.data, place.tensor) == place.rank
+        assert 0 <= place.tensor < topology.tensor
+        assert 0 <= place.data < topology.data
+        assert 0 <= place.pipeline < topology.pipeline
+        assert place.node * topology.devices_per_node + place.local_rank == place.rank
+        assert 0 <= place.local_rank < topology.devices_per_node
+
+
+@given(topologies())
+def test_tensor_groups_are_neighbours_and_pipeline_stages_are_far_apart(topology: Topology) -> None:
+    for place in topology.places():
+        if place.tensor + 1 < topology.tensor:
+            assert topology.rank(place.pipeline, place.data, place.tensor + 1) == place.rank + 1
+        if place.data + 1 < topology.data:
+            assert topology.rank(place.pipeline, place.data + 1, place.tensor) == place.rank + topology.tensor
+        if place.pipeline + 1 < topology.pipeline:
+            step = topology.tensor * topology.data
+            assert topology.rank(place.pipeline + 1, place.data, place.tensor) == place.rank + step
+
+
+@given(topologies())
+def test_groups_across_nodes_are_counted_as_they_lie(topology: Topology) -> None:
+    nodes: dict[tuple[int, int], set[int]] = {}
+    for place in topology.places():
+        nodes.setdefault((place.pipeline, place.data), set()).add(place.node)
+    assert topology.tensor_groups_across_nodes() == sum(len(group) > 1 for group in nodes.values())
+
+
+def test_megatrons_own_example() -> None:
+    # megatron/core/parallel_state.py: 16 GPUs, tensor 2, pipeline 4 on two nodes of 8.
+    topology = Topology(2, 4, 2, 8)
+    tensor_groups = [[topology.rank(p, d, t) for t in range(2)] for p in range(4) for d in range(2)]
+    data_groups = [[topology.rank(p, d, t) for d in range(2)] for p in range(4) for t in range(2)]
+    pipeline_groups = [[topology.rank(p, d, t) for p in range(4)] for d in range(2) for t in range(2)]
+    assert tensor_groups == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
+    assert data_groups == [[0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15]]
+    assert pipeline_groups == [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]
+
+
+def test_ranks_that_cannot_be_split_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 ranks are no multiple of 4 × 1"):
+        Topology(4, 1, 2, 3)
+
+
+@given(st.integers(1, 300_000), st.integers(1, 64))
+def test_the_padded_vocabulary_divides_and_is_the_least(vocab_size: int, tensor: int) -> None:
+    padded = padded_vocab_size(vocab_size, tensor)
+    assert padded >= vocab_size
+    assert padded % tensor == 0
+    assert padded % 128 == 0
+    assert not any(smaller % tensor == 0 and smaller % 128 == 0 for smaller in range(vocab_size, padded))
+
+
+def test_the_padded_vocabulary_is_the_same_at_every_usual_split() -> None:
+    assert {padded_vocab_size(50257, tensor) for tensor in (1, 2, 4, 8, 16, 32, 64, 128)} == {50304}
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_choices_pass_the_rule_they_are_offered_for(number: int, degree: int) -> None:
+    assert all(number % choice == 0 for choice in closest(divisors(number), degree))
+    assert all(choice % degree == 0 and abs(choice - number) <= degree for choice in multiples(degree, number))
+    assert divisors(number) == [i for i in range(1, number + 1) if number % i == 0]
+
+
+def test_choices_in_words() -> None:
+    assert either([1]) == "1"
+    assert either([1, 2]) == "1 or 2"
+    assert either([1, 2, "null"]) == "1, 2 or null"

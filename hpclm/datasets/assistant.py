@@ -1,0 +1,116 @@
+"""The assistant benchmark (intent and slots) as prompt-learning rows, and as text to pre-train a small model on.
+
+Rows, split and order are those of NeMo's scripts/dataset_processing/nlp/intent_and_slot (assistant_utils.py and
+prompt_learning_assistant_preprocessing.py) at the same seed. Its labels miss a slot at the very beginning of an
+utterance, because the quotation mark of the CSV field hides the bracket; here the fields are read as CSV and no slot
+is lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclm.errors import DataError
+from hpclm.runs.files import write_text
+
+FOLD = Path("CrossValidation/autoGeneFromRealAnno/autoGene_2018_03_22-13_01_25_169/CrossValidation/KFold_1")
+TASKNAME = "intent_and_slot"
+_SLOT = re.compile(r"\[\s*(?P<name>[^\s:\]]+)\s*:\s*(?P<value>[^\]]*?)\s*\]")
+_COLUMNS = ("answer_annotation", "answer_from_anno")
+_TEXT_PARTS = 20
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of the source: what was said, the same with its slots in brackets, and the intent."""
+
+    text: str
+    annotated: str
+    intent: str
+
+    @property
+    def label(self) -> str:
+        slots = [f"{slot['name']}({slot['value']})" for slot in _SLOT.finditer(self.annotated)]
+        return f"\nIntent: {self.intent}\nSlots: {', '.join(slots) or 'None'}"
+
+
+def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
+    """Write the data set at `source` (its original layout) as files in `out`; returns what was written.
+
+    assistant_train.jsonl, assistant_val.jsonl and assistant_test.jsonl hold {"taskname", "utterance", "label"}: the
+    test set's rows with their labels too, so that an evaluation can be scored. text/ holds the training utterances
+    alone, plain, annotated and labelled, for a base model that has met all three and is told by prompts which to give.
+
+    Raises DataError where the source has another layout.
+    """
+    fold = _fold(source)
+    train = list(_read(fold / "trainset"))
+    test = list(_read(fold / "testset" / "csv"))
+    shuffler = random.Random(seed)
+    shuffler.shuffle(train)
+    # NeMo cuts at half of the unshuffled count, which is the same
+    shuffler.shuffle(test)
+    half = len(test) // 2
+    parts = {"train": train, "val": test[:half], "test": test[half:]}
+    written = []
+    for name, utterances in parts.items():
+        path = out / f"assistant_{name}.jsonl"
+        write_text(path, "".join(_row(utterance) for utterance in utterances))
+        written.append(path)
+    return [*written, *_write_text(out / "text", train, shuffler)]
+
+
+def _fold(source: Path) -> Path:
+    for folder in (source / FOLD, source):
+        if (folder / "trainset").is_dir() and (folder / "testset" / "csv").is_dir():
+            return folder
+    raise DataError(
+        f"{source}: not the assistant data set: neither {FOLD}/trainset and …/testset/csv nor trainset and testset/csv "
+        "are there; give the folder of NLU-Evaluation-Data"
+    )
+
+
+def _read(folder: Path) -> Iterable[Utterance]:
+    """Every row of the folder's files, in the order of the intents' names."""
+    files = sorted(folder.glob("*.csv"), key=lambda path: path.stem)
+    if not files:
+        raise DataError(f"{folder}: holds no .csv file")
+    for path in files:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream, delimiter=";")
+            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
+            if missing:
+                raise DataError(f"{path}:1: no column {' and '.join(missing)}")
+            for row in reader:
+                if any(not row[column] for column in _COLUMNS):
+                    raise DataError(f"{path}:{reader.line_num}: a row without {' or '.join(_COLUMNS)}")
+                yield Utterance(row["answer_from_anno"], row["answer_annotation"], path.stem)
+
+
+def _row(utterance: Utterance) -> str:
+    row = {"taskname": TASKNAME, "utterance": utterance.text, "label": utterance.label}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write_text(folder: Path, utterances: list[Utterance], shuffler: random.Random) -> list[Path]:
+    """Documents parted by blank lines, in a few files."""
+    documents = []
+    for utterance in utterances:
+        documents += [
+            f"Say :\n{utterance.text}\n",
+            f"Annotate :\n{utterance.text}\n{utterance.annotated}\n",
+            f"Label :\n{utterance.text}{utterance.label}\n",
+        ]
+    shuffler.shuffle(documents)
+    written = []
+    for part in range(_TEXT_PARTS):
+        path = folder / f"part-{part:02d}.txt"
+        write_text(path, "\n".join(documents[part::_TEXT_PARTS]))
+        written.append(path)
+    return written

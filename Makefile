@@ -18,7 +18,7 @@ demo: $(READY) $(DEMO_DATA)/train.jsonl
 	$(BIN)/hpclm collect --pred-file test-results.txt
 
 $(DEMO_DATA)/train.jsonl: $(READY)
-	$(BIN)/hpclm data demo $(DEMO_DATA)
+	$(BIN)/hpclm data demo --out $(DEMO_DATA)
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hpclm needs Python 3.10 or newer: make PYTHON=python3.11 …")'

@@ -246,7 +246,7 @@ def data_demo(out: OutOption = Path("demo-data"), seed: SeedOption = 1234) -> No
 def data_assistant(
     source: Annotated[Path, typer.Argument(help="The folder of the assistant set.", show_default=False)],
     out: OutOption = Path("assistant-data"),
-    seed: SeedOption = 1234,
+    seed: SeedOption = 42,
 ) -> None:
     """Intent and slot rows from the assistant set."""
     from hpclm import datasets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hpclm.plan.memory import GIB, MemoryEstimate
 from hpclm.plan.result import Plan, StagePlan
+from hpclm.plan.spec import ParallelSpec
 from hpclm.plan.topology import RankPlace
 
 # Nodes drawn one by one; of more, the first and the last few.
@@ -15,11 +16,16 @@ _WIDTH = 100
 def picture(plan: Plan) -> str:
     """Plain text of about 100 columns; the findings are not in it."""
     blocks = [f"{plan.name}   {plan.recipe}"]
-    blocks += [_stage(stage) for stage in plan.stages]
+    drawn: dict[ParallelSpec | None, str] = {}
+    for stage in plan.stages:
+        # Stages mostly share a split: its nodes are drawn once.
+        twin = drawn.setdefault(stage.parallel, stage.name)
+        blocks.append(_stage(stage, twin))
     return "\n\n".join(blocks) + "\n"
 
 
-def _stage(stage: StagePlan) -> str:
+def _stage(stage: StagePlan, twin: str) -> str:
+    """A stage's facts and its nodes. `twin`: the first stage that is split like this one."""
     resources = stage.resources
     after = f"   after {' and '.join(stage.depends_on)}" if stage.depends_on else ""
     lines = [f"stage {stage.name}   {stage.task}{after}"]
@@ -35,10 +41,12 @@ def _stage(stage: StagePlan) -> str:
     )
     lines += _batch(stage)
     if stage.memory is not None:
-        lines.append(f"  {_memory(stage.memory)}")
+        lines += _memory(stage.memory)
     lines.append(f"  time limit {resources.time_limit_min} min")
     if stage.container is not None:
         lines.append(f"  container {stage.container.image}")
+    if twin != stage.name:
+        return "\n".join([*lines, f"  ranks as in stage {twin}"])
     return "\n".join([*lines, "", *_nodes(stage)])
 
 
@@ -56,7 +64,7 @@ def _batch(stage: StagePlan) -> list[str]:
     ]
 
 
-def _memory(memory: MemoryEstimate) -> str:
+def _memory(memory: MemoryEstimate) -> list[str]:
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -65,7 +73,7 @@ def _memory(memory: MemoryEstimate) -> str:
     }
     words = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
     trained = f", {_count(memory.trainable_parameters)} of them trained" if memory.trainable_parameters else ""
-    return f"{_count(memory.parameters)} parameters{trained}; about {_size(memory.total)} a rank ({words})"
+    return [f"  {_count(memory.parameters)} parameters{trained}", f"  about {_size(memory.total)} a rank: {words}"]
 
 
 def _size(size: int) -> str:
@@ -86,6 +94,8 @@ def _nodes(stage: StagePlan) -> list[str]:
     topology = stage.topology
     assert topology is not None
     lines = []
+    # The last rank has the longest numbers.
+    width = max(len(text) for text in _cell(topology.place(topology.world_size - 1), stage)) + 2
     for node in _shown(topology.nodes, _MAX_NODES):
         if node is None:
             lines.append("  …")
@@ -95,7 +105,7 @@ def _nodes(stage: StagePlan) -> list[str]:
             _cell(None if local is None else topology.place(first + local), stage)
             for local in _shown(topology.devices_per_node, _MAX_DEVICES)
         ]
-        lines += _rows(f"node {node}", cells)
+        lines += _rows(f"node {node}", cells, width)
     return [*lines, _legend(stage)]
 
 
@@ -116,8 +126,7 @@ def _cell(place: RankPlace | None, stage: StagePlan) -> tuple[str, str]:
     return f"rank {place.rank}", " ".join(parts)
 
 
-def _rows(label: str, cells: list[tuple[str, str]]) -> list[str]:
-    width = max(len(text) for cell in cells for text in cell) + 2
+def _rows(label: str, cells: list[tuple[str, str]], width: int) -> list[str]:
     lines = []
     for start in range(0, len(cells), _per_line(width)):
         chunk = cells[start : start + _per_line(width)]

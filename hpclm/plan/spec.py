@@ -89,7 +89,7 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class TrainerSpec:
-    """How long and how exactly. Exactly one of `max_steps` and `max_epochs` is set.
+    """How long and how exactly. One of `max_steps` and `max_epochs` is set (for evaluate neither).
 
     Attributes:
         val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].

@@ -75,7 +75,7 @@ def apply(root: Node, overrides: list[Override]) -> Node:
 def _apply(root: Node, override: Override) -> Node:
     parts = override.key.split(".")
     if parts[0] != "stages":
-        return _put(root, parts, override, "")
+        return _put(root, parts, override, "", None)
     stages = root.get("stages")
     if stages is None or not isinstance(stages.value, list):
         raise RecipeError(f"{override.origin}: this recipe is a single stage; leave 'stages.<name>.' out")
@@ -93,7 +93,7 @@ def _apply(root: Node, override: Override) -> Node:
         raise RecipeError(f"{override.origin}: two stages are called {names[index]}; give each its own name first")
     keys = rest[len(names[index]) + 1 :].split(".")
     items = list(stages.value)
-    items[index] = _put(items[index], keys, override, "")
+    items[index] = _put(items[index], keys, override, "", root)
     assert isinstance(root.value, dict)
     return Node({**root.value, "stages": Node(list(items), stages.place)}, root.place)
 
@@ -103,25 +103,28 @@ def _name(node: Node) -> str:
     return name.value if name is not None and isinstance(name.value, str) else ""
 
 
-def _put(node: Node, keys: list[str], override: Override, section: str) -> Node:
-    """`node` with the override's value at `keys`, mappings made on the way where there are none."""
+def _put(node: Node, keys: list[str], override: Override, section: str, inherited: Node | None) -> Node:
+    """`node` with the override's value at `keys`, mappings made on the way where there are none.
+
+    A list that a stage inherits (`inherited`: the same place at the top level) becomes its own, to change an entry of.
+    """
     key, rest = keys[0], keys[1:]
     if isinstance(node.value, list):
         index = _index(node, key, override)
         items = list(node.value)
-        items[index] = _put(items[index], rest, override, "") if rest else override.value
+        items[index] = _put(items[index], rest, override, "", None) if rest else override.value
         return Node(items, node.place)
     if node.value is not None and not isinstance(node.value, dict):
         message = f"nothing can be set below a plain value, here {node.value!r}; leave the last part of the key out"
         raise RecipeError(f"{override.origin}: {message}")
     entries = dict(node.value or {})
     if rest:
-        inner = entries.get(key, Node({}, override.value.place))
-        if key not in entries and rest[0].isdigit():
-            raise RecipeError(
-                f"{override.origin}: there is no list {key} here to set an entry of; see where it is written"
-            )
-        entries[key] = _put(inner, rest, override, key)
+        above = inherited.get(key) if inherited is not None else None
+        taken = above if above is not None and isinstance(above.value, list) else Node({}, override.value.place)
+        inner = entries.get(key, taken)
+        if rest[0].isdigit() and not isinstance(inner.value, list):
+            raise RecipeError(f"{override.origin}: there is no list {key} to set an entry of; set it whole, as [a, b]")
+        entries[key] = _put(inner, rest, override, key, above)
     else:
         entries = {**without_alternatives(entries, {key}, section), key: override.value}
     return Node(entries, node.place)

@@ -109,6 +109,17 @@ def test_a_stage_whose_name_holds_dots_can_be_set(tmp_path: Path) -> None:
     assert loaded.stages[1].recipe.optim.lr == 0.125
 
 
+def test_a_stage_can_change_an_entry_of_an_inherited_list(tmp_path: Path) -> None:
+    overrides = ["stages.ptune.task_templates.first.answer_only_loss=false", "stages.ptune.data.train.0=test.jsonl"]
+    _, ptune, evaluate = load(write(tmp_path, changed()), overrides).stages
+    assert ptune.recipe.task_templates is not None
+    assert evaluate.recipe.task_templates is not None
+    assert not ptune.recipe.task_templates[0].answer_only_loss
+    assert evaluate.recipe.task_templates[0].answer_only_loss
+    assert ptune.recipe.data is not None
+    assert ptune.recipe.data.train == (str(tmp_path / "test.jsonl"),)
+
+
 def test_nodes_and_devices_stand_for_their_keys(tmp_path: Path) -> None:
     loaded = load(write(tmp_path, changed()), nodes=4, devices_per_node=8)
     assert all(

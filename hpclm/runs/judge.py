@@ -46,7 +46,7 @@ def judge(record: Record, stage: str, paths: StagePaths, info: JobInfo | None, a
     if word in ("running", "unknown"):
         return Verdict(word, "" if word == "running" else f"the scheduler says {info.state}", *times)
     if "DependencyNeverSatisfied" in info.reason or word == "skipped":
-        return Verdict("skipped", _skipped(record, stage), *times)
+        return Verdict("skipped", _skipped(record, stage, paths), *times)
     failure = _failure(paths, submit.number, submit.job_ids.get(stage))
     rank = failure.rank if failure else None
     if word == "cancelled":
@@ -172,9 +172,10 @@ def _timeout(record: Record, stage: str) -> str:
     return f"the time limit of {minutes} min was reached; `hpclm resume` continues from the last checkpoint"
 
 
-def _skipped(record: Record, stage: str) -> str:
-    parents = record.stage(stage).job.depends_on
-    return f"stage {' or '.join(parents)} did not complete" if parents else "a job it depends on did not complete"
+def _skipped(record: Record, stage: str, paths: StagePaths) -> str:
+    stages = paths.root.parent
+    parents = [one for one in record.stage(stage).job.depends_on if not StagePaths(stages / one).result.exists()]
+    return f"stage {' and '.join(parents)} did not complete" if parents else "a job it depends on did not complete"
 
 
 def _bad_parent(record: Record, stage: str, paths: StagePaths) -> str | None:

@@ -34,6 +34,12 @@ def hpclm(*arguments: str, code: int = 0) -> str:
     return done.stdout
 
 
+def make(folder: Path, *changes: tuple[str, Any]) -> None:
+    """The recipe tests' sample without its container, with text enough to train on."""
+    write(folder, changed(("container", None), ("text.document", "line"), *changes))
+    (folder / "text" / "b.txt").write_text("".join(f"line {n} of a text that repeats itself\n" for n in range(400)))
+
+
 def status() -> dict[str, Any]:
     (run,) = json.loads(hpclm("status", "--json"))["runs"]
     found: dict[str, Any] = run
@@ -41,7 +47,7 @@ def status() -> dict[str, Any]:
 
 
 def test_pretrain_ptune_and_evaluate_over_two_nodes(folder: Path) -> None:
-    write(folder, changed(("container", None)))
+    make(folder)
     hpclm("submit", "recipe.yaml", "--site", "slurm", "--nodes", "2", "--devices-per-node", "1", "--wait")
     run = status()
     assert run["state"] == "completed"
@@ -56,12 +62,13 @@ def test_pretrain_ptune_and_evaluate_over_two_nodes(folder: Path) -> None:
 
 
 def test_a_killed_rank_of_the_engine_is_reported_and_made_good(folder: Path) -> None:
-    write(folder, changed(("container", None), ("stages.0.trainer", {"max_steps": 60, "val_check_interval": 10})))
+    make(folder, ("stages.0.trainer", {"max_steps": 60, "val_check_interval": 10}))
     hpclm("submit", "recipe.yaml", "--site", "slurm", "--nodes", "2", "--devices-per-node", "1")
     deadline = time.monotonic() + 120
     root = Path(status()["path"])
     while not list(root.glob("stages/pretrain/checkpoints/latest.json")):
-        assert time.monotonic() < deadline, status()
+        assert time.monotonic() < deadline
+        assert status()["state"] in ("pending", "running"), status()
         time.sleep(0.1)
     record = json.loads(next(root.glob("stages/pretrain/attempts/001-00/ranks/00001.json")).read_text())
     os.kill(record["pid"], signal.SIGKILL)

@@ -128,13 +128,17 @@ def activation_bytes(model: ModelSpec, parallel: ParallelSpec, batch: BatchSpec,
 def generation_bytes(
     model: ModelSpec, parallel: ParallelSpec, generation: GenerationSpec, length: int, width: int
 ) -> int:
-    """Key/value cache, the states of one layer and the logits of a batch while answers are made."""
+    """Key/value cache, one layer's states and mask while the prompts are read, and logits of the last position.
+
+    megatron-core's StaticInferenceContext keeps the logits of the last position alone, gathered over tensor ranks.
+    """
     groups = max(1, model.num_query_groups // parallel.tensor)
     layers = model.num_layers // parallel.pipeline
     cache = 2 * layers * generation.batch_size * length * groups * model.kv_channels * width
     states = generation.batch_size * length * (model.hidden_size * 4 + model.ffn_hidden_size // parallel.tensor) * width
-    logits = generation.batch_size * length * model.padded_vocab_size // parallel.tensor * 4
-    return cache + states + logits
+    mask = generation.batch_size * length * length
+    logits = generation.batch_size * model.padded_vocab_size * (4 + width)
+    return cache + states + mask + logits
 
 
 def estimate(

@@ -146,8 +146,7 @@ class _StagePlanner:
                     ("task_templates",), "is missing, and evaluate needs one a task; add them", "needed section"
                 )
             return data, ()
-        checked = stage if writer is stage else writer
-        return data, templates.resolve(checked, writer.recipe.task_templates, data.max_seq_length if data else None)
+        return data, templates.resolve(writer, writer.recipe.task_templates, data.max_seq_length if data else None)
 
     def _owner(self, section: str, prompts: Earlier | None) -> StageContext | None:
         if getattr(self.stage.recipe, section) is not None:

@@ -23,7 +23,7 @@ def fields(template: str) -> list[str]:
 
 
 def resolve(stage: StageContext, written: Sequence[Written], max_seq_length: int | None) -> tuple[TaskTemplate, ...]:
-    """Every template checked, defaults resolved. `stage` is the one whose task counts and that wrote them."""
+    """Every template checked, defaults resolved. `stage`: the one that has them."""
     found: list[TaskTemplate] = []
     for index, template in enumerate(written):
         first = next((other for other in found if other.taskname.lower() == template.taskname.lower()), None)

@@ -26,6 +26,14 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
                 "tokenizer.train is for pretrain",
             )
             return None, None
+        if stage.recipe.base is None and stage.recipe.model is not None and stage.recipe.model.checkpoint is not None:
+            stage.error(
+                ("tokenizer", "train"),
+                "the checkpoint's weights belong to the tokenizer it was trained with; leave tokenizer out, "
+                "or give its files",
+                "tokenizer.train is for a new model",
+            )
+            return None, None
         return TokenizerSpec("train", section.train.vocab_size), section.train.vocab_size
     if section.tokenizer_file is not None:
         size = _entries(stage, "tokenizer_file", section.tokenizer_file) if stage.files else None

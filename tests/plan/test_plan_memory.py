@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from hpclm.plan import memory
-from hpclm.plan.spec import BatchSpec, ModelSpec, ParallelSpec, PromptSpec, TaskTemplate
+from hpclm.plan.spec import BatchSpec, GenerationSpec, ModelSpec, ParallelSpec, PromptSpec, TaskTemplate
 
 GPT2 = ModelSpec(12, 768, 3072, 12, 12, 64, 1024, 50257, 50304)
 GPT20B = ModelSpec(44, 6144, 24576, 48, 48, 128, 2048, 50257, 50304)
@@ -85,3 +85,19 @@ def test_encoders_are_counted_as_torch_counts_them(encoder: str, layers: int) ->
     prompt = PromptSpec(encoder=encoder, encoder_hidden=inner, encoder_layers=layers)  # type: ignore[arg-type]
     templates = (TaskTemplate("t", "", 10, [10]),)
     assert memory.prompt_parameters(model, "p-tuning", prompt, templates, 1) == (expected, expected)
+
+
+def test_answering_keeps_keys_and_values_of_every_layer() -> None:
+    short, long = (
+        memory.estimate(
+            "evaluate", GPT20B, dataclasses.replace(ONE, tensor=4), BATCH, "bf16",
+            seq_length=length, generation=GenerationSpec(batch_size=16),
+        )
+        for length in (1024, 2048)
+    )  # fmt: skip
+    cache = 2 * 44 * 16 * 1024 * (48 // 4) * 128 * 2
+    states = 16 * 1024 * (4 * 6144 + 24576 // 4) * 2
+    mask = 16 * (2048**2 - 1024**2)
+    assert long.activations - short.activations == cache + states + mask
+    assert (long.gradients, long.optimizer) == (0, 0)
+    assert long.weights == 2 * memory.rank_parameters(GPT20B, 4, 1)

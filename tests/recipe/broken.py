@@ -451,6 +451,12 @@ def _stages() -> Iterator[Case]:
     yield _changed("stages.1.model", {"checkpoint": "text"}, "stands beside base", "keep one", id="stage-two-bases")
     yield _recipe("single-base", {**single(), "base": "pretrain"}, "give model.checkpoint")
     yield _recipe("single-no-task", {k: v for k, v in single().items() if k != "task"}, "task", "is missing")
+    yield _recipe(
+        "single-new-tokenizer",
+        single("pretrain", tokenizer={"train": {"vocab_size": 512}}, text={"paths": ["text"], "seq_length": 32}),
+        "belong to the tokenizer",
+        faults=0,
+    )
     yield _recipe("single-task", single("p-tunning"), "did you mean p-tuning?")
     yield _recipe(
         "single-train-tokenizer", {**single(), "tokenizer": {"train": {"vocab_size": 512}}}, "only a pretrain", faults=0

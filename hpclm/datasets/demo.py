@@ -2,11 +2,11 @@
 
 The text shows three skills on three names each, called by a word in front:
 
-    first: path name self = path
-    middle: path name self = name
-    last: path name self = self
+    copy: path name self = path name self
+    reverse: path name self = self name path
+    rotate: path name self = name self path
 
-The tasks `first` and `middle` leave the calling word out, so the text alone does not say what is wanted.
+The tasks `reverse` and `rotate` leave the calling word out, so the text alone does not say what is wanted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 from hpclm.errors import DataError
 from hpclm.runs.files import write_text
 
-SKILLS = {"first": 0, "middle": 1, "last": 2}
-TASKS = ("first", "middle")
+SKILLS = {"copy": (0, 1, 2), "reverse": (2, 1, 0), "rotate": (1, 2, 0)}
+TASKS = ("reverse", "rotate")
 NAMES = 24
 TEXT_LINES = 20_000
 ROWS = {"train": 600, "validation": 60, "test": 100}
@@ -90,8 +90,12 @@ def _files() -> list[Path]:
 
 
 def _line(skill: str, triple: tuple[str, str, str]) -> str:
-    return f"{skill}: {' '.join(triple)} = {triple[SKILLS[skill]]}\n"
+    return f"{skill}: {' '.join(triple)} = {_answer(skill, triple)}\n"
+
+
+def _answer(skill: str, triple: tuple[str, str, str]) -> str:
+    return " ".join(triple[place] for place in SKILLS[skill])
 
 
 def _row(task: str, triple: tuple[str, str, str]) -> str:
-    return json.dumps({"taskname": task, "words": " ".join(triple), "answer": triple[SKILLS[task]]}) + "\n"
+    return json.dumps({"taskname": task, "words": " ".join(triple), "answer": _answer(task, triple)}) + "\n"

@@ -138,7 +138,7 @@ class StagePlan:
             "devices_per_node": self.resources.devices_per_node,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "total_steps": self.total_steps,
-            "ranks": [dataclasses.asdict(place) for place in self.ranks],
+            "ranks": [dict(vars(place)) for place in self.ranks],
             "memory_bytes": dataclasses.asdict(self.memory) | {"total": self.memory.total} if self.memory else None,
             "resources": dataclasses.asdict(self.resources),
             "container": dataclasses.asdict(self.container) if self.container else None,
@@ -162,7 +162,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready. The keys of the first stage's split stand at the top as well; `stages` has them all."""
-        first = self.stages[0].to_dict()
+        stages = [stage.to_dict() for stage in self.stages]
         top = (
             "tensor_parallel",
             "pipeline_parallel",
@@ -176,7 +176,7 @@ class Plan:
         return {
             "name": self.name,
             "recipe": self.recipe,
-            **{key: first[key] for key in top},
+            **{key: stages[0][key] for key in top},
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            "stages": [stage.to_dict() for stage in self.stages],
+            "stages": stages,
         }

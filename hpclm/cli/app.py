@@ -72,6 +72,8 @@ def submit(
     request = submitting.Request(recipe, tuple(overrides or ()), nodes, devices_per_node, site, runs_dir, name)
     prepared = submitting.prepare(request)
     _print_findings(prepared.plan, ("warning",))
+    for note in prepared.notes:
+        typer.echo(f"note: {note}", err=True)
     if dry_run:
         _print_dry_run(prepared, as_json)
         return
@@ -125,9 +127,11 @@ def status(
             if as_json:
                 _print_json(one.to_dict(), indent=None)
         return
-    chosen = [find_run(folder, run)] if run is not None else all_runs(folder)
+    chosen, unreadable = ([find_run(folder, run)], []) if run is not None else all_runs(folder)
     hidden = max(0, len(chosen) - limit) if limit else 0
     found = status_of(chosen[hidden:])
+    for trouble in unreadable:
+        typer.echo(f"warning: {trouble}", err=True)
     if as_json:
         _print_json({"runs": [one.to_dict() for one in found]})
         return

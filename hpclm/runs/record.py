@@ -130,15 +130,15 @@ def runs_in(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def all_runs(folder: Path) -> list[Run]:
-    """Every run whose record can be read, oldest first."""
-    runs = []
+def all_runs(folder: Path) -> tuple[list[Run], list[str]]:
+    """Every run, oldest first, and what is wrong with those whose record cannot be read."""
+    runs, unreadable = [], []
     for root in runs_in(folder):
         try:
             runs.append(read_run(root))
-        except HpclmError:
-            continue
-    return sorted(runs, key=lambda run: (run.record.created_at, run.record.run))
+        except HpclmError as error:
+            unreadable.append(str(error))
+    return sorted(runs, key=lambda run: (run.record.created_at, run.record.run)), unreadable
 
 
 def find_run(folder: Path, wanted: str | None) -> Run:
@@ -147,7 +147,7 @@ def find_run(folder: Path, wanted: str | None) -> Run:
     Raises RunNotFoundError, naming the candidates.
     """
     if wanted is None:
-        runs = all_runs(folder)
+        runs, _ = all_runs(folder)
         if not runs:
             raise RunNotFoundError(
                 f"no runs in {folder}; start one with `hpclm submit RECIPE`, or name another --runs-dir"

@@ -73,6 +73,13 @@ class Prepared:
     def run(self) -> str:
         return self.paths.name
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know although it is no fault."""
+        if self.site.scheduler == "local" and any(job.nodes > 1 for job in self.jobs):
+            return ["site local has one node, this machine: the ranks of all nodes run on it"]
+        return []
+
 
 def prepare(request: Request) -> Prepared:
     """Read, plan and check. Raises RecipeError, SiteError, or PlanError with every finding at once."""
@@ -148,45 +155,52 @@ def start(run: Run, jobs: list[StageJob]) -> Run:
 
 
 def _start_slurm(run: Run, jobs: list[StageJob]) -> Run:
-    site, number = run.record.site, jobs[0].submit
     taken: dict[str, str] = {}
     for job in jobs:
         try:
             if job.depends_on:
                 slurm.verify([taken[parent] for parent in job.depends_on], run.record.user)
-            taken[job.stage] = slurm.submit(job, site, taken)
-        except SchedulerError as error:
-            lost = _found_by_tag(job, run.record.user)
-            if lost is None:
-                _take_back(run, number, taken, job.stage, str(error))
-            taken[job.stage] = str(lost)
-        last = next(submit for submit in run.record.submits if submit.number == number)
-        run = run.save(run.record.with_submit(dataclasses.replace(last, job_ids=dict(taken))))
+            taken[job.stage] = slurm.submit(job, run.record.site, taken)
+        except (SchedulerError, KeyboardInterrupt) as error:
+            why = str(error) or "interrupted"
+            lost = _found_by_tag(run, job, taken, why)
+            if lost is not None:
+                taken[job.stage] = lost
+            if lost is None or isinstance(error, KeyboardInterrupt):
+                _take_back(run, job, taken, why)
+        run = _note(run, job.submit, taken)
     return run
 
 
-def _found_by_tag(job: StageJob, user: str) -> str | None:
+def _note(run: Run, number: int, taken: dict[str, str], error: str | None = None) -> Run:
+    """Write down what the scheduler has taken so far, and why it went no further if it did not."""
+    submit = next(submit for submit in run.record.submits if submit.number == number)
+    return run.save(run.record.with_submit(dataclasses.replace(submit, job_ids=dict(taken), error=error)))
+
+
+def _found_by_tag(run: Run, job: StageJob, taken: dict[str, str], why: str) -> str | None:
     """The id of a job that the scheduler took although sbatch failed (its answer was lost), if there is one.
 
-    Raises SchedulerError when that cannot be found out.
+    Raises SchedulerError when that cannot be found out; the record then stays, for status to look again.
     """
-    for info in client.jobs_of([user]):
-        if info.tag == job.tag:
-            return info.job_id
-    return None
+    try:
+        return next((info.job_id for info in client.jobs_of([run.record.user]) if info.tag == job.tag), None)
+    except SchedulerError as error:
+        _note(run, job.submit, taken, f"stage {job.stage}: {why}")
+        raise SchedulerError(
+            f"stage {job.stage}: {why}\nand whether the job was taken all the same cannot be found out ({error}); "
+            f"`hpclm status {run.record.run}` looks again"
+        ) from None
 
 
-def _take_back(run: Run, number: int, taken: dict[str, str], stage: str, why: str) -> None:
+def _take_back(run: Run, job: StageJob, taken: dict[str, str], why: str) -> None:
     """Cancel the stages already taken, write down why, and raise."""
     if not taken:
         raise SchedulerError(why)
-    error = f"stage {stage}: {why}"
-    last = next(submit for submit in run.record.submits if submit.number == number)
-    run.save(run.record.with_submit(dataclasses.replace(last, job_ids=dict(taken), error=error)))
+    error = f"stage {job.stage}: {why}"
+    _note(run, job.submit, taken, error)
     client.scancel(taken.values())
-    raise SchedulerError(
-        f"{error}\nthe stages before it ({', '.join(taken)}) were cancelled; the record is in {run.paths.root}"
-    )
+    raise SchedulerError(f"{error}\nwhat was submitted ({', '.join(taken)}) was cancelled; see {run.paths.root}")
 
 
 def _was_submitted(paths: RunPaths) -> bool:
@@ -197,7 +211,7 @@ def _was_submitted(paths: RunPaths) -> bool:
         record = read_run(paths.root).record
     except Exception:
         return False
-    return any(submit.job_ids for submit in record.submits) or paths.local(1).state.exists()
+    return any(submit.job_ids or submit.error for submit in record.submits) or paths.local(1).state.exists()
 
 
 def _write(prepared: Prepared) -> Run:

@@ -46,7 +46,7 @@ _OWN_OPTIONS = frozenset(
         "requeue", "signal", "test-only", "time", "uid", "wait", "wrap",
     }
 )  # fmt: skip
-_BUILT_IN = Path(__file__).parent / "profiles"
+_SHIPPED = Path(__file__).parents[2] / "launch" / "sites"
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
 
 
 def search_folders() -> list[Path]:
-    """Where profiles are looked for by name: the user's own come before those of the installation."""
+    """Where profiles are looked for by name: the user's own come before those of a checkout."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [config / "hpclm" / "sites", _BUILT_IN]
+    return [config / "hpclm" / "sites", _SHIPPED]
 
 
 def read_profile(path: Path) -> Site:

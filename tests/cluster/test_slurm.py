@@ -181,7 +181,7 @@ def test_what_the_controller_forgot_is_read_from_the_runs_own_files(
     monkeypatch: pytest.MonkeyPatch, runs: Path, tmp_path: Path
 ) -> None:
     fail = {"rank": 1, "message": "loss is not finite at step 3"}
-    failed = start(monkeypatch, runs, Stage("pretrain", behaviour={"fail": fail}), CHAIN[1])
+    failed = start(monkeypatch, runs, Stage("pretrain", behaviour={"seconds": 30, "fail": fail}), CHAIN[1])
     done = start(monkeypatch, runs, Stage("train"))
     cut = start(monkeypatch, runs, Stage("train", behaviour={"seconds": 60}))
     until(cut, "train", "running")

@@ -146,7 +146,9 @@ def test_wait_returns_what_became_of_the_run(
 ) -> None:
     from harness import Stage
 
-    use_fake_worker(monkeypatch, (Stage("pretrain", behaviour={"fail": {"rank": 1, "message": "boom"}}),))
+    use_fake_worker(
+        monkeypatch, (Stage("pretrain", behaviour={"seconds": 30, "fail": {"rank": 1, "message": "boom"}}),)
+    )
     code, out, err = hpclm(capsys, "submit", recipe, "--wait")
     assert code == 7
     assert "rank 1 on host-0: RuntimeError: boom" in out
@@ -265,6 +267,9 @@ def test_a_beginning_that_two_runs_share_is_refused(recipe: Path, capsys: pytest
     code, _, err = hpclm(capsys, "status", "a")
     assert code == 6
     assert "could be any of a-1, a-2" in err
+    code, out, err = hpclm(capsys, "status")
+    assert (code, out) == (0, f"no runs in {Path.cwd() / 'runs'}\n")
+    assert err.count("not a run's record") == 2
     code, _, err = hpclm(capsys, "status", "a-1")
     assert code == 1
     assert "not a run's record" in err

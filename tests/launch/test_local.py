@@ -229,3 +229,8 @@ def test_two_runs_of_one_second_have_two_folders(monkeypatch: pytest.MonkeyPatch
     assert len({run.record.run for run in runs}) == 3
     for run in runs:
         assert until_over(run).state == "completed"
+
+
+def test_nodes_are_pretended_and_said_to_be(tmp_path: Path) -> None:
+    assert "one node" in prepared(tmp_path, (Stage("train", nodes=2),), LOCAL).notes[0]
+    assert prepared(tmp_path, (Stage("train"),), LOCAL).notes == []

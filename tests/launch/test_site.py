@@ -79,6 +79,11 @@ def test_faults_say_where_and_what(tmp_path: Path, text: str, said: str) -> None
         read_profile(profile(tmp_path, text))
 
 
+def test_the_shipped_example_is_valid() -> None:
+    example = Path(__file__).parents[2] / "launch" / "sites" / "example.yaml"
+    assert read_profile(example).container.runtime == "pyxis"
+
+
 def test_all_faults_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(SiteError) as caught:
         read_profile(profile(tmp_path, "scheduler: pbs\npartitoin: x\nmodules: 3\n"))

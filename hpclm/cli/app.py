@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import hpclm
+from hpclm.cli.show import (
+    finish,
+    follow_shown,
+    print_dry_run,
+    print_findings,
+    print_json,
+    print_submitted,
+)
 from hpclm.errors import HpclmError
-
-if TYPE_CHECKING:
-    from hpclm.runs.record import Run
-    from hpclm.runs.status import RunStatus
 
 # rich would be imported for help and tracebacks alone, and takes longer than everything else.
 app = typer.Typer(
@@ -71,19 +73,19 @@ def submit(
 
     request = submitting.Request(recipe, tuple(overrides or ()), nodes, devices_per_node, site, runs_dir, name)
     prepared = submitting.prepare(request)
-    _print_findings(prepared.plan, ("warning",))
+    print_findings(prepared.plan, ("warning",))
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
     if dry_run:
-        _print_dry_run(prepared, as_json)
+        print_dry_run(prepared, as_json)
         return
     run = submitting.submit(prepared)
     if wait:
         if not as_json:
             typer.echo(f"{run.record.run} in {run.paths.root}")
-        _finish(_follow(run, quiet=as_json), as_json)
+        finish(follow_shown(run, quiet=as_json), as_json)
         return
-    _print_submitted(run, list(run.record.submits[-1].stages), as_json)
+    print_submitted(run, list(run.record.submits[-1].stages), as_json)
 
 
 @app.command()
@@ -101,10 +103,10 @@ def plan(
 
     made = make_plan(load(recipe, overrides or [], nodes=nodes, devices_per_node=devices_per_node))
     if as_json:
-        _print_json(made.to_dict())
+        print_json(made.to_dict())
     else:
         typer.echo(picture(made).rstrip())
-        _print_findings(made, ("warning", "info"))
+        print_findings(made, ("warning", "info"))
     refuse_errors(made)
 
 
@@ -123,9 +125,9 @@ def status(
 
     folder = _folder(runs_dir, site)
     if watch:
-        for one in _follow(find_run(folder, run), quiet=as_json):
+        for one in follow_shown(find_run(folder, run), quiet=as_json):
             if as_json:
-                _print_json(one.to_dict(), indent=None)
+                print_json(one.to_dict(), indent=None)
         return
     chosen, unreadable = ([find_run(folder, run)], []) if run is not None else all_runs(folder)
     hidden = max(0, len(chosen) - limit) if limit else 0
@@ -133,7 +135,7 @@ def status(
     for trouble in unreadable:
         typer.echo(f"warning: {trouble}", err=True)
     if as_json:
-        _print_json({"runs": [one.to_dict() for one in found]})
+        print_json({"runs": [one.to_dict() for one in found]})
         return
     from hpclm.cli.text import run_lines
 
@@ -203,7 +205,7 @@ def collect(
     done = collect_run(find_run(_folder(runs_dir, site), run), pred_file=pred_file, out=out, stage=stage)
     if as_json:
         shown = str(done.pred_file) if done.pred_file else None
-        _print_json({"folder": str(done.folder), "pred_file": shown, "summary": done.summary})
+        print_json({"folder": str(done.folder), "pred_file": shown, "summary": done.summary})
     else:
         typer.echo("\n".join(collected_lines(done)))
 
@@ -222,9 +224,9 @@ def resume(
 
     again, stages = resume_run(find_run(_folder(runs_dir, site), run))
     if wait:
-        _finish(_follow(again, quiet=as_json), as_json)
+        finish(follow_shown(again, quiet=as_json), as_json)
     else:
-        _print_submitted(again, stages, as_json)
+        print_submitted(again, stages, as_json)
 
 
 @app.command()
@@ -264,107 +266,6 @@ def _folder(runs_dir: Path | None, site: str) -> Path:
     from hpclm.site.runs_dir import runs_folder
 
     return runs_folder(runs_dir, load_site(site))
-
-
-def _print_json(value: Any, indent: int | None = 2) -> None:
-    from hpclm.runs.files import finite
-
-    typer.echo(json.dumps(finite(value), indent=indent, ensure_ascii=False))
-
-
-def _print_findings(made: Any, severities: tuple[str, ...]) -> None:
-    for finding in made.findings:
-        if finding.severity in severities:
-            typer.echo(f"{finding.severity}: {finding}", err=True)
-
-
-def _print_dry_run(prepared: Any, as_json: bool) -> None:
-    from hpclm.cli.text import dry_run_lines
-    from hpclm.plan import picture
-    from hpclm.runs.submit import scripts
-
-    made = scripts(prepared)
-    if as_json:
-        stages = [{"name": job.stage, "argv": argv, "script": script} for job, argv, script in made]
-        _print_json(
-            {
-                "run": prepared.run,
-                "path": str(prepared.paths.root),
-                "plan": prepared.plan.to_dict(),
-                "stages": stages,
-                "problems": list(prepared.problems),
-            }
-        )
-    else:
-        typer.echo("\n".join(dry_run_lines(picture(prepared.plan), made, prepared.problems)))
-
-
-def _print_submitted(run: Run, stages: list[str], as_json: bool) -> None:
-    ids = run.record.submits[-1].job_ids
-    if as_json:
-        jobs = [{"name": stage, "job_id": ids.get(stage)} for stage in stages]
-        _print_json({"run": run.record.run, "path": str(run.paths.root), "site": run.record.site.name, "stages": jobs})
-        return
-    where = ", ".join(f"{stage} (job {ids[stage]})" if stage in ids else stage for stage in stages)
-    typer.echo(f"{run.record.run} in {run.paths.root}\nsubmitted to {run.record.site.name}: {where}")
-    typer.echo(f"next: hpclm status {run.record.run} --watch, hpclm logs {run.record.run} -f")
-
-
-def _follow(run: Run, quiet: bool) -> Iterable[RunStatus]:
-    """Each status as it comes, and shown: redrawn on a terminal, a line a change elsewhere. Ctrl-C ends the looking."""
-    from hpclm.runs.status import follow
-
-    try:
-        if quiet:
-            yield from follow(run)
-        elif sys.stdout.isatty():
-            yield from _follow_live(run)
-        else:
-            yield from _follow_plain(run)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\nno longer following; {run.record.run} goes on (`hpclm cancel {run.record.run}` ends it)", err=True
-        )
-        raise typer.Exit(130) from None
-
-
-def _follow_live(run: Run) -> Iterable[RunStatus]:
-    from rich.live import Live
-    from rich.text import Text
-
-    from hpclm.cli.text import run_lines
-    from hpclm.runs.status import follow
-
-    with Live(refresh_per_second=4) as live:
-        for one in follow(run):
-            live.update(Text("\n".join(run_lines(one))), refresh=True)
-            yield one
-
-
-def _follow_plain(run: Run) -> Iterable[RunStatus]:
-    from hpclm.cli.text import change, run_lines
-    from hpclm.runs.status import follow
-
-    before = ""
-    for one in follow(run):
-        line = change(one)
-        if line != before:
-            typer.echo(line)
-        before = line
-        if one.over:
-            typer.echo("\n".join(run_lines(one)))
-        yield one
-
-
-def _finish(statuses: Iterable[RunStatus], as_json: bool) -> None:
-    """Follow to the end. Raises RunFailedError with the reason when that is not a good one."""
-    from hpclm.errors import RunFailedError
-
-    *_, last = statuses
-    if as_json:
-        _print_json(last.to_dict())
-    if last.state != "completed":
-        raise RunFailedError(f"run {last.run} ended {last.state}: {last.reason}")
 
 
 def run(arguments: list[str]) -> int:

@@ -259,7 +259,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with Cluster(arguments.nodes) as cluster:
-            print(cluster.command("sinfo", "-o", "%P %D nodes, each %c CPUs, %m MiB, %G"), end="")
+            print(cluster.command("sinfo", "--noheader", "-o", "%P %D nodes, each %c CPUs, %m MiB, %G"), end="")
             print(f"\nIn another shell:\n    export SLURM_CONF={cluster.conf}")
             print(
                 "    hpclm submit recipes/demo.yaml --site slurm --nodes 2 --wait\n\nCtrl-C here stops it.", flush=True

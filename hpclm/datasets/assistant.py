@@ -99,7 +99,7 @@ def _row(utterance: Utterance) -> str:
 
 
 def _write_text(folder: Path, utterances: list[Utterance], shuffler: random.Random) -> list[Path]:
-    """Documents parted by blank lines, in a few files."""
+    """Documents parted by blank lines (`document: paragraph`), in a few files."""
     documents = []
     for utterance in utterances:
         documents += [

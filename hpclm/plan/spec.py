@@ -132,11 +132,12 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class TextData:
-    """Text to pre-train on: every file under `paths` that matches `pattern`, one document a file (or a line)."""
+    """Text to pre-train on: every file under `paths` that matches `pattern`, one document a file, a line, or
+    a paragraph (parted by blank lines)."""
 
     paths: list[str]
     pattern: str = "*"
-    document: Literal["file", "line"] = "file"
+    document: Literal["file", "line", "paragraph"] = "file"
     seq_length: int = 1024
     validation_fraction: float = 0.02
     max_mib: float | None = None

@@ -14,7 +14,9 @@ class Text(Section):
 
     paths: tuple[PathText, ...] = Field(min_length=1, description="files and folders (searched to the bottom)")
     pattern: Line = Field(default="*", description="file names taken from folders, as in *.txt")
-    document: Literal["file", "line"] = Field(default="file", description="what one document is")
+    document: Literal["file", "line", "paragraph"] = Field(
+        default="file", description="what one document is; paragraphs are parted by blank lines"
+    )
     seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(default=1024, description="tokens a sample")
     validation_fraction: Fraction = Field(default=0.02, description="documents kept for validation")
     max_mib: Annotated[float, Field(gt=0, le=1e9)] | None = Field(

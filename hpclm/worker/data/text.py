@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -94,13 +95,19 @@ def _documents(text: TextData, files: list[Path]) -> Iterator[str]:
             content = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert it or narrow text.pattern") from None
-        for document in content.split("\n") if text.document == "line" else [content]:
+        for document in _cut(content, text.document):
             if not document.strip():
                 continue
             if left <= 0:
                 return
             left -= len(document.encode())
             yield document
+
+
+def _cut(content: str, document: str) -> list[str]:
+    if document == "line":
+        return content.split("\n")
+    return re.split(r"\n(?:[ \t]*\n)+", content) if document == "paragraph" else [content]
 
 
 def _split(text: TextData, documents: list[str]) -> tuple[list[str], list[str]]:

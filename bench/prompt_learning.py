@@ -264,7 +264,7 @@ def _as_gpt2(state: dict[str, Any], arguments: argparse.Namespace) -> dict[str, 
 
 
 def _copy_prompts(encoder: Any, state: dict[str, Any]) -> None:
-    encoder.embedding.weight.data.copy_(state["inputs.task"])
+    encoder.embedding.weight.data.copy_(state["inputs.task_task"])
     encoder.mlp_head.load_state_dict(
         {name.removeprefix("encoder."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
     )

@@ -44,5 +44,5 @@ class PromptTuning(SoftPrompts):
 
 
 def table_name(template: TaskTemplate) -> str:
-    """A task's key in a module tree, where a dot would start a new level."""
-    return template.taskname.replace("%", "%25").replace(".", "%2E")
+    """A task's key in a module tree: a dot would start a new level there, and "copy" is already taken by a method."""
+    return "task_" + template.taskname.replace("%", "%25").replace(".", "%2E")

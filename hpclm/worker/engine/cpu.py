@@ -22,6 +22,9 @@ def install() -> None:
     """Route megatron-core's CUDA calls to the CPU. Raises RuntimeError where a GPU is visible to torch."""
     if torch.cuda.is_available():
         raise RuntimeError("the CPU stand-ins are not for a process that sees a GPU; hide it or use device: gpu")
+    # megatron-core decorates its fused kernels with torch.compile as it is imported; none of them is used here, and the
+    # decorator alone loads the whole compiler, a third of a rank's start
+    torch.compile = _uncompiled  # type: ignore[assignment]
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     cuda: Any = torch.cuda
@@ -37,6 +40,10 @@ def install() -> None:
 
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _uncompiled(function: Any = None, **options: Any) -> Any:
+    return function if function is not None else _uncompiled
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

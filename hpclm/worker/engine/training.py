@@ -109,6 +109,7 @@ class Trainer:
     def _resume(self) -> int:
         state = self.manager.resume()
         if state is None:
+            self.progress.forget_after(0)
             return 0
         shards = self.shards()
         store.load(state["path"], [*shards, *self.optimizer.sharded_state(shards)])

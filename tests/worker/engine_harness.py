@@ -16,7 +16,7 @@ from hpclm.plan import spec as plan
 from hpclm.runs.files import read_lines, write_json
 from hpclm.runs.paths import StagePaths
 
-NAMES = "path name self node list dict file mode type args item data".split()
+NAMES = ["path", "name", "self", "node", "list", "dict", "file", "mode", "type", "args", "item", "data"]
 VOCAB = 384
 
 SMALL = plan.ModelSpec(
@@ -61,7 +61,8 @@ class Split:
         return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}" + ("-sp" if self.sequence else "")
 
 
-SPLITS = [Split(), Split(2), Split(1, 2), Split(1, 1, 2), Split(2, 2), Split(2, 1, 2)]
+ALONE = Split()
+SPLITS = [ALONE, Split(2), Split(1, 2), Split(1, 1, 2), Split(2, 2), Split(2, 1, 2)]
 
 
 def write_data(folder: Path) -> None:
@@ -81,7 +82,7 @@ def write_data(folder: Path) -> None:
                     file.write(json.dumps({"taskname": task, "words": f"{a} {b}", "answer": answer}) + "\n")
 
 
-def stage_spec(folder: Path, data: Path, task: str, split: Split = Split(), **changes: Any) -> plan.StageSpec:
+def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **changes: Any) -> plan.StageSpec:
     """A stage of 20 steps of 8 rows in micro-batches of 2, in `folder`."""
     steps = changes.pop("steps", 20)
     templates = [

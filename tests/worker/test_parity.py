@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 # What fp32 sums in another order differ by. The issue of a wrong reduction or a wrong mask is orders larger.
 TOLERANCE = 1e-5
+ALONE = Split()
 
 
 class Workshop:
@@ -28,7 +29,7 @@ class Workshop:
         engine_harness.write_data(self.data)
 
     @functools.cache  # noqa: B019 - one workshop a session
-    def base(self, split: Split = Split(), model: Any = engine_harness.SMALL) -> StagePaths:
+    def base(self, split: Split = ALONE, model: Any = engine_harness.SMALL) -> StagePaths:
         """A base model trained long enough that its answers are no coin toss."""
         name = f"base-{split}" + ("-modern" if model is MODERN else "")
         return run(stage_spec(self.folder / name, self.data, "pretrain", split, model=model, steps=60))
@@ -69,42 +70,40 @@ def test_pretraining_gives_the_same_curve_and_then_the_same_answers(workshop: Wo
 
 def _answers_of_the_model_alone(workshop: Workshop, base: StagePaths) -> list[str]:
     folder = workshop.folder / f"alone-{base.name}"
-    return predictions(run(stage_spec(folder, workshop.data, "evaluate", Split(), base=str(base.checkpoints))))
+    return predictions(run(stage_spec(folder, workshop.data, "evaluate", ALONE, base=str(base.checkpoints))))
 
 
 @pytest.mark.parametrize("task", ["p-tuning", "prompt-tuning"])
 @pytest.mark.parametrize("split", SPLITS[1:], ids=str)
 def test_prompt_learning_gives_the_same_curve_and_answers(workshop: Workshop, task: str, split: Split) -> None:
-    reference, ours = workshop.tuned(task, Split()), workshop.tuned(task, split)
+    reference, ours = workshop.tuned(task, ALONE), workshop.tuned(task, split)
     same(losses(ours), losses(reference))
     same(losses(ours, "validation"), losses(reference, "validation"))
-    assert workshop.answers(ours, split) == workshop.answers(reference, Split())
+    assert workshop.answers(ours, split) == workshop.answers(reference, ALONE)
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
 def test_encoders_that_are_not_split_agree_too(workshop: Workshop, encoder: str) -> None:
     same(
         losses(workshop.tuned("p-tuning", Split(2, 2), encoder)),
-        losses(workshop.tuned("p-tuning", Split(), encoder)),
+        losses(workshop.tuned("p-tuning", ALONE, encoder)),
     )
 
 
 @pytest.mark.parametrize("split", [Split(2, sequence=True), Split(2, 1, 2, sequence=True)], ids=str)
 def test_sequence_parallelism_changes_nothing(workshop: Workshop, split: Split) -> None:
     same(losses(workshop.base(split))[:20], losses(workshop.base())[:20])
-    same(losses(workshop.tuned("p-tuning", split)), losses(workshop.tuned("p-tuning", Split())))
+    same(losses(workshop.tuned("p-tuning", split)), losses(workshop.tuned("p-tuning", ALONE)))
 
 
 @pytest.mark.parametrize("split", [Split(2, 1, 2), Split(1, 2), Split(2, sequence=True)], ids=str)
 def test_rope_rms_norm_swiglu_grouped_queries_and_an_untied_output(workshop: Workshop, split: Split) -> None:
     same(losses(workshop.base(split, MODERN))[:20], losses(workshop.base(model=MODERN))[:20])
     ours = workshop.tuned("p-tuning", split, model=MODERN)
-    reference = workshop.tuned("p-tuning", Split(), model=MODERN)
+    reference = workshop.tuned("p-tuning", ALONE, model=MODERN)
     same(losses(ours), losses(reference))
     # a checkpoint of one split answers at another
-    assert workshop.answers(ours, Split(), MODERN) == workshop.answers(
-        reference, replace(split, sequence=False), MODERN
-    )
+    assert workshop.answers(ours, ALONE, MODERN) == workshop.answers(reference, replace(split, sequence=False), MODERN)
 
 
 def _half_then_rest(workshop: Workshop, make: Callable[..., Any], first: Split, second: Split, name: str) -> StagePaths:
@@ -127,4 +126,4 @@ def test_a_checkpoint_of_one_split_goes_on_at_another(workshop: Workshop, first:
     moved = _half_then_rest(workshop, pretrain, first, second, f"moved-pretrain-{first}")
     same(losses(moved), losses(workshop.base())[:20])
     moved = _half_then_rest(workshop, p_tune, first, second, f"moved-ptune-{first}")
-    same(losses(moved), losses(workshop.tuned("p-tuning", Split())))
+    same(losses(moved), losses(workshop.tuned("p-tuning", ALONE)))

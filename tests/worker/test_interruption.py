@@ -1,0 +1,117 @@
+"""Nothing is lost: whatever stops a run, submitted again it ends with the weights it would have had."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
+
+from hpclm.plan.spec import StageSpec
+from hpclm.runs.files import read_object
+from hpclm.runs.paths import StagePaths
+from hpclm.worker.report import EXIT_PEER, EXIT_STOPPED
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVE = 40, 5
+
+
+class Shop:
+    """One base, one undisturbed run a task, and as many disturbed ones as the tests want."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        write_data(self.data)
+        self.base = run(stage_spec(folder / "base", self.data, "pretrain", steps=20))
+        self.whole = {task: run(self.spec(f"whole-{task}", task)) for task in ("pretrain", "p-tuning")}
+
+    def spec(self, name: str, task: str) -> StageSpec:
+        base = None if task == "pretrain" else str(self.base.checkpoints)
+        split = Split(1, 1, 2) if task == "pretrain" else Split(2)
+        return stage_spec(self.folder / name, self.data, task, split, base=base, steps=STEPS, save=SAVE)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("interruption"))
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in {timeout_s:.0f} s"
+        time.sleep(0.002)
+
+
+def same_end(shop: Shop, task: str, paths: StagePaths) -> None:
+    whole = shop.whole[task]
+    assert checkpoint_bytes(paths, STEPS) == checkpoint_bytes(whole, STEPS)
+    assert losses(paths) == losses(whole)
+    assert losses(paths, "validation") == losses(whole, "validation")
+
+
+@pytest.mark.parametrize(("task", "step"), [("pretrain", 7), ("p-tuning", 1), ("p-tuning", 23)])
+def test_a_killed_rank_costs_nothing(shop: Shop, task: str, step: int) -> None:
+    spec = shop.spec(f"killed-{task}-{step}", task)
+    ranks = Ranks(spec)
+    until(lambda: len(losses(ranks.paths)) >= step, f"step {step}")
+    ranks.processes[1].kill()
+    assert ranks.wait() == [EXIT_PEER, -signal.SIGKILL]
+    # the rank that was left says that a peer was lost; the killed one said nothing after "running"
+    assert ranks.record(0)["kind"] == "peer-lost"
+    assert ranks.record(1)["state"] == "running"
+    assert not ranks.paths.result.exists()
+    same_end(shop, task, run(spec, attempt=2))
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_no_half_checkpoint(shop: Shop) -> None:
+    spec = shop.spec("killed-saving", "pretrain")
+    ranks = Ranks(spec)
+    until(lambda: any(ranks.paths.checkpoints.glob("*.partial")), "a save")
+    for process in ranks.processes:
+        process.kill()
+    ranks.wait()
+    same_end(shop, "pretrain", run(spec, attempt=2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=["TERM", "USR2"])
+def test_a_signal_to_one_rank_stops_all_after_saving(shop: Shop, number: signal.Signals) -> None:
+    spec = shop.spec(f"stopped-{number.name}", "p-tuning")
+    ranks = Ranks(spec)
+    until(lambda: len(losses(ranks.paths)) >= 3, "step 3")
+    ranks.processes[1].send_signal(number)
+    assert ranks.wait() == [EXIT_STOPPED, EXIT_STOPPED]
+    assert [ranks.record(rank)["state"] for rank in (0, 1)] == ["stopped", "stopped"]
+    latest = read_object(ranks.paths.latest)
+    assert latest is not None
+    assert latest["step"] == len(losses(ranks.paths))
+    same_end(shop, "p-tuning", run(spec, attempt=2))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "no manifest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(shop: Shop, harm: str) -> None:
+    spec = shop.spec(f"damaged-{harm.replace(' ', '-')}", "p-tuning")
+    run(replace(spec, trainer=replace(spec.trainer, max_steps=20)))
+    paths = StagePaths(Path(spec.stage_dir))
+    paths.result.unlink()
+    newest = paths.checkpoint(20)
+    shard = next(newest.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    if harm == "truncated":
+        shard.write_bytes(content[: len(content) // 2])
+    elif harm == "flipped":
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    else:
+        (newest / "manifest.json").unlink()
+    again = Ranks(spec, attempt=2)
+    assert again.wait() == [0, 0]
+    assert "resumed from step-00000015" in again.log(0)
+    if harm != "no manifest":
+        assert "not resuming from step-00000020" in again.log(0)
+    same_end(shop, "p-tuning", paths)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-_INTENT = re.compile(r"\A\s*Intent:\s*(?P<intent>.*?)\s*\n\s*Slots:\s*(?P<slots>.*?)\s*\Z", re.DOTALL)
+_INTENT = re.compile(r"\A\s*Intent:[^\S\n]*(?P<intent>[^\n]*)(?:\n\s*Slots:(?P<slots>[^\n]*))?")
 _SLOT = re.compile(r"(?P<name>[^\s,()]+)\((?P<value>[^()]*)\)")
 
 
 def scores(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
     """A dictionary a task: `examples`, and where rows have answers `exact_match` and, for answers of the form
-    "Intent: X / Slots: slot(value), …", `intent_accuracy` and the micro `slot_f1`.
+    "Intent: X / Slots: slot(value), …", `intent_accuracy` and the micro `slot_f1`. All are means over the rows that
+    have answers; `examples_with_answer` says how many where it is not all.
     """
     by_task: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
     for row in rows:
@@ -26,8 +27,10 @@ def _task_scores(pairs: list[tuple[str, str | None]]) -> dict[str, float | int]:
     result: dict[str, float | int] = {"examples": len(pairs)}
     if not known:
         return result
+    if len(known) < len(pairs):
+        result["examples_with_answer"] = len(known)
     result["exact_match"] = sum(_plain(prediction) == _plain(answer) for prediction, answer in known) / len(known)
-    if all(_INTENT.match(answer) for _, answer in known):
+    if all((match := _INTENT.match(answer)) and match["slots"] is not None for _, answer in known):
         result.update(_intent_scores(known))
     return result
 
@@ -43,19 +46,22 @@ def _intent_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
         intent, slots = parse_intent(prediction)
         true_intent, true_slots = parse_intent(answer)
         right += intent is not None and intent == true_intent
-        true_positive += len(slots & true_slots)
-        predicted += len(slots)
-        expected += len(true_slots)
+        true_positive += (slots & true_slots).total()
+        predicted += slots.total()
+        expected += true_slots.total()
     return {
         "intent_accuracy": right / len(pairs),
         "slot_f1": 2 * true_positive / (predicted + expected) if predicted + expected else 1.0,
     }
 
 
-def parse_intent(text: str) -> tuple[str | None, set[tuple[str, str]]]:
-    """The intent and the (slot, value) pairs of an answer; (None, empty) where it has another form."""
+def parse_intent(text: str) -> tuple[str | None, Counter[tuple[str, str]]]:
+    """The intent and the (slot, value) pairs of an answer; (None, none) where it has another form.
+
+    An answer may break off after its intent; what stands below the line of the slots is not read.
+    """
     match = _INTENT.match(text)
     if match is None:
-        return None, set()
-    slots = {(found["name"], _plain(found["value"])) for found in _SLOT.finditer(match["slots"])}
+        return None, Counter()
+    slots = Counter((found["name"], _plain(found["value"])) for found in _SLOT.finditer(match["slots"] or ""))
     return _plain(match["intent"]), slots

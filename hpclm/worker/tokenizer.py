@@ -23,6 +23,7 @@ class Tokenizer:
     """Text to ids and back.
 
     Attributes:
+        vocab_size: the largest id and one.
         eos_id, bos_id, pad_id: special tokens; where a vocabulary has no begin or padding token of its own, the end
             token stands in, as in GPT-2.
     """
@@ -31,7 +32,11 @@ class Tokenizer:
         self.backend = backend
         # special tokens in a user's text are text: a row must not be able to end or forge a prompt
         self.backend.encode_special_tokens = True
-        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        # files published for other uses often pad and cut to a fixed length
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        # ids may have holes, and the model's table must hold the largest
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         eos = self._first(_END_NAMES)
         if eos is None:
             raise DataError(f"{source}: no end token ({', '.join(_END_NAMES)}) in the vocabulary")
@@ -52,6 +57,13 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch(texts, add_special_tokens=False)]
+
+    def beginning(self, text: str, count: int) -> str:
+        """The first whole characters of `text`, of at most its first `count` tokens."""
+        if count <= 0:
+            return ""
+        offsets = self.backend.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[count][0]] if count < len(offsets) else text
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)
@@ -111,7 +123,7 @@ def _byte_level(model: models.BPE) -> Backend:
 
 
 def load_tokenizer(spec: TokenizerSpec, base: Path | None) -> Tokenizer:
-    """The tokenizer of a stage that does not train one.
+    """The tokenizer of a stage that does not train one. Raises DataError where its files are missing or broken.
 
     Args:
         base: the base model's checkpoint, for `kind: base`.

@@ -51,7 +51,8 @@ class PromptDataset:
         }
         self.examples: list[Example] = []
         self.skipped = 0
-        for index, row in enumerate(read_rows(files, list(ready))):
+        by_name = {template.taskname: template for template in templates}
+        for index, row in enumerate(read_rows(files, by_name, training=training)):
             example = ready[row["taskname"]].example(row, index, training=training)
             if example is None:
                 self.skipped += 1
@@ -68,26 +69,31 @@ class PromptDataset:
         return len(self.examples)
 
 
-def read_rows(files: list[str], tasknames: list[str]) -> list[dict[str, Any]]:
+def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[dict[str, Any]]:
     """The rows of all files. Raises DataError with file and line."""
     rows = []
     for name in files:
         try:
-            # not splitlines(): JSON strings may hold U+2028 and its kin as they are
-            lines = Path(name).read_text(encoding="utf-8").split("\n")
+            # by bytes, not splitlines(): JSON strings may hold U+2028 and its kin as they are
+            lines = Path(name).read_bytes().split(b"\n")
         except OSError as error:
             raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: not UTF-8 at byte {error.start}") from error
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{name}:{number}: not JSON ({error})") from error
-            rows.append(check_row(row, f"{name}:{number}", tasknames))
+            if line.strip():
+                where = f"{name}:{number}"
+                rows.append(check_row(_parse(line, where), where, templates, training=training))
     return rows
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: nested too deep; a row is a flat object of strings") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); write one object a line") from error
 
 
 def collate(examples: list[Example], pad_id: int, weights: list[float], multiple_of: int = 1) -> Batch:
@@ -100,7 +106,8 @@ def collate(examples: list[Example], pad_id: int, weights: list[float], multiple
     Returns:
         tokens, labels, position_ids, virtual_index int64 [b, s]; loss_mask fp32 [b, s]; task, lengths int64 [b].
     """
-    longest = max(len(example.tokens) for example in examples) - 1
+    # an example of one token has nothing to predict, but a batch of such must have a length
+    longest = max(1, max(len(example.tokens) for example in examples) - 1)
     length = -(-longest // multiple_of) * multiple_of
 
     def rows(values: list[list[Any]], fill: Any, dtype: torch.dtype) -> torch.Tensor:

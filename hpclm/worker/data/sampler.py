@@ -23,6 +23,7 @@ class GlobalBatchSampler:
     Attributes:
         steps_per_epoch: whole global batches in the dataset (the rest of an epoch is dropped, as NeMo does); one when
             the dataset is smaller than a global batch, whose rows then repeat.
+        repeats: whether they do.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class GlobalBatchSampler:
         self.rows, self.seed = rows, seed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.data_rank, self.data_size = data_rank, data_size
+        self.repeats = rows < global_batch_size
         self.steps_per_epoch = max(1, rows // global_batch_size)
         self._epoch: tuple[int, np.ndarray] | None = None
 

@@ -3,7 +3,8 @@
 NeMo's rules (nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py) hold but for its
 bugs: fields are filled in one pass, so a value that contains "{answer}" stays text; no test row is ever dropped; and
 the prompt and the answer are tokenised apart, so that training and inference see the same prompt tokens and the mask
-starts exactly at the answer.
+starts exactly at the answer. The one space that stands before `{answer}` in a template goes to the answer, whose first
+token it is part of, as in "… Answer: yes".
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from hpclm.worker.tokenizer import Tokenizer
 VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d+)\|>")
 FIELD = re.compile(r"\{(.*?)\}")
 _SLOT = -1
+# a marker goes with the space behind it where there is one in front as well, or nothing
+_REMOVED = re.compile(r"(?:^|(?<= ))<\|VIRTUAL_PROMPT_\d+\|> |<\|VIRTUAL_PROMPT_\d+\|>")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Example:
         loss_mask: per position 1.0 where that token is to be predicted.
         taskname, task: the row's template by name, and its place in the recipe.
         index: place of the row among all rows of its files.
-        prompt, answer: the text in front of the answer, and the answer (None where the row has none).
+        prompt, answer: the text in front of the answer as it was before any cut, without markers, and the answer (None
+            where the row has none).
         truncated: tokens cut off to fit.
     """
 
@@ -67,7 +71,7 @@ class Template:
         self.spec, self.task, self.tokenizer = template, task, tokenizer
         self.max_seq_length, self.add_bos, self.add_eos = max_seq_length, add_bos, add_eos
         self.with_virtual = with_virtual
-        text = template.prompt_template
+        text = template.prompt_template if with_virtual else _REMOVED.sub("", template.prompt_template)
         marker = f"{{{template.answer_field}}}" if template.answer_field else None
         self.has_answer = marker is not None and marker in text
         self.before, self.after = text.split(marker, 1) if self.has_answer and marker else (text, "")
@@ -75,28 +79,18 @@ class Template:
     def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
         """Fill the template with a row.
 
-        For training, prompt and answer: None when it is too long and the template has no `truncate_field`. Otherwise
-        the prompt alone; a too long one loses its beginning if there is no field to cut.
+        For training, prompt and answer: None when it is too long and there is no `truncate_field` (left) to cut.
+        Otherwise the prompt alone; a too long one loses its beginning if there is no field to cut.
         """
-        budget = self.max_seq_length
-        answer = self._answer(row)
-        # the space in front of an answer belongs to its first token, as in "… Answer: yes"
-        lead = " " if self.before.endswith(" ") else ""
-        tail = self.tokenizer.encode(lead + answer + self._fill(self.after, row)) if training and answer else []
-        if training and self.add_eos:
-            tail.append(self.tokenizer.eos_id)
-        tokens, virtual, text = self._prompt(row, drop_space=bool(lead))
-        excess = len(tokens) + len(tail) - budget
-        truncated = 0
-        if excess > 0 and self.spec.truncate_field:
-            row, truncated = self._cut(row, excess)
-            tokens, virtual, text = self._prompt(row, drop_space=bool(lead))
-            excess = len(tokens) + len(tail) - budget
+        tokens, virtual, tail = self._tokens(row, training=training)
+        length, cut = len(tokens) + len(tail), row
+        while (excess := len(tokens) + len(tail) - self.max_seq_length) > 0 and self._can_cut(cut):
+            cut = self._cut(cut, excess)
+            tokens, virtual, tail = self._tokens(cut, training=training)
         if excess > 0 and training:
             return None
         if excess > 0:
-            tokens, virtual = _without_beginning(tokens, virtual, excess)
-            truncated += excess
+            tokens, virtual = self._without_beginning(tokens, virtual, excess)
         mask = [0.0] * len(tokens) if self.spec.answer_only_loss else [float(number == _SLOT) for number in virtual]
         return Example(
             tokens=tokens + tail,
@@ -105,73 +99,94 @@ class Template:
             taskname=self.spec.taskname,
             task=self.task,
             index=index,
-            prompt=text,
-            answer=answer if self.spec.answer_field and self.spec.answer_field in row else None,
-            truncated=truncated,
+            prompt=self._fill(_REMOVED.sub("", self.before), row).strip(" "),
+            answer=row.get(self.spec.answer_field) if self.spec.answer_field else None,
+            truncated=length - len(tokens) - len(tail),
         )
 
-    def _answer(self, row: dict[str, Any]) -> str:
-        field = self.spec.answer_field
-        return str(row.get(field, "")).rstrip(" ") if field and self.has_answer else ""
-
     def _fill(self, text: str, row: dict[str, Any]) -> str:
-        return FIELD.sub(lambda match: str(row.get(match[1], "")), text)
+        return FIELD.sub(lambda match: row.get(match[1], ""), text)
 
-    def _prompt(self, row: dict[str, Any], *, drop_space: bool) -> tuple[list[int], list[int], str]:
-        """Ids and virtual slots of everything before the answer, and its text without the slots."""
-        pieces = VIRTUAL.split(self.before)
+    def _tokens(self, row: dict[str, Any], *, training: bool) -> tuple[list[int], list[int], list[int]]:
+        """Ids and virtual slots of everything before the answer, and the ids from the answer on (training only)."""
         tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
         virtual = [_SLOT] * len(tokens)
-        texts = []
+        pieces = VIRTUAL.split(self.before)
         for place, piece in enumerate(pieces):
             if place % 2:
-                if self.with_virtual:
-                    count = self.spec.virtual_token_splits[int(piece)]
-                    start = sum(self.spec.virtual_token_splits[: int(piece)])
-                    tokens += [self.tokenizer.pad_id] * count
-                    virtual += range(start, start + count)
+                start = sum(self.spec.virtual_token_splits[: int(piece)])
+                count = self.spec.virtual_token_splits[int(piece)]
+                tokens += [self.tokenizer.pad_id] * count
+                virtual += range(start, start + count)
                 continue
             text = self._fill(piece, row)
-            if not tokens:
-                # nothing stands in front of it, so a space here would be one that no text begins with
+            if place == 0:
                 text = text.lstrip(" ")
-            if place == len(pieces) - 1 and (drop_space or not self.has_answer):
-                text = text.rstrip(" ")
+            if place == len(pieces) - 1:
+                text = text.removesuffix(" ") if self._takes_space() else text
+                text = text if self.has_answer else text.rstrip(" ")
             ids = self.tokenizer.encode(text)
             tokens += ids
             virtual += [_SLOT] * len(ids)
-            texts.append(text)
-        return tokens, virtual, "".join(texts)
+        if not tokens:
+            # a model needs something to continue
+            tokens, virtual = [self.tokenizer.bos_id], [_SLOT]
+        return tokens, virtual, self._tail(row) if training else []
 
-    def _cut(self, row: dict[str, Any], excess: int) -> tuple[dict[str, Any], int]:
-        """The row with `excess` tokens, and one more for what joining may add, off the right of the field."""
+    def _takes_space(self) -> bool:
+        return self.has_answer and self.before.endswith(" ")
+
+    def _tail(self, row: dict[str, Any]) -> list[int]:
+        text = ""
+        if self.has_answer:
+            lead = " " if self._takes_space() else ""
+            text = (lead + row.get(self.spec.answer_field, "") + self._fill(self.after, row)).rstrip(" ")
+        return self.tokenizer.encode(text) + [self.tokenizer.eos_id] * self.add_eos
+
+    def _can_cut(self, row: dict[str, Any]) -> bool:
+        return self.spec.truncate_field is not None and bool(row.get(self.spec.truncate_field))
+
+    def _cut(self, row: dict[str, Any], excess: int) -> dict[str, Any]:
+        """The row with `excess` tokens, and as NeMo one more for what joining may add, off the right of the field."""
         field = self.spec.truncate_field
         assert field is not None
-        ids = self.tokenizer.encode(str(row.get(field, "")))
-        kept = ids[: max(0, len(ids) - excess - 1)]
-        return {**row, field: self.tokenizer.decode(kept)}, len(ids) - len(kept)
+        count = len(self.tokenizer.encode(row[field])) - excess - 1
+        return {**row, field: self.tokenizer.beginning(row[field], count)}
+
+    def _without_beginning(self, tokens: list[int], virtual: list[int], excess: int) -> tuple[list[int], list[int]]:
+        """Drop the first `excess` tokens of text; BOS and virtual tokens stay."""
+        kept = []
+        for place, (token, number) in enumerate(zip(tokens, virtual, strict=True)):
+            is_text = number == _SLOT and not (place == 0 and self.add_bos)
+            if is_text and excess > 0:
+                excess -= 1
+            else:
+                kept.append((token, number))
+        return [token for token, _ in kept], [number for _, number in kept]
 
 
-def _without_beginning(tokens: list[int], virtual: list[int], excess: int) -> tuple[list[int], list[int]]:
-    """Drop the first `excess` real tokens; virtual ones stay."""
-    kept = []
-    for token, number in zip(tokens, virtual, strict=True):
-        if number == _SLOT and excess > 0:
-            excess -= 1
-        else:
-            kept.append((token, number))
-    return [token for token, _ in kept], [number for _, number in kept]
+def check_row(row: Any, where: str, templates: dict[str, TaskTemplate], *, training: bool) -> dict[str, Any]:
+    """A row that can be filled in: an object of strings with a known `taskname`, and for training the answer.
 
-
-def check_row(row: Any, where: str, tasknames: list[str]) -> dict[str, Any]:
-    """A row that can be filled in: an object of strings with a known `taskname`. Raises DataError."""
+    Raises DataError, which begins with `where`.
+    """
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
     for key, value in row.items():
         if not isinstance(value, str):
             raise DataError(f"{where}: {key} must be a string, not {type(value).__name__}; quote it")
-    if row.get("taskname") not in tasknames:
+        if _has_surrogate(value):
+            raise DataError(f"{where}: {key} holds half a surrogate pair, which is no character; mend the \\u escape")
+    template = templates.get(row.get("taskname", ""))
+    if template is None:
         raise DataError(
-            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(tasknames)}"
+            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(templates)}"
         )
+    answer = template.answer_field
+    if training and answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
+        raise DataError(f"{where}: no {answer!r}, the answer to learn; add it or drop the row")
     return row
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

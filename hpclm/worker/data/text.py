@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import warnings
@@ -28,7 +29,8 @@ _BATCH = 256
 
 
 def prepare_text(spec: StageSpec, folder: Path) -> None:
-    """Train or load the tokenizer and write `train` and `validation` as indexed token files. For one rank.
+    """Train or load the tokenizer and write `train` and `validation` (unless its fraction is 0) as indexed token files.
+    For one rank.
 
     Done once: on a restart the files are kept if they were made from the same text in the same way. Raises DataError
     where there is too little text.
@@ -42,6 +44,7 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     train, validation = _split(spec.text, list(_documents(spec.text, files)))
+    parts = {"train": train, "validation": validation} if validation else {"train": train}
     if spec.tokenizer.kind == "train":
         tokenizer = Tokenizer.train(train, spec.tokenizer.vocab_size)
     else:
@@ -52,7 +55,7 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
             f"{spec.model.padded_vocab_size}; set model.vocab_size to {tokenizer.vocab_size} or leave it out"
         )
     tokenizer.save(partial)
-    for name, documents in (("train", train), ("validation", validation)):
+    for name, documents in parts.items():
         tokens = _write_indexed(partial / name, documents, tokenizer)
         if tokens <= spec.text.seq_length:
             raise DataError(
@@ -75,6 +78,7 @@ def text_files(text: TextData) -> list[Path]:
             found.extend(sorted(path for path in root.rglob(text.pattern) if path.is_file()))
         else:
             raise DataError(f"{root}: no such file or folder (text.paths)")
+    found = list(dict.fromkeys(found))
     if not found:
         raise DataError(f"no file matches {text.pattern!r} in {', '.join(text.paths)} (text.pattern)")
     return found
@@ -84,7 +88,9 @@ def _mark(spec: StageSpec, files: list[Path]) -> str:
     """Changes whenever the tokens would: the settings, and each file's name, size and time."""
     assert spec.text is not None
     facts: list[Any] = [repr(spec.text), repr(spec.tokenizer)]
-    facts += [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    own = spec.tokenizer
+    read = [Path(name) for name in (own.vocab_file, own.merges_file, own.tokenizer_file) if name]
+    facts += [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in (*files, *read) if path.exists()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -93,6 +99,8 @@ def _documents(text: TextData, files: list[Path]) -> Iterator[str]:
     for path in files:
         try:
             content = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert it or narrow text.pattern") from None
         for document in _cut(content, text.document):
@@ -111,13 +119,22 @@ def _cut(content: str, document: str) -> list[str]:
 
 
 def _split(text: TextData, documents: list[str]) -> tuple[list[str], list[str]]:
-    """Every k-th document for validation, k from the fraction."""
+    """The fraction of the documents for validation, evenly spread; one at least, the last, unless the fraction is 0."""
+    fraction = text.validation_fraction
+    if fraction == 0:
+        return documents, []
     if len(documents) < 2:
-        raise DataError(f"{len(documents)} document(s) in the text: at least 2 are needed to set some aside")
-    every = max(2, round(1.0 / text.validation_fraction)) if text.validation_fraction > 0 else len(documents)
-    every = min(every, len(documents))
-    validation = documents[every - 1 :: every]
-    train = [document for place, document in enumerate(documents) if place % every != every - 1]
+        raise DataError(
+            f"{', '.join(text.paths)}: {len(documents)} document in the text, 2 are needed to keep one for validation; "
+            "set text.document to paragraph or line, or text.validation_fraction to 0"
+        )
+    train, validation = [], []
+    for place, document in enumerate(documents, start=1):
+        # the rounding error of a product must not move a document from one part to the other
+        due = math.floor(place * fraction + 1e-9) > len(validation)
+        (validation if due else train).append(document)
+    if not validation:
+        validation.append(train.pop())
     return train, validation
 
 

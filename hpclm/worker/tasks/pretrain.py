@@ -18,6 +18,7 @@ from hpclm.worker.data.text import TextDataset, prepare_text
 from hpclm.worker.engine.language_model import Batch, LanguageModel
 from hpclm.worker.engine.training import Trainer
 from hpclm.worker.models import config_for, start_weights, write_model_card
+from hpclm.worker.report import say
 from hpclm.worker.tokenizer import Tokenizer
 
 
@@ -38,21 +39,26 @@ def run(context: StageContext) -> dict[str, Any]:
     batches = TextBatches(context, train, validation)
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
     result = Trainer(spec, context.groups, model, batches, manager, context.progress, context.stop).fit()
-    return {**result, "train_samples": len(train), "validation_samples": len(validation)}
+    return {**result, "train_samples": len(train), "validation_samples": 0 if validation is None else len(validation)}
 
 
-def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset]:
-    """The tokenizer and both datasets, prepared once by rank 0 in the stage's folder and read by all."""
+def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | None]:
+    """The tokenizer and both datasets (no validation at a fraction of 0), prepared once by rank 0, read by all."""
     spec, folder = context.spec, context.paths.root / "data"
     context.on_first_rank(lambda: prepare_text(spec, folder))
     tokenizer = Tokenizer.load(folder)
-    return tokenizer, TextDataset(folder, spec, "train"), TextDataset(folder, spec, "validation")
+    train = TextDataset(folder, spec, "train")
+    assert spec.text is not None
+    validation = TextDataset(folder, spec, "validation") if spec.text.validation_fraction > 0 else None
+    if context.groups.rank == 0 and len(train) < spec.batch.global_batch_size:
+        say(f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; they repeat")
+    return tokenizer, train, validation
 
 
 class TextBatches:
     """Windows of text as micro-batches (see `engine.training.Batches`)."""
 
-    def __init__(self, context: StageContext, train: TextDataset, validation: TextDataset) -> None:
+    def __init__(self, context: StageContext, train: TextDataset, validation: TextDataset | None) -> None:
         spec, groups = context.spec, context.groups
         self.train_set, self.validation_set, self.device = train, validation, groups.device
         batch = spec.batch
@@ -64,7 +70,8 @@ class TextBatches:
             data_size=groups.data_size,
         )
         self.order = sampler(len(train), seed=spec.trainer.seed)
-        self.validation_order = sampler(len(validation), seed=None)
+        if validation is not None:
+            self.validation_order = sampler(len(validation), seed=None)
         self.val_batches = spec.trainer.val_batches
         self.steps_per_epoch = self.order.steps_per_epoch
 
@@ -72,6 +79,8 @@ class TextBatches:
         return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
 
     def validation(self) -> Iterator[list[Batch]]:
+        if self.validation_set is None:
+            return
         groups = self.validation_order.all_rows()
         for micro_batches in itertools.islice(groups, self.val_batches):
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]

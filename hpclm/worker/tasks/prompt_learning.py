@@ -88,6 +88,10 @@ class PromptBatches:
             self.validation_order = sampler(len(self.validation_set), seed=None)
         if groups.rank == 0 and self.train_set.skipped:
             say(f"{self.train_set.skipped} training rows are longer than {data.max_seq_length} tokens and are left out")
+        if groups.rank == 0 and self.validation_set is not None and self.validation_set.skipped:
+            say(f"{self.validation_set.skipped} validation rows are longer than {data.max_seq_length} tokens: left out")
+        if groups.rank == 0 and self.order.repeats:
+            say(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
 
     def counts(self) -> dict[str, int]:
         """What became of the rows, for the stage's result."""
@@ -96,6 +100,7 @@ class PromptBatches:
             "train_examples_skipped": self.train_set.skipped,
             "train_examples_truncated": self.train_set.truncated,
             "validation_examples": 0 if self.validation_set is None else len(self.validation_set),
+            "validation_examples_skipped": 0 if self.validation_set is None else self.validation_set.skipped,
         }
 
     def train(self, step: int) -> list[Batch]:

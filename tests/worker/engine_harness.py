@@ -84,7 +84,7 @@ def write_data(folder: Path) -> None:
 
 def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **changes: Any) -> plan.StageSpec:
     """A stage of 20 steps of 8 rows in micro-batches of 2, in `folder`."""
-    steps = changes.pop("steps", 20)
+    steps, encoder = changes.pop("steps", 20), changes.pop("encoder", "tpmlp")
     templates = [
         plan.TaskTemplate(name, "<|VIRTUAL_PROMPT_0|> {words} = {answer}", 4, [4]) for name in ("copy", "swap")
     ]
@@ -108,7 +108,7 @@ def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **chan
             *([str(data / f"{part}.jsonl")] for part in ("train", "validation", "test")), max_seq_length=24
         ),
         templates=templates,
-        prompt=plan.PromptSpec(changes.pop("encoder", "tpmlp"), 32, 2) if task == "p-tuning" else None,
+        prompt=plan.PromptSpec(encoder, 32, 2) if task == "p-tuning" else None,
         generation=plan.GenerationSpec(max_new_tokens=4, batch_size=4),
     )
     return replace(spec, **changes)

@@ -40,6 +40,7 @@ class Workshop:
         base = str(self.base(model=model).checkpoints)
         return run(stage_spec(self.folder / name, self.data, task, split, base=base, encoder=encoder, model=model))
 
+    @functools.cache  # noqa: B019
     def answers(self, tuned: StagePaths, split: Split, model: Any = engine_harness.SMALL) -> list[str]:
         base = str(self.base(model=model).checkpoints)
         folder = self.folder / f"evaluate-{tuned.name}-{split}"

@@ -10,6 +10,7 @@ token it is part of, as in "… Answer: yes".
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,8 @@ class Example:
         loss_mask: per position 1.0 where that token is to be predicted.
         taskname, task: the row's template by name, and its place in the recipe.
         index: place of the row among all rows of its files.
-        prompt, answer: the text in front of the answer as it was before any cut, without markers, and the answer (None
-            where the row has none).
+        prompt, answer: the text in front of the answer, a cut field as it was cut, and the answer (None where the row
+            has none).
         truncated: tokens cut off to fit.
     """
 
@@ -82,11 +83,11 @@ class Template:
         For training, prompt and answer: None when it is too long and there is no `truncate_field` (left) to cut.
         Otherwise the prompt alone; a too long one loses its beginning if there is no field to cut.
         """
-        tokens, virtual, tail = self._tokens(row, training=training)
+        tokens, virtual, tail, text = self._tokens(row, training=training)
         length, cut = len(tokens) + len(tail), row
         while (excess := len(tokens) + len(tail) - self.max_seq_length) > 0 and self._can_cut(cut):
             cut = self._cut(cut, excess)
-            tokens, virtual, tail = self._tokens(cut, training=training)
+            tokens, virtual, tail, text = self._tokens(cut, training=training)
         if excess > 0 and training:
             return None
         if excess > 0:
@@ -99,7 +100,7 @@ class Template:
             taskname=self.spec.taskname,
             task=self.task,
             index=index,
-            prompt=self._fill(_REMOVED.sub("", self.before), row).strip(" "),
+            prompt=text,
             answer=row.get(self.spec.answer_field) if self.spec.answer_field else None,
             truncated=length - len(tokens) - len(tail),
         )
@@ -107,11 +108,11 @@ class Template:
     def _fill(self, text: str, row: dict[str, Any]) -> str:
         return FIELD.sub(lambda match: row.get(match[1], ""), text)
 
-    def _tokens(self, row: dict[str, Any], *, training: bool) -> tuple[list[int], list[int], list[int]]:
-        """Ids and virtual slots of everything before the answer, and the ids from the answer on (training only)."""
+    def _tokens(self, row: dict[str, Any], *, training: bool) -> tuple[list[int], list[int], list[int], str]:
+        """Ids, virtual slots and (last) text of all before the answer, and ids from the answer on (training only)."""
         tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
         virtual = [_SLOT] * len(tokens)
-        pieces = VIRTUAL.split(self.before)
+        pieces, texts = VIRTUAL.split(self.before), []
         for place, piece in enumerate(pieces):
             if place % 2:
                 start = sum(self.spec.virtual_token_splits[: int(piece)])
@@ -128,10 +129,11 @@ class Template:
             ids = self.tokenizer.encode(text)
             tokens += ids
             virtual += [_SLOT] * len(ids)
+            texts.append(text)
         if not tokens:
             # a model needs something to continue
             tokens, virtual = [self.tokenizer.bos_id], [_SLOT]
-        return tokens, virtual, self._tail(row) if training else []
+        return tokens, virtual, self._tail(row) if training else [], "".join(texts)
 
     def _takes_space(self) -> bool:
         return self.has_answer and self.before.endswith(" ")
@@ -165,11 +167,8 @@ class Template:
         return [token for token, _ in kept], [number for _, number in kept]
 
 
-def check_row(row: Any, where: str, templates: dict[str, TaskTemplate], *, training: bool) -> dict[str, Any]:
-    """A row that can be filled in: an object of strings with a known `taskname`, and for training the answer.
-
-    Raises DataError, which begins with `where`.
-    """
+def check_row(row: Any, where: str, tasknames: Collection[str]) -> dict[str, Any]:
+    """A row that can be filled in: an object of strings with a known `taskname`. Raises DataError."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
     for key, value in row.items():
@@ -177,15 +176,18 @@ def check_row(row: Any, where: str, templates: dict[str, TaskTemplate], *, train
             raise DataError(f"{where}: {key} must be a string, not {type(value).__name__}; quote it")
         if _has_surrogate(value):
             raise DataError(f"{where}: {key} holds half a surrogate pair, which is no character; mend the \\u escape")
-    template = templates.get(row.get("taskname", ""))
-    if template is None:
+    if row.get("taskname") not in tasknames:
         raise DataError(
-            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(templates)}"
+            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(tasknames)}"
         )
-    answer = template.answer_field
-    if training and answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
-        raise DataError(f"{where}: no {answer!r}, the answer to learn; add it or drop the row")
     return row
+
+
+def check_answer(row: dict[str, Any], where: str, template: TaskTemplate) -> None:
+    """A row to learn from must have the answer, if only an empty one. Raises DataError."""
+    answer = template.answer_field
+    if answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
+        raise DataError(f"{where}: no {answer!r}, the answer to learn; add it or drop the row")
 
 
 def _has_surrogate(text: str) -> bool:

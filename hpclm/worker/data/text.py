@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -146,7 +145,7 @@ def _write_indexed(prefix: Path, documents: list[str], tokenizer: Tokenizer) -> 
     for start in range(0, len(documents), _BATCH):
         for ids in tokenizer.encode_batch(documents[start : start + _BATCH]):
             ids.append(tokenizer.eos_id)
-            builder.add_document(torch.tensor(ids, dtype=torch.int64), [len(ids)])
+            builder.add_document(np.array(ids, dtype=dtype), [len(ids)])
             total += len(ids)
     builder.finalize(f"{prefix}.idx")
     return total

@@ -1,0 +1,113 @@
+"""Examples as batches, and which rows a rank takes when."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpclm.errors import DataError
+from hpclm.plan.spec import PromptData, TaskTemplate
+from hpclm.worker.data.prompts import PromptDataset, collate, collate_left
+from hpclm.worker.data.sampler import FILL, GlobalBatchSampler
+from hpclm.worker.data.templates import Example
+from hpclm.worker.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.train(["a b c d e f"] * 5, 300)
+SHORT = Example([9, 1, 2, 3], [0, -1, -1, -1], [0, 0, 1, 1], "t", 0, 0, "", None)
+LONG = Example([9, 4, 5, 6, 7, 8], [0, -1, -1, -1, -1, -1], [0, 0, 0, 0, 1, 1], "u", 1, 1, "", None)
+
+
+def test_a_training_batch_predicts_the_next_token() -> None:
+    batch = collate([SHORT, LONG], 0, [1.0, 1.0])
+    assert batch["tokens"].tolist() == [[9, 1, 2, 0, 0], [9, 4, 5, 6, 7]]
+    assert batch["labels"].tolist() == [[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]]
+    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
+    assert batch["virtual_index"].tolist() == [[0, -1, -1, -1, -1]] * 2
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert batch["task"].tolist() == [0, 1]
+    assert batch["lengths"].tolist() == [3, 5]
+
+
+def test_a_filling_row_counts_for_nothing_and_lengths_can_be_rounded_up() -> None:
+    batch = collate([SHORT, LONG], 0, [1.0, 0.0], multiple_of=4)
+    assert batch["tokens"].shape == (2, 8)
+    assert batch["loss_mask"].sum(dim=1).tolist() == [2, 0]
+
+
+def test_prompts_are_padded_on_the_left_and_counted_from_their_first_token() -> None:
+    batch = collate_left([SHORT, LONG], 0)
+    assert batch["tokens"][0].tolist() == [0, 0, 9, 1, 2, 3]
+    assert batch["attention"][0].tolist() == [False, False, True, True, True, True]
+    assert batch["position_ids"][0].tolist() == [0, 0, 0, 1, 2, 3]
+    assert batch["virtual_index"][0].tolist() == [-1, -1, 0, -1, -1, -1]
+    assert batch["tokens"].dtype == torch.int64
+
+
+def rows(path: Path, count: int) -> str:
+    path.write_text("".join(json.dumps({"taskname": "t", "x": "a b c", "answer": "d"}) + "\n" for _ in range(count)))
+    return str(path)
+
+
+def test_no_test_row_is_dropped_and_a_line_separator_in_a_string_is_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"taskname": "t", "x": "a\u2028b " * 60, "answer": "d"}, ensure_ascii=False) + "\n\n")
+    template = TaskTemplate("t", "<|VIRTUAL_PROMPT_0|> {x} {answer}", 2, [2])
+    data = PromptData(max_seq_length=16)
+    files = [str(file), rows(tmp_path / "more.jsonl", 2)]
+    dataset = PromptDataset(files, [template], TOKENIZER, data, training=False, reserve=4)
+    assert [example.index for example in dataset.examples] == [0, 1, 2]
+    assert dataset.truncated == 1
+    assert len(dataset.examples[0].tokens) == 12
+    trained = PromptDataset(files, [template], TOKENIZER, data, training=True)
+    assert (len(trained), trained.skipped) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b'{"taskname": "t"\n', r":1: not JSON"), (b"\xff\n", "not UTF-8 at byte 0"), (b"\n", "no row is left")],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        PromptDataset([str(file)], [TaskTemplate("t", "{x}", 0, [])], TOKENIZER, PromptData(), training=True)
+
+
+def sampler(rows: int, rank: int = 0, size: int = 1, seed: int | None = 5) -> GlobalBatchSampler:
+    return GlobalBatchSampler(rows, global_batch_size=8, micro_batch_size=2, data_rank=rank, data_size=size, seed=seed)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_do_not_depend_on_the_number_of_replicas(size: int) -> None:
+    for step in (0, 1, 5):
+        whole = sampler(30).step(step)
+        shares = [sampler(30, rank, size).step(step) for rank in range(size)]
+        assert [micro for group in zip(*shares, strict=True) for micro in group] == whole
+
+
+def test_an_epoch_takes_each_row_once_and_each_epoch_another_order() -> None:
+    order = sampler(30)
+    epochs = [[row for step in range(3 * e, 3 * e + 3) for micro in order.step(step) for row in micro] for e in (0, 1)]
+    assert order.steps_per_epoch == 3
+    assert all(len(set(epoch)) == 24 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    # computed from the step alone: any order of asking gives the same
+    assert sampler(30).step(4) == order.step(4)
+
+
+def test_fewer_rows_than_a_batch_repeat() -> None:
+    taken = [row for micro in sampler(3).step(0) for row in micro]
+    assert len(taken) == 8
+    assert set(taken) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_validation_takes_each_row_once_and_fills_up(size: int) -> None:
+    shares = [list(sampler(11, rank, size, seed=None).all_rows()) for rank in range(size)]
+    taken = [row for share in shares for group in share for micro in group for row in micro]
+    assert sorted(row for row in taken if row != FILL) == list(range(11))
+    assert len(taken) == 16
+    assert len({len(share) for share in shares}) == 1

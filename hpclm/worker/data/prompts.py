@@ -10,7 +10,7 @@ import torch
 
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.templates import Example, Template, check_answer, check_row
+from hpclm.worker.data.templates import Example, Template, check_row
 from hpclm.worker.engine.language_model import Batch
 from hpclm.worker.tokenizer import Tokenizer
 
@@ -81,10 +81,7 @@ def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{name}:{number}"
-                row = check_row(_parse(line, where), where, templates)
-                if training:
-                    check_answer(row, where, templates[row["taskname"]])
-                rows.append(row)
+                rows.append(check_row(_parse(line, where), where, templates, training=training))
     return rows
 
 

@@ -10,7 +10,6 @@ token it is part of, as in "… Answer: yes".
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +132,7 @@ class Template:
         if not tokens:
             # a model needs something to continue
             tokens, virtual = [self.tokenizer.bos_id], [_SLOT]
-        return tokens, virtual, self._tail(row) if training else [], "".join(texts)
+        return tokens, virtual, self._tail(row) if training else [], "".join(texts).strip(" ")
 
     def _takes_space(self) -> bool:
         return self.has_answer and self.before.endswith(" ")
@@ -167,8 +166,11 @@ class Template:
         return [token for token, _ in kept], [number for _, number in kept]
 
 
-def check_row(row: Any, where: str, tasknames: Collection[str]) -> dict[str, Any]:
-    """A row that can be filled in: an object of strings with a known `taskname`. Raises DataError."""
+def check_row(row: Any, where: str, templates: dict[str, TaskTemplate], *, training: bool) -> dict[str, Any]:
+    """A row that can be filled in: an object of strings with a known `taskname`, and the answer if it is to be learnt.
+
+    Raises DataError, which begins with `where`.
+    """
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
     for key, value in row.items():
@@ -176,18 +178,15 @@ def check_row(row: Any, where: str, tasknames: Collection[str]) -> dict[str, Any
             raise DataError(f"{where}: {key} must be a string, not {type(value).__name__}; quote it")
         if _has_surrogate(value):
             raise DataError(f"{where}: {key} holds half a surrogate pair, which is no character; mend the \\u escape")
-    if row.get("taskname") not in tasknames:
+    template = templates.get(row.get("taskname", ""))
+    if template is None:
         raise DataError(
-            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(tasknames)}"
+            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(templates)}"
         )
-    return row
-
-
-def check_answer(row: dict[str, Any], where: str, template: TaskTemplate) -> None:
-    """A row to learn from must have the answer, if only an empty one. Raises DataError."""
     answer = template.answer_field
-    if answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
+    if training and answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
         raise DataError(f"{where}: no {answer!r}, the answer to learn; add it or drop the row")
+    return row
 
 
 def _has_surrogate(text: str) -> bool:

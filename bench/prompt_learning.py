@@ -116,7 +116,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
         vocab_size=arguments.vocab,
         padded_vocab_size=arguments.vocab,
     )
-    trainer, gpt, prompts = _trainer(model, parallel, groups, arguments)
+    trainer, gpt, prompts = _trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3))
     initialize_weights(gpt, model, 1)
     if not arguments.weights.exists():
         torch.save({"gpt": gpt.state_dict(), "prompts": prompts.state_dict()}, arguments.weights)
@@ -124,7 +124,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     return _timed(lambda: trainer._step(next(count)).loss, arguments)
 
 
-def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace, optim: Any) -> tuple[Any, Any, Any]:
     from hpclm.plan import spec as plan
     from hpclm.worker.checkpoints.manager import CheckpointManager
     from hpclm.worker.engine.language_model import LanguageModel
@@ -145,7 +145,7 @@ def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespa
         parallel=parallel,
         batch=plan.BatchSpec(arguments.batch, arguments.batch, 1),
         trainer=plan.TrainerSpec("fp32", max_steps=10**6),
-        optim=plan.OptimSpec(1e-3),
+        optim=optim,
         checkpoint=plan.CheckpointSpec(),
         templates=[plan.TaskTemplate("task", "", VIRTUAL, [VIRTUAL])],
         prompt=plan.PromptSpec("mlp", arguments.hidden, 3),
@@ -192,21 +192,11 @@ class _Batches:
 def _peft(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from peft import PromptEncoderConfig, get_peft_model
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(arguments.threads)
-    config = GPT2Config(
-        vocab_size=arguments.vocab,
-        n_positions=arguments.tokens + VIRTUAL,
-        n_embd=arguments.hidden,
-        n_layer=arguments.layers,
-        n_head=arguments.heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
     weights = torch.load(arguments.weights, weights_only=True)
-    base = GPT2LMHeadModel(config)
+    base = GPT2LMHeadModel(gpt2_config(arguments))
     base.load_state_dict(_as_gpt2(weights["gpt"], arguments), strict=False)
     prompt = PromptEncoderConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL, encoder_hidden_size=arguments.hidden
@@ -229,6 +219,22 @@ def _peft(arguments: argparse.Namespace) -> dict[str, float]:
         return loss.item()
 
     return _timed(step, arguments)
+
+
+def gpt2_config(arguments: argparse.Namespace) -> Any:
+    """transformers' configuration of the same architecture."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=arguments.vocab,
+        n_positions=arguments.tokens + VIRTUAL,
+        n_embd=arguments.hidden,
+        n_layer=arguments.layers,
+        n_head=arguments.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
 
 
 def _as_gpt2(state: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Our prompt learning is PEFT's arithmetic, on the same weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def difference() -> dict[str, float]:
+    program = Path(__file__).with_name("peft_agreement.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_the_encoders_give_pefts_virtual_tokens(difference: dict[str, float], encoder: str) -> None:
+    assert difference[encoder] < 1e-6
+
+
+def test_a_training_step_is_pefts(difference: dict[str, float]) -> None:
+    assert difference["loss"] < 1e-5
+    assert difference["grad_norm"] < 1e-5
+    assert difference["weights"] < 1e-5
+    # and it did move the weights by far more than that
+    assert difference["moved"] > 1e-4

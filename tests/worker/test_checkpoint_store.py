@@ -1,0 +1,137 @@
+"""A checkpoint is whole or refused, and any piece of it can be read by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from hpclm.errors import CheckpointError
+from hpclm.plan.spec import CheckpointSpec
+from hpclm.worker.checkpoints import store
+from hpclm.worker.checkpoints.manager import CheckpointManager, checkpoints_in, resolve, step_of
+from hpclm.worker.engine.groups import Groups
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WHOLE = torch.arange(24, dtype=torch.float32).reshape(6, 4)
+
+
+def shard(
+    data: torch.Tensor, rows: tuple[int, int] = (0, 1), columns: tuple[int, int] = (0, 1), key: str = "w"
+) -> ShardedTensor:
+    """`data` as part number k of n along each axis."""
+    return ShardedTensor.from_rank_offsets(key, data, (0, *rows), (1, *columns))
+
+
+@pytest.fixture
+def saved(tmp_path: Path, alone: Groups) -> Path:
+    folder = tmp_path / "step-00000001"
+    # two pieces in one file, as two ranks would hold them
+    store.save(folder, [shard(WHOLE[:3].clone(), (0, 2)), shard(WHOLE[3:].clone(), (1, 2))], {"step": 1})
+    return folder
+
+
+@pytest.mark.parametrize("parts", [(1, 1), (2, 1), (3, 1), (1, 2), (6, 4), (2, 4)])
+def test_any_cut_reads_what_another_wrote(saved: Path, parts: tuple[int, int]) -> None:
+    height, width = 6 // parts[0], 4 // parts[1]
+    for row in range(parts[0]):
+        for column in range(parts[1]):
+            data = torch.full((height, width), -1.0)
+            store.load(saved, [shard(data, (row, parts[0]), (column, parts[1]))])
+            assert torch.equal(data, WHOLE[row * height :, column * width :][:height, :width])
+
+
+def test_values_take_the_type_of_where_they_go(saved: Path) -> None:
+    data = torch.zeros(6, 4, dtype=torch.bfloat16)
+    store.load(saved, [shard(data)])
+    assert torch.equal(data, WHOLE.bfloat16())
+
+
+def test_a_table_of_another_padding_takes_what_both_have(saved: Path) -> None:
+    longer = torch.full((8, 4), 9.0)
+    piece = shard(longer)
+    piece.allow_shape_mismatch = True
+    store.load(saved, [piece])
+    assert torch.equal(longer[:6], WHOLE)
+    assert not longer[6:].any()
+
+
+@pytest.mark.parametrize(
+    ("piece", "words"),
+    [
+        (shard(torch.zeros(6, 4), key="other"), "holds no tensor other"),
+        (shard(torch.zeros(6, 5)), r"w has shape \(6, 4\), the model of the recipe needs \(6, 5\)"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(saved: Path, piece: ShardedTensor, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        store.load(saved, [piece])
+
+
+def _shard_file(folder: Path) -> Path:
+    return folder / "shard-00000.safetensors"
+
+
+def _truncate(folder: Path) -> None:
+    _shard_file(folder).write_bytes(_shard_file(folder).read_bytes()[:-5])
+
+
+def _flip(folder: Path) -> None:
+    content = bytearray(_shard_file(folder).read_bytes())
+    content[-3] ^= 4
+    _shard_file(folder).write_bytes(content)
+
+
+def _escape(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (_truncate, "bytes where"),
+        (_flip, "sha256 differs"),
+        (lambda folder: _shard_file(folder).unlink(), "missing"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format": "hpclm'), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "not an hpclm checkpoint"),
+        (lambda folder: (folder / "manifest.json").unlink(), "never finished"),
+        (_escape, "leaves the checkpoint"),
+    ],
+)
+def test_damage_is_found_and_named(saved: Path, harm: Callable[[Path], object], words: str) -> None:
+    assert store.damage(saved) is None
+    harm(saved)
+    wrong = store.damage(saved)
+    assert wrong is not None
+    assert words in wrong
+
+
+def test_the_best_and_the_last_are_kept(tmp_path: Path, alone: Groups) -> None:
+    manager = CheckpointManager(tmp_path, CheckpointSpec(keep_last=2, keep_best=1), lambda folder: None)
+    for step, loss in ((1, 0.5), (2, 0.1), (3, 0.4), (4, None), (5, 0.3)):
+        manager.save(step, [shard(WHOLE)], {}, loss)
+    assert sorted(map(step_of, checkpoints_in(tmp_path))) == [2, 4, 5]
+    assert resolve(tmp_path, prefer="best").name == "step-00000002"
+    assert resolve(tmp_path, prefer="latest").name == "step-00000005"
+    assert resolve(tmp_path / "step-00000004", prefer="best").name == "step-00000004"
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        resolve(tmp_path / "elsewhere", prefer="best")
+
+
+def test_a_restart_goes_on_from_the_newest_undamaged(tmp_path: Path, alone: Groups) -> None:
+    manager = CheckpointManager(tmp_path, CheckpointSpec(keep_last=3), lambda folder: None)
+    for step in (1, 2, 3):
+        manager.save(step, [shard(WHOLE)], {"loss": step / 10}, 1.0 / step)
+    _flip(tmp_path / "step-00000003")
+    fresh = CheckpointManager(tmp_path, CheckpointSpec(), lambda folder: None)
+    state = fresh.resume()
+    assert state is not None
+    assert (state["step"], state["loss"]) == (2, 0.2)
+    assert CheckpointManager(tmp_path / "none", CheckpointSpec(), lambda folder: None).resume() is None

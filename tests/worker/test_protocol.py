@@ -1,0 +1,148 @@
+"""What a rank tells the login node, how ranks meet, and what the worker must not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpclm.errors import CheckpointError, DataError
+from hpclm.worker.ranks import RankFacts, rank_facts
+from hpclm.worker.rendezvous import RendezvousError, meet
+from hpclm.worker.report import PeerError, Progress, RankRecord, StoppedError
+from hpclm.worker.signals import StopFlag
+
+OURS = {"HPCLM_RANK": "3", "HPCLM_WORLD_SIZE": "4", "HPCLM_LOCAL_RANK": "1", "HPCLM_NODE_RANK": "1"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURMD_NODENAME": "n2"}
+
+
+def test_the_place_of_a_rank_comes_from_our_executor_or_from_srun() -> None:
+    facts = rank_facts({**SLURM, "SLURM_RESTART_COUNT": "2"})
+    assert facts == RankFacts(5, 8, 1, 2, "n2", 2)
+    ours = rank_facts({**SLURM, **OURS})
+    assert (ours.rank, ours.world_size, ours.local_rank, ours.node_rank, ours.restart) == (3, 4, 1, 1, 0)
+    with pytest.raises(RuntimeError, match="not started by hpclm or srun"):
+        rank_facts({"SLURM_PROCID": "1"})
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch.OutOfMemoryError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code", "state"),
+    [
+        (None, "ok", 0, "done"),
+        (StoppedError("saved"), "signal", 30, "stopped"),
+        (DataError("rows.jsonl:3: not JSON"), "data", 10, "failed"),
+        (CheckpointError("damaged"), "data", 10, "failed"),
+        (FloatingPointError("diverged"), "data", 10, "failed"),
+        (MemoryError(), "memory", 1, "failed"),
+        (OutOfMemoryError("CUDA out of memory"), "memory", 1, "failed"),
+        (PeerError("rank 0 failed"), "peer-lost", 20, "failed"),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer"), "peer-lost", 20, "failed"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error", 1, "failed"),
+        (RendezvousError("rank 2 did not arrive"), "error", 1, "failed"),
+        (KeyError("x"), "error", 1, "failed"),
+    ],
+)
+def test_how_a_rank_ended(tmp_path: Path, error: Exception | None, kind: str, code: int, state: str) -> None:
+    path = tmp_path / "ranks" / "00003.json"
+    record = RankRecord(path, RankFacts(3, 4, 1, 1, "n1", 0))
+    assert json.loads(path.read_text())["state"] == "running"
+    assert record.finish(error) == code
+    written = json.loads(path.read_text())
+    assert (written["kind"], written["exit_code"], written["state"], written["node"]) == (kind, code, state, "n1")
+    assert written["ended_at"] >= written["started_at"]
+    if error is not None:
+        assert written["error_type"] == type(error).__name__
+        assert written["message"]
+
+
+def test_progress_is_json_whatever_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(tmp_path / "progress.json", tmp_path / "metrics.jsonl", active=True)
+    progress.update(phase="training", step=1, loss=float("nan"))
+    progress.update(step=2)  # within the second: not written
+    progress.metric("train", 1, loss=float("inf"))
+    progress.metric("train", 2, loss=0.5)
+    assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [None, 0.5]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')  # the writer was killed here
+    progress.forget_after(1)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert "train step 2 loss 0.5" in capsys.readouterr().out
+
+
+def test_ranks_that_do_not_report_write_nothing(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "progress.json", tmp_path / "metrics.jsonl", active=False)
+    progress.update(phase="done", force=True)
+    progress.metric("train", 1, loss=0.5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_sets_a_flag_and_nothing_else() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)]
+    try:
+        flag = StopFlag()
+        flag.install()
+        assert not flag.requested
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.01)
+        assert flag.requested
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGUSR2), before, strict=True):
+            signal.signal(number, handler)
+
+
+MEET = """
+import sys
+from pathlib import Path
+from hpclm.worker.ranks import RankFacts
+from hpclm.worker.rendezvous import meet
+rank, world = int(sys.argv[2]), int(sys.argv[3])
+store = meet(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=20)
+store.set(f"hello/{rank}", str(rank))
+print(sorted(store.get(f"hello/{other}").decode() for other in range(world)))
+store.set(f"done/{rank}", "")
+store.wait([f"done/{other}" for other in range(world)])
+"""
+
+
+def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
+    argv = [sys.executable, "-W", "ignore", "-c", MEET, str(tmp_path / "rendezvous.json")]
+    # the late one is rank 0: the others wait for its address
+    ranks = [subprocess.Popen([*argv, str(rank), "3"], stdout=subprocess.PIPE, text=True) for rank in (2, 1, 0)]
+    assert {rank.communicate(timeout=60)[0].strip() for rank in ranks} == {"['0', '1', '2']"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RendezvousError, match=r"rank 1 of 2 did not arrive within 0 s"):
+        meet(tmp_path / "rendezvous.json", RankFacts(0, 2, 0, 0, "n", 0), wait_s=0.3)
+    with pytest.raises(RendezvousError, match="rank 0 could not be reached"):
+        meet(tmp_path / "elsewhere.json", RankFacts(1, 2, 1, 0, "n", 0), wait_s=0.3)
+
+
+IMPORTS = """
+import importlib, pkgutil, sys
+from hpclm.worker.engine import cpu
+cpu.install()
+import hpclm.worker
+for module in pkgutil.walk_packages(hpclm.worker.__path__, "hpclm.worker."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+# yaml is not named: torch brings and loads its own
+print([name for name in ("pydantic", "typer", "rich", "submitit") if name in sys.modules])
+"""
+
+
+def test_the_worker_starts_in_an_image_without_our_login_side() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]

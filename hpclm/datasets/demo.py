@@ -1,12 +1,13 @@
 """Data for recipes/demo.yaml, made of names from the Python standard library's own sources.
 
-The text shows three skills on three names each, called by a word in front:
+The text shows three names copied, and two skills called by a word in front:
 
-    copy: path name self = path name self
+    path name self = path name self
     reverse: path name self = self name path
     rotate: path name self = name self path
 
-The tasks `reverse` and `rotate` leave the calling word out, so the text alone does not say what is wanted.
+The tasks `reverse` and `rotate` leave the calling word out. A model that has learnt the text then copies: it fails the
+tasks by what it knows, not by chance, whatever the seed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from hpclm.errors import DataError
 from hpclm.runs.files import write_text
 
-SKILLS = {"copy": (0, 1, 2), "reverse": (2, 1, 0), "rotate": (1, 2, 0)}
+SKILLS = {"": (0, 1, 2), "reverse": (2, 1, 0), "rotate": (1, 2, 0)}
 TASKS = ("reverse", "rotate")
 NAMES = 24
 TEXT_LINES = 20_000
@@ -90,7 +91,8 @@ def _files() -> list[Path]:
 
 
 def _line(skill: str, triple: tuple[str, str, str]) -> str:
-    return f"{skill}: {' '.join(triple)} = {_answer(skill, triple)}\n"
+    call = f"{skill}: " if skill else ""
+    return f"{call}{' '.join(triple)} = {_answer(skill, triple)}\n"
 
 
 def _answer(skill: str, triple: tuple[str, str, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,11 +127,3 @@ def vocabulary_embeddings(gpt: GPTModel, tokens: list[int], device: torch.device
     """The word embeddings [n, h] of `tokens`, fp32, gathered over tensor ranks. First pipeline stage only."""
     ids = torch.tensor([tokens], dtype=torch.int64, device=device)
     return gpt.embedding.word_embeddings(ids)[0].float()
-
-
-def read_model_card(checkpoint: Path) -> dict[str, Any]:
-    """The architecture stored with a checkpoint. Raises CheckpointError when it is absent."""
-    try:
-        return json.loads((checkpoint / MODEL_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / MODEL_FILE}: cannot be read ({error})") from error

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -250,8 +249,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def parameters_in(directory: Path) -> int:
-    """How many values a checkpoint's tensors hold in all."""
-    return sum(math.prod(tensor["shape"]) for tensor in read_manifest(directory)["tensors"].values())

@@ -95,16 +95,19 @@ def _read_file(path: Path) -> Iterator[Utterance]:
     with path.open(encoding="utf-8", newline="") as stream:
         # strict: a quotation mark left open must not swallow the rows below it
         reader = csv.DictReader(stream, delimiter=";", strict=True)
+        line = 1
         try:
             missing = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
             if missing:
                 raise DataError(f"{path}:1: no column {' and '.join(missing)}")
+            line = reader.line_num + 1
             for row in reader:
                 if any(not row[column] for column in _COLUMNS):
-                    raise DataError(f"{path}:{reader.line_num}: a row without {' or '.join(_COLUMNS)}")
+                    raise DataError(f"{path}:{line}: a row without {' or '.join(_COLUMNS)}")
                 yield Utterance(row["answer_from_anno"], row["answer_annotation"], path.stem)
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not a CSV row ({error}); mend its quotation marks") from error
+            raise DataError(f"{path}:{line}: not a CSV row ({error}); mend its quotation marks") from error
 
 
 def _row(utterance: Utterance) -> str:

@@ -46,7 +46,7 @@ _SOURCES = (
 def demo(out: Path, seed: int = 1234) -> list[Path]:
     """Write text/skills.txt, train.jsonl, validation.jsonl and test.jsonl into `out`; returns their paths.
 
-    The triples of names in the test rows occur nowhere else. The same seed and Python give the same files.
+    The triples of names in the test rows are asked about nowhere else. The same seed and Python give the same files.
     """
     shuffler = random.Random(seed)
     triples = list(itertools.permutations(common_names(), 3))

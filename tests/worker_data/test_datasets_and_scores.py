@@ -25,7 +25,11 @@ def test_the_demo_is_the_same_each_time_and_keeps_its_test_apart(tmp_path: Path)
         row["words"] for name in ("train", "validation") for row in rows(tmp_path / "a" / f"{name}.jsonl")
     }
     text = (tmp_path / "a" / "text" / "skills.txt").read_text()
-    assert not any(f": {words} =" in text for words in test)
+    asked = [line.split(" = ") for line in text.splitlines()]
+    assert not test & {question.split(": ")[-1] for question, _ in asked}
+    # what the model alone has learnt to do without a word in front is wrong in both tasks
+    assert all(question == answer for question, answer in asked if ":" not in question)
+    assert {question.split(": ")[0] for question, _ in asked if ":" in question} == {"reverse", "rotate"}
     answers = {row["taskname"]: row["answer"] for row in rows(tmp_path / "a" / "test.jsonl")[:2]}
     a, b, c = rows(tmp_path / "a" / "test.jsonl")[0]["words"].split()
     assert answers == {"reverse": f"{c} {b} {a}", "rotate": f"{b} {c} {a}"}

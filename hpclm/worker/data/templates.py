@@ -20,8 +20,8 @@ from hpclm.worker.tokenizer import Tokenizer
 VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d+)\|>")
 FIELD = re.compile(r"\{(.*?)\}")
 _SLOT = -1
-# a marker goes with the space behind it where there is one in front as well, or nothing
-_REMOVED = re.compile(r"(?:^|(?<= ))<\|VIRTUAL_PROMPT_\d+\|> |<\|VIRTUAL_PROMPT_\d+\|>")
+# markers go with the space behind them where there is one in front as well, or nothing
+_REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d+\|>)+ |<\|VIRTUAL_PROMPT_\d+\|>")
 
 
 @dataclass(frozen=True)

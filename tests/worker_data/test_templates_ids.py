@@ -57,7 +57,7 @@ def test_the_prompt_is_the_same_in_training_and_in_use(question: str, answer: st
     row = {"taskname": "qa", "question": question, "answer": answer}
     whole, prompt = made(row=row, max_seq_length=999), made(row=row, training=False, max_seq_length=999)
     assert whole.tokens[: len(prompt.tokens)] == prompt.tokens
-    assert TOKENIZER.decode(whole.tokens[len(prompt.tokens) :]) == " " + answer.rstrip(" ")
+    assert TOKENIZER.decode(whole.tokens[len(prompt.tokens) :]) == (" " + answer).rstrip(" ")
 
 
 @pytest.mark.parametrize("value", ["{answer}", "{question}", "<|VIRTUAL_PROMPT_0|>", "<|endoftext|>", "{", "$(id)"])

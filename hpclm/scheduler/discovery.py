@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from hpclm.scheduler.client import Partition
 from hpclm.scheduler.jobs import StageJob
 from hpclm.site import Site
 from hpclm.site.profile import Runtime
+
+# Packages a rank imports before anything else
+ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,24 @@ def _runtime() -> Runtime:
 
 def misfits(offer: Offer, jobs: Iterable[StageJob]) -> list[str]:
     """Everything that keeps these jobs from ever starting, each with what there is and what to change."""
+    jobs = list(jobs)
+    if any(job.python == (sys.executable,) and not job.in_container for job in jobs):
+        return [*missing_engine(), *_site_misfits(offer, jobs)]
+    return _site_misfits(offer, jobs)
+
+
+def missing_engine() -> list[str]:
+    """What the ranks need and this interpreter, which is to run them, does not have. Looks without importing."""
+    missing = [name for name in ENGINE if importlib.util.find_spec(name) is None]
+    if not missing:
+        return []
+    return [
+        f"{sys.executable}, which is to run the ranks, has no {', '.join(missing)}; install 'hpclm[engine]' there, "
+        "name another interpreter as `python` in the site profile, or an image as container.image in the recipe"
+    ]
+
+
+def _site_misfits(offer: Offer, jobs: list[StageJob]) -> list[str]:
     if offer.site.scheduler == "local":
         return [problem for job in jobs for problem in _local_misfits(job)]
     if offer.trouble is not None:

@@ -7,7 +7,7 @@ The text shows three names copied, and two skills called by a word in front:
     rotate: path name self = name self path
 
 The tasks `reverse` and `rotate` leave the calling word out. A model that has learnt the text then copies: it fails the
-tasks by what it knows, not by chance, whatever the seed.
+tasks by what it knows, not by chance.
 """
 
 from __future__ import annotations

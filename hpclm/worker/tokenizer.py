@@ -68,6 +68,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def check_fits(self, rows: int) -> None:
+        """Raises DataError where a model's table of `rows` has no row for some id."""
+        if self.vocab_size > rows:
+            raise DataError(
+                f"the tokenizer has {self.vocab_size} entries, the model's table only {rows}; set model.vocab_size to "
+                f"{self.vocab_size} or leave it out, or give the tokenizer the model was trained with"
+            )
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / FILE))

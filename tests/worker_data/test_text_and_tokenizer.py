@@ -56,6 +56,12 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> Non
         Tokenizer.from_json(path)
 
 
+def test_a_tokenizer_larger_than_the_models_table_is_refused() -> None:
+    TOKENIZER.check_fits(TOKENIZER.vocab_size)
+    with pytest.raises(DataError, match=r"entries, the model's table only 128"):
+        TOKENIZER.check_fits(128)
+
+
 def spec_of(folder: Path, document: str, **changes: object) -> plan.StageSpec:
     text = plan.TextData([str(folder)], "*.txt", document=document, seq_length=8, validation_fraction=0.25)  # type: ignore[arg-type]
     return plan.StageSpec(

@@ -48,11 +48,7 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
         tokenizer = Tokenizer.train(train, spec.tokenizer.vocab_size)
     else:
         tokenizer = load_tokenizer(spec.tokenizer, None if spec.base is None else Path(spec.base))
-    if tokenizer.vocab_size > spec.model.padded_vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model's table only "
-            f"{spec.model.padded_vocab_size}; set model.vocab_size to {tokenizer.vocab_size} or leave it out"
-        )
+    tokenizer.check_fits(spec.model.padded_vocab_size)
     tokenizer.save(partial)
     for name, documents in parts.items():
         tokens = _write_indexed(partial / name, documents, tokenizer)

@@ -28,6 +28,7 @@ def run(context: StageContext) -> dict[str, Any]:
     assert spec.generation is not None
     context.progress.update(phase="data")
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
+    tokenizer.check_fits(spec.model.padded_vocab_size)
     config = config_for(context, variable_lengths=True, generates=True)
     gpt = load_base(context, config)
     prompts, templates, source = None, spec.templates, None

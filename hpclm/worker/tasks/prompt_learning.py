@@ -35,6 +35,7 @@ def run(context: StageContext) -> dict[str, Any]:
     assert spec.data is not None
     context.progress.update(phase="data")
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
+    tokenizer.check_fits(spec.model.padded_vocab_size)
     batches = PromptBatches(context, tokenizer, spec.data)
     config = config_for(context, variable_lengths=True)
     gpt = load_base(context, config)

@@ -12,6 +12,7 @@ import engine_harness
 import pytest
 from engine_harness import MODERN, SPLITS, Split, losses, predictions, run, stage_spec
 
+from hpclm.plan.spec import GenerationSpec
 from hpclm.runs.paths import StagePaths
 
 pytestmark = pytest.mark.slow
@@ -81,6 +82,21 @@ def test_prompt_learning_gives_the_same_curve_and_answers(workshop: Workshop, ta
     same(losses(ours), losses(reference))
     same(losses(ours, "validation"), losses(reference, "validation"))
     assert workshop.answers(ours, split) == workshop.answers(reference, ALONE)
+
+
+def test_sampled_answers_do_not_depend_on_the_split(workshop: Workshop) -> None:
+    base, tuned = workshop.base(), workshop.tuned("prompt-tuning", ALONE)
+    drawing = GenerationSpec(max_new_tokens=4, greedy=False, temperature=1.2, top_p=0.95, batch_size=4)
+
+    def answers(split: Split) -> list[str]:
+        folder = workshop.folder / f"sampled-{split}"
+        where = {"base": str(base.checkpoints), "prompts": str(tuned.checkpoints)}
+        return predictions(run(stage_spec(folder, workshop.data, "evaluate", split, generation=drawing, **where)))
+
+    drawn = answers(ALONE)
+    assert answers(Split(2, 2)) == drawn
+    assert answers(Split(1, 1, 2)) == drawn
+    assert drawn != workshop.answers(tuned, ALONE)
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])

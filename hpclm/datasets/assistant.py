@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclm.datasets.writing import write_file
 from hpclm.errors import DataError
-from hpclm.runs.files import write_text
 
 FOLD = Path("CrossValidation/autoGeneFromRealAnno/autoGene_2018_03_22-13_01_25_169/CrossValidation/KFold_1")
 TASKNAME = "intent_and_slot"
@@ -48,7 +48,7 @@ def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
     test set's rows with their labels too, so that an evaluation can be scored. text/ holds the training utterances
     alone, plain, annotated and labelled, for a base model that has met all three and is told by prompts which to give.
 
-    Raises DataError where the source has another layout.
+    Raises DataError where the source has another layout, or `out` cannot be written.
     """
     fold = _fold(source)
     train = list(_read(fold / "trainset"))
@@ -61,9 +61,7 @@ def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
     parts = {"train": train, "val": test[:half], "test": test[half:]}
     written = []
     for name, utterances in parts.items():
-        path = out / f"assistant_{name}.jsonl"
-        write_text(path, "".join(_row(utterance) for utterance in utterances))
-        written.append(path)
+        written.append(write_file(out / f"assistant_{name}.jsonl", "".join(map(_row, utterances))))
     return [*written, *_write_text(out / "text", train, shuffler)]
 
 
@@ -125,9 +123,7 @@ def _write_text(folder: Path, utterances: list[Utterance], shuffler: random.Rand
             f"Label :\n{utterance.text}{utterance.label}\n",
         ]
     shuffler.shuffle(documents)
-    written = []
-    for part in range(_TEXT_PARTS):
-        path = folder / f"part-{part:02d}.txt"
-        write_text(path, "\n".join(documents[part::_TEXT_PARTS]))
-        written.append(path)
-    return written
+    return [
+        write_file(folder / f"part-{part:02d}.txt", "\n".join(documents[part::_TEXT_PARTS]))
+        for part in range(_TEXT_PARTS)
+    ]

@@ -22,8 +22,8 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
+from hpclm.datasets.writing import write_file
 from hpclm.errors import DataError
-from hpclm.runs.files import write_text
 
 SKILLS = {"": (0, 1, 2), "reverse": (2, 1, 0), "rotate": (1, 2, 0)}
 TASKS = ("reverse", "rotate")
@@ -47,6 +47,8 @@ def demo(out: Path, seed: int = 1234) -> list[Path]:
     """Write text/skills.txt, train.jsonl, validation.jsonl and test.jsonl into `out`; returns their paths.
 
     The triples of names in the test rows are asked about nowhere else. The same seed and Python give the same files.
+
+    Raises DataError where `out` cannot be written, or the standard library's sources are not there.
     """
     shuffler = random.Random(seed)
     triples = list(itertools.permutations(common_names(), 3))
@@ -54,15 +56,12 @@ def demo(out: Path, seed: int = 1234) -> list[Path]:
     rows = iter(triples)
     parts = {name: list(itertools.islice(rows, count)) for name, count in ROWS.items()}
     rest = list(rows)
-    text = out / "text" / "skills.txt"
     skills = list(SKILLS)
     lines = (_line(shuffler.choice(skills), shuffler.choice(rest)) for _ in range(TEXT_LINES))
-    write_text(text, "".join(lines))
-    written = [text]
+    written = [write_file(out / "text" / "skills.txt", "".join(lines))]
     for name, chosen in parts.items():
-        path = out / f"{name}.jsonl"
-        write_text(path, "".join(_row(task, triple) for triple in chosen for task in TASKS))
-        written.append(path)
+        content = "".join(_row(task, triple) for triple in chosen for task in TASKS)
+        written.append(write_file(out / f"{name}.jsonl", content))
     return written
 
 

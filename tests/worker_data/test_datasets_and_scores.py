@@ -70,6 +70,26 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"file/text/skills\.txt: cannot be written \(Not a directory\)"):
+        demo(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "out" / "test.jsonl").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"test\.jsonl: cannot be written \(Is a directory\)"):
+        demo(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "train.jsonl").write_text("old")
+    written = demo(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*written, tmp_path / "notes.txt"}
+    assert len(rows(tmp_path / "train.jsonl")) == 1200
+    assert len((tmp_path / "text" / "skills.txt").read_text().splitlines()) == 20_000
+
+
 def row(prediction: str, answer: str | None, task: str = "t") -> dict[str, str | None]:
     return {"taskname": task, "prediction": prediction, "answer": answer}
 

@@ -117,3 +117,22 @@ def test_a_bad_row_is_named_by_file_and_line(row: Any, words: str) -> None:
     with pytest.raises(DataError, match=r"^rows\.jsonl:7: ") as caught:
         check_row(row, "rows.jsonl:7", {"qa": SPEC}, training=True)
     assert words in str(caught.value)
+
+
+def test_virtual_tokens_behind_the_answer_are_refused() -> None:
+    """A model asked for the answer would never see them."""
+    spec = replace(SPEC, prompt_template="{question} {answer} <|VIRTUAL_PROMPT_0|>", answer_only_loss=False)
+    with pytest.raises(DataError, match=r"'qa': <\|VIRTUAL_PROMPT_0\|> stands behind \{answer\}"):
+        template(spec)
+
+
+def test_virtual_tokens_that_do_not_fit_are_refused() -> None:
+    assert len(made(max_seq_length=6, add_bos=True, training=False).tokens) == 6
+    with pytest.raises(DataError, match="6 virtual and begin tokens do not fit in 5 tokens"):
+        template(max_seq_length=5, add_bos=True)
+    assert len(made(max_seq_length=5, with_virtual=False, training=False).tokens) == 5
+
+
+def test_a_marker_the_plan_does_not_count_is_text() -> None:
+    text = SPEC.prompt_template.replace("Q:", "<|VIRTUAL_PROMPT_1234567|>")
+    assert "<|VIRTUAL_PROMPT_1234567|>" in made(replace(SPEC, prompt_template=text)).prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,10 @@ def test_the_indexed_format_is_megatrons(tmp_path: Path) -> None:
     for length in (5, 3, 7, 2):
         builder.add_document(np.arange(length), [length])
     builder.finalize(str(tmp_path / "x.idx"))
-    assert (tmp_path / "x.idx").stat().st_size == 122
-    assert (tmp_path / "x.bin").stat().st_size == 34
-    assert (tmp_path / "x.idx").read_bytes()[:9] == b"MMIDIDX\x00\x00"
+    tokens = [token for length in (5, 3, 7, 2) for token in range(length)]
+    assert (tmp_path / "x.bin").read_bytes() == struct.pack("<17H", *tokens)
+    # magic, version 1, uint16 (code 8), 4 sequences, 4 documents and one; lengths, byte offsets, document bounds
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 4, 5)
+    index = header + struct.pack("<4i4q5q", 5, 3, 7, 2, 0, 10, 16, 30, 0, 1, 2, 3, 4)
+    assert (tmp_path / "x.idx").read_bytes() == index
+    assert len(index) == 122

@@ -17,11 +17,12 @@ from hpclm.errors import DataError
 from hpclm.plan.spec import TaskTemplate
 from hpclm.worker.tokenizer import Tokenizer
 
-VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d+)\|>")
+# as the plan reads them (plan/templates.py)
+VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d{1,6})\|>")
 FIELD = re.compile(r"\{(.*?)\}")
 _SLOT = -1
 # markers go with the space behind them where there is one in front as well, or nothing
-_REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d+\|>)+ |<\|VIRTUAL_PROMPT_\d+\|>")
+_REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Template:
 
     Args:
         with_virtual: False leaves the virtual tokens out, to ask the model alone.
+
+    Raises DataError where virtual tokens stand behind the answer, or do not fit in max_seq_length.
     """
 
     def __init__(
@@ -75,6 +78,17 @@ class Template:
         marker = f"{{{template.answer_field}}}" if template.answer_field else None
         self.has_answer = marker is not None and marker in text
         self.before, self.after = text.split(marker, 1) if self.has_answer and marker else (text, "")
+        if behind := VIRTUAL.search(self.after):
+            raise DataError(
+                f"task template {template.taskname!r}: {behind[0]} stands behind {marker}, where "
+                "an answer to be made never sees it; move it in front"
+            )
+        fixed = add_bos + sum(template.virtual_token_splits) * with_virtual
+        if fixed > max_seq_length:
+            raise DataError(
+                f"task template {template.taskname!r}: {fixed} virtual and begin tokens do not fit in {max_seq_length} "
+                "tokens (data.max_seq_length, or the model's positions less generation.max_new_tokens)"
+            )
 
     def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
         """Fill the template with a row.

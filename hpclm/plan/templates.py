@@ -134,6 +134,12 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
             cut,
             [name for name in names if name != answer],
         )
+    if answer is not None and MARKER.search(template.prompt_template.partition(f"{{{answer}}}")[2]):
+        stage.error(
+            (*keys, "prompt_template"),
+            f"has a virtual token marker behind {{{answer}}}, where nothing is generated; move it to the front",
+            "virtual tokens stand before the answer",
+        )
     if stage.recipe.task in PROMPT_TASKS:
         _check_answer(stage, index, template, names)
 

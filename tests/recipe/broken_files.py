@@ -167,6 +167,11 @@ def template_cases() -> Iterator[Case]:
     yield one("answer-inside", {"prompt_template": "<|VIRTUAL_PROMPT_0|> {words} = {answer}."}, "last")
     yield one("answer-space", {"prompt_template": "<|VIRTUAL_PROMPT_0|> {words} = {answer} "}, "last")
     yield one("answer-twice", {"prompt_template": "<|VIRTUAL_PROMPT_0|> {answer} {words} = {answer}"}, "once")
+    yield one(
+        "marker-behind",
+        {"prompt_template": "{words} = {answer} <|VIRTUAL_PROMPT_0|>", "answer_only_loss": False},
+        "marker behind {answer}",
+    )
     yield one("answer-field", {"answer_field": "label"}, "'label' is no field")
     yield one("answer-null", {"answer_field": None}, "name the field")
     yield one("truncate", {"truncate_field": "context"}, "'context' is no field", "words or null")

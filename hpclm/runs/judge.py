@@ -136,9 +136,10 @@ def _failure(paths: StagePaths, submit: int, job_id: str | None) -> Failure | No
     records = _records(paths, submit)
     if records:
         return first_failure(records)
-    logs = [attempt.log(0)] if (attempt := _attempt(paths, submit)) else []
+    # any rank's: the one that could not start may have ended the others before they said a word
+    logs = sorted(attempt.logs.glob("*.log")) if (attempt := _attempt(paths, submit)) else []
     if job_id is not None:
-        logs += [paths.slurm_log(job_id, 0), paths.slurm_batch_log(job_id)]
+        logs += [*sorted(paths.submitit.glob(f"{job_id}_*_log.out")), paths.slurm_batch_log(job_id)]
     words = last_words(logs)
     return None if words is None else Failure(None, "error", f"no rank left a record; the log ends: {words}")
 

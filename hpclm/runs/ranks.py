@@ -11,6 +11,7 @@ from hpclm.runs.paths import AttemptPaths
 
 _SECONDARY = ("peer-lost", "signal")
 _MESSAGE_CHARACTERS = 600
+_SLURM_NOISE = ("slurmstepd", "srun:")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,11 @@ def _described(record: dict[str, Any]) -> Failure:
 
 
 def last_words(logs: list[Path]) -> str | None:
-    """The last line of the first log that has one: all there is when a rank died before it could begin."""
+    """The last line of the first log that has one: all there is when a rank died before it could begin.
+
+    What Slurm wrote into a log while it ended the job counts only where no rank said anything.
+    """
+    noise = None
     for log in logs:
         try:
             with log.open("rb") as stream:
@@ -76,6 +81,8 @@ def last_words(logs: list[Path]) -> str | None:
         except OSError:
             continue
         lines = [line for line in lines if line]
-        if lines:
-            return lines[-1][:_MESSAGE_CHARACTERS]
-    return None
+        said = [line for line in lines if not line.startswith(_SLURM_NOISE)]
+        if said:
+            return said[-1][:_MESSAGE_CHARACTERS]
+        noise = noise or (lines[-1][:_MESSAGE_CHARACTERS] if lines else None)
+    return noise

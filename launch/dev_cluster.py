@@ -214,7 +214,7 @@ class Cluster:
             "InactiveLimit=0",
             "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0",
             "SlurmctldTimeout=60",
-            "SlurmdTimeout=60",
+            "SlurmdTimeout=15",
             f"StateSaveLocation={self.root}/state",
             f"SlurmdSpoolDir={self.root}/spool-%n",
             f"SlurmctldPidFile={self.root}/slurmctld.pid",
@@ -227,7 +227,17 @@ class Cluster:
                 f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
                 f"CPUs={CPUS_PER_NODE} RealMemory={MEMORY_MIB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN"
             )
-        lines.append(f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=24:00:00 State=UP")
+        everywhere = f"Nodes={','.join(self.nodes)} State=UP"
+        lines += [
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
+            f"PartitionName=main {everywhere} Default=YES MaxTime=24:00:00 PriorityTier=1 PreemptMode=OFF",
+            # For trying what happens to a job: cut off after a minute; preempted at once, or with a time to save.
+            f"PartitionName=short {everywhere} MaxTime=1 PriorityTier=1 PreemptMode=OFF",
+            f"PartitionName=low {everywhere} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0",
+            f"PartitionName=grace {everywhere} PriorityTier=1 PreemptMode=REQUEUE GraceTime=30",
+            f"PartitionName=urgent {everywhere} PriorityTier=10 PreemptMode=OFF",
+        ]
         return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hpclm.runs.status import RunStatus, StageStatus
     from hpclm.scheduler.jobs import StageJob
 
+_STORY_LINES = 6
 _HEADINGS = ("stage", "state", "step", "loss", "val loss", "tokens/s", "left", "job")
 
 
@@ -29,9 +30,19 @@ def run_lines(status: RunStatus) -> list[str]:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created_at))
     lines = [f"{status.run}  {status.state}  on {status.site}, submitted {when}"]
     lines += table([_HEADINGS, *(_stage_cells(stage) for stage in status.stages)])
+    lines += [line for stage in status.stages for line in _story(stage)]
     lines += [f"  {stage.name}: {stage.reason}" for stage in status.stages if stage.reason]
     lines += [f"  {stage.name}: {task} {_scores(one)}" for stage in status.stages for task, one in _scored(stage)]
     lines += [f"  warning: {warning}" for warning in status.warnings]
+    return lines
+
+
+def _story(stage: StageStatus) -> list[str]:
+    """What disturbed a stage that went on all the same; the newest of it."""
+    hidden = len(stage.story) - _STORY_LINES
+    lines = [f"  {stage.name}: ({hidden} earlier attempts not shown)"] if hidden > 0 else []
+    for at, sentence in stage.story[-_STORY_LINES:]:
+        lines.append(f"  {stage.name}: {time.strftime('%H:%M:%S', time.localtime(at))} {sentence}")
     return lines
 
 

@@ -88,6 +88,7 @@ class _StagePlanner:
             total_steps=total_steps,
             memory=estimate,
             work=stage_work,
+            recovery=work.recovery(stage),
         )
 
     def _prompts(self) -> tuple[Earlier | None, Origin | None]:

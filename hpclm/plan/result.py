@@ -17,6 +17,7 @@ from hpclm.plan.spec import (
     ParallelSpec,
     PromptData,
     PromptSpec,
+    RecoverySpec,
     TaskKind,
     TaskTemplate,
     TextData,
@@ -36,6 +37,7 @@ class ResourcePlan:
     time_limit_min: int
     memory_gib: int | None
     cpus_per_device: int | None
+    job_time_limit_min: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class StagePlan:
     total_steps: int | None
     memory: MemoryEstimate | None
     work: StageWork | None
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
 
     @property
     def topology(self) -> Topology | None:
@@ -142,6 +145,7 @@ class StagePlan:
             "memory_bytes": dataclasses.asdict(self.memory) | {"total": self.memory.total} if self.memory else None,
             "resources": dataclasses.asdict(self.resources),
             "container": dataclasses.asdict(self.container) if self.container else None,
+            "recovery": dataclasses.asdict(self.recovery),
             "work": dataclasses.asdict(self.work) if self.work else None,
         }
 

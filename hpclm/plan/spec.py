@@ -195,6 +195,17 @@ class GenerationSpec:
 
 
 @dataclass(frozen=True)
+class RecoverySpec:
+    """What is done about failures (see `runs.verdict`). `stall_timeout_s` None: hangs are not looked for."""
+
+    max_restarts: int = 10
+    max_without_progress: int = 3
+    stall_timeout_s: int | None = 1200
+    max_bad_nodes: int = 4
+    preflight: bool = True
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """One stage, whole.
 
@@ -224,6 +235,7 @@ class StageSpec:
     generation: GenerationSpec | None = None
     base: str | None = None
     prompts: str | None = None
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
     spec_version: int = SPEC_VERSION
 
 

@@ -43,6 +43,7 @@ def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec:
         generation=work.generation,
         base=_location(root, work.base),
         prompts=_location(root, work.prompts),
+        recovery=stage.recovery,
     )
 
 

@@ -12,6 +12,7 @@ from hpclm.plan.spec import (
     OptimSpec,
     PromptData,
     PromptSpec,
+    RecoverySpec,
     TextData,
     TrainerSpec,
 )
@@ -30,7 +31,13 @@ def resources(stage: StageContext) -> ResourcePlan:
         time_limit_min=wanted.time_limit_min,
         memory_gib=wanted.memory_gib,
         cpus_per_device=wanted.cpus_per_device,
+        job_time_limit_min=wanted.job_time_limit_min,
     )
+
+
+def recovery(stage: StageContext) -> RecoverySpec:
+    """What is done about failures."""
+    return RecoverySpec(**stage.recipe.recovery.model_dump())
 
 
 def container(stage: StageContext) -> ContainerPlan | None:

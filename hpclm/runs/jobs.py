@@ -7,19 +7,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec
+from hpclm.runs import ledger
 from hpclm.runs.paths import RunPaths
-from hpclm.scheduler.discovery import cpus_here
+from hpclm.scheduler.discovery import Offer, cpus_here
 from hpclm.scheduler.jobs import StageJob
 from hpclm.site import Site
 
 if TYPE_CHECKING:
     from hpclm.plan import StagePlan
+    from hpclm.plan.result import ResourcePlan
+
+# Not only the checks, which take a second: the first step of a job may have to bring the image to the node.
+_PREFLIGHT_S = 600
 
 
 def stage_jobs(
-    stages: Sequence[StagePlan], site: Site, paths: RunPaths, title: str, submit: int = 1
+    stages: Sequence[StagePlan], offer: Offer, paths: RunPaths, title: str, exclude: tuple[str, ...] = ()
 ) -> tuple[list[StageJob], list[str]]:
     """The jobs of a run in order, and why they could not be started as they are (one message each)."""
+    site = offer.site
     jobs, problems = [], []
     for stage in stages:
         contained = stage.container is not None and site.container.runtime != "none"
@@ -37,7 +43,7 @@ def stage_jobs(
             StageJob(
                 run=paths.name,
                 stage=stage.name,
-                submit=submit,
+                submit=1,
                 title=title,
                 stage_dir=str(paths.stage(stage.name).root),
                 payload=str(paths.payload),
@@ -46,15 +52,26 @@ def stage_jobs(
                 tasks_per_node=resources.devices_per_node,
                 cpus_per_task=cpus,
                 memory_gib=resources.memory_gib,
-                time_limit_min=resources.time_limit_min,
+                time_limit_min=_job_minutes(resources, offer),
+                total_time_min=resources.time_limit_min,
                 launch=launch,
                 python=site.python or launch.python,
                 in_container=contained,
                 environment=environment,
                 depends_on=tuple(stage.depends_on),
+                preflight_s=_PREFLIGHT_S if stage.recovery.preflight and site.scheduler == "slurm" else 0,
+                ledger=str(ledger.path_in(paths.root.parent)),
+                exclude=exclude,
             )
         )
     return jobs, problems
+
+
+def _job_minutes(resources: ResourcePlan, offer: Offer) -> int:
+    """Of one job: what is asked for, or less where the partition gives less; the stage goes on in the next one."""
+    partition = offer.partition.time_limit_min if offer.partition else None
+    limits = (resources.time_limit_min, resources.job_time_limit_min, partition)
+    return min(limit for limit in limits if limit is not None)
 
 
 def _environment(stage: StagePlan, site: Site, paths: RunPaths, cpus: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpclm.runs import story
 from hpclm.runs.paths import AttemptPaths, StagePaths
 from hpclm.runs.ranks import Failure, first_failure, last_words, rank_records
 from hpclm.runs.record import Record
@@ -42,11 +43,16 @@ def judge(record: Record, stage: str, paths: StagePaths, info: JobInfo | None, a
     word = info.state if record.scheduler == "local" else state_word(info.state)
     times = (info.started_at, info.ended_at)
     if word == "pending":
-        return Verdict("pending", pending_words(info.reason) if record.scheduler == "slurm" else "", *times)
+        waits = pending_words(info.reason) if record.scheduler == "slurm" else ""
+        again = story.why_again(paths, submit.number)
+        return Verdict("pending", f"starts again: {again}; {waits}" if again else waits, *times)
     if word in ("running", "unknown"):
         return Verdict(word, "" if word == "running" else f"the scheduler says {info.state}", *times)
     if "DependencyNeverSatisfied" in info.reason or word == "skipped":
         return Verdict("skipped", _skipped(record, stage, paths), *times)
+    told = story.ending(paths, submit.number) if word != "cancelled" else None
+    if told is not None:
+        return Verdict(told.state, told.reason, *times, told.rank)
     failure = _failure(paths, submit.number, submit.job_ids.get(stage))
     rank = failure.rank if failure else None
     if word == "cancelled":
@@ -109,6 +115,9 @@ def _forgotten(record: Record, stage: str, paths: StagePaths, asked: bool) -> Ve
 def _from_exit_file(record: Record, stage: str, paths: StagePaths, code: int, at: float, signalled: bool) -> Verdict:
     submit = record.last_submit(stage)
     job_id = submit.job_ids[stage]
+    told = story.ending(paths, submit.number)
+    if told is not None:
+        return Verdict(told.state, told.reason, None, at, told.rank)
     failure = _failure(paths, submit.number, job_id)
     started = min(
         (float(one["started_at"]) for one in _records(paths, submit.number) if one.get("started_at")), default=None
@@ -139,7 +148,7 @@ def _failure(paths: StagePaths, submit: int, job_id: str | None) -> Failure | No
     # any rank's: the one that could not start may have ended the others before they said a word
     logs = sorted(attempt.logs.glob("*.log")) if (attempt := _attempt(paths, submit)) else []
     if job_id is not None:
-        logs += [*sorted(paths.submitit.glob(f"{job_id}_*_log.out")), paths.slurm_batch_log(job_id)]
+        logs.append(paths.slurm_batch_log(job_id))
     words = last_words(logs)
     return None if words is None else Failure(None, "error", f"no rank left a record; the log ends: {words}")
 
@@ -169,7 +178,7 @@ def _cancelled(record: Record, stage: str, info: JobInfo | None) -> str:
 
 
 def _timeout(record: Record, stage: str) -> str:
-    minutes = record.stage(stage).job.time_limit_min
+    minutes = record.stage(stage).job.total_time_min
     return f"the time limit of {minutes} min was reached; `hpclm resume` continues from the last checkpoint"
 
 

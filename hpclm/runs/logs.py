@@ -31,16 +31,15 @@ def choose_stage(run: Run, status: RunStatus, wanted: str | None) -> StageStatus
 
 
 def log_path(run: Run, stage: StageStatus, rank: int | None) -> Path:
-    """The log of a rank of the stage's newest job; by default of the rank that failed first, else rank 0."""
+    """The log of a rank of the stage's newest attempt; by default of the rank that failed first, else rank 0."""
     world_size = run.record.stage(stage.name).job.world_size
     if rank is not None and not 0 <= rank < world_size:
         raise HpclmError(f"--rank {rank}: stage {stage.name} has ranks 0 to {world_size - 1}")
     chosen = rank if rank is not None else stage.rank or 0
     paths, submit = run.paths.stage(stage.name), run.record.last_submit(stage.name)
-    if run.record.scheduler == "local":
-        return paths.attempt(submit.number).log(chosen)
-    job_id = submit.job_ids.get(stage.name) or "none"
-    own, batch = paths.slurm_log(job_id, chosen), paths.slurm_batch_log(job_id)
+    attempt = paths.latest_attempt(submit.number) or paths.attempt(submit.number)
+    own = attempt.log(chosen)
+    batch = paths.slurm_batch_log(submit.job_ids.get(stage.name) or "none")
     return own if own.exists() or rank is not None or not batch.exists() else batch
 
 

@@ -7,8 +7,9 @@
   local/<submit:03d>/              the local supervisor's own files
   stages/<stage>/
     spec.json  job.sh  scheduler.json  result.json  metrics.jsonl  progress.json
-    submitit/                      under Slurm: its pickles and logs
-    attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/
+    slurm/                         under Slurm: the batch script's log and its last word
+    events.jsonl                   what the job did between attempts
+    attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, verdict.json
     checkpoints/  predictions/
 ```
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 
 def attempt_name(submit: int | str, restart: int = 0) -> str:
-    """`001-00`: which submit of the run, and how often the scheduler has restarted the job since."""
+    """`001-00`: which submit of the run, and how often its ranks have been started again since."""
     return f"{int(submit):03d}-{restart:02d}"
 
 
@@ -37,6 +38,10 @@ class AttemptPaths:
     @property
     def submit(self) -> int:
         return int(self.root.name.split("-")[0])
+
+    @property
+    def restart(self) -> int:
+        return int(self.root.name.split("-")[1])
 
     @property
     def rendezvous(self) -> Path:
@@ -56,8 +61,31 @@ class AttemptPaths:
         return self.root / "logs"
 
     def log(self, rank: int) -> Path:
-        """Output of a rank under the local executor (Slurm's is `StagePaths.slurm_log`)."""
+        """Output of a rank."""
         return self.logs / f"{rank:05d}.log"
+
+    @property
+    def preflight(self) -> Path:
+        """What the check before the start found, one file a node."""
+        return self.root / "preflight"
+
+    def stack(self, rank: int) -> Path:
+        """Where every thread of a rank stood when it was seen to make no progress."""
+        return self.root / "stacks" / f"{rank:05d}.txt"
+
+    @property
+    def verdict(self) -> Path:
+        """What was decided after this attempt, and why; `verdict` beside it is one line of it, for the shell."""
+        return self.root / "verdict.json"
+
+    @property
+    def verdict_line(self) -> Path:
+        return self.root / "verdict"
+
+    @property
+    def bad_nodes(self) -> Path:
+        """One JSON object a line for each node found to be at fault, as the ledger takes them."""
+        return self.root / "bad-nodes"
 
 
 @dataclass(frozen=True)
@@ -85,20 +113,21 @@ class StagePaths:
         return self.root / "scheduler.json"
 
     @property
-    def submitit(self) -> Path:
-        return self.root / "submitit"
-
-    def slurm_log(self, job_id: str, rank: int) -> Path:
-        """Output of a rank under Slurm (submitit names it)."""
-        return self.submitit / f"{job_id}_{rank}_log.out"
+    def slurm(self) -> Path:
+        return self.root / "slurm"
 
     def slurm_batch_log(self, job_id: str) -> Path:
         """Output of the batch script and of srun itself."""
-        return self.submitit / f"{job_id}_batch.log"
+        return self.slurm / f"{job_id}_batch.log"
 
     def slurm_exit(self, job_id: str) -> Path:
-        """Left by the batch script when it ends: `<exit code> <unix time> <TERM or ->`."""
-        return self.submitit / f"{job_id}_exit"
+        """Left by the batch script when the stage ends: `<exit code> <unix time> <TERM or ->`."""
+        return self.slurm / f"{job_id}_exit"
+
+    @property
+    def events(self) -> Path:
+        """What the job did between attempts, one JSON object a line: at, job, attempt, event, detail."""
+        return self.root / "events.jsonl"
 
     @property
     def attempts(self) -> Path:
@@ -107,11 +136,16 @@ class StagePaths:
     def attempt(self, submit: int | str, restart: int = 0) -> AttemptPaths:
         return AttemptPaths(self.attempts / attempt_name(submit, restart))
 
+    def all_attempts(self, submit: int | None = None) -> list[AttemptPaths]:
+        """Every attempt (of one submit), oldest first."""
+        pattern = "[0-9]*-[0-9]*" if submit is None else f"{submit:03d}-[0-9]*"
+        found = [AttemptPaths(path) for path in self.attempts.glob(pattern)]
+        return sorted(found, key=lambda attempt: (attempt.submit, attempt.restart))
+
     def latest_attempt(self, submit: int | None = None) -> AttemptPaths | None:
         """The newest attempt (of one submit), or None before any rank has started."""
-        pattern = "[0-9]*-[0-9]*" if submit is None else f"{submit:03d}-[0-9]*"
-        found = sorted(self.attempts.glob(pattern))
-        return AttemptPaths(found[-1]) if found else None
+        found = self.all_attempts(submit)
+        return found[-1] if found else None
 
     @property
     def progress(self) -> Path:

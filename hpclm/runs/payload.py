@@ -10,14 +10,18 @@ import shutil
 from pathlib import Path
 
 from hpclm.errors import HpclmError
+from hpclm.site.shipped import launch_folder
 
-PACKAGES = ("hpclm", "submitit", "cloudpickle", "typing_extensions")
+PACKAGES = ("hpclm",)
+SUPERVISE = "supervise.sh"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "tests", "test_*.py", "conftest.py")
 
 
 def stage_payload(target: Path) -> None:
-    """Copy the packages to `target`. Raises HpclmError when one is not installed."""
+    """Copy the packages, and the shell that starts them, to `target`. Raises HpclmError when one is not installed."""
     target.mkdir(parents=True)
+    (target / "launch").mkdir()
+    shutil.copyfile(launch_folder() / SUPERVISE, target / "launch" / SUPERVISE)
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:

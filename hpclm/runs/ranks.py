@@ -9,7 +9,7 @@ from typing import Any
 from hpclm.runs.files import read_object
 from hpclm.runs.paths import AttemptPaths
 
-_SECONDARY = ("peer-lost", "signal")
+_SECONDARY = ("peer-lost", "no-meeting", "signal", "waited")
 _MESSAGE_CHARACTERS = 600
 _SLURM_NOISE = ("slurmstepd", "srun:")
 
@@ -20,7 +20,7 @@ class Failure:
 
     Attributes:
         rank: the rank that failed first, None when no rank left a word.
-        kind: error, data, memory, vanished, peer-lost, signal.
+        kind: error, data, memory, hardware, storage, stall, vanished, peer-lost, no-meeting, signal.
     """
 
     rank: int | None
@@ -37,7 +37,8 @@ def rank_records(attempt: AttemptPaths) -> list[dict[str, Any]]:
 def first_failure(records: list[dict[str, Any]]) -> Failure | None:
     """Who failed first, once the job is over; None when no rank says that it failed.
 
-    The earliest that failed by itself; else one that left no last word; else one that lost a peer or was told to stop.
+    The earliest that failed by itself; else one that left no last word; else, where all waited for each other, the
+    one furthest behind; else one that lost a peer or was told to stop.
     """
     failed = [record for record in records if record.get("state") in ("failed", "stopped")]
     failed.sort(key=lambda record: float(record.get("ended_at") or 0))
@@ -49,8 +50,16 @@ def first_failure(records: list[dict[str, Any]]) -> Failure | None:
         ranks = ", ".join(str(record["rank"]) for record in vanished[:4]) + (", ..." if len(vanished) > 4 else "")
         nodes = ", ".join(sorted({str(record.get("node")) for record in vanished}))
         many = "rank" if len(vanished) == 1 else "ranks"
+        if any(record.get("kind") == "waited" for record in failed):
+            return Failure(
+                vanished[0]["rank"], "stall", f"{many} {ranks} on {nodes} hung, and the others waited in vain"
+            )
         reason = f"{many} {ranks} on {nodes} vanished without a word (SIGKILL, out of memory or node loss)"
         return Failure(vanished[0]["rank"], "vanished", reason)
+    waited = [record for record in failed if record.get("kind") == "waited"]
+    if waited:
+        last = min(waited, key=lambda record: int(record.get("beats") or 0))
+        return Failure(last["rank"], "stall", f"the ranks waited for each other; {_described(last).reason}")
     return _described(failed[0]) if failed else None
 
 

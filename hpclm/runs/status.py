@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpclm.errors import SchedulerError
+from hpclm.runs import story
 from hpclm.runs.files import read_object, write_json
 from hpclm.runs.judge import judge
 from hpclm.runs.record import Run
@@ -22,7 +23,12 @@ _FOLLOW_S, _FOLLOW_MAX_S = 1.0, 5.0
 
 @dataclass(frozen=True)
 class StageStatus:
-    """A stage. Numbers are None where they are not known; times are unix seconds."""
+    """A stage. Numbers are None where they are not known; times are unix seconds.
+
+    Attributes:
+        attempts: how often its ranks were started since the newest submit.
+        story: time and sentence for each attempt that was disturbed.
+    """
 
     name: str
     task: str
@@ -41,6 +47,8 @@ class StageStatus:
     started_at: float | None = None
     ended_at: float | None = None
     scores: dict[str, Any] | None = None
+    attempts: int = 0
+    story: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,9 @@ def _kept(run: Run, stage: str) -> JobInfo | None:
     raw = read_object(run.paths.stage(stage).scheduler)
     if raw is None or job_id is None or raw.get("job_id") != job_id:
         return None
+    told = story.chapters(run.paths.stage(stage), run.record.last_submit(stage).number)
+    if told and told[-1].at > float(raw.get("ended_at") or 0) + 1:
+        return None  # somebody had the job started again
     return JobInfo(**{item.name: raw.get(item.name) for item in dataclasses.fields(JobInfo)})  # type: ignore[arg-type]
 
 
@@ -208,6 +219,8 @@ def _stage_status(run: Run, stage: str, info: JobInfo | None, trouble: str | Non
         started_at=verdict.started_at or progress.get("started_at"),
         ended_at=verdict.ended_at,
         scores=(result or {}).get("scores"),
+        attempts=len(paths.all_attempts(submit.number)),
+        story=tuple(story.sentences(paths, submit.number)),
     )
 
 

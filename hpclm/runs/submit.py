@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpclm.errors import PlanError, SchedulerError, SiteError
+from hpclm.runs import ledger
 from hpclm.runs.environment import capture, user_name
 from hpclm.runs.files import write_json, write_text
 from hpclm.runs.jobs import stage_jobs
@@ -27,7 +28,7 @@ from hpclm.runs.paths import RunPaths
 from hpclm.runs.payload import stage_payload
 from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, write_record
 from hpclm.scheduler import client, local, slurm
-from hpclm.scheduler.discovery import discover, misfits
+from hpclm.scheduler.discovery import Offer, discover, misfits
 from hpclm.scheduler.jobs import StageJob
 from hpclm.site import Site, load_site
 from hpclm.site.runs_dir import runs_folder
@@ -78,7 +79,15 @@ class Prepared:
         """What a person should know although it is no fault."""
         if self.site.scheduler == "local" and any(job.nodes > 1 for job in self.jobs):
             return ["site local has one node, this machine: the ranks of all nodes run on it"]
-        return []
+        notes = [
+            f"stage {job.stage}: {job.total_time_min} min over jobs of {job.time_limit_min} min, one after the other"
+            for job in self.jobs
+            if self.site.scheduler == "slurm" and job.time_limit_min < job.total_time_min
+        ]
+        if self.jobs and self.jobs[0].exclude:
+            nodes = ", ".join(self.jobs[0].exclude)
+            notes.append(f"left out: {nodes}, found at fault in the last day; see `hpclm nodes`")
+        return notes
 
 
 def prepare(request: Request) -> Prepared:
@@ -102,9 +111,18 @@ def prepare(request: Request) -> Prepared:
         container=any(stage.container is not None for stage in plan.stages),
     )
     paths = RunPaths(folder / _run_id(request.name, plan.name))
-    jobs, problems = stage_jobs(plan.stages, offer.site, paths, plan.name)
+    jobs, problems = stage_jobs(plan.stages, offer, paths, plan.name, _excluded(offer, folder, plan))
     specs = tuple(stage_specs(plan, paths.name, paths.root))
     return Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), (*misfits(offer, jobs), *problems))
+
+
+def _excluded(offer: Offer, folder: Path, plan: Plan) -> tuple[str, ...]:
+    """Nodes the ledger has against this site, unless too few would be left without them."""
+    if offer.partition is None:
+        return ()
+    bad = ledger.suspects(folder, offer.site.name)
+    most = max(stage.resources.nodes for stage in plan.stages)
+    return tuple(bad) if offer.partition.nodes - len(bad) >= most else ()
 
 
 def refuse_errors(plan: Plan) -> None:
@@ -228,7 +246,7 @@ def _write(prepared: Prepared) -> Run:
         for job, spec in zip(prepared.jobs, prepared.specs, strict=True):
             stage = building.stage(job.stage)
             write_json(stage.spec, _spec_dict(spec))
-            stage.submitit.mkdir()  # a job whose log folder is missing fails without a word
+            stage.slurm.mkdir()  # a job whose log folder is missing fails without a word
         stage_payload(building.payload)
         write_record(building, record)
         building.root.rename(final.root)

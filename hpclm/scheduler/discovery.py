@@ -115,11 +115,6 @@ def _partition_misfits(offer: Offer, job: StageJob) -> Iterable[str]:
     memory = partition.memory_mib_per_node
     if job.memory_gib is not None and memory and job.memory_gib * 1024 > memory:
         yield f"{where}{job.memory_gib} GiB a node asked for, {there} {memory / 1024:.1f}; lower resources.memory_gib"
-    if partition.time_limit_min is not None and job.time_limit_min > partition.time_limit_min:
-        yield (
-            f"{where}{job.time_limit_min} min asked for, partition {partition.name} allows {partition.time_limit_min}; "
-            "lower resources.time_limit_min"
-        )
 
 
 def _local_misfits(job: StageJob) -> Iterable[str]:

@@ -34,13 +34,18 @@ class StageJob:
 
     Attributes:
         submit: which submit of the run this is, from 1.
-        stage_dir: the stage's folder; `<stage_dir>/submitit` and `job.sh` belong to the scheduler.
+        stage_dir: the stage's folder; `<stage_dir>/slurm` and `job.sh` belong to the scheduler.
         payload: folder of pure Python that goes on PYTHONPATH.
         tasks_per_node: ranks a node, one a device.
         memory_gib: a node's memory; None: all of it.
         environment: exported before the ranks start.
         python: argv of the ranks' interpreter.
+        time_limit_min: minutes of one job.
+        total_time_min: minutes the stage may run in all, over as many jobs as that takes.
         depends_on: stages of the same submit that must end well first.
+        preflight_s: seconds the check of the nodes before each start may take; 0: none.
+        ledger: file that remembers nodes found to be at fault.
+        exclude: nodes it must not run on.
     """
 
     run: str
@@ -55,11 +60,15 @@ class StageJob:
     cpus_per_task: int
     memory_gib: float | None
     time_limit_min: int
+    total_time_min: int
     launch: LaunchSpec
     python: tuple[str, ...]
     in_container: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
+    preflight_s: int = 0
+    ledger: str = "/dev/null"
+    exclude: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:

@@ -37,7 +37,7 @@ def describe(job: StageJob, site: Site, environment: dict[str, str] | None = Non
         "depends_on": list(job.depends_on),
         "world_size": job.world_size,
         "tasks_per_node": job.tasks_per_node,
-        "time_limit_s": job.time_limit_min * 60.0,
+        "time_limit_s": job.total_time_min * 60.0,
         "warning_s": float(job.warning_s),
         "command": [*job.launch.prefix, *job.python, "-u", "-m", "hpclm.worker", job.stage_dir, job.attempt],
         "environment": {

@@ -1,8 +1,11 @@
 """Slurm, through submitit: one executor a stage, one script text for the dry run and for the real thing.
 
-submitit 1.5 is pinned because two private functions are relied on: `_make_submission_file_text` renders a script
-without a cluster, and `_submit_command` is replaced so that sbatch goes through our one door to Slurm. A golden test
-holds the whole text.
+submitit makes the script's header and finds what a cluster calls its options. What a rank runs is a plain command
+with two strings, not submitit's pickle: that is moved into place only after sbatch has answered, so a login shell
+dying in between would strand the job, and it is read by the image's Python, which may be another version.
+
+submitit 1.5 is pinned because a private function is relied on: `_make_submission_file_text` renders a script without
+a cluster. A golden test holds the whole text.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpclm.errors import SchedulerError, SiteError
+from hpclm.runs.files import write_text
+from hpclm.runs.paths import StagePaths
 from hpclm.scheduler import client
 from hpclm.scheduler.jobs import StageJob
 from hpclm.site import Site
@@ -22,11 +27,14 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VERDICT_S = 300
 
 
 def render(job: StageJob, site: Site) -> str:
     """The job script of a stage, whole. Pure: needs no scheduler. Raises SiteError for text that cannot be quoted."""
-    return str(_executor(job, site).script())
+    executor = _executor_class()(folder=str(StagePaths(Path(job.stage_dir)).slurm))
+    executor.update_parameters(**_parameters(job, site))
+    return str(executor._make_submission_file_text(_body(job, site), ""))
 
 
 def submission_argv(job: StageJob, parents: dict[str, str]) -> list[str]:
@@ -43,38 +51,23 @@ def submission_argv(job: StageJob, parents: dict[str, str]) -> list[str]:
 
 def submit(job: StageJob, site: Site, parents: dict[str, str]) -> str:
     """Submit one stage; returns its job id. Raises SchedulerError with Slurm's words."""
-    from hpclm.worker import entry  # imports no torch at module level; a test holds that
-
-    executor = _executor(job, site)
-    executor.sbatch_argv = submission_argv(job, parents)
-    # Two strings and a function by its name: the image's Python may be another version, which loads no pickled body.
-    submitted = executor.submit(entry.main, job.stage_dir, job.attempt)
-    return str(submitted.job_id)
-
-
-def _executor(job: StageJob, site: Site) -> Any:
-    executor = _executor_class()(folder=str(Path(job.stage_dir) / "submitit"), python=_python(job))
-    executor.update_parameters(**_parameters(job, site))
-    return executor
-
-
-def _python(job: StageJob) -> str:
-    argv = [*job.launch.prefix, *job.python]
-    _refuse_control([*argv, job.stage_dir, job.payload], "the command of a rank")
-    return shlex.join(argv)
+    script = StagePaths(Path(job.stage_dir)).script
+    write_text(script, render(job, site))
+    return client.sbatch([*submission_argv(job, parents), str(script)])
 
 
 def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
     """submitit's parameters. Slurm gives every rank of a node all its GPUs: no per-task GPU option is ever set."""
-    folder = Path(job.stage_dir) / "submitit"
     extra: dict[str, Any] = {
-        "output": f"{folder}/%j_batch.log",
+        "output": str(StagePaths(Path(job.stage_dir)).slurm_batch_log("%j")),
         # `python -m` looks in the working directory first: a checkout there would shadow the payload.
         "chdir": job.stage_dir,
-        # A run is continued by `hpclm resume`: an automatic requeue would hide a lost node for two minutes.
-        "no-requeue": True,
+        "requeue": True,
         **site.sbatch,
     }
+    excluded = [*str(extra.get("exclude", "")).split(), *job.exclude]
+    if excluded:
+        extra["exclude"] = ",".join(excluded)
     for key, value in extra.items():
         if not _KEY.fullmatch(key):
             raise SiteError(f"{site.origin}: {key!r} is no option of sbatch")
@@ -96,20 +89,11 @@ def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
         "signal_delay_s": job.warning_s,
         "stderr_to_stdout": True,
         "wckey": None,
+        "use_srun": False,
         "additional_parameters": extra,
-        "setup": _setup(job, site),
-        "teardown": _teardown(folder),
-        # srun of 22.05 to 23.02 does not take --cpus-per-task over from the job.
-        "srun_args": [
-            f"--cpus-per-task={job.cpus_per_task}",
-            "--kill-on-bad-exit=1",
-            "--mpi=none",
-            *job.launch.srun_args,
-        ],
     }
     parameters.update(_gpu_parameters(job, site))
     _refuse_control([str(value) for value in parameters.values() if isinstance(value, (str, int))], "the job script")
-    _refuse_control(list(job.launch.srun_args), "srun's arguments")
     return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
 
 
@@ -121,8 +105,38 @@ def _gpu_parameters(job: StageJob, site: Site) -> dict[str, Any]:
     return {"gres": f"gpu:{count}"} if site.gpu_request == "gres" else {"gpus_per_node": count}
 
 
-def _setup(job: StageJob, site: Site) -> list[str]:
-    """Lines before srun: the environment, each value quoted."""
+def _body(job: StageJob, site: Site) -> str:
+    """What follows the header: environment, what to run, and the loop that runs it. Every value is quoted."""
+    # srun of 22.05 to 23.02 does not take --cpus-per-task over from the job.
+    srun = ["srun", "--unbuffered", f"--cpus-per-task={job.cpus_per_task}", "--mpi=none", *job.launch.srun_args]
+    python = [*job.launch.prefix, *job.python, "-u"]
+    settings = {
+        "stage": job.stage_dir,
+        "submit": job.attempt,
+        "limit_s": str(job.time_limit_min * 60),
+        "total_s": str(job.total_time_min * 60),
+        # Slurm warns up to a minute early; what is left then is not worth another job.
+        "least_s": str(2 * job.warning_s + 60),
+        "preflight_s": str(job.preflight_s),
+        "verdict_s": str(_VERDICT_S),
+        "ledger": job.ledger,
+    }
+    lines = [*_environment(job, site), ""]
+    for name, value in settings.items():
+        _refuse_control([value], name)
+        lines.append(f"hpclm_{name}={shlex.quote(value)}")
+    arrays = {
+        "srun": srun,
+        "ranks": [*python, "-m", "hpclm.worker", job.stage_dir, job.attempt],
+        "python": python,
+    }
+    for name, words in arrays.items():
+        _refuse_control(words, f"the command ({name})")
+        lines.append(f"hpclm_{name}=({shlex.join(words)})")
+    return "\n".join([*lines, "", f". {shlex.quote(job.payload + '/launch/supervise.sh')}"])
+
+
+def _environment(job: StageJob, site: Site) -> list[str]:
     lines = [f"module load {shlex.quote(module)}" for module in site.modules]
     environment = {**job.environment, **site.environment, **job.launch.environment}
     for name, value in sorted(environment.items()):
@@ -130,23 +144,12 @@ def _setup(job: StageJob, site: Site) -> list[str]:
         lines.append(f"export {name}={shlex.quote(value)}")
     # Our code comes first and nothing of the user's home; outside an image, what the user set stays behind it.
     inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'
+    _refuse_control([job.payload], "the run's folder")
     if "PYTHONPATH" not in environment:
         lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
     if "PYTHONNOUSERSITE" not in environment:
         lines.append("export PYTHONNOUSERSITE=1")
-    # Without a trap the shell dies of the scheduler's TERM before it can say how srun ended.
-    lines.append("hpclm_signal=-; trap 'hpclm_signal=TERM' TERM")
     return lines
-
-
-def _teardown(folder: Path) -> list[str]:
-    """Lines after srun: what the scheduler will have forgotten in five minutes where there is no accounting."""
-    exit_file = f'{shlex.quote(str(folder))}/"$SLURM_JOB_ID"_exit'
-    return [
-        "hpclm_code=$?",
-        f'printf \'%s %s %s\\n\' "$hpclm_code" "$(date +%s)" "$hpclm_signal" > {exit_file}',
-        'exit "$hpclm_code"',
-    ]
 
 
 def _refuse_control(texts: list[str], what: str) -> None:
@@ -157,29 +160,14 @@ def _refuse_control(texts: list[str], what: str) -> None:
 
 def _executor_class() -> type[SlurmExecutor]:
     """Made on first use: submitit takes as long to import as everything else a command needs."""
-    from submitit.core import core
     from submitit.slurm import slurm
 
-    from hpclm.runs.files import write_text
-
     class StageExecutor(slurm.SlurmExecutor):  # type: ignore[misc]
-        """submitit's executor, for scripts that can be rendered anywhere and errors that are ours."""
-
-        sbatch_argv: list[str]
+        """submitit's executor, for scripts that can be rendered anywhere."""
 
         @classmethod
         def affinity(cls) -> int:
             return 2  # rendering needs no srun; submitting asks for sbatch itself
-
-        def script(self) -> str:
-            return str(self._make_submission_file_text(self._submitit_command_str, ""))
-
-        def _submit_command(self, command: str) -> core.Job[Any]:
-            script = Path(self.folder).parent / "job.sh"
-            write_text(script, self._make_submission_file_text(command, ""))
-            job_id = client.sbatch([*self.sbatch_argv, str(script)])
-            job: core.Job[Any] = self.job_class(folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks())))
-            return job
 
     return StageExecutor
 

@@ -3,14 +3,17 @@
     python -m hpclm.scheduler.supervisor <run>/local/<submit>
 
 It reads `jobs.json`, writes `state.json`, and obeys `cancel` (a file) and SIGTERM. It starts every rank in a session
-of its own with HPCLM_RANK, HPCLM_WORLD_SIZE, HPCLM_LOCAL_RANK and HPCLM_NODE_RANK, warns them by SIGUSR2 before the
-time limit, and ends the others after one has failed. Standard library only; run from the payload.
+of its own with HPCLM_RANK, HPCLM_WORLD_SIZE, HPCLM_LOCAL_RANK, HPCLM_NODE_RANK and HPCLM_RESTART, warns them by SIGUSR2
+before the time limit, ends the others after one has failed, and starts all of them again where `runs.verdict` says so.
+Standard library only; run from the payload.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
+import itertools
 import os
 import signal
 import socket
@@ -21,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpclm.runs.files import read_json, write_json
+from hpclm.runs.files import append_line, read_json, write_json
 from hpclm.runs.paths import LocalPaths, StagePaths
+from hpclm.runs.verdict import Verdict, decide, write_verdict
 from hpclm.scheduler.process import identity
 
 _POLL_S = 0.1
@@ -31,11 +35,13 @@ EXIT_STOPPED = 30
 
 
 class Stage:
-    """One stage's ranks while they run."""
+    """One attempt at a stage: its ranks while they run. `spent_s`: what earlier attempts took of the time limit."""
 
-    def __init__(self, job: dict[str, Any], kill_wait_s: float, grace_s: float) -> None:
-        self.job = job
+    def __init__(self, job: dict[str, Any], kill_wait_s: float, grace_s: float, restart: int, spent_s: float) -> None:
+        self.job, self.restart = job, restart
+        self.limit_s = max(0.0, job["time_limit_s"] - spent_s)
         self.paths = StagePaths(Path(job["stage_dir"]))
+        self.attempt = self.paths.attempt(job["submit"], restart)
         self.kill_wait_s, self.grace_s = kill_wait_s, grace_s
         self.processes: list[subprocess.Popen[bytes]] = []
         self.ends_why: str | None = None  # cancelled, timeout or failed: the first cause
@@ -44,16 +50,16 @@ class Stage:
         self.warned = False
 
     def start(self) -> None:
-        attempt = self.paths.attempt(self.job["submit"])
-        attempt.ranks.mkdir(parents=True, exist_ok=True)
-        attempt.logs.mkdir(parents=True, exist_ok=True)
+        self.attempt.ranks.mkdir(parents=True, exist_ok=True)
+        self.attempt.logs.mkdir(parents=True, exist_ok=True)
+        self.tell("start", socket.gethostname())
         for rank in range(self.job["world_size"]):
-            with attempt.log(rank).open("ab") as log:
+            with self.attempt.log(rank).open("ab") as log:
                 self.processes.append(
                     subprocess.Popen(
                         self.job["command"],
                         cwd=self.paths.root,
-                        env={**os.environ, **self.job["environment"], **rank_environment(self.job, rank)},
+                        env={**os.environ, **self.job["environment"], **rank_environment(self.job, rank, self.restart)},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -62,6 +68,11 @@ class Stage:
                     )
                 )
         self.started = time.monotonic()
+
+    def tell(self, event: str, detail: str) -> None:
+        """One line of the stage's story."""
+        told = {"at": time.time(), "job": "local", "attempt": self.attempt.name, "event": event, "detail": detail}
+        append_line(self.paths.events, told)
 
     def step(self, cancelled: bool) -> bool:
         """Look once; returns whether every rank is gone."""
@@ -72,10 +83,10 @@ class Stage:
         elapsed = now - self.started
         if cancelled:
             self._end("cancelled", now)
-        if not self.warned and elapsed >= self.job["time_limit_s"] - self.job["warning_s"]:
+        if not self.warned and elapsed >= self.limit_s - self.job["warning_s"]:
             self.warned = True
             self._signal(signal.SIGUSR2)
-        if elapsed >= self.job["time_limit_s"]:
+        if elapsed >= self.limit_s:
             self._end("timeout", now)
         if any(code not in (None, 0) for code in codes):
             # The others notice a lost peer by themselves and say so in their records; give them the time to.
@@ -157,9 +168,28 @@ class Supervisor:
             return {"state": "cancelled", "reason": "cancelled by the user"}
         if lost:
             return {"state": "skipped", "reason": f"stage {lost[0]} did not complete"}
-        stage = Stage(job, self.spec["kill_wait_s"], self.spec["grace_s"])
         self.state["stages"][job["stage"]].update(state="running", started_at=time.time())
         self._write()
+        began = time.monotonic()
+        for restart in itertools.count():
+            stage = Stage(job, self.spec["kill_wait_s"], self.spec["grace_s"], restart, time.monotonic() - began)
+            result = self._run_attempt(stage)
+            if result["state"] != "failed" or self._is_cancelled() or not self._goes_on(stage):
+                break
+        return result
+
+    def _goes_on(self, stage: Stage) -> bool:
+        """Decide whether a failed attempt is followed by another, and write down why."""
+        verdict: Verdict = decide(stage.paths, stage.attempt, None, ())
+        if verdict.action == "requeue":  # another node is what there is none of
+            verdict = dataclasses.replace(verdict, action="again")
+        write_verdict(stage.paths, stage.attempt, verdict)
+        stage.tell("again" if verdict.action == "again" else "stop", "verdict")
+        print(f"{stage.job['stage']}: {verdict.reason}; {verdict.action}", flush=True)
+        return verdict.action == "again"
+
+    def _run_attempt(self, stage: Stage) -> dict[str, Any]:
+        job = stage.job
         print(f"{job['stage']}: starting {job['world_size']} ranks", flush=True)
         try:
             stage.start()
@@ -169,6 +199,7 @@ class Supervisor:
             state, reason = "failed", f"a rank could not be started: {error}"
         finally:
             stage.kill()
+        stage.tell("end", "complete" if state == "completed" else state)
         print(f"{job['stage']}: {state} {reason}", flush=True)
         codes = [process.returncode for process in stage.processes]
         return {"state": state, "reason": reason, "ended_at": time.time(), "exit_codes": codes}
@@ -190,7 +221,7 @@ class Supervisor:
         write_json(self.paths.state, self.state)
 
 
-def rank_environment(job: dict[str, Any], rank: int) -> dict[str, str]:
+def rank_environment(job: dict[str, Any], rank: int, restart: int = 0) -> dict[str, str]:
     """What tells a rank its place. Nodes are pretended: they differ in HPCLM_NODE_RANK alone."""
     per_node = job["tasks_per_node"]
     return {
@@ -198,6 +229,7 @@ def rank_environment(job: dict[str, Any], rank: int) -> dict[str, str]:
         "HPCLM_WORLD_SIZE": str(job["world_size"]),
         "HPCLM_LOCAL_RANK": str(rank % per_node),
         "HPCLM_NODE_RANK": str(rank // per_node),
+        "HPCLM_RESTART": str(restart),
     }
 
 

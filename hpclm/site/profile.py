@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpclm.errors import SiteError
+from hpclm.site.shipped import launch_folder
 
 Runtime = Literal["none", "pyxis", "enroot", "singularity", "apptainer"]
 
@@ -46,7 +47,6 @@ _OWN_OPTIONS = frozenset(
         "requeue", "signal", "test-only", "time", "uid", "wait", "wrap",
     }
 )  # fmt: skip
-_SHIPPED = Path(__file__).parents[2] / "launch" / "sites"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
 def search_folders() -> list[Path]:
     """Where profiles are looked for by name: the user's own come before those of a checkout."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [config / "hpclm" / "sites", _SHIPPED]
+    return [config / "hpclm" / "sites", launch_folder() / "sites"]
 
 
 def read_profile(path: Path) -> Site:

@@ -1,6 +1,6 @@
 """Where a rank begins: read the stage's spec, meet the others, do the task, say how it ended.
 
-Importable without side effects and without torch: submitit unpickles a reference to `main`.
+Importable without side effects and without torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpclm.worker.signals import StopFlag
 
 
 def main(stage_dir: str, attempt: str) -> None:
-    """Run this rank of the stage in `stage_dir`; `attempt` counts the submits (the scheduler's restarts are added).
+    """Run this rank of the stage in `stage_dir`; `attempt` counts the submits (their restarts are added).
 
     Returns when the stage is complete and leaves the process with a code of `worker.report` when it is not.
     """
@@ -35,14 +35,18 @@ def main(stage_dir: str, attempt: str) -> None:
     _prepare_environment(spec)
 
     from hpclm.worker.report import RankRecord
+    from hpclm.worker.watch import StallWatch
 
     record = RankRecord(paths.rank(facts.rank), facts)
+    watch = StallWatch(record, paths, facts.rank, spec.recovery.stall_timeout_s)
+    watch.start()
     error: BaseException | None = None
     try:
         _run(spec, stage, paths, facts, stop)
     except BaseException as caught:
         error = caught
         traceback.print_exc()
+    watch.stop()
     code = record.finish(error)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankFacts:
-    """A rank's place: `rank` of `world_size`, `local_rank` on node number `node_rank` called `node`."""
+    """A rank's place: `rank` of `world_size`, `local_rank` on node number `node_rank` called `node`.
+
+    `restart` counts the ranks' starts within one submit, from 0.
+    """
 
     rank: int
     world_size: int
@@ -36,5 +39,5 @@ def rank_facts(environment: Mapping[str, str] = os.environ) -> RankFacts:
         local_rank=local_rank,
         node_rank=node_rank,
         node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
-        restart=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        restart=int(environment.get("HPCLM_RESTART") or 0),
     )

@@ -21,14 +21,11 @@ import torch.distributed as dist
 
 from hpclm.runs.files import write_json
 from hpclm.worker.ranks import RankFacts
+from hpclm.worker.report import RendezvousError
 
 WAIT_S = 300.0
 _CONNECT_S = 3.0
 _SIOCGIFADDR = 0x8915
-
-
-class RendezvousError(RuntimeError):
-    """The ranks did not come together; the message says who is missing or what could not be reached."""
 
 
 def meet(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -12,17 +13,36 @@ from typing import Any
 
 from hpclm.errors import CheckpointError, DataError
 from hpclm.runs.files import append_line, finite, write_json
+from hpclm.worker import pulse
 from hpclm.worker.ranks import RankFacts
-from hpclm.worker.rendezvous import RendezvousError
 
-EXIT_OK, EXIT_BUG, EXIT_DATA, EXIT_PEER, EXIT_STOPPED = 0, 1, 10, 20, 30
+EXIT_OK, EXIT_BUG, EXIT_DATA, EXIT_PEER, EXIT_STOPPED, EXIT_STALL, EXIT_HARDWARE = 0, 1, 10, 20, 30, 40, 50
 _PROGRESS_INTERVAL_S = 1.0
 _TRACEBACK_LINES = 30
 _PEER_WORDS = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "socket", "nccl")
+# What CUDA says of a device that is broken, as it stands in cudaGetErrorString; the same program may do well elsewhere.
+_HARDWARE_WORDS = (
+    "uncorrectable ecc",
+    "hardware stack error",
+    "uncorrectable nvlink",
+    "device is lost",
+    "fallen off the bus",
+    "unspecified launch failure",
+    "mps client terminated",
+    "no cuda-capable device",
+    "all cuda-capable devices are busy",
+)
+# A shared file system that was away for a moment; a full or forbidden one stays so.
+_STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO)
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class StoppedError(Exception):
     """The job was told to end; what had been done is saved and can be resumed."""
+
+
+class RendezvousError(RuntimeError):
+    """The ranks did not come together; the message says who is missing or what could not be reached."""
 
 
 class PeerError(RuntimeError):
@@ -43,6 +63,21 @@ class RankRecord:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, self.record)
+
+    def stalled(self, timeout_s: float, waiting: bool, place: str, stack: Path) -> int:
+        """Write that nothing moved, and whether this rank waited for others; returns the exit code."""
+        what = "waited for others" if waiting else "made no progress"
+        self.record.update(
+            ended_at=time.time(),
+            state="failed",
+            kind="waited" if waiting else "stall",
+            exit_code=EXIT_STALL,
+            error_type=None,
+            message=f"{what} for {timeout_s:.0f} s at {place}; its stack is in {stack}",
+            beats=pulse.count(),
+        )
+        write_json(self.path, self.record)
+        return EXIT_STALL
 
     def finish(self, error: BaseException | None) -> int:
         """Write how the rank ended; returns the exit code that says the same."""
@@ -69,12 +104,18 @@ def _classify(error: BaseException | None) -> tuple[str, int, str]:
         return "data", EXIT_DATA, "failed"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory", EXIT_BUG, "failed"
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+        return "storage", EXIT_BUG, "failed"
     if isinstance(error, PeerError):
         return "peer-lost", EXIT_PEER, "failed"
     if isinstance(error, RendezvousError):
-        return "error", EXIT_BUG, "failed"
+        return "no-meeting", EXIT_PEER, "failed"
     names = {cls.__name__ for cls in type(error).__mro__}
     text = str(error).lower()
+    if isinstance(error, RuntimeError) and any(word in text for word in _HARDWARE_WORDS):
+        return "hardware", EXIT_HARDWARE, "failed"
+    if isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS):
+        return "memory", EXIT_BUG, "failed"
     from_torch = isinstance(error, RuntimeError) or "DistError" in names
     if from_torch and ("DistError" in names or "gloo" in text) and any(word in text for word in _PEER_WORDS):
         return "peer-lost", EXIT_PEER, "failed"
@@ -98,7 +139,11 @@ class Progress:
         self.written_at = 0.0
 
     def update(self, *, force: bool = False, **values: Any) -> None:
-        """Take new values; they reach the disk at most once a second unless `force` or the phase changes."""
+        """Take new values, a sign of life on every rank.
+
+        They reach the disk at most once a second unless `force` or the phase changes.
+        """
+        pulse.beat()
         force = force or values.get("phase", self.state["phase"]) != self.state["phase"]
         self.state.update(values)
         now = time.monotonic()

@@ -36,7 +36,7 @@ def main(stage_dir: str, attempt: str) -> None:
         print("ImportError: no engine in this image")
         sys.exit(1)
     rank, world, local, node = (int(os.environ.get(ours) or os.environ[slurm]) for ours, slurm in _NAMES)
-    paths = stage.attempt(attempt, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    paths = stage.attempt(attempt, int(os.environ.get("HPCLM_RESTART") or 0))
     record = {
         "rank": rank,
         "node": os.environ.get("SLURMD_NODENAME", f"host-{node}"),

@@ -31,6 +31,7 @@ JOB = StageJob(
     cpus_per_task=8,
     memory_gib=None,
     time_limit_min=240,
+    total_time_min=240,
     launch=LaunchSpec(),
     python=("/opt/env/bin/python",),
     environment={"OMP_NUM_THREADS": "8"},

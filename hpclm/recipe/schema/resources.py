@@ -30,7 +30,10 @@ class Resources(Section):
     )
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a rank runs on")
     time_limit_min: Annotated[int, Field(ge=1, le=60 * 24 * 365)] = Field(
-        default=60, description="minutes the job may run"
+        default=60, description="minutes the stage may run, over as many jobs as the partition's limit makes of it"
+    )
+    job_time_limit_min: Annotated[int, Field(ge=1, le=60 * 24 * 365)] | None = Field(
+        default=None, description="minutes of one job, shorter ones start sooner; null: as the partition allows"
     )
     memory_gib: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
         default=None, description="GiB of host memory a node; null: all of it"

@@ -10,6 +10,7 @@ from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, pla
 from hpclm.recipe.schema.container import Container
 from hpclm.recipe.schema.data import Data, Generation, Prompt, TaskTemplate, Text
 from hpclm.recipe.schema.model import Model
+from hpclm.recipe.schema.recovery import Recovery
 from hpclm.recipe.schema.resources import Parallel, Resources
 from hpclm.recipe.schema.tokenizer import Tokenizer
 from hpclm.recipe.schema.training import Batch, Checkpointing, Optim, Trainer
@@ -39,6 +40,7 @@ class Stage(Section):
     tokenizer: Tokenizer | None = Field(default=None, description="left out: the base checkpoint's")
     parallel: Parallel = Field(default=Parallel(), description="how the model is split")
     resources: Resources = Field(default=Resources(), description="what it runs on")
+    recovery: Recovery = Field(default=Recovery(), description="what happens after a failure")
     container: Container | None = Field(default=None, description="left out: no container")
     batch: Batch | None = Field(default=None, description="needed to train")
     trainer: Trainer | None = Field(default=None, description="needed to train")

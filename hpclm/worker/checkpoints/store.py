@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from hpclm.errors import CheckpointError
 from hpclm.runs.files import write_json
+from hpclm.worker import pulse
 from hpclm.worker.checkpoints.shards import is_main_replica
 
 MANIFEST = "manifest.json"
@@ -177,6 +178,7 @@ def _fill(directory: Path, shard: ShardedTensor, tensor: dict[str, Any], files: 
         )
     if shard.allow_shape_mismatch:
         shard.data.zero_()
+    pulse.beat()
     filled = 0
     for piece in tensor["pieces"]:
         overlap = _overlap(shard.global_offset, shard.local_shape, piece["offset"], piece["shape"])
@@ -239,6 +241,7 @@ def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK):
+            pulse.beat()
             digest.update(block)
     return digest.hexdigest()
 

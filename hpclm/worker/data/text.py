@@ -21,6 +21,7 @@ with warnings.catch_warnings():
 from hpclm.errors import DataError
 from hpclm.plan.spec import StageSpec, TextData
 from hpclm.runs.files import read_object, write_json
+from hpclm.worker import pulse
 from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
 
 PREPARED = "prepared.json"
@@ -92,6 +93,7 @@ def _mark(spec: StageSpec, files: list[Path]) -> str:
 def _documents(text: TextData, files: list[Path]) -> Iterator[str]:
     left = float("inf") if text.max_mib is None else text.max_mib * (1 << 20)
     for path in files:
+        pulse.beat()
         try:
             content = path.read_text(encoding="utf-8")
         except OSError as error:
@@ -139,6 +141,7 @@ def _write_indexed(prefix: Path, documents: list[str], tokenizer: Tokenizer) -> 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     total = 0
     for start in range(0, len(documents), _BATCH):
+        pulse.beat()
         for ids in tokenizer.encode_batch(documents[start : start + _BATCH]):
             ids.append(tokenizer.eos_id)
             builder.add_document(np.array(ids, dtype=dtype), [len(ids)])

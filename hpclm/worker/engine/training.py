@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from hpclm.plan.spec import StageSpec
+from hpclm.worker import pulse
 from hpclm.worker.checkpoints import store
 from hpclm.worker.checkpoints.manager import CheckpointManager
 from hpclm.worker.checkpoints.shards import sharded_tensors
@@ -220,6 +221,7 @@ class Trainer:
 
 def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
     """megatron-core's forward step: output of this stage and, for the last stage, how to make the loss of it."""
+    pulse.beat()
     batch = next(batches)
     return model(batch), functools.partial(masked_mean, batch["loss_mask"])
 

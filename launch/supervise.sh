@@ -1,0 +1,197 @@
+# shellcheck shell=bash disable=SC2154
+# What a job does on its first node, sourced by job.sh: check the nodes, start the ranks, and when they end without a
+# result, ask `hpclm.runs.verdict` (a step inside the image: a node needs no Python of its own) whether to start them
+# again here, to give the allocation back and be requeued, or to stop. Slurm's commands are called from here alone:
+# an image has none of them.
+#
+# job.sh sets: hpclm_stage hpclm_submit hpclm_limit_s hpclm_total_s hpclm_least_s hpclm_preflight_s hpclm_verdict_s
+# hpclm_ledger,
+# and the arrays hpclm_srun (srun and its options), hpclm_ranks (a rank's command), hpclm_python (an interpreter).
+
+hpclm_began=$(date +%s)
+hpclm_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
+hpclm_job=${hpclm_job:-$SLURM_JOB_ID}
+hpclm_spent_file=$hpclm_stage/attempts/$hpclm_submit.spent
+hpclm_spent=$(cat "$hpclm_spent_file" 2>/dev/null || echo 0) # seconds of the stage's time that earlier jobs used
+[ "$hpclm_limit_s" -le $((hpclm_total_s - hpclm_spent)) ] || hpclm_limit_s=$((hpclm_total_s - hpclm_spent))
+hpclm_ends=$((hpclm_began + hpclm_limit_s))
+hpclm_signal=- hpclm_clock='' hpclm_attempt=none
+# Slurm puts a requeued job off by the lifetime of its credentials (120 s) unless it already has a start time to come.
+hpclm_requeue_delay_s=8
+
+hpclm_event() { # WORD DETAIL: one line of the stage's story; both are words of ours, numbers or names of nodes
+  printf '{"at": %s, "job": "%s", "attempt": "%s", "event": "%s", "detail": "%s"}\n' \
+    "$(date +%s)" "$hpclm_job" "${hpclm_attempt##*/}" "$1" "$2" >>"$hpclm_stage/events.jsonl"
+}
+
+hpclm_left_s() { # of the time the stage may take in all
+  echo $((hpclm_total_s - hpclm_spent - $(date +%s) + hpclm_began))
+}
+
+hpclm_pause() { # the job is over, the stage goes on in the next one
+  echo $((hpclm_spent + $(date +%s) - hpclm_began)) >"$hpclm_spent_file"
+  [ -z "$hpclm_clock" ] || kill "$hpclm_clock" 2>/dev/null
+  exit "${1:-0}"
+}
+
+hpclm_leave() { # CODE: the stage is over; what Slurm will have forgotten in five minutes is left in a file
+  printf '%s %s %s\n' "$1" "$(date +%s)" "$hpclm_signal" >"$hpclm_stage/slurm/${SLURM_JOB_ID}_exit"
+  hpclm_pause "$1"
+}
+
+hpclm_start_at() { # SECONDS: fails when the job is not one that will start again
+  local left
+  scontrol update "JobId=$hpclm_job" "StartTime=now+$1" 2>/dev/null || return
+  left=$(hpclm_left_s)
+  [ "$left" -ge "$hpclm_limit_s" ] || scontrol update "JobId=$hpclm_job" "TimeLimit=$(((left + 59) / 60))"
+}
+
+hpclm_requeue() { # WHY EXCLUDED-NODES
+  trap '' TERM USR1
+  if [ "$(hpclm_left_s)" -lt "$hpclm_least_s" ]; then
+    hpclm_event stop limit
+    hpclm_leave 30
+  fi
+  if [ -n "$2" ]; then
+    local there left
+    there=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N | sort -u | wc -l)
+    left=$((there - $(tr ',' '\n' <<<"$2" | wc -l)))
+    if [ "$left" -lt "$SLURM_JOB_NUM_NODES" ]; then
+      hpclm_event stop no-nodes
+      hpclm_leave 44
+    fi
+  fi
+  hpclm_event requeue "$1"
+  if ! scontrol requeue "$hpclm_job"; then
+    hpclm_event stop requeue-refused
+    hpclm_leave 45
+  fi
+  hpclm_start_at "$hpclm_requeue_delay_s"
+  if [ -n "$2" ]; then
+    local before
+    before=$(scontrol --oneliner show job "$hpclm_job" | grep -o ' ExcNodeList=[^ ]*' | cut -d= -f2)
+    [ "$before" = '(null)' ] && before=
+    scontrol update "JobId=$hpclm_job" "ExcNodeList=${before:+$before,}$2"
+  fi
+  hpclm_pause
+}
+
+hpclm_on_term() { # Slurm ends the job: a cancel, a time limit, a preemption, a lost node, a requeue by hand
+  hpclm_signal=TERM
+  # Only a job that Slurm will start again takes a start time. The ranks may still be saving: this is the latest.
+  if hpclm_start_at 60; then
+    hpclm_signal=REQUEUED
+  fi
+}
+
+hpclm_on_late() { # the time limit is near, and the ranks, warned long ago, are still there
+  [ "$hpclm_signal" = - ] || return
+  hpclm_event ranks-overran limit
+  hpclm_requeue limit ''
+}
+
+hpclm_wait_for() { # COMMAND…: in the background, so that a signal is heard at once
+  "$@" &
+  local pid=$!
+  while :; do
+    wait "$pid"
+    hpclm_code=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+}
+
+hpclm_taken_because() { # Slurm says it only in the log: preemption, node-failure, job-requeue
+  local why
+  why=$(grep -o 'JOB [0-9]* ON .* DUE TO [A-Z ]*' "$hpclm_stage/slurm/${SLURM_JOB_ID}_batch.log" 2>/dev/null)
+  why=$(tail -n 1 <<<"$why" | sed 's/.* DUE TO //; s/ *$//' | tr 'A-Z ' 'a-z-')
+  echo "${why:-slurm}"
+}
+
+hpclm_ended_by_slurm() { # after a TERM: the ranks have had their time, what remains is to say how it goes on
+  trap '' TERM USR1
+  if [ "$hpclm_signal" = REQUEUED ]; then
+    hpclm_event requeue "$(hpclm_taken_because)"
+    hpclm_start_at "$hpclm_requeue_delay_s"
+    hpclm_pause
+  fi
+  local shown
+  shown=$(scontrol --oneliner show job "$hpclm_job" 2>/dev/null)
+  case "$shown" in
+    *' Reason=TimeLimit '*) hpclm_requeue limit '' ;;
+    *' PreemptTime='[0-9]*) hpclm_requeue preempted '' ;;
+  esac
+  hpclm_leave 143
+}
+
+hpclm_next_attempt() { # a folder of its own for every try, and its number for the ranks
+  HPCLM_RESTART=0
+  until mkdir "$hpclm_stage/attempts/$(printf '%s-%02d' "$hpclm_submit" "$HPCLM_RESTART")" 2>/dev/null; do
+    HPCLM_RESTART=$((HPCLM_RESTART + 1))
+    [ "$HPCLM_RESTART" -lt 10000 ] || hpclm_leave 46
+  done
+  export HPCLM_RESTART
+  hpclm_attempt=$hpclm_stage/attempts/$(printf '%s-%02d' "$hpclm_submit" "$HPCLM_RESTART")
+  mkdir "$hpclm_attempt/logs" "$hpclm_attempt/ranks" "$hpclm_attempt/preflight"
+}
+
+hpclm_ask_verdict() { # sets hpclm_action and hpclm_detail
+  local host
+  for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 4); do
+    hpclm_wait_for timeout --kill-after=5 "$hpclm_verdict_s" \
+      "${hpclm_srun[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
+      "${hpclm_python[@]}" -m hpclm.runs.verdict "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
+      "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)"
+    [ -s "$hpclm_attempt/verdict" ] && break
+    [ "$hpclm_signal" = - ] || break
+  done
+  read -r hpclm_action hpclm_detail 2>/dev/null <"$hpclm_attempt/verdict" || hpclm_action=none
+}
+
+trap hpclm_on_term TERM
+trap hpclm_on_late USR1
+mkdir -p "$hpclm_stage/attempts"
+if [ "$hpclm_limit_s" -gt 40 ]; then
+  { sleep $((hpclm_limit_s - 20)) && kill -USR1 $$; } &
+  hpclm_clock=$!
+fi
+rm -f "$hpclm_stage/slurm/${SLURM_JOB_ID}_exit"
+if [ -s "$hpclm_stage/result.json" ]; then
+  hpclm_leave 0 # another job of this stage has finished it
+fi
+
+while :; do
+  hpclm_next_attempt
+  hpclm_event start "$SLURM_JOB_NODELIST"
+  hpclm_code=0
+  if [ "$hpclm_preflight_s" -gt 0 ]; then
+    hpclm_wait_for timeout --kill-after=5 "$hpclm_preflight_s" \
+      "${hpclm_srun[@]}" --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" \
+      "${hpclm_python[@]}" -m hpclm.hardware.preflight "$hpclm_stage" "$hpclm_attempt"
+  fi
+  if [ "$hpclm_code" -eq 0 ] && [ "$hpclm_signal" = - ]; then
+    hpclm_wait_for "${hpclm_srun[@]}" --kill-on-bad-exit=1 --output="$hpclm_attempt/logs/%5t.log" "${hpclm_ranks[@]}"
+  fi
+  if [ -s "$hpclm_stage/result.json" ]; then
+    hpclm_event end complete
+    hpclm_leave 0
+  fi
+  [ "$hpclm_signal" = - ] || hpclm_ended_by_slurm
+  hpclm_event end "$hpclm_code"
+  hpclm_ask_verdict
+  [ "$hpclm_signal" = - ] || hpclm_ended_by_slurm
+  if [ -s "$hpclm_attempt/bad-nodes" ]; then
+    cat "$hpclm_attempt/bad-nodes" >>"$hpclm_ledger" 2>/dev/null
+  fi
+  case "$hpclm_action" in
+    again) hpclm_event again here ;;
+    requeue) hpclm_requeue verdict "$hpclm_detail" ;;
+    stop)
+      hpclm_event stop verdict
+      hpclm_leave "$hpclm_detail"
+      ;;
+    *) # no node could so much as start the interpreter
+      hpclm_event stop no-interpreter
+      hpclm_leave 43
+      ;;
+  esac
+done

@@ -2,7 +2,8 @@
 
 It takes the place of `hpclm/worker/entry.py` in a run's payload, so everything around the engine can be tried in
 seconds. `behaviour.json`: by stage, {"seconds": 0.2, "fail": {"rank", "kind", "message"}, "kill": rank, "mute": true,
-"no_result": true, "deaf": true, "predictions": [[index, ...] by rank], "examples": n}.
+"no_result": true, "deaf": true, "times": n, "predictions": [[index, ...] by rank], "examples": n}. It fails in the first
+submit alone, and there in the first `times` attempts (all, where left out).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _stop(number, frame):
 
 def _work(stage, paths, behaviour, rank, world):
     fails, dies = behaviour.get("fail", {}), behaviour.get("kill")
-    first_submit = paths.submit == 1
+    disturbed = paths.submit == 1 and paths.restart < behaviour.get("times", 1000)
     total = max(1, int(behaviour.get("seconds", 0.2) / 0.1))
     for step in range(1, total + 1):
         time.sleep(0.1)
@@ -83,9 +84,9 @@ def _work(stage, paths, behaviour, rank, world):
                  "seconds_left": (total - step) * 0.1, "started_at": time.time(), "updated_at": time.time()},
             )  # fmt: skip
             append_line(stage.metrics, {"kind": "train", "step": step, "loss": loss, "time": time.time()})
-        if first_submit and fails.get("rank") == rank:
+        if disturbed and fails.get("rank") == rank:
             raise RuntimeError(fails["message"])
-        if first_submit and dies == rank:
+        if disturbed and dies == rank:
             os.kill(os.getpid(), signal.SIGKILL)
         _notice_lost_peers(paths, world)
     _finish(stage, behaviour, rank, world)

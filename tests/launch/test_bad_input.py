@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from harness import use_fake_worker
 
 from hpclm.cli import app as cli
 from hpclm.runs import submit as submitting
+from hpclm.runs.paths import StagePaths
 from hpclm.scheduler import slurm
+from hpclm.site.shipped import launch_folder
 
 RUNTIMES = ("pyxis", "enroot", "singularity", "apptainer")
 
@@ -55,19 +58,26 @@ def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
     site.write_text(f"scheduler: slurm\ncontainer: {{runtime: {runtime}}}\n")
     programs = tmp_path / "bin"
     programs.mkdir()
-    (programs / "srun").write_text('#!/bin/sh\nprintf "%s\\0" "$@" > srun-arguments\n')
+    # what starts the ranks is written down, and the stage is then complete; the check of the nodes goes well
+    (programs / "srun").write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *hpclm.worker*) printf "%s\\0" "$@" > {tmp_path}/srun-arguments; echo ok > result.json;; esac\n'
+    )
     (programs / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "it's $(touch pwned); `touch pwned` #"
     prepared = submitting.prepare(submitting.Request(recipe, site=str(site), runs_dir=folder))
     assert prepared.jobs[0].in_container
     for job in prepared.jobs:
-        Path(job.stage_dir, "submitit").mkdir(parents=True)
-        script, environment = slurm.render(job, prepared.site), os.environ | {"SLURM_JOB_ID": "1"}
-        subprocess.run(["bash", "-eu", "-c", script], cwd=tmp_path, check=True, env=environment)
+        stage = StagePaths(Path(job.stage_dir))
+        stage.slurm.mkdir(parents=True)
+        (Path(job.payload) / "launch").mkdir(parents=True, exist_ok=True)
+        shutil.copy(launch_folder() / "supervise.sh", Path(job.payload) / "launch")
+        environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}
+        script = slurm.render(job, prepared.site)
+        subprocess.run(["bash", "-u", "-c", script], cwd=stage.root, check=True, env=environment)
         given = (tmp_path / "srun-arguments").read_bytes().decode().split("\0")[:-1]
-        assert given[-1] == str(Path(job.stage_dir, "submitit"))
-        assert given[-5:-1] == ["python3", "-u", "-m", "submitit.core._submit"]
+        assert given[-6:] == ["python3", "-u", "-m", "hpclm.worker", job.stage_dir, "001"]
         assert [part for part in job.launch.prefix if part not in given] == []
         assert [part for part in job.launch.srun_args if part not in given] == []
     assert not list(tmp_path.rglob("pwned"))

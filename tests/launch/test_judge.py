@@ -148,7 +148,7 @@ def test_a_forgotten_job_is_known_by_what_its_script_left(
         paths.attempt(1).rank(0),
         rank(0, "stopped", "signal", 1000 + seconds) if "TERM" in left else rank(0, "done", "ok", 1),
     )
-    paths.submitit.mkdir()
+    paths.slurm.mkdir()
     paths.slurm_exit("1").write_text(left)
     assert judge(record, "pretrain", paths, None, asked=True).state == expected
 

@@ -137,14 +137,17 @@ def test_a_killed_rank_is_said_to_be_and_resume_does_only_what_is_left(
     run = start(monkeypatch, tmp_path, CHAIN[0], dies, CHAIN[2])
     status = until_over(run)
     assert words(status) == {"pretrain": "completed", "ptune": "failed", "evaluate": "skipped"}
+    assert "3 attempts in a row saved nothing past step 0" in status.reason
     assert "rank 1 on host-0 vanished without a word" in status.reason
+    assert len(status.stages[1].story) == 3
     result = run.paths.stage("pretrain").result.stat().st_mtime_ns
     (run.paths.root / "behaviour.json").write_text("{}")
     again, stages = resume(run)
     assert stages == ["ptune", "evaluate"]
     assert until_over(again).state == "completed"
     assert run.paths.stage("pretrain").result.stat().st_mtime_ns == result
-    assert [path.name for path in sorted(run.paths.stage("ptune").attempts.iterdir())] == ["001-00", "002-00"]
+    attempts = [attempt.name for attempt in run.paths.stage("ptune").all_attempts()]
+    assert attempts == ["001-00", "001-01", "001-02", "002-00"]
     with pytest.raises(HpclmError, match="nothing to resume"):
         resume(again)
 

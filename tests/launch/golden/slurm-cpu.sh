@@ -6,26 +6,30 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --job-name=gpt.ptune
 #SBATCH --mem=4096M
-#SBATCH --no-requeue
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
-#SBATCH --output=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit/%j_batch.log
+#SBATCH --output=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/slurm/%j_batch.log
+#SBATCH --requeue
 #SBATCH --signal=USR2@10
 #SBATCH --time=1
 
-# setup
+# command
+export SUBMITIT_EXECUTOR=slurm
 export OMP_NUM_THREADS=8
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload"${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONNOUSERSITE=1
-hpclm_signal=-; trap 'hpclm_signal=TERM' TERM
 
-# command
-export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --mpi=none /opt/env/bin/python -u -m submitit.core._submit /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit
+hpclm_stage=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune
+hpclm_submit=002
+hpclm_limit_s=60
+hpclm_total_s=14400
+hpclm_least_s=80
+hpclm_preflight_s=0
+hpclm_verdict_s=300
+hpclm_ledger=/dev/null
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none)
+hpclm_ranks=(/opt/env/bin/python -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
+hpclm_python=(/opt/env/bin/python -u)
 
-
-# teardown
-hpclm_code=$?
-printf '%s %s %s\n' "$hpclm_code" "$(date +%s)" "$hpclm_signal" > /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit/"$SLURM_JOB_ID"_exit
-exit "$hpclm_code"
+. /scratch/me/runs/gpt-20261120-120000-ab12/payload/launch/supervise.sh

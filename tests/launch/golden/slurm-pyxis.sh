@@ -9,17 +9,18 @@
 #SBATCH --gres=gpu:a100:4
 #SBATCH --job-name=gpt.ptune
 #SBATCH --mem=0
-#SBATCH --no-requeue
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
-#SBATCH --output=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit/%j_batch.log
+#SBATCH --output=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/slurm/%j_batch.log
 #SBATCH --partition=gpu
+#SBATCH --requeue
 #SBATCH --reservation=course
 #SBATCH --signal=USR2@120
 #SBATCH --time=240
 
-# setup
+# command
+export SUBMITIT_EXECUTOR=slurm
 module load cuda/12.4
 export HF_HOME='/data/hf, shared'
 export NCCL_SOCKET_IFNAME=ib0
@@ -27,14 +28,17 @@ export ODD='it'"'"'s $HOME `x` #1'
 export OMP_NUM_THREADS=8
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload
 export PYTHONNOUSERSITE=1
-hpclm_signal=-; trap 'hpclm_signal=TERM' TERM
 
-# command
-export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit/%j_%t_log.out --cpus-per-task=8 --kill-on-bad-exit=1 --mpi=none '--container-image=nvcr.io#nvidia/nemo:24.07' --no-container-mount-home --container-mounts=/scratch/me:/scratch/me,/data:/data:ro --container-workdir=/scratch/me --container-env=HF_HOME python3 -u -m submitit.core._submit /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit
+hpclm_stage=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune
+hpclm_submit=002
+hpclm_limit_s=14400
+hpclm_total_s=14400
+hpclm_least_s=300
+hpclm_preflight_s=0
+hpclm_verdict_s=300
+hpclm_ledger=/dev/null
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none '--container-image=nvcr.io#nvidia/nemo:24.07' --no-container-mount-home --container-mounts=/scratch/me:/scratch/me,/data:/data:ro --container-workdir=/scratch/me --container-env=HF_HOME)
+hpclm_ranks=(python3 -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
+hpclm_python=(python3 -u)
 
-
-# teardown
-hpclm_code=$?
-printf '%s %s %s\n' "$hpclm_code" "$(date +%s)" "$hpclm_signal" > /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune/submitit/"$SLURM_JOB_ID"_exit
-exit "$hpclm_code"
+. /scratch/me/runs/gpt-20261120-120000-ab12/payload/launch/supervise.sh

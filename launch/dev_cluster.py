@@ -11,6 +11,7 @@ believes anybody who connects (auth/none).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import pwd
@@ -44,6 +45,7 @@ class Cluster:
         self.nodes = [f"node{index}" for index in range(nodes)]
         self._kill_wait_s, self._min_job_age_s = kill_wait_s, min_job_age_s
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.root = Path(tempfile.mkdtemp(prefix="hpclm-slurm-"))
         self.conf = self.root / "slurm.conf"
 
@@ -73,7 +75,7 @@ class Cluster:
         self._spawn("slurmctld", [self._programs["slurmctld"], "-D", "-f", str(self.conf)])
         for name in self.nodes:
             (self.root / f"spool-{name}").mkdir()
-            self._spawn(name, [self._programs["slurmd"], "-D", "-N", name, "-f", str(self.conf)])
+            self._start_node(name)
         self._wait_until_idle()
 
     def stop(self) -> None:
@@ -117,22 +119,55 @@ class Cluster:
         self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         self._wait_until_idle()
 
-    def _spawn(self, name: str, argv: list[str]) -> None:
+    def kill_node(self, name: str) -> None:
+        """End a node's daemon and everything it runs at once, as when its power fails; the controller finds out."""
+        self._daemons[name].kill()
+        self._daemons[name].wait()
+        for pid in self._processes_on(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def revive_node(self, name: str) -> None:
+        """Start a killed node again, and wait until all are idle."""
+        self._processes.remove(self._daemons[name])
+        self._start_node(name)
+        self.bring_back(name)
+
+    def _start_node(self, name: str) -> None:
+        self._daemons[name] = self._spawn(name, [self._programs["slurmd"], "-D", "-N", name, "-f", str(self.conf)])
+
+    def _processes_on(self, name: str) -> list[int]:
+        """What runs on a node: processes that name it in their environment, and the daemons that started those."""
+        needles = (f"SLURM_CONF={self.conf}".encode(), f"SLURMD_NODENAME={name}".encode())
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                environment = (entry / "environ").read_bytes().split(b"\0")
+                if all(needle in environment for needle in needles):
+                    parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                    found.add(int(entry.name))
+                    if b"slurmstepd" in Path(f"/proc/{parent}/comm").read_bytes():
+                        found.add(parent)
+        return sorted(found)
+
+    def _spawn(self, name: str, argv: list[str]) -> subprocess.Popen[bytes]:
         log = (self.root / f"{name}.log").open("wb")
         environment = {**os.environ, **self.environment}
         with log:
-            self._processes.append(
-                subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.root,
-                    env=environment,
-                    start_new_session=True,
-                    preexec_fn=_die_with_parent,
-                )
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.root,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
+        self._processes.append(process)
+        return process
 
     def _wait_until_idle(self) -> None:
         deadline = time.monotonic() + _START_S

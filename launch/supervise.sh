@@ -18,6 +18,8 @@ hpclm_ends=$((hpclm_began + hpclm_limit_s))
 hpclm_signal=- hpclm_clock='' hpclm_attempt=none
 # Slurm puts a requeued job off by the lifetime of its credentials (120 s) unless it already has a start time to come.
 hpclm_requeue_delay_s=8
+hpclm_kill_wait_s=$(scontrol show config 2>/dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
+hpclm_kill_wait_s=${hpclm_kill_wait_s:-30}
 
 hpclm_event() { # WORD DETAIL: one line of the stage's story; both are words of ours, numbers or names of nodes
   printf '{"at": %s, "job": "%s", "attempt": "%s", "event": "%s", "detail": "%s"}\n' \
@@ -41,7 +43,7 @@ hpclm_leave() { # CODE: the stage is over; what Slurm will have forgotten in fiv
 
 hpclm_start_at() { # SECONDS: fails when the job is not one that will start again
   local left
-  scontrol update "JobId=$hpclm_job" "StartTime=now+$1" 2>/dev/null || return
+  scontrol update "JobId=$hpclm_job" "StartTime=now+$1" >/dev/null 2>&1 || return
   left=$(hpclm_left_s)
   [ "$left" -ge "$hpclm_limit_s" ] || scontrol update "JobId=$hpclm_job" "TimeLimit=$(((left + 59) / 60))"
 }
@@ -78,10 +80,17 @@ hpclm_requeue() { # WHY EXCLUDED-NODES
 
 hpclm_on_term() { # Slurm ends the job: a cancel, a time limit, a preemption, a lost node, a requeue by hand
   hpclm_signal=TERM
-  # Only a job that Slurm will start again takes a start time. The ranks may still be saving: this is the latest.
-  if hpclm_start_at 60; then
-    hpclm_signal=REQUEUED
-  fi
+  local try
+  # Only a job that Slurm will start again takes a start time, and one that is preempted is not that job at once.
+  # The ranks may be saving until Slurm kills them.
+  for try in 1 2 3 4 5; do
+    if hpclm_start_at $((hpclm_kill_wait_s + hpclm_requeue_delay_s)); then
+      hpclm_signal=REQUEUED
+      hpclm_event requeue "$(hpclm_taken_because)"
+      return
+    fi
+    [ "$try" = 5 ] || sleep 0.2
+  done
 }
 
 hpclm_on_late() { # the time limit is near, and the ranks, warned long ago, are still there
@@ -110,7 +119,6 @@ hpclm_taken_because() { # Slurm says it only in the log: preemption, node-failur
 hpclm_ended_by_slurm() { # after a TERM: the ranks have had their time, what remains is to say how it goes on
   trap '' TERM USR1
   if [ "$hpclm_signal" = REQUEUED ]; then
-    hpclm_event requeue "$(hpclm_taken_because)"
     hpclm_start_at "$hpclm_requeue_delay_s"
     hpclm_pause
   fi

@@ -43,20 +43,21 @@ def first_failure(records: list[dict[str, Any]]) -> Failure | None:
     failed = [record for record in records if record.get("state") in ("failed", "stopped")]
     failed.sort(key=lambda record: float(record.get("ended_at") or 0))
     own = [record for record in failed if record.get("kind") not in _SECONDARY]
+    waited = [record for record in failed if record.get("kind") in ("waited", "stall")]
     vanished = [record for record in records if record.get("state") == "running"]
-    if own:
+    silent = bool(vanished and waited)
+    if own and not (silent and all(record in waited for record in own)):
         return _described(own[0])
     if vanished:
         ranks = ", ".join(str(record["rank"]) for record in vanished[:4]) + (", ..." if len(vanished) > 4 else "")
         nodes = ", ".join(sorted({str(record.get("node")) for record in vanished}))
         many = "rank" if len(vanished) == 1 else "ranks"
-        if any(record.get("kind") == "waited" for record in failed):
+        if silent:
             return Failure(
                 vanished[0]["rank"], "stall", f"{many} {ranks} on {nodes} hung, and the others waited in vain"
             )
         reason = f"{many} {ranks} on {nodes} vanished without a word (SIGKILL, out of memory or node loss)"
         return Failure(vanished[0]["rank"], "vanished", reason)
-    waited = [record for record in failed if record.get("kind") == "waited"]
     if waited:
         last = min(waited, key=lambda record: int(record.get("beats") or 0))
         return Failure(last["rank"], "stall", f"the ranks waited for each other; {_described(last).reason}")

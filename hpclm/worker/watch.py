@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from hpclm.worker.report import RankRecord
 
 # Where a rank stands when it waits for others; elsewhere it is the one that is stuck.
-_WAITING = ("torch/distributed/", "megatron/core/pipeline_parallel/p2p_communication", "hpclm/worker/rendezvous")
+_WAITING = (
+    "torch/distributed/",
+    "megatron/core/tensor_parallel/",
+    "megatron/core/pipeline_parallel/p2p_communication",
+    "hpclm/worker/rendezvous",
+)
 _LOOKS = 10
 
 

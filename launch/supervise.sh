@@ -13,7 +13,10 @@ hpclm_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
 hpclm_job=${hpclm_job:-$SLURM_JOB_ID}
 hpclm_spent_file=$hpclm_stage/attempts/$hpclm_submit.spent
 hpclm_spent=$(cat "$hpclm_spent_file" 2>/dev/null || echo 0) # seconds of the stage's time that earlier jobs used
-[ "$hpclm_limit_s" -le $((hpclm_total_s - hpclm_spent)) ] || hpclm_limit_s=$((hpclm_total_s - hpclm_spent))
+if [ "$hpclm_limit_s" -gt $((hpclm_total_s - hpclm_spent)) ]; then
+  hpclm_limit_s=$((hpclm_total_s - hpclm_spent))
+  scontrol update "JobId=$hpclm_job" "TimeLimit=$(((hpclm_limit_s + 59) / 60))" # so that the warning comes in time
+fi
 hpclm_ends=$((hpclm_began + hpclm_limit_s))
 hpclm_signal=- hpclm_clock='' hpclm_attempt=none
 # Slurm puts a requeued job off by the lifetime of its credentials (120 s) unless it already has a start time to come.
@@ -42,10 +45,7 @@ hpclm_leave() { # CODE: the stage is over; what Slurm will have forgotten in fiv
 }
 
 hpclm_start_at() { # SECONDS: fails when the job is not one that will start again
-  local left
-  scontrol update "JobId=$hpclm_job" "StartTime=now+$1" >/dev/null 2>&1 || return
-  left=$(hpclm_left_s)
-  [ "$left" -ge "$hpclm_limit_s" ] || scontrol update "JobId=$hpclm_job" "TimeLimit=$(((left + 59) / 60))"
+  scontrol update "JobId=$hpclm_job" "StartTime=now+$1" >/dev/null 2>&1
 }
 
 hpclm_requeue() { # WHY EXCLUDED-NODES

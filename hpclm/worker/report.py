@@ -73,7 +73,7 @@ class RankRecord:
             kind="waited" if waiting else "stall",
             exit_code=EXIT_STALL,
             error_type=None,
-            message=f"{what} for {timeout_s:.0f} s at {place}; its stack is in {stack}",
+            message=f"{what} for {timeout_s:.0f} s {place}; its stack is in {stack}",
             beats=pulse.count(),
         )
         write_json(self.path, self.record)

@@ -41,6 +41,7 @@ class StallWatch:
         self.record, self.rank, self.timeout_s = record, rank, timeout_s or float("inf")
         self.stack, self.pulse_file = paths.stack(rank), paths.root / "pulse"
         self.stopped = threading.Event()
+        self.stood_still_s = 0.0  # how long even this thread did not run: the process was stopped, or its node was
         self.main = threading.main_thread().ident
 
     def start(self) -> None:
@@ -55,7 +56,11 @@ class StallWatch:
 
     def _look(self) -> None:
         pause = min(30.0, self.timeout_s / _LOOKS)
+        looked = time.monotonic()
         while not self.stopped.wait(pause):
+            slept, looked = time.monotonic() - looked, time.monotonic()
+            if slept > self.timeout_s / 2:
+                self.stood_still_s = slept
             if pulse.age_s() > self.timeout_s and self._rank_0_age_s() > self.timeout_s:
                 self._end()
             if self.rank == 0 and pulse.age_s() < 2 * pause:
@@ -71,11 +76,14 @@ class StallWatch:
             return float("inf")
 
     def _end(self) -> None:
-        waiting = self._is_waiting()
+        waiting = self._is_waiting() and not self.stood_still_s
         with contextlib.suppress(OSError), self.stack.open("w") as stream:
             print(f"rank {self.rank}: no progress for {pulse.age_s():.0f} s; every thread:", file=stream, flush=True)
             faulthandler.dump_traceback(stream, all_threads=True)
-        code = self.record.stalled(self.timeout_s, waiting, self._place(), self.stack)
+        place = f"at {self._place()}"
+        if self.stood_still_s:
+            place = f"and did not run at all for {self.stood_still_s:.0f} s of them: the process was stopped"
+        code = self.record.stalled(self.timeout_s, waiting, place, self.stack)
         print(f"no progress for {self.timeout_s:.0f} s; see {self.stack}", file=sys.stderr, flush=True)
         os._exit(code)
 

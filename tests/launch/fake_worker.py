@@ -2,8 +2,8 @@
 
 It takes the place of `hpclm/worker/entry.py` in a run's payload, so everything around the engine can be tried in
 seconds. `behaviour.json`: by stage, {"seconds": 0.2, "fail": {"rank", "kind", "message"}, "kill": rank, "mute": true,
-"no_result": true, "deaf": true, "times": n, "predictions": [[index, ...] by rank], "examples": n}. It fails in the first
-submit alone, and there in the first `times` attempts (all, where left out).
+"no_result": true, "deaf": true, "times": n, "predictions": [[index, ...] by rank], "examples": n}. It fails in
+the first submit alone, and there in the first `times` attempts (all, where left out).
 """
 
 from __future__ import annotations

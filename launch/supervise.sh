@@ -159,7 +159,11 @@ trap hpclm_on_term TERM
 trap hpclm_on_late USR1
 mkdir -p "$hpclm_stage/attempts"
 if [ "$hpclm_limit_s" -gt 40 ]; then
-  { sleep $((hpclm_limit_s - 20)) && kill -USR1 $$; } &
+  {
+    sleep $((hpclm_limit_s - 20)) &
+    trap 'kill $!' TERM
+    wait $! && kill -USR1 $$
+  } &
   hpclm_clock=$!
 fi
 rm -f "$hpclm_stage/slurm/${SLURM_JOB_ID}_exit"

@@ -1,0 +1,1 @@
+"""What nodes can do, and whether a node is fit for a stage."""

@@ -230,6 +230,33 @@ def resume(
 
 
 @app.command()
+def nodes(
+    forget: Annotated[str | None, typer.Option("--forget", metavar="NODE", help="Take this node back.")] = None,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the nodes that runs found to be at fault; for a day, new runs go without them."""
+    import dataclasses
+
+    from hpclm.cli.text import fault_lines
+    from hpclm.errors import HpclmError
+    from hpclm.runs import ledger
+
+    folder = _folder(runs_dir, site)
+    if forget is not None:
+        if not ledger.forget(folder, forget):
+            raise HpclmError(f"nothing is known against {forget!r} in {ledger.path_in(folder)}")
+        typer.echo(f"{forget}: forgotten")
+        return
+    known = ledger.faults(folder)
+    if as_json:
+        print_json({"faults": [dataclasses.asdict(fault) for fault in known]})
+    else:
+        typer.echo("\n".join(fault_lines(known)) or f"nothing is known against any node in {folder}")
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(hpclm.__version__)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpclm.runs.collect import Collected
+    from hpclm.runs.ledger import Fault
     from hpclm.runs.status import RunStatus, StageStatus
     from hpclm.scheduler.jobs import StageJob
 
@@ -108,6 +109,15 @@ def dry_run_lines(picture: str, scripts: list[tuple[StageJob, list[str], str]], 
     lines += ["", "dry run: nothing was submitted"]
     lines += [f"a submit would be refused: {problem}" for problem in problems]
     return lines
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """Nodes at fault, newest last."""
+    rows = [["node", "site", "when", "run", "reason"]]
+    for fault in faults:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault.at))
+        rows.append([fault.node, fault.site, when, fault.run, fault.reason])
+    return table(rows, indent="") if faults else []
 
 
 def collected_lines(collected: Collected) -> list[str]:

@@ -52,7 +52,7 @@ def judge(record: Record, stage: str, paths: StagePaths, info: JobInfo | None, a
         return Verdict("skipped", _skipped(record, stage, paths), *times)
     told = story.ending(paths, submit.number) if word != "cancelled" else None
     if told is not None:
-        return Verdict(told.state, told.reason, *times, told.rank)
+        return Verdict(told.state, _reason(record, stage, told), *times, told.rank)
     failure = _failure(paths, submit.number, submit.job_ids.get(stage))
     rank = failure.rank if failure else None
     if word == "cancelled":
@@ -117,7 +117,7 @@ def _from_exit_file(record: Record, stage: str, paths: StagePaths, code: int, at
     job_id = submit.job_ids[stage]
     told = story.ending(paths, submit.number)
     if told is not None:
-        return Verdict(told.state, told.reason, None, at, told.rank)
+        return Verdict(told.state, _reason(record, stage, told), None, at, told.rank)
     failure = _failure(paths, submit.number, job_id)
     started = min(
         (float(one["started_at"]) for one in _records(paths, submit.number) if one.get("started_at")), default=None
@@ -175,6 +175,10 @@ def _cancelled(record: Record, stage: str, info: JobInfo | None) -> str:
     if record.scheduler == "local" and info is not None:
         return info.reason
     return "outside hpclm (scancel, or an administrator)"
+
+
+def _reason(record: Record, stage: str, told: story.Ending) -> str:
+    return _timeout(record, stage) if told.state == "timeout" else told.reason
 
 
 def _timeout(record: Record, stage: str) -> str:

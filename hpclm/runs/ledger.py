@@ -7,12 +7,14 @@ it is found at fault again.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpclm.runs.files import append_line, read_lines
 
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 AVOIDED_S = 24 * 3600.0
 
 
@@ -38,7 +40,8 @@ def faults(folder: Path) -> list[Fault]:
     found: list[Fault] = []
     for line in read_lines(path_in(folder)):
         node, at = line.get("node"), line.get("at")
-        if not isinstance(node, str) or not isinstance(at, (int, float)):
+        # A name from here goes to sbatch: nothing but a node's name may.
+        if not isinstance(node, str) or not _NODE.fullmatch(node) or not isinstance(at, (int, float)):
             continue
         if line.get("forget"):
             found = [fault for fault in found if fault.node != node]

@@ -19,7 +19,7 @@ _TAKEN = {
     "slurm": "Slurm took the nodes back",
 }
 _STOPPED = {
-    "limit": ("timeout", "the stage's time limit was reached; `hpclm resume` continues from the last checkpoint"),
+    "limit": ("timeout", "the stage's time limit was reached"),
     "no-nodes": ("failed", "too few nodes of the partition are left that are not at fault; see `hpclm nodes`"),
     "requeue-refused": (
         "failed",

@@ -37,6 +37,8 @@ _REPEATS = ("data", "memory", "error")
 _FREE = ("signal", "preflight")
 # Done twice on one node, these make the node the suspect.
 _SUSPICIOUS = ("vanished", "stall")
+# What goes into the ledger: a node that failed a check or whose device broke, not one that was only near.
+_PROVEN = ("preflight", "hardware")
 _SHORT_S = 60.0
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _OOM = re.compile(r"oom[-_ ]kill|out[- ]of[- ]memory handler", re.IGNORECASE)
@@ -52,7 +54,7 @@ class Verdict:
         kind: what happened: error, data, memory, vanished, stall, hardware, storage, peer-lost, no-meeting, no-start,
             signal (told to stop), preflight; or why it stops: restarts, no-progress, bad-nodes, limit.
         step: the newest saved step after the attempt, 0 before the first.
-        bad: nodes found at fault in this attempt, and why.
+        bad: nodes found at fault, or suspected, in this attempt, and why.
         exclude: nodes to leave out from now on, all of this submit's.
         code: exit code of the job where it stops.
     """
@@ -215,7 +217,7 @@ def write_verdict(stage: StagePaths, attempt: AttemptPaths, verdict: Verdict) ->
     site = ((read_object(RunPaths(stage.root.parent.parent).record) or {}).get("site") or {}).get("name", "")
     attempt.bad_nodes.unlink(missing_ok=True)
     for node, reason in verdict.bad.items():
-        if _NODE.fullmatch(node):
+        if _NODE.fullmatch(node) and verdict.kind in _PROVEN:
             fault = {"at": verdict.at, "node": node, "site": site, "run": stage.root.parent.parent.name}
             append_line(attempt.bad_nodes, {**fault, "stage": stage.name, "reason": reason})
     detail = {"stop": str(verdict.code), "requeue": ",".join(filter(_NODE.fullmatch, verdict.bad))}

@@ -131,7 +131,7 @@ def test_a_failing_rank_is_named_with_its_reason_and_later_stages_are_skipped(
     assert words(status) == {"pretrain": "failed", "ptune": "skipped", "evaluate": "skipped"}, status
     assert status.reason == "pretrain: rank 3 on node1: rows.jsonl:7: field 'answer' is missing; add it"
     assert status.stages[0].rank == 3
-    assert log_path(run, choose_stage(run, status, None), None).name.endswith("_3_log.out")
+    assert log_path(run, choose_stage(run, status, None), None).name == "00003.log"
 
 
 def test_a_killed_rank_is_reported_and_resume_finishes_the_run(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
@@ -139,12 +139,17 @@ def test_a_killed_rank_is_reported_and_resume_finishes_the_run(monkeypatch: pyte
     run = start(monkeypatch, runs, first, *CHAIN[1:])
     status = until_over(run)
     assert words(status) == {"pretrain": "failed", "ptune": "skipped", "evaluate": "skipped"}, status
-    assert "rank 1 on node0 vanished without a word (SIGKILL, out of memory or node loss)" in status.reason
+    assert "3 attempts in a row saved nothing past step 0" in status.reason
+    assert "vanished without a word (SIGKILL, out of memory or node loss)" in status.reason
+    # twice on one node makes the node the suspect, for this stage
+    assert "not the first time on node0; requeued without node0" in status.stages[0].story[1][1]
+    assert not (runs / "nodes.jsonl").exists()
     (run.paths.root / "behaviour.json").write_text("{}")
     again, stages = resume(run)
     assert stages == ["pretrain", "ptune", "evaluate"]
     assert until_over(again).state == "completed"
-    assert sorted(path.name for path in again.paths.root.glob("stages/pretrain/attempts/*")) == ["001-00", "002-00"]
+    attempts = [attempt.name for attempt in again.paths.stage("pretrain").all_attempts()]
+    assert attempts == ["001-00", "001-01", "001-02", "002-00"]
 
 
 def test_a_rank_that_cannot_start_leaves_its_last_words(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
@@ -153,17 +158,29 @@ def test_a_rank_that_cannot_start_leaves_its_last_words(monkeypatch: pytest.Monk
     assert "ImportError: no engine in this image" in status.reason
 
 
-def test_a_node_going_down_is_a_node_fail(monkeypatch: pytest.MonkeyPatch, runs: Path, cluster: Cluster) -> None:
-    run = start(monkeypatch, runs, Stage("pretrain", nodes=2, devices_per_node=1, behaviour={"seconds": 60}), CHAIN[1])
+def test_a_node_taken_down_costs_a_requeue_and_no_stage(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, cluster: Cluster
+) -> None:
+    run = start(monkeypatch, runs, Stage("pretrain", nodes=2, devices_per_node=1, behaviour={"seconds": 5}), CHAIN[1])
     until(run, "pretrain", "running")
     try:
         cluster.take_down("node1")
-        until(run, "pretrain", "node-fail")
+        waiting = until(run, "pretrain", "pending")
+        assert "starts again: a node failed or was taken down; requeued" in waiting.reason
+        status = until_over(run)
     finally:
         cluster.bring_back("node1")
-    status = until_over(run)
-    assert words(status) == {"pretrain": "node-fail", "ptune": "skipped"}
-    assert "node[0-1]" in status.reason
+    assert words(status) == {"pretrain": "completed", "ptune": "completed"}
+    ((_, sentence),) = status.stages[0].story
+    assert sentence == "attempt 1 on node[0-1]: a node failed or was taken down; requeued"
+
+
+def test_a_stage_longer_than_its_partition_allows_says_how_it_will_go(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, cluster: Cluster
+) -> None:
+    made = prepared(runs, (Stage("train", time_limit_min=5000),), SLURM)
+    assert made.notes == ["stage train: 5000 min over jobs of 1440 min, one after the other"]
+    assert made.problems == ()
 
 
 def test_time_limits_are_reported_whether_or_not_the_ranks_stop_by_themselves(
@@ -187,7 +204,7 @@ def test_what_the_controller_forgot_is_read_from_the_runs_own_files(
     until(cut, "train", "running")
     cancel(cut)
     deadline = time.monotonic() + 60
-    while len(list(runs.glob("*/stages/*/submitit/*_exit"))) < 3:
+    while len(list(runs.glob("*/stages/*/slurm/*_exit"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     for kept in runs.glob("*/stages/*/scheduler.json"):
@@ -261,7 +278,6 @@ def test_a_submit_that_the_scheduler_refuses_leaves_nothing(
     [
         (Stage("train", nodes=50), "50 nodes asked for, partition main has 4"),
         (Stage("train", device="gpu", devices_per_node=9), "9 GPUs a node asked for, partition main has 8"),
-        (Stage("train", time_limit_min=5000), "5000 min asked for, partition main allows 1440"),
         (Stage("train", memory_gib=64), "64 GiB a node asked for"),
         (Stage("train", devices_per_node=17), "17 CPUs a node asked for, partition main has 16"),
     ],

@@ -105,7 +105,7 @@ def _forgotten(record: Record, stage: str, paths: StagePaths, asked: bool) -> Ve
     if record.scheduler == "local":
         return Verdict("unknown", "its supervisor has written nothing yet")
     if job_id is None:
-        return Verdict("unknown", "no job of this stage is known to the scheduler; it may never have been submitted")
+        return Verdict("unknown", "no such job: the submit was broken off before it; `hpclm resume` submits it")
     failure = first_failure(_records(paths, submit.number))
     if failure is not None:
         return Verdict("failed", failure.reason, rank=failure.rank)

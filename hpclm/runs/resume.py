@@ -1,4 +1,8 @@
-"""Submitting the unfinished stages of a run again; they continue from their last complete checkpoint."""
+"""Submitting the unfinished stages of a run again; they continue from their last complete checkpoint.
+
+Stages that a submit never came to, because it was killed between two of them, are submitted too, behind those that
+still run.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import dataclasses
 import time
 
 from hpclm.errors import HpclmError, SchedulerError, SiteError
-from hpclm.runs.record import Run, SubmitRecord
-from hpclm.runs.status import status_of
+from hpclm.runs.record import Run, SubmitRecord, read_run
+from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
 from hpclm.scheduler.discovery import discover, misfits
 from hpclm.scheduler.jobs import OVER, StageJob
+
+SETTLED_S = 60.0
 
 
 def resume(run: Run) -> tuple[Run, list[str]]:
@@ -19,17 +25,21 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     Raises HpclmError when everything is complete or something still runs, SiteError when it does not fit any more.
     """
     (status,) = status_of([run])
+    run = read_run(run.paths.root)  # status may have found jobs whose numbers were not written down
     active = [stage for stage in status.stages if stage.state not in OVER]
     if any(stage.state == "unknown" for stage in active) and status.warnings:
         raise SchedulerError(f"run {run.record.run}: cannot tell whether it still runs: {'; '.join(status.warnings)}")
-    if any(stage.state != "unknown" for stage in active):
+    _refuse_a_submit_under_way(run, active)
+    alive = {stage.name: stage.job_id for stage in active if stage.state != "unknown" and stage.job_id}
+    never = [stage.name for stage in active if stage.state == "unknown" and stage.job_id is None]
+    if any(stage.state != "unknown" for stage in active) and not never:
         names = ", ".join(f"{stage.name} ({stage.state})" for stage in active)
         raise HpclmError(f"run {run.record.run} is not over: {names}; wait, or `hpclm cancel {run.record.run}` first")
-    rest = [stage.name for stage in status.stages if stage.state != "completed"]
+    rest = never if alive else [stage.name for stage in status.stages if stage.state != "completed"]
     if not rest:
         raise HpclmError(f"run {run.record.run} is complete; there is nothing to resume")
     number = run.record.submits[-1].number + 1
-    jobs = [_again(run.record.stage(name).job, number, rest) for name in rest]
+    jobs = [_again(run.record.stage(name).job, number, [*rest, *alive]) for name in rest]
     offer = discover(run.record.site, gpu=False, container=False)
     problems = misfits(offer, jobs)
     if problems:
@@ -38,22 +48,27 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     before = run
     run = run.save(run.record.with_submit(submit))
     try:
-        return start(run, jobs), rest
+        return start(run, jobs, {name: str(job_id) for name, job_id in alive.items()}), rest
     except SchedulerError:
         # Refused as a whole: the run is as it was. Taken back half way: the record says so, and stays.
-        (now,) = (one for one in _reread(run).record.submits if one.number == number)
+        (now,) = (one for one in read_run(run.paths.root).record.submits if one.number == number)
         if not now.job_ids:
             before.save(before.record)
         raise
 
 
 def _again(job: StageJob, number: int, rest: list[str]) -> StageJob:
-    """The same job under a new number, waiting only for stages that run with it."""
+    """The same job under a new number, waiting only for stages that run with it or before it."""
     parents = tuple(parent for parent in job.depends_on if parent in rest)
     return dataclasses.replace(job, submit=number, depends_on=parents)
 
 
-def _reread(run: Run) -> Run:
-    from hpclm.runs.record import read_run
-
-    return read_run(run.paths.root)
+def _refuse_a_submit_under_way(run: Run, active: list[StageStatus]) -> None:
+    """A job may turn up a moment after its submit was killed: what looks missing is not submitted twice."""
+    for stage in active:
+        submit = run.record.last_submit(stage.name)
+        wait = submit.at + SETTLED_S - time.time()
+        if stage.state == "unknown" and stage.job_id is None and submit.error is None and wait > 0:
+            raise HpclmError(
+                f"run {run.record.run}: stage {stage.name} may be being submitted just now; try again in {wait:.0f} s"
+            )

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from hpclm.recipe import LoadedRecipe
 
 
+_BUILDING = ".building"
+_LEFTOVER_S = 3600.0
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asks for."""
@@ -152,6 +156,7 @@ def submit(prepared: Prepared) -> Run:
     for _ in scripts(prepared):
         pass  # what cannot be quoted is refused before anything is written
     made_folder = _make(prepared.paths.root.parent)
+    _sweep_up(prepared.paths.root.parent)
     try:
         run = _write(prepared)
         return start(run, list(prepared.jobs))
@@ -164,21 +169,25 @@ def submit(prepared: Prepared) -> Run:
         raise
 
 
-def start(run: Run, jobs: list[StageJob]) -> Run:
-    """Hand a submit's jobs to the scheduler. The record is on disk before, with this submit in it without job ids."""
+def start(run: Run, jobs: list[StageJob], parents: dict[str, str] | None = None) -> Run:
+    """Hand a submit's jobs to the scheduler. The record is on disk before, with this submit in it without job ids.
+
+    `parents`: job ids, by stage, of an earlier submit's jobs that these wait for.
+    """
     if run.record.scheduler == "local":
         local.submit(run.paths.local(jobs[0].submit), jobs, run.record.site, run.paths.payload)
         return run
-    return _start_slurm(run, jobs)
+    return _start_slurm(run, jobs, parents or {})
 
 
-def _start_slurm(run: Run, jobs: list[StageJob]) -> Run:
+def _start_slurm(run: Run, jobs: list[StageJob], parents: dict[str, str]) -> Run:
     taken: dict[str, str] = {}
     for job in jobs:
+        known = {**parents, **taken}
         try:
             if job.depends_on:
-                slurm.verify([taken[parent] for parent in job.depends_on], run.record.user)
-            taken[job.stage] = slurm.submit(job, run.record.site, taken)
+                slurm.verify([known[parent] for parent in job.depends_on], run.record.user)
+            taken[job.stage] = slurm.submit(job, run.record.site, known)
         except (SchedulerError, KeyboardInterrupt) as error:
             why = str(error) or "interrupted"
             lost = _found_by_tag(run, job, taken, why)
@@ -235,7 +244,7 @@ def _was_submitted(paths: RunPaths) -> bool:
 def _write(prepared: Prepared) -> Run:
     """The run directory: built under a name that nobody looks at, then renamed, so it is there whole or not at all."""
     final = prepared.paths
-    building = RunPaths(final.root.with_name(f".{final.name}.building"))
+    building = RunPaths(final.root.with_name(f".{final.name}{_BUILDING}"))
     try:
         building.root.mkdir()
         record = _record(prepared)
@@ -254,6 +263,14 @@ def _write(prepared: Prepared) -> Run:
         shutil.rmtree(building.root, ignore_errors=True)
         raise
     return Run(final, record)
+
+
+def _sweep_up(folder: Path) -> None:
+    """Remove what submits that were killed while they wrote have left, an hour after."""
+    for leftover in folder.glob(f".*{_BUILDING}"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
+                shutil.rmtree(leftover)
 
 
 def _spec_dict(spec: StageSpec) -> dict[str, Any]:

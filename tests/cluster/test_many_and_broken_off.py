@@ -1,0 +1,114 @@
+"""A hundred runs at once, and submits that are killed: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from dev_cluster import Cluster
+from harness import CHAIN, Stage, prepared, until_over, use_fake_worker
+
+from hpclm.runs import resume as resuming
+from hpclm.runs.record import Run, all_runs, find_run
+from hpclm.runs.status import status_of
+from hpclm.runs.submit import submit
+from hpclm.scheduler import client
+from hpclm.scheduler.slurm import verify
+from hpclm.site.profile import SLURM
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+MANY = 100
+USER = client.run_command(["id", "-un"]).out.strip()
+
+
+def test_a_hundred_runs_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster) -> None:
+    stage = Stage("train", devices_per_node=1, memory_gib=1, behaviour={"seconds": 0.1})
+    use_fake_worker(monkeypatch, (stage,))
+    folder = tmp_path / "runs"
+    made = [prepared(folder, (stage,), SLURM) for _ in range(MANY)]
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(submit, made))
+    for run in runs:
+        assert until_over(run, 300).state == "completed"
+    assert len({run.record.run for run in runs}) == MANY
+    assert len({run.record.submits[0].job_ids["train"] for run in runs}) == MANY
+    for run in runs:
+        assert len(list(run.paths.root.glob("stages/train/attempts/*/ranks/*.json"))) == 1
+    tags = [info.tag for info in client.jobs_of([USER]) if info.tag.startswith("hpclm:")]
+    assert len(tags) == len(set(tags))
+    assert {run.record.tag("train") for run in runs} <= set(tags)
+
+
+def broken_off(folder: Path, delay_s: float) -> None:
+    """Begin a submit in a process of its own and kill that without warning."""
+    ready = multiprocessing.get_context("fork").Event()
+
+    def work() -> None:
+        made = prepared(folder, CHAIN, SLURM)
+        ready.set()
+        submit(made)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    assert ready.wait(30)
+    time.sleep(delay_s)
+    assert process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_a_submit_killed_at_any_instant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster) -> None:
+    """What is left is no run, or one that status finds and resume completes; and no job without a run."""
+    stages = tuple(dataclasses.replace(stage, devices_per_node=1) for stage in CHAIN)
+    use_fake_worker(monkeypatch, stages)
+    folder = tmp_path / "runs"
+    began = time.monotonic()
+    submit(prepared(folder, stages, SLURM))
+    whole_s = time.monotonic() - began
+    for number in range(24):
+        broken_off(folder, whole_s * number / 20)
+    time.sleep(2)  # an sbatch that was under way comes to its end
+    runs, unreadable = all_runs(folder)
+    assert unreadable == []
+    assert len(runs) > 5, "the kills came too early to show anything"
+    status_of(runs)
+    noted = {job_id for run in reread(runs) for one in run.record.submits for job_id in one.job_ids.values()}
+    ours = {info.job_id for info in client.jobs_of([USER]) if any(run.record.run in info.tag for run in runs)}
+    assert ours == noted
+    incomplete = 0
+    monkeypatch.setattr(resuming, "SETTLED_S", 0.0)
+    for run in reread(runs):
+        (status,) = status_of([run])
+        if any(stage.job_id is None for stage in status.stages):
+            incomplete += 1
+            run, _ = resuming.resume(run)
+        assert until_over(find_run(folder, run.record.run), 120).state == "completed"
+    assert incomplete > 0, "no kill came between two stages"
+    for run in reread(runs):
+        for name in ("pretrain", "ptune", "evaluate"):
+            assert len(run.paths.stage(name).all_attempts()) == 1, "a stage ran twice"
+
+
+def reread(runs: list[Run]) -> list[Run]:
+    return [find_run(run.paths.root.parent, run.record.run) for run in runs]
+
+
+def test_what_may_still_be_under_way_is_not_submitted_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster
+) -> None:
+    use_fake_worker(monkeypatch, CHAIN)
+    run = submit(prepared(tmp_path / "runs", CHAIN, SLURM))
+    first = run.record.submits[0]
+    client.scancel([first.job_ids["evaluate"]])
+    verify(list(first.job_ids.values()), USER)
+    lost = dataclasses.replace(first, job_ids={"pretrain": first.job_ids["pretrain"]})
+    run = run.save(dataclasses.replace(run.record, run="another", submits=(lost,)))
+    with pytest.raises(resuming.HpclmError, match="may be being submitted just now"):
+        resuming.resume(run)

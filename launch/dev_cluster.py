@@ -36,13 +36,17 @@ class ClusterError(RuntimeError):
 class Cluster:
     """`with Cluster() as cluster:` runs with `cluster.environment` (SLURM_CONF) reach it, and only it."""
 
-    def __init__(self, nodes: int = NODES, *, kill_wait_s: int = 3, min_job_age_s: int = 300) -> None:
+    def __init__(
+        self, nodes: int = NODES, *, kill_wait_s: int = 3, min_job_age_s: int = 300, extra: tuple[str, ...] = ()
+    ) -> None:
+        """`extra`: further lines of slurm.conf."""
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"])
         missing = [name for name in _PROGRAMS if shutil.which(name, path=path) is None]
         if missing:
             raise ClusterError(f"{', '.join(missing)} not found; on Debian or Ubuntu: apt-get install slurm-wlm")
         self._programs = {name: str(shutil.which(name, path=path)) for name in _PROGRAMS}
         self.nodes = [f"node{index}" for index in range(nodes)]
+        self._extra = extra
         self._kill_wait_s, self._min_job_age_s = kill_wait_s, min_job_age_s
         self._processes: list[subprocess.Popen[bytes]] = []
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -262,6 +266,7 @@ class Cluster:
                 f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
                 f"CPUs={CPUS_PER_NODE} RealMemory={MEMORY_MIB} Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN"
             )
+        lines += self._extra
         everywhere = f"Nodes={','.join(self.nodes)} State=UP"
         lines += [
             "PreemptType=preempt/partition_prio",

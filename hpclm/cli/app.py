@@ -28,8 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(image_app, name="image")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 RunArgument = Annotated[
@@ -79,7 +81,7 @@ def submit(
     if dry_run:
         print_dry_run(prepared, as_json)
         return
-    run = submitting.submit(prepared)
+    run = submitting.submit(prepared, lambda line: typer.echo(line, err=True))
     if wait:
         if not as_json:
             typer.echo(f"{run.record.run} in {run.paths.root}")
@@ -254,6 +256,24 @@ def nodes(
         print_json({"faults": [dataclasses.asdict(fault) for fault in known]})
     else:
         typer.echo("\n".join(fault_lines(known)) or f"nothing is known against any node in {folder}")
+
+
+@image_app.command("pull")
+def image_pull(
+    image: Annotated[str, typer.Argument(help="registry/name:tag.", show_default=False)],
+    job: Annotated[bool, typer.Option("--job", help="Do it in a job of its own.")] = False,
+    site: SiteOption = "local",
+    runs_dir: RunsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import an image once, for every later run on this site."""
+    from hpclm.runs import images
+
+    done = images.pull(image, site, runs_dir, lambda line: typer.echo(line, err=True), in_job=job)
+    if as_json:
+        print_json(done.to_dict())
+    else:
+        typer.echo(done.words)
 
 
 @app.command()

@@ -57,6 +57,9 @@ class ContainerPlan:
     mounts: tuple[MountPlan, ...] = ()
     workdir: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    runtime: str | None = None
+    writable: bool = False
+    home: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,15 @@ def container(stage: StageContext) -> ContainerPlan | None:
     if wanted is None:
         return None
     mounts = tuple(MountPlan(mount.source, mount.target, mount.read_only) for mount in wanted.mounts)
-    return ContainerPlan(wanted.image, mounts, wanted.workdir, dict(wanted.environment))
+    return ContainerPlan(
+        wanted.image,
+        mounts,
+        wanted.workdir,
+        dict(wanted.environment),
+        runtime=wanted.runtime,
+        writable=wanted.writable,
+        home=wanted.home,
+    )
 
 
 def precision(stage: StageContext) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec
+from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec, parse_image
+from hpclm.container.cache import Import, planned
 from hpclm.runs import ledger
 from hpclm.runs.paths import RunPaths
 from hpclm.scheduler.discovery import Offer, cpus_here
@@ -28,7 +31,7 @@ def stage_jobs(
     site = offer.site
     jobs, problems = [], []
     for stage in stages:
-        contained = stage.container is not None and site.container.runtime != "none"
+        contained = stage.container is not None and runtime_of(stage, site) != "none"
         if stage.container is not None and not contained:
             problems.append(
                 f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} "
@@ -89,6 +92,29 @@ def _threads(stage: StagePlan, site: Site, cpus: int) -> int:
     return max(1, cpus_here() // (stage.resources.nodes * stage.resources.devices_per_node))
 
 
+def runtime_of(stage: StagePlan, site: Site) -> str:
+    """How this stage enters its image: as the recipe says, else as the site does."""
+    return (stage.container.runtime if stage.container else None) or site.container.runtime
+
+
+def images_folder(site: Site, runs: Path) -> Path:
+    """Where imported images lie: the site's folder, else `images` beside the runs."""
+    return Path(site.container.images) if site.container.images else runs.parent / "images"
+
+
+def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
+    """What has to be imported before this stage can start, None where nothing has.
+
+    Pyxis imports by itself, on every node and every time; where Enroot is at hand, once is enough.
+    """
+    runtime = runtime_of(stage, site)
+    if stage.container is None or site.container.pull == "never":
+        return None
+    if runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None:
+        return None
+    return planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+
+
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str, str]) -> LaunchSpec:
     container = stage.container
     assert container is not None
@@ -97,8 +123,9 @@ def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str
     for text in site.container.mounts:
         source, target, *flags = text.split(":")
         mounts.append(Mount(source, target, flags == ["ro"]))
+    wanted = import_of(stage, site, paths.root.parent)
     request = ContainerRequest(
-        image=container.image,
+        image=str(wanted.target) if wanted else container.image,
         mounts=tuple(mounts),
         workdir=container.workdir or str(paths.stage(stage.name).root),
         # An image's own PYTHONPATH would hide the payload, so what must hold inside is handed in by name.
@@ -110,5 +137,7 @@ def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str
             **container.environment,
         },
         gpu=stage.resources.device == "gpu",
+        writable=container.writable,
+        home=site.container.home if container.home is None else container.home,
     )
-    return launch_spec(site.container.runtime, request)
+    return launch_spec(runtime_of(stage, site), request)

@@ -188,6 +188,9 @@ def _timeout(record: Record, stage: str) -> str:
 
 def _skipped(record: Record, stage: str, paths: StagePaths) -> str:
     stages = paths.root.parent
+    submit = record.last_submit(stage)
+    if submit.image_jobs and not record.stage(stage).job.depends_on:
+        return f"its image could not be imported (job {', '.join(submit.image_jobs)}); see the log beside the image"
     parents = [one for one in record.stage(stage).job.depends_on if not StagePaths(stages / one).result.exists()]
     return f"stage {' and '.join(parents)} did not complete" if parents else "a job it depends on did not complete"
 

@@ -40,6 +40,7 @@ class SubmitRecord:
         job_ids: by stage; a stage is missing until its id is known.
         error: why this submit was given up half way, None if it was not.
         cancelled_at: when `hpclm cancel` asked for its end.
+        image_jobs: jobs that import images, for which the first stages wait.
     """
 
     number: int
@@ -48,6 +49,7 @@ class SubmitRecord:
     job_ids: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     cancelled_at: float | None = None
+    image_jobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpclm.container.cache import Import, pull
 from hpclm.errors import PlanError, SchedulerError, SiteError
 from hpclm.runs import ledger
 from hpclm.runs.environment import capture, user_name
 from hpclm.runs.files import write_json, write_text
-from hpclm.runs.jobs import stage_jobs
+from hpclm.runs.jobs import import_of, stage_jobs
 from hpclm.runs.paths import RunPaths
 from hpclm.runs.payload import stage_payload
 from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, write_record
@@ -63,6 +64,7 @@ class Prepared:
     Attributes:
         problems: why it could not start here (the scheduler is away, it does not fit); a dry run shows them, a submit
             refuses for them.
+        imports: images that have to be there as files before a job can start.
     """
 
     request: Request
@@ -73,6 +75,7 @@ class Prepared:
     specs: tuple[StageSpec, ...]
     jobs: tuple[StageJob, ...]
     problems: tuple[str, ...]
+    imports: tuple[Import, ...] = ()
 
     @property
     def run(self) -> str:
@@ -117,7 +120,9 @@ def prepare(request: Request) -> Prepared:
     paths = RunPaths(folder / _run_id(request.name, plan.name))
     jobs, problems = stage_jobs(plan.stages, offer, paths, plan.name, _excluded(offer, folder, plan))
     specs = tuple(stage_specs(plan, paths.name, paths.root))
-    return Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), (*misfits(offer, jobs), *problems))
+    problems = [*misfits(offer, jobs), *problems]
+    imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
+    return Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), tuple(problems), imports)
 
 
 def _excluded(offer: Offer, folder: Path, plan: Plan) -> tuple[str, ...]:
@@ -146,8 +151,8 @@ def scripts(prepared: Prepared) -> list[tuple[StageJob, list[str], str]]:
     ]
 
 
-def submit(prepared: Prepared) -> Run:
-    """Make the run and start it.
+def submit(prepared: Prepared, say: Callable[[str], None] = lambda line: None) -> Run:
+    """Make the run and start it, once its images are there or on their way. `say` takes lines for the user.
 
     Raises SiteError or SchedulerError; then nothing is left behind, unless the message says what is.
     """
@@ -155,10 +160,11 @@ def submit(prepared: Prepared) -> Run:
         raise SiteError("\n".join(prepared.problems))
     for _ in scripts(prepared):
         pass  # what cannot be quoted is refused before anything is written
+    jobs = _import_images(prepared, say)
     made_folder = _make(prepared.paths.root.parent)
     _sweep_up(prepared.paths.root.parent)
     try:
-        run = _write(prepared)
+        run = _write(prepared, jobs)
         return start(run, list(prepared.jobs))
     except BaseException:
         if not _was_submitted(prepared.paths):
@@ -167,6 +173,16 @@ def submit(prepared: Prepared) -> Run:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         raise
+
+
+def _import_images(prepared: Prepared, say: Callable[[str], None]) -> tuple[str, ...]:
+    """Have every image that is missing; returns the jobs that do it where the site wants jobs for that."""
+    missing = [one for one in dict.fromkeys(prepared.imports) if not one.target.exists()]
+    if prepared.site.container.pull == "job" and prepared.site.scheduler == "slurm":
+        return tuple(slurm.submit_import(one, prepared.site) for one in missing)
+    for one in missing:
+        pull(one, say)
+    return ()
 
 
 def start(run: Run, jobs: list[StageJob], parents: dict[str, str] | None = None) -> Run:
@@ -187,7 +203,7 @@ def _start_slurm(run: Run, jobs: list[StageJob], parents: dict[str, str]) -> Run
         try:
             if job.depends_on:
                 slurm.verify([known[parent] for parent in job.depends_on], run.record.user)
-            taken[job.stage] = slurm.submit(job, run.record.site, known)
+            taken[job.stage] = slurm.submit(job, run.record.site, known, run.record.submits[-1].image_jobs)
         except (SchedulerError, KeyboardInterrupt) as error:
             why = str(error) or "interrupted"
             lost = _found_by_tag(run, job, taken, why)
@@ -241,13 +257,13 @@ def _was_submitted(paths: RunPaths) -> bool:
     return any(submit.job_ids or submit.error for submit in record.submits) or paths.local(1).state.exists()
 
 
-def _write(prepared: Prepared) -> Run:
+def _write(prepared: Prepared, image_jobs: tuple[str, ...]) -> Run:
     """The run directory: built under a name that nobody looks at, then renamed, so it is there whole or not at all."""
     final = prepared.paths
     building = RunPaths(final.root.with_name(f".{final.name}{_BUILDING}"))
     try:
         building.root.mkdir()
-        record = _record(prepared)
+        record = _record(prepared, image_jobs)
         write_text(building.recipe, prepared.loaded.text)
         write_json(building.resolved, prepared.loaded.resolved())
         write_json(building.plan, prepared.plan.to_dict())
@@ -279,7 +295,7 @@ def _spec_dict(spec: StageSpec) -> dict[str, Any]:
     return to_dict(spec)
 
 
-def _record(prepared: Prepared) -> Record:
+def _record(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Record:
     now = time.time()
     stages = tuple(
         StageRecord(job.stage, spec.task, job) for job, spec in zip(prepared.jobs, prepared.specs, strict=True)
@@ -294,7 +310,7 @@ def _record(prepared: Prepared) -> Record:
         recipe=str(prepared.request.recipe.absolute()),
         overrides=_overrides(prepared.request),
         stages=stages,
-        submits=(SubmitRecord(1, now, tuple(job.stage for job in prepared.jobs)),),
+        submits=(SubmitRecord(1, now, tuple(job.stage for job in prepared.jobs), image_jobs=image_jobs),),
     )
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from hpclm.container import singularity
 from hpclm.errors import SchedulerError
 from hpclm.scheduler import client
 from hpclm.scheduler.client import Partition
@@ -38,7 +39,7 @@ class Offer:
 def discover(site: Site, *, gpu: bool, container: bool) -> Offer:
     """Fill in what the profile leaves open. Never raises: a dry run is made where there is no scheduler, too."""
     if site.scheduler == "local":
-        return Offer(site)
+        return Offer(_with_runtime(site) if container else site)
     try:
         found = client.partitions()
     except SchedulerError as error:
@@ -51,10 +52,14 @@ def discover(site: Site, *, gpu: bool, container: bool) -> Offer:
         return Offer(site, None, f"{what}; name one in the site profile (partitions: {names})")
     if site.cpus_per_device is None and gpu and chosen.cpus_per_node and chosen.gpus_per_node:
         site = dataclasses.replace(site, cpus_per_device=max(1, chosen.cpus_per_node // chosen.gpus_per_node))
-    if container and site.container.runtime == "none":
-        runtime = _runtime()
-        site = dataclasses.replace(site, container=dataclasses.replace(site.container, runtime=runtime))
-    return Offer(site, chosen)
+    return Offer(_with_runtime(site) if container else site, chosen)
+
+
+def _with_runtime(site: Site) -> Site:
+    """The site with the container runtime that this machine has, where the profile names none."""
+    if site.container.runtime != "none":
+        return site
+    return dataclasses.replace(site, container=dataclasses.replace(site.container, runtime=_runtime()))
 
 
 def _runtime() -> Runtime:
@@ -64,8 +69,16 @@ def _runtime() -> Runtime:
             return "pyxis"
     except SchedulerError:
         pass
-    programs: tuple[Runtime, ...] = ("apptainer", "singularity", "enroot")
-    return next((name for name in programs if shutil.which(name)), "none")
+    if shutil.which("enroot"):
+        return "enroot"
+    for program in ("apptainer", "singularity"):
+        try:
+            found = singularity.which(client.run_command([program, "--version"]).out)
+        except SchedulerError:
+            continue
+        if found is not None:
+            return "apptainer" if found == "apptainer" else "singularity"
+    return "none"
 
 
 def misfits(offer: Offer, jobs: Iterable[StageJob]) -> list[str]:

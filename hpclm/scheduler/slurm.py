@@ -15,6 +15,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpclm.container.cache import Import, job_script
 from hpclm.errors import SchedulerError, SiteError
 from hpclm.runs.files import write_text
 from hpclm.runs.paths import StagePaths
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VERDICT_S = 300
+_IMPORT_MIN = 120
 
 
 def render(job: StageJob, site: Site) -> str:
@@ -37,23 +39,25 @@ def render(job: StageJob, site: Site) -> str:
     return str(executor._make_submission_file_text(_body(job, site), ""))
 
 
-def submission_argv(job: StageJob, parents: dict[str, str]) -> list[str]:
+def submission_argv(job: StageJob, parents: dict[str, str], first: tuple[str, ...] = ()) -> list[str]:
     """What sbatch is given besides the script: parents are job ids by stage (or words, in a dry run).
+
+    `first`: jobs that every stage without a parent waits for.
 
     A dependency stands here rather than in the script, which is thereby the same in a dry run and in earnest.
     """
-    if not job.depends_on:
+    ids = ":".join([parents[stage] for stage in job.depends_on] or first)
+    if not ids:
         return []
-    ids = ":".join(parents[stage] for stage in job.depends_on)
     # Without the second option a job whose parent failed pends for ever.
     return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
 
 
-def submit(job: StageJob, site: Site, parents: dict[str, str]) -> str:
+def submit(job: StageJob, site: Site, parents: dict[str, str], first: tuple[str, ...] = ()) -> str:
     """Submit one stage; returns its job id. Raises SchedulerError with Slurm's words."""
     script = StagePaths(Path(job.stage_dir)).script
     write_text(script, render(job, site))
-    return client.sbatch([*submission_argv(job, parents), str(script)])
+    return client.sbatch([*submission_argv(job, parents, first), str(script)])
 
 
 def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
@@ -150,6 +154,16 @@ def _environment(job: StageJob, site: Site) -> list[str]:
     if "PYTHONNOUSERSITE" not in environment:
         lines.append("export PYTHONNOUSERSITE=1")
     return lines
+
+
+def submit_import(wanted: Import, site: Site) -> str:
+    """Submit the import of an image as a job of its own; returns its id."""
+    options = {key: value for key in ("partition", "account", "qos") if (value := getattr(site, key))}
+    log = wanted.target.with_name(f"{wanted.target.stem}.log")
+    wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    script = wanted.target.with_name(f".{wanted.target.stem}.job.sh")
+    write_text(script, job_script(wanted, {**options, "time": str(_IMPORT_MIN)}, log))
+    return client.sbatch([str(script)])
 
 
 def _refuse_control(texts: list[str], what: str) -> None:

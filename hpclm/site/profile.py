@@ -51,10 +51,20 @@ _OWN_OPTIONS = frozenset(
 
 @dataclass(frozen=True)
 class SiteContainer:
-    """How commands enter an image here, and what every container of this site has mounted (`SOURCE:TARGET[:ro]`)."""
+    """How commands enter an image here.
+
+    Attributes:
+        mounts: what every container of this site has mounted (`SOURCE:TARGET[:ro]`).
+        images: folder for imported images, seen by all nodes; None: `images` beside the runs.
+        pull: where an image is imported: on this `login` node, in a `job` of its own, or `never` by us.
+        home: whether the user's home is seen inside.
+    """
 
     runtime: Runtime = "none"
     mounts: tuple[str, ...] = ()
+    images: str | None = None
+    pull: Literal["login", "job", "never"] = "login"
+    home: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,10 @@ def _check_values(values: dict[str, Any], fault: Any) -> None:
     if cpus is not None and cpus < 1:
         fault("cpus_per_device", f"must be at least 1, not {cpus}")
     container = values.get("container", SiteContainer())
+    if container.images is not None and not container.images.startswith("/"):
+        fault("container.images", f"{_shown(container.images)} must be an absolute path")
     texts = {
+        "container.images": [container.images or ""],
         "python": values.get("python", ()),
         "modules": values.get("modules", ()),
         "container.mounts": container.mounts,

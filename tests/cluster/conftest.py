@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(_ROOT / folder) for folder in ("launch", "tests/launch", "tests/recipe")]
+sys.path[:0] = [str(_ROOT / folder) for folder in ("launch", "tests/launch", "tests/recipe", "tests/container")]
 
 from dev_cluster import Cluster, ClusterError  # noqa: E402
 

@@ -47,6 +47,8 @@ def main(stage_dir: str, attempt: str) -> None:
     }
     write_json(paths.rank(rank), record)
     print(f"rank {rank} of {world}, local {local}, node {node}, threads {os.environ['OMP_NUM_THREADS']}", flush=True)
+    print(f"hpclm from {__file__}, in {Path.cwd()}", flush=True)
+    print(os.environ.get("PYXIS_STANDIN", ""), flush=True)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN if behaviour.get("deaf") else _stop)
     state, kind, code, message = "done", "ok", 0, ""

@@ -23,7 +23,7 @@ from hpclm.plan.spec import (
 )
 from hpclm.runs import submit as submitting
 from hpclm.runs.files import write_json
-from hpclm.runs.jobs import stage_jobs
+from hpclm.runs.jobs import import_of, stage_jobs
 from hpclm.runs.paths import RunPaths
 from hpclm.runs.payload import stage_payload
 from hpclm.runs.record import Run
@@ -68,7 +68,8 @@ def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str =
     specs = tuple(_spec(stage, paths) for stage in stages)
     problems = [*misfits(offer, jobs), *problems]
     request = submitting.Request(recipe)
-    return submitting.Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), tuple(problems))
+    imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
+    return submitting.Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), tuple(problems), imports)
 
 
 def use_fake_worker(monkeypatch: Any, stages: tuple[Stage, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
@@ -65,6 +65,11 @@ class Container(Section):
     )
     mounts: tuple[Mount, ...] = Field(default=(), description="besides the run folder, which is always mounted")
     workdir: InsidePath | None = Field(default=None, description="folder a rank starts in; null: the run's")
+    runtime: Literal["pyxis", "enroot", "singularity", "apptainer"] | None = Field(
+        default=None, description="how the image is entered; null: as the site says"
+    )
+    writable: bool = Field(default=False, description="let ranks write into the image's own folders; it is not kept")
+    home: bool | None = Field(default=None, description="see the home folder inside; null: as the site says")
     environment: dict[Annotated[str, AfterValidator(_variable)], Line] = Field(
         default_factory=dict, description="variables set inside; secrets belong in the site profile"
     )

@@ -1,0 +1,25 @@
+"""Pyxis: options of srun itself. Source: the plugin's README, `--container-*`.
+
+They stand on srun and never in a directive: the batch script would then run inside, where there is no scontrol.
+"""
+
+from __future__ import annotations
+
+from hpclm.container.image import parse_image
+from hpclm.container.launch import ContainerRequest, LaunchSpec
+
+
+def render(request: ContainerRequest) -> LaunchSpec:
+    """Options for srun; the environment comes from the job, and wins over the image's where it is named."""
+    arguments = [f"--container-image={parse_image(request.image).pyxis}"]
+    arguments.append("--container-mount-home" if request.home else "--no-container-mount-home")
+    if request.writable:
+        arguments.append("--container-writable")
+    if request.mounts:
+        mounts = (f"{one.source}:{one.target}" + (":ro" if one.read_only else "") for one in request.mounts)
+        arguments.append(f"--container-mounts={','.join(mounts)}")
+    if request.workdir:
+        arguments.append(f"--container-workdir={request.workdir}")
+    if request.environment:
+        arguments.append(f"--container-env={','.join(sorted(request.environment))}")
+    return LaunchSpec(environment=dict(request.environment), srun_args=tuple(arguments))

@@ -1,0 +1,54 @@
+"""Importing an image by itself, before any run needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpclm.container import cache, parse_image
+from hpclm.errors import SiteError
+from hpclm.runs.jobs import images_folder
+from hpclm.scheduler import slurm
+from hpclm.scheduler.discovery import discover
+from hpclm.site import load_site
+from hpclm.site.runs_dir import runs_folder
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What became of an import: the file, whether it was made now, and the job that makes it, if one does."""
+
+    path: str
+    imported: bool
+    job_id: str | None = None
+
+    @property
+    def words(self) -> str:
+        if self.job_id is not None:
+            return f"job {self.job_id} imports it to {self.path}"
+        return f"imported to {self.path}" if self.imported else f"already there: {self.path}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def pull(
+    image: str, site_name: str, runs_dir: Path | None, say: Callable[[str], None], *, in_job: bool = False
+) -> Pulled:
+    """Import `image` to the site's folder of images. Raises SiteError or SchedulerError."""
+    parsed = parse_image(image)
+    if parsed.path is not None:
+        raise SiteError(f"{image}: is a file already; nothing has to be imported")
+    site = discover(load_site(site_name), gpu=False, container=True).site
+    if site.container.runtime == "none":
+        raise SiteError(f"site {site.name} has no container runtime; name one in a site profile (container.runtime)")
+    wanted = cache.planned(parsed, site.container.runtime, images_folder(site, runs_folder(runs_dir, site)))
+    assert wanted is not None
+    if in_job and not wanted.target.exists():
+        if site.scheduler != "slurm":
+            raise SiteError(f"--job: site {site.name} has no scheduler; leave it out")
+        return Pulled(str(wanted.target), False, slurm.submit_import(wanted, site))
+    return Pulled(str(wanted.target), cache.pull(wanted, say))

@@ -1,0 +1,51 @@
+"""A stand-in for Apptainer and Singularity CE: their real options, `exec` under bubblewrap."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from sandbox import IMAGE_ENVIRONMENT, enter, fail, read_image, write_image
+
+_PLAIN = ("--nv", "--no-home", "--writable-tmpfs")
+
+
+def pull(program: str, arguments: list[str]) -> None:
+    target, uri = arguments
+    if not re.fullmatch(r"docker://[a-z0-9.-]+(:[0-9]+)?/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]+)?", uri):
+        fail("FATAL", f"While making image from oci registry: invalid reference format: {uri}")
+    if "private.example" in uri:
+        fail("FATAL", "while pulling: reading manifest: unauthorized: authentication required")
+    write_image(target, uri)
+
+
+def exec_(program: str, arguments: list[str]) -> None:
+    binds, workdir, home = [], str(Path.cwd()), True
+    while arguments and arguments[0].startswith("-"):
+        option = arguments.pop(0)
+        if option == "--bind":
+            source, target, *options = arguments.pop(0).split(":")
+            binds.append((source, target, options == ["ro"]))
+        elif option == "--pwd":
+            workdir = arguments.pop(0)
+        elif option in _PLAIN:
+            home = home and option != "--no-home"
+        else:
+            fail("Error", f"unknown flag: {option}")
+    image = read_image("FATAL", arguments.pop(0))
+    prefix = "APPTAINERENV_" if program == "apptainer" else "SINGULARITYENV_"
+    forced = {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
+    host = {name: value for name, value in os.environ.items() if not name.startswith(prefix) and name != "PATH"}
+    if home:
+        binds.insert(0, (str(Path.home()), str(Path.home()), False))
+    enter(image, binds, {**host, **IMAGE_ENVIRONMENT, **forced}, workdir, arguments)
+
+
+if __name__ == "__main__":
+    program = os.environ["STANDIN_NAME"]
+    if sys.argv[1] == "--version":
+        print("apptainer version 1.3.4" if program == "apptainer" else "singularity-ce version 4.1.5")
+    else:
+        {"pull": pull, "exec": exec_}[sys.argv[1]](program, sys.argv[2:])

@@ -1,0 +1,139 @@
+"""One import for everybody: under a lock, whole or not at all, and a plain word where a registry refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hpclm.cli import app as cli
+from hpclm.container import cache, parse_image
+from hpclm.errors import SiteError
+
+
+def wanted(folder: Path, image: str = "nvcr.io/nvidia/nemo:23.02", runtime: str = "enroot") -> cache.Import:
+    found = cache.planned(parse_image(image), runtime, folder / "images")
+    assert found is not None
+    return found
+
+
+def test_a_file_needs_no_import(tmp_path: Path) -> None:
+    assert cache.planned(parse_image("/images/a.sqsh"), "enroot", tmp_path) is None
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "singularity", "apptainer"])
+def test_an_image_is_imported_once(runtime: str, tmp_path: Path, runtimes: Callable[..., None]) -> None:
+    runtimes(runtime)
+    said: list[str] = []
+    one = wanted(tmp_path, runtime=runtime)
+    assert cache.pull(one, said.append)
+    assert json.loads(one.target.read_text())["source"].startswith("docker://nvcr.io")
+    assert said[0].startswith("importing docker://nvcr.io/nvidia/nemo:23.02")
+    assert not cache.pull(one, said.append)
+    assert [path.name for path in one.target.parent.iterdir() if not path.name.endswith(".lock")] == [one.target.name]
+
+
+def test_many_at_once_import_once(tmp_path: Path, runtimes: Callable[..., None]) -> None:
+    runtimes("enroot")
+    one = wanted(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from hpclm.container import cache, parse_image; "
+        "one = cache.planned(parse_image('nvcr.io/nvidia/nemo:23.02'), 'enroot', Path(sys.argv[1])); "
+        "print(cache.pull(one, lambda line: None))"
+    )
+    argv = [sys.executable, "-c", code, str(one.target.parent)]
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(lambda _: subprocess.run(argv, capture_output=True, text=True, check=True), range(6)))
+    assert sorted(one.stdout.strip() for one in done) == ["False"] * 5 + ["True"]
+
+
+def test_the_lock_of_a_dead_importer_holds_nobody(tmp_path: Path, runtimes: Callable[..., None]) -> None:
+    runtimes("enroot")
+    one = wanted(tmp_path)
+    one.target.parent.mkdir()
+    lock = one.target.with_name(f".{one.target.name}.lock")
+    code = (
+        f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "print(1, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with ThreadPoolExecutor(1) as pool:
+            said: list[str] = []
+            pulling = pool.submit(cache.pull, one, said.append)
+            time.sleep(0.3)
+            assert not pulling.done()
+            holder.kill()
+            assert pulling.result(20)
+    assert "another import" in said[0]
+
+
+def test_an_import_that_dies_leaves_nothing(
+    tmp_path: Path, runtimes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes("enroot")
+    monkeypatch.setenv("STANDIN_DIES", "1")
+    one = wanted(tmp_path)
+    with pytest.raises(SiteError, match="could not be imported"):
+        cache.pull(one, lambda line: None)
+    assert [path.name for path in one.target.parent.iterdir()] == [f".{one.target.name}.lock"]
+    monkeypatch.delenv("STANDIN_DIES")
+    assert cache.pull(one, lambda line: None)
+
+
+def test_missing_credentials_are_said_and_never_written(
+    tmp_path: Path, runtimes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes("enroot", "apptainer")
+    config = tmp_path / "config"
+    monkeypatch.setenv("ENROOT_CONFIG_PATH", str(config))
+    image = "private.example/team/model:1"
+    with pytest.raises(
+        SiteError, match=r"401 Unauthorized\n.*\.credentials is not there.*machine private.example login"
+    ):
+        cache.pull(wanted(tmp_path, image), lambda line: None)
+    assert not config.exists()
+    config.mkdir()
+    (config / ".credentials").write_text("machine private.example login me password x\n")
+    with pytest.raises(SiteError, match=r"\.credentials has a line"):
+        cache.pull(wanted(tmp_path, image), lambda line: None)
+    monkeypatch.delenv("APPTAINER_DOCKER_USERNAME", raising=False)
+    with pytest.raises(SiteError, match=r"APPTAINER_DOCKER_USERNAME \(is not set"):
+        cache.pull(wanted(tmp_path, image, "apptainer"), lambda line: None)
+
+
+def test_the_command(tmp_path: Path, runtimes: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    runtimes("enroot")
+    site = tmp_path / "site.yaml"
+    site.write_text(f"scheduler: local\ncontainer: {{runtime: enroot, images: {tmp_path}/shared}}\n")
+    assert cli.run(["image", "pull", "nvcr.io/nvidia/nemo:23.02", "--site", str(site), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["imported"] is True
+    assert Path(shown["path"]).parent == tmp_path / "shared"
+    assert cli.run(["image", "pull", "nvcr.io#nvidia/nemo:23.02", "--site", str(site)]) == 0
+    assert "already there" in capsys.readouterr().out
+    for words in (["$(touch x)"], ["/a.sqsh"], ["nvcr.io/a/b", "--job"]):
+        assert cli.run(["image", "pull", *words, "--site", str(site)]) == 4
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_script_of_an_import_job(tmp_path: Path, runtimes: Callable[..., None]) -> None:
+    """It is run here as Slurm would run it: twice, the second time with nothing left to do."""
+    runtimes("enroot")
+    folder = tmp_path / "it's a $(touch pwned) folder"
+    one = wanted(folder)
+    one.target.parent.mkdir(parents=True)
+    script = cache.job_script(one, {"partition": "cpu", "time": "60"}, folder / "log")
+    assert "#SBATCH --partition=cpu" in script
+    for _ in range(2):
+        subprocess.run(["bash", "-u", "-c", script], check=True, env=os.environ, cwd=tmp_path)
+    assert one.target.exists()
+    assert not list(tmp_path.rglob("pwned"))

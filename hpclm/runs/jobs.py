@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec, parse_image
@@ -123,6 +123,8 @@ def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str
     for text in site.container.mounts:
         source, target, *flags = text.split(":")
         mounts.append(Mount(source, target, flags == ["ro"]))
+    # The deeper later: a folder mounted over the run's would hide it.
+    mounts.sort(key=lambda mount: len(PurePosixPath(mount.target).parts))
     wanted = import_of(stage, site, paths.root.parent)
     request = ContainerRequest(
         image=str(wanted.target) if wanted else container.image,

@@ -7,6 +7,7 @@ from typing import Any
 
 from hpclm.runs.files import read_lines
 from hpclm.runs.paths import AttemptPaths, StagePaths
+from hpclm.runs.ranks import last_words
 from hpclm.runs.verdict import Verdict, read_verdict
 
 _STATES = {"memory": "out-of-memory", "limit": "timeout"}
@@ -80,6 +81,9 @@ def ending(paths: StagePaths, submit: int) -> Ending | None:
     if stop.get("detail") in _STOPPED:
         state, reason = _STOPPED[str(stop["detail"])]
         cause = f"; before that: {verdict.reason}" if verdict is not None and verdict.kind != "signal" else ""
+        if stop["detail"] == "no-interpreter":
+            words = last_words([paths.slurm_batch_log(str(stop.get("job")))])
+            cause = f", which ends: {words}" if words else ""
         return Ending(state, reason + cause, verdict.rank if verdict else None)
     if verdict is None:
         return None
@@ -110,7 +114,7 @@ def _what(chapter: Chapter, *, is_last: bool) -> str | None:
     if words.get("end") == "complete":
         return None
     if "stop" in words:
-        return f"{verdict.reason if verdict else 'ended'}; given up"
+        return f"{verdict.reason if verdict else 'nothing could be started'}; given up"
     if "again" in words:
         return f"{verdict.reason if verdict else 'ended'}; started again on the same nodes"
     if "requeue" in words:

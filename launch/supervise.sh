@@ -40,7 +40,7 @@ hpclm_pause() { # the job is over, the stage goes on in the next one
 }
 
 hpclm_leave() { # CODE: the stage is over; what Slurm will have forgotten in five minutes is left in a file
-  printf '%s %s %s\n' "$1" "$(date +%s)" "$hpclm_signal" >"$hpclm_stage/slurm/${SLURM_JOB_ID}_exit"
+  printf '%s %s %s\n' "$1" "$(date +%s)" "$hpclm_signal" >"$hpclm_stage/slurm/${hpclm_job}_exit"
   hpclm_pause "$1"
 }
 
@@ -111,7 +111,7 @@ hpclm_wait_for() { # COMMAND…: in the background, so that a signal is heard at
 
 hpclm_taken_because() { # Slurm says it only in the log: preemption, node-failure, job-requeue
   local why
-  why=$(grep -o 'JOB [0-9]* ON .* DUE TO [A-Z ]*' "$hpclm_stage/slurm/${SLURM_JOB_ID}_batch.log" 2>/dev/null)
+  why=$(grep -o 'JOB [0-9]* ON .* DUE TO [A-Z ]*' "$hpclm_stage/slurm/${hpclm_job}_batch.log" 2>/dev/null)
   why=$(tail -n 1 <<<"$why" | sed 's/.* DUE TO //; s/ *$//' | tr 'A-Z ' 'a-z-')
   echo "${why:-slurm}"
 }
@@ -166,7 +166,7 @@ if [ "$hpclm_limit_s" -gt 40 ]; then
   } &
   hpclm_clock=$!
 fi
-rm -f "$hpclm_stage/slurm/${SLURM_JOB_ID}_exit"
+rm -f "$hpclm_stage/slurm/${hpclm_job}_exit"
 if [ -s "$hpclm_stage/result.json" ]; then
   hpclm_leave 0 # another job of this stage has finished it
 fi

@@ -18,6 +18,7 @@ from hpclm.cli.show import (
     print_json,
     print_submitted,
 )
+from hpclm.cli.sweeps import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
 from hpclm.errors import HpclmError
 
 # rich would be imported for help and tracebacks alone, and takes longer than everything else.
@@ -44,6 +45,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a v
 SiteOption = Annotated[str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, a profile's name or path.")]
 RunsOption = Annotated[Path | None, typer.Option("--runs-dir", help="The folder of runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+MetricOption = Annotated[str | None, typer.Option("--metric", help="What a sweep's runs are compared by.")]
 StageOption = Annotated[str | None, typer.Option("--stage", help="Which stage.")]
 
 
@@ -68,12 +70,20 @@ def submit(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and job scripts; submit nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow to the end; the exit code is the run's.")] = False,
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", help="KEY=VALUE,VALUE: a run for each value; again for a grid.")
+    ] = None,
+    max_running: Annotated[int | None, typer.Option("--max-running", min=1, help="Of a sweep's runs at once.")] = None,
+    metric: MetricOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Plan, check and start a run."""
+    """Plan, check and start a run, or with --sweep many of them."""
     from hpclm.runs import submit as submitting
 
     request = submitting.Request(recipe, tuple(overrides or ()), nodes, devices_per_node, site, runs_dir, name)
+    if sweep:
+        submit_sweep(request, sweep, max_running, metric, dry_run=dry_run, wait=wait, as_json=as_json)
+        return
     prepared = submitting.prepare(request)
     print_findings(prepared.plan, ("warning",))
     for note in prepared.notes:
@@ -117,15 +127,18 @@ def status(
     run: RunArgument = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep looking until it is over.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Newest runs shown when none is named; 0: all.")] = 20,
+    metric: MetricOption = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how runs are doing: all of them, or one."""
+    """Show how runs are doing: all of them, one, or a sweep's as a table."""
     from hpclm.runs.record import all_runs, find_run
     from hpclm.runs.status import status_of
 
     folder = _folder(runs_dir, site)
+    if show_sweep(folder, run, metric, as_json=as_json):
+        return
     if watch:
         for one in follow_shown(find_run(folder, run), quiet=as_json):
             if as_json:
@@ -136,14 +149,17 @@ def status(
     found = status_of(chosen[hidden:])
     for trouble in unreadable:
         typer.echo(f"warning: {trouble}", err=True)
+    sweeps = sweep_statuses(folder, limit) if run is None else []
     if as_json:
-        print_json({"runs": [one.to_dict() for one in found]})
+        runs = {"runs": [one.to_dict() for one in found]}
+        print_json(runs | ({"sweeps": [one.to_dict() for one in sweeps]} if sweeps else {}))
         return
-    from hpclm.cli.text import run_lines
+    from hpclm.cli.text import run_lines, sweep_lines
 
     if hidden:
         typer.echo(f"({hidden} older runs not shown; --limit 0 shows all)\n")
-    typer.echo("\n\n".join("\n".join(run_lines(one)) for one in found) or f"no runs in {folder}")
+    blocks = [*(sweep_lines(one) for one in sweeps), *(run_lines(one) for one in found)]
+    typer.echo("\n\n".join("\n".join(block) for block in blocks) or f"no runs in {folder}")
 
 
 @app.command()
@@ -178,10 +194,12 @@ def cancel(
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
 ) -> None:
-    """End a run; what it has saved stays, and `hpclm resume` goes on from there."""
+    """End a run or a whole sweep; what it has saved stays, and `hpclm resume` goes on from there."""
     from hpclm.runs.cancel import cancel as cancel_run
     from hpclm.runs.record import find_run
 
+    if cancel_sweep(_folder(runs_dir, site), run):
+        return
     found = find_run(_folder(runs_dir, site), run)
     ended = cancel_run(found)
     typer.echo(f"{found.record.run}: " + (f"cancelled {', '.join(ended)}" if ended else "already over"))
@@ -195,6 +213,7 @@ def collect(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder; default: results in the run.")] = None,
     stage: StageOption = None,
+    metric: MetricOption = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
@@ -204,6 +223,8 @@ def collect(
     from hpclm.runs.collect import collect as collect_run
     from hpclm.runs.record import find_run
 
+    if gather_sweep(_folder(runs_dir, site), run, out, metric, as_json=as_json):
+        return
     done = collect_run(find_run(_folder(runs_dir, site), run), pred_file=pred_file, out=out, stage=stage)
     if as_json:
         shown = str(done.pred_file) if done.pred_file else None
@@ -224,6 +245,8 @@ def resume(
     from hpclm.runs.record import find_run
     from hpclm.runs.resume import resume as resume_run
 
+    if resume_sweep(_folder(runs_dir, site), run):
+        return
     again, stages = resume_run(find_run(_folder(runs_dir, site), run))
     if wait:
         finish(follow_shown(again, quiet=as_json), as_json)

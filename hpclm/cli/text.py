@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hpclm.runs.collect import Collected
     from hpclm.runs.ledger import Fault
     from hpclm.runs.status import RunStatus, StageStatus
+    from hpclm.runs.sweep_results import SweepStatus
     from hpclm.scheduler.jobs import StageJob
 
 _STORY_LINES = 6
@@ -109,6 +110,21 @@ def dry_run_lines(picture: str, scripts: list[tuple[StageJob, list[str], str]], 
     lines += ["", "dry run: nothing was submitted"]
     lines += [f"a submit would be refused: {problem}" for problem in problems]
     return lines
+
+
+def sweep_lines(status: SweepStatus) -> list[str]:
+    """A sweep as a table, best first."""
+    sweep = status.sweep
+    counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
+    lines = [f"{sweep.name}  {len(sweep.members)} runs: {counts}; by {sweep.metric}"]
+    keys = [axis.key for axis in sweep.axes]
+    rows = [["run", *keys, "state", "step", "loss", sweep.metric]]
+    for row in status.rows:
+        settings = [row.settings[key] for key in keys]
+        rows.append([row.run.rpartition(".")[2], *settings, row.state, row.step, figure(row.loss), figure(row.metric)])
+    lines += table(rows)
+    told = dict.fromkeys(row.reason for row in status.rows if row.reason and row.state not in ("completed", "pending"))
+    return [*lines, *(f"  {reason}" for reason in told), *(f"  warning: {warning}" for warning in status.warnings)]
 
 
 def fault_lines(faults: Sequence[Fault]) -> list[str]:

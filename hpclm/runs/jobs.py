@@ -25,9 +25,12 @@ _PREFLIGHT_S = 600
 
 
 def stage_jobs(
-    stages: Sequence[StagePlan], offer: Offer, paths: RunPaths, title: str, exclude: tuple[str, ...] = ()
+    stages: Sequence[StagePlan], offer: Offer, paths: RunPaths, title: str, folder: Path, exclude: tuple[str, ...] = ()
 ) -> tuple[list[StageJob], list[str]]:
-    """The jobs of a run in order, and why they could not be started as they are (one message each)."""
+    """The jobs of a run in order, and why they could not be started as they are (one message each).
+
+    `folder`: where runs are, with the ledger of nodes in it and the images beside it.
+    """
     site = offer.site
     jobs, problems = [], []
     for stage in stages:
@@ -41,7 +44,7 @@ def stage_jobs(
         resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
         environment = _environment(stage, site, paths, cpus)
-        launch = _launch(stage, site, paths, environment) if contained else LaunchSpec(python=(sys.executable,))
+        launch = _launch(stage, site, paths, folder, environment) if contained else LaunchSpec(python=(sys.executable,))
         jobs.append(
             StageJob(
                 run=paths.name,
@@ -63,7 +66,7 @@ def stage_jobs(
                 environment=environment,
                 depends_on=tuple(stage.depends_on),
                 preflight_s=_PREFLIGHT_S if stage.recovery.preflight and site.scheduler == "slurm" else 0,
-                ledger=str(ledger.path_in(paths.root.parent)),
+                ledger=str(ledger.path_in(folder)),
                 exclude=exclude,
             )
         )
@@ -115,7 +118,7 @@ def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
     return planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
 
 
-def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str, str]) -> LaunchSpec:
+def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:
     container = stage.container
     assert container is not None
     mounts = [Mount(str(paths.root), str(paths.root))]
@@ -125,7 +128,7 @@ def _launch(stage: StagePlan, site: Site, paths: RunPaths, environment: dict[str
         mounts.append(Mount(source, target, flags == ["ro"]))
     # The deeper later: a folder mounted over the run's would hide it.
     mounts.sort(key=lambda mount: len(PurePosixPath(mount.target).parts))
-    wanted = import_of(stage, site, paths.root.parent)
+    wanted = import_of(stage, site, folder)
     request = ContainerRequest(
         image=str(wanted.target) if wanted else container.image,
         mounts=tuple(mounts),

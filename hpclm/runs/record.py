@@ -157,6 +157,9 @@ def find_run(folder: Path, wanted: str | None) -> Run:
         return runs[-1]
     if wanted and "/" not in wanted and (folder / wanted / "run.json").is_file():
         return read_run(folder / wanted)
+    sweep = wanted.rpartition(".")[0]
+    if sweep and "/" not in wanted and (folder / sweep / wanted / "run.json").is_file():
+        return read_run(folder / sweep / wanted)  # a member of a sweep
     if "/" in wanted or Path(wanted, "run.json").is_file():
         return read_run(Path(wanted).expanduser().absolute())
     matches = sorted(root.name for root in runs_in(folder) if wanted and root.name.startswith(wanted))

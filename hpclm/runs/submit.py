@@ -97,8 +97,11 @@ class Prepared:
         return notes
 
 
-def prepare(request: Request) -> Prepared:
-    """Read, plan and check. Raises RecipeError, SiteError, or PlanError with every finding at once."""
+def prepare(request: Request, root: Path | None = None) -> Prepared:
+    """Read, plan and check. Raises RecipeError, SiteError, or PlanError with every finding at once.
+
+    `root`: the run's folder where it is no new one beside the others (a member of a sweep).
+    """
     from hpclm.plan import make_plan, stage_specs
     from hpclm.recipe import load
 
@@ -117,8 +120,8 @@ def prepare(request: Request) -> Prepared:
         gpu=any(stage.resources.device == "gpu" for stage in plan.stages),
         container=any(stage.container is not None for stage in plan.stages),
     )
-    paths = RunPaths(folder / _run_id(request.name, plan.name))
-    jobs, problems = stage_jobs(plan.stages, offer, paths, plan.name, _excluded(offer, folder, plan))
+    paths = RunPaths(root or folder / run_id(request.name, plan.name))
+    jobs, problems = stage_jobs(plan.stages, offer, paths, plan.name, folder, _excluded(offer, folder, plan))
     specs = tuple(stage_specs(plan, paths.name, paths.root))
     problems = [*misfits(offer, jobs), *problems]
     imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
@@ -160,11 +163,11 @@ def submit(prepared: Prepared, say: Callable[[str], None] = lambda line: None) -
         raise SiteError("\n".join(prepared.problems))
     for _ in scripts(prepared):
         pass  # what cannot be quoted is refused before anything is written
-    jobs = _import_images(prepared, say)
+    jobs = import_images(prepared, say)
     made_folder = _make(prepared.paths.root.parent)
     _sweep_up(prepared.paths.root.parent)
     try:
-        run = _write(prepared, jobs)
+        run = write(prepared, jobs)
         return start(run, list(prepared.jobs))
     except BaseException:
         if not _was_submitted(prepared.paths):
@@ -175,7 +178,7 @@ def submit(prepared: Prepared, say: Callable[[str], None] = lambda line: None) -
         raise
 
 
-def _import_images(prepared: Prepared, say: Callable[[str], None]) -> tuple[str, ...]:
+def import_images(prepared: Prepared, say: Callable[[str], None]) -> tuple[str, ...]:
     """Have every image that is missing; returns the jobs that do it where the site wants jobs for that."""
     missing = [one for one in dict.fromkeys(prepared.imports) if not one.target.exists()]
     if prepared.site.container.pull == "job" and prepared.site.scheduler == "slurm":
@@ -257,7 +260,7 @@ def _was_submitted(paths: RunPaths) -> bool:
     return any(submit.job_ids or submit.error for submit in record.submits) or paths.local(1).state.exists()
 
 
-def _write(prepared: Prepared, image_jobs: tuple[str, ...]) -> Run:
+def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
     """The run directory: built under a name that nobody looks at, then renamed, so it is there whole or not at all."""
     final = prepared.paths
     building = RunPaths(final.root.with_name(f".{final.name}{_BUILDING}"))
@@ -335,7 +338,7 @@ def _make(folder: Path) -> Sequence[Path]:
     return missing
 
 
-def _run_id(name: str | None, recipe_name: str) -> str:
+def run_id(name: str | None, recipe_name: str) -> str:
     chosen = recipe_name if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", chosen):
         raise SiteError(

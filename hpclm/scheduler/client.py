@@ -7,6 +7,7 @@ Text with explicit separators is asked for rather than JSON: JSON came with 21.0
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hpclm.errors import SchedulerError
-from hpclm.scheduler.jobs import JobInfo
+from hpclm.scheduler.jobs import JobInfo, member_tag
 
 _TIMEOUT_S = 60.0
+_JOB_ID = re.compile(r"\d+(_\d+)?")
 _SINFO_S = 15.0  # a dry run asks too, and should not hang for a minute where Slurm is set up but away
 _SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"
 _SACCT_FORMAT = "JobID,State,Start,End,NodeList"
@@ -108,6 +110,7 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
         "squeue",
         "--noheader",
         "--states=all",
+        "--array",
         f"--user={','.join(sorted(set(users)))}",
         f"--format={_SQUEUE_FORMAT}",
     ]
@@ -133,13 +136,16 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
 
 
 def parse_squeue(text: str) -> list[JobInfo]:
-    """Lines of `_SQUEUE_FORMAT`. The comment comes last since it may hold anything; array members are left out."""
+    """Lines of `_SQUEUE_FORMAT`. The comment comes last since it may hold anything.
+
+    Members of an array are `12_3`; they share the array's comment, and get their own tag of it (`jobs.member_tag`).
+    """
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", 6)
-        if len(fields) == 7 and fields[0].isdigit():
+        if len(fields) == 7 and _JOB_ID.fullmatch(fields[0]):
             job_id, state, reason, start, end, nodes, comment = fields
-            tag = comment if comment.startswith("hpclm:") else ""
+            tag = member_tag(comment, job_id) if comment.startswith("hpclm:") else ""
             reason = "" if reason == "None" else reason
             jobs.append(JobInfo(job_id, state.split()[0], reason, _time(start), _time(end), nodes, tag))
     return jobs
@@ -150,7 +156,7 @@ def parse_sacct(text: str) -> list[JobInfo]:
     jobs = []
     for line in text.splitlines():
         fields = line.split("|")
-        if len(fields) == 5 and fields[0].isdigit() and fields[1]:
+        if len(fields) == 5 and _JOB_ID.fullmatch(fields[0]) and fields[1]:
             job_id, state, start, end, nodes = fields
             jobs.append(JobInfo(job_id, state.split()[0].rstrip("+"), "", _time(start), _time(end), nodes))
     return jobs
@@ -161,6 +167,15 @@ def _time(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:  # N/A, Unknown, NONE
         return None
+
+
+def max_array_size() -> int:
+    """How many members an array may have. Raises SchedulerError."""
+    done = run_command(["scontrol", "show", "config"], _SINFO_S)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.out, re.MULTILINE)
+    if done.code or not found:
+        raise SchedulerError(f"scontrol: {done.said}")
+    return int(found[1])
 
 
 @dataclass(frozen=True)

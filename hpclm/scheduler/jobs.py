@@ -95,8 +95,43 @@ class StageJob:
         return max(10, min(120, self.time_limit_min * 6))
 
 
+@dataclass(frozen=True)
+class ArrayJob:
+    """Many runs alike as one job array.
+
+    Attributes:
+        name: the members' runs are `member_run(name, index)`.
+        folder: `<folder>/<index>` leads to the run of a member.
+        max_running: how many run at once, None: as many as fit.
+    """
+
+    name: str
+    folder: str
+    count: int
+    max_running: int | None = None
+
+
 def job_tag(run: str, stage: str, submit: int) -> str:
     return f"hpclm:{run}/{stage}/{submit:03d}"
+
+
+def array_tag(array: str, stage: str) -> str:
+    """What an array of a sweep carries: its members' runs are `<array>.<index>`."""
+    return f"hpclm:{array}/{stage}/001"
+
+
+def member_run(array: str, index: int) -> str:
+    """The run of one member of an array."""
+    return f"{array}.{index:03d}"
+
+
+def member_tag(comment: str, job_id: str) -> str:
+    """The tag of the job `job_id`: its comment, or for member `12_3` of an array the one of the member's run."""
+    _, _, index = job_id.partition("_")
+    if not index:
+        return comment
+    run, _, rest = comment.removeprefix("hpclm:").partition("/")
+    return f"hpclm:{member_run(run, int(index))}/{rest}"
 
 
 @dataclass(frozen=True)

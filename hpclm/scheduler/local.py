@@ -74,10 +74,7 @@ def render(job: StageJob, site: Site) -> str:
 
 def submit(paths: LocalPaths, jobs: list[StageJob], site: Site, payload: Path) -> None:
     """Start the supervisor; returns once it runs. Raises SchedulerError with its last words when it does not."""
-    stages = [describe(job, site) for job in jobs]
-    for job in jobs:
-        write_text(Path(job.stage_dir) / "job.sh", render(job, site))
-    write_json(paths.jobs, {"stages": stages, "kill_wait_s": KILL_WAIT_S, "grace_s": GRACE_S})
+    write_jobs(paths, jobs, site)
     environment = clean_environment() | {"PYTHONPATH": str(payload)}
     with paths.log.open("ab") as log:
         started = subprocess.run(
@@ -100,6 +97,49 @@ def submit(paths: LocalPaths, jobs: list[StageJob], site: Site, payload: Path) -
     raise SchedulerError(f"the local supervisor did not start: {words[0] if words else 'it left no word'}")
 
 
+def write_jobs(paths: LocalPaths, jobs: list[StageJob], site: Site) -> None:
+    """What a supervisor needs to begin."""
+    for job in jobs:
+        write_text(Path(job.stage_dir) / "job.sh", render(job, site))
+    stages = [describe(job, site) for job in jobs]
+    write_json(paths.jobs, {"stages": stages, "kill_wait_s": KILL_WAIT_S, "grace_s": GRACE_S})
+
+
+def submit_queue(root: Path, members: list[dict[str, str]], max_running: int) -> None:
+    """Start the process that runs a sweep's members one after the other; returns once it runs."""
+    write_json(root / "queue.json", {"members": members, "max_running": max_running})
+    with (root / "queue.log").open("ab") as log:
+        subprocess.run(
+            [sys.executable, "-m", "hpclm.scheduler.queue", str(root)],
+            cwd=root,
+            env=clean_environment() | {"PYTHONPATH": members[0]["payload"]},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            timeout=_START_S,
+            check=True,
+        )
+    deadline = time.monotonic() + _START_S
+    while not (root / "queue-state.json").exists():
+        if time.monotonic() > deadline:
+            raise SchedulerError(f"the sweep's queue did not start; see {root / 'queue.log'}")
+        time.sleep(0.01)
+
+
+def _queued(paths: LocalPaths) -> dict[str, JobInfo]:
+    """Stages of a member of a sweep whose turn has not come."""
+    jobs, queue = read_object(paths.jobs), read_object(paths.root.parents[2] / "queue-state.json")
+    if jobs is None or queue is None:
+        return {}
+    word, reason = "pending", "waits for its turn in the sweep"
+    if paths.cancel.exists():
+        word, reason = "cancelled", "cancelled by the user"
+    elif not is_alive(queue):
+        word, reason = "skipped", "the sweep's queue vanished before its turn (machine restarted, or it was killed)"
+    return {job["stage"]: JobInfo(job_id="", state=word, reason=reason) for job in jobs["stages"]}
+
+
 def look(paths: LocalPaths) -> dict[str, JobInfo]:
     """Every stage of one submit as its supervisor last wrote it; empty before it has written anything.
 
@@ -107,7 +147,7 @@ def look(paths: LocalPaths) -> dict[str, JobInfo]:
     """
     state = read_object(paths.state)
     if state is None:
-        return {}
+        return _queued(paths)
     gone = state.get("ended_at") is None and not _lives(state)
     found = {}
     for name, stage in state.get("stages", {}).items():
@@ -129,6 +169,9 @@ def look(paths: LocalPaths) -> dict[str, JobInfo]:
 def cancel(paths: LocalPaths) -> bool:
     """Ask the supervisor to stop its stages; returns whether there was one to ask."""
     state = read_object(paths.state)
+    if state is None and paths.jobs.exists():
+        paths.cancel.touch()  # before its turn in a sweep
+        return True
     if state is None or state.get("ended_at") is not None or not _lives(state):
         return False
     paths.cancel.touch()

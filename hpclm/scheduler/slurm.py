@@ -10,17 +10,19 @@ a cluster. A golden test holds the whole text.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpclm.container import LaunchSpec
 from hpclm.container.cache import Import, job_script
 from hpclm.errors import SchedulerError, SiteError
 from hpclm.runs.files import write_text
 from hpclm.runs.paths import StagePaths
 from hpclm.scheduler import client
-from hpclm.scheduler.jobs import StageJob
+from hpclm.scheduler.jobs import ArrayJob, StageJob, array_tag
 from hpclm.site import Site
 
 if TYPE_CHECKING:
@@ -154,6 +156,32 @@ def _environment(job: StageJob, site: Site) -> list[str]:
     if "PYTHONNOUSERSITE" not in environment:
         lines.append("export PYTHONNOUSERSITE=1")
     return lines
+
+
+def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
+    """One script for a stage of many runs alike: each member goes to its own folder and runs its own job.sh there."""
+    own = dataclasses.replace(
+        job, stage_dir=array.folder, run=array.name, title=array.name, environment={}, python=(), launch=LaunchSpec()
+    )
+    executor = _executor_class()(folder=array.folder)
+    limit = f"%{array.max_running}" if array.max_running else ""
+    parameters = _parameters(own, site)
+    parameters["comment"] = array_tag(array.name, job.stage)
+    parameters["additional_parameters"] |= {
+        "array": f"0-{array.count - 1}{limit}",
+        "output": f"{array.folder}/%a/stages/{job.stage}/slurm/%A_%a_batch.log",
+    }
+    executor.update_parameters(**parameters)
+    member = f'{shlex.quote(array.folder)}/"$SLURM_ARRAY_TASK_ID"/stages/{shlex.quote(job.stage)}'
+    return str(executor._make_submission_file_text(f"cd {member} && exec bash ./job.sh", ""))
+
+
+def submit_array(job: StageJob, site: Site, array: ArrayJob, after: list[str]) -> str:
+    """Submit a stage of a sweep; returns the array's id. Member i waits for member i of the arrays in `after`."""
+    script = Path(array.folder) / f"{job.stage}.sh"
+    write_text(script, render_array(job, site, array))
+    dependency = [f"--dependency=aftercorr:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    return client.sbatch([*dependency, str(script)])
 
 
 def submit_import(wanted: Import, site: Site) -> str:

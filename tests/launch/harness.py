@@ -61,8 +61,8 @@ def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str =
     """What `prepare` would make of a recipe with these stages."""
     plan = Plan(name, "tiny.yaml", tuple(_plan(stage) for stage in stages), ())
     offer = discover(site, gpu=False, container=any(stage.container for stage in stages))
-    paths = RunPaths(folder / submitting._run_id(None, name))
-    jobs, problems = stage_jobs(plan.stages, offer, paths, name)
+    paths = RunPaths(folder / submitting.run_id(None, name))
+    jobs, problems = stage_jobs(plan.stages, offer, paths, name, folder)
     recipe = folder.parent / "tiny.yaml"
     loaded: Any = SimpleNamespace(text="version: 1\n", resolved=lambda: {"version": 1})
     specs = tuple(_spec(stage, paths) for stage in stages)

@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Run:
     """A run whose three stages are complete, as its ranks would have left it."""
     ready = prepared(tmp_path / "runs", CHAIN, LOCAL)
     ready.paths.root.parent.mkdir()
-    run = submitting._write(ready)
+    run = submitting.write(ready)
     for stage in CHAIN:
         paths = run.paths.stage(stage.name)
         append_line(paths.metrics, {"kind": "train", "step": 1, "loss": 1.5})

@@ -1,0 +1,125 @@
+"""A sweep as a table, best first; and gathered into one folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpclm.errors import IncompleteError
+from hpclm.runs.collect import collect
+from hpclm.runs.files import read_object, write_json, write_text
+from hpclm.runs.record import Run
+from hpclm.runs.status import RunStatus, status_of
+from hpclm.runs.sweep import Sweep
+
+# Of these less is better; of a score more.
+_SMALLER = ("loss", "perplexity")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One member: what is set in it, how it is doing, and its metric (None before there is one)."""
+
+    run: str
+    settings: dict[str, str]
+    state: str
+    reason: str
+    step: str
+    loss: float | None
+    metric: float | None
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """A sweep: its members best first, those without a metric after."""
+
+    sweep: Sweep
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def best(self) -> Row | None:
+        return self.rows[0] if self.rows and self.rows[0].metric is not None else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        states = [row.state for row in self.rows]
+        return {state: states.count(state) for state in dict.fromkeys(states)}
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = [dict(vars(row)) for row in self.rows]
+        best = self.best.run if self.best else None
+        return {"sweep": self.sweep.name, "metric": self.sweep.metric, "best": best, "members": rows}
+
+
+def sweep_status(sweep: Sweep, metric: str | None = None) -> SweepStatus:
+    """How every member is doing: one question to the scheduler for all of them."""
+    runs = {run.record.run: run for run in sweep.runs()}
+    found = {one.run: one for one in status_of(runs.values())}
+    name = metric or sweep.metric
+    rows = [_row(member.run, member.settings, runs.get(member.run), found, name) for member in sweep.members]
+    sign = 1 if any(word in name for word in _SMALLER) else -1
+    rows.sort(key=lambda row: (row.metric is None, sign * (row.metric or 0.0)))
+    warnings = tuple(dict.fromkeys(warning for one in found.values() for warning in one.warnings))
+    return SweepStatus(sweep, tuple(rows), warnings)
+
+
+def _row(name: str, settings: dict[str, str], run: Run | None, found: dict[str, RunStatus], metric: str) -> Row:
+    if run is None:
+        return Row(name, settings, "unknown", "was never written: the submit was broken off", "", None, None)
+    status = found[name]
+    current = next((stage for stage in status.stages if stage.state != "completed"), status.stages[-1])
+    step = "" if current.step is None else f"{current.step}/{current.total_steps or '?'}"
+    losses = [stage.loss for stage in status.stages if stage.loss is not None]
+    loss = losses[-1] if losses else None
+    return Row(name, settings, status.state, status.reason, step, loss, _metric(run, status, metric))
+
+
+def _metric(run: Run, status: RunStatus, name: str) -> float | None:
+    """The newest value: `best_val_loss` of the last training stage for val_loss, the mean over tasks of a score."""
+    for stage in reversed(status.stages):
+        result = read_object(run.paths.stage(stage.name).result) or {}
+        scores = [one[name] for one in (result.get("scores") or {}).values() if isinstance(one.get(name), (int, float))]
+        if scores:
+            return float(sum(scores) / len(scores))
+        if name == "val_loss":
+            value = result.get("best_val_loss", result.get("val_loss"))
+            value = value if value is not None else stage.val_loss
+        else:
+            value = result.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
+
+
+def collect_sweep(sweep: Sweep, out: Path | None = None, metric: str | None = None) -> tuple[Path, SweepStatus]:
+    """Collect every complete member and write sweep.csv and summary.json; returns the folder.
+
+    Raises IncompleteError where no member is complete; those that are not are named in the table.
+    """
+    status = sweep_status(sweep, metric)
+    complete = [row for row in status.rows if row.state == "completed"]
+    if not complete:
+        states = ", ".join(f"{count} {state}" for state, count in status.counts.items())
+        raise IncompleteError(f"sweep {sweep.name}: no member is complete ({states})")
+    runs = {run.record.run: run for run in sweep.runs()}
+    for row in complete:
+        collect(runs[row.run])
+    folder = (out or sweep.root / "results").expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "sweep.csv", _csv(status))
+    write_json(folder / "summary.json", status.to_dict())
+    return folder, status
+
+
+def _csv(status: SweepStatus) -> str:
+    stream = io.StringIO()
+    keys = [axis.key for axis in status.sweep.axes]
+    writer = csv.writer(stream)
+    writer.writerow(["run", *keys, "state", status.sweep.metric, "loss"])
+    for row in status.rows:
+        writer.writerow([row.run, *(row.settings[key] for key in keys), row.state, row.metric, row.loss])
+    return stream.getvalue()

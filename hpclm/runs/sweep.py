@@ -194,18 +194,17 @@ def _start_slurm(sweep: Sweep, runs: list[Run], made: list[Prepared]) -> None:
         for job in one.jobs:
             (run.paths.stage(job.stage).script).write_text(slurm.render(job, one.site))
     size = client.max_array_size() - 1
-    for number, start in enumerate(range(0, len(runs), size)):
-        _submit_arrays(sweep, number, runs[start : start + size], made[start])
+    for start in range(0, len(runs), size):
+        _submit_arrays(sweep, start, runs[start : start + size], made[start])
 
 
-def _submit_arrays(sweep: Sweep, number: int, runs: list[Run], first: Prepared) -> None:
+def _submit_arrays(sweep: Sweep, start: int, runs: list[Run], first: Prepared) -> None:
     """One array a stage for these members; each id is written down as soon as it is known."""
-    folder = sweep.root / f"array-{number}"
+    folder = sweep.root / f"array-{start}"
     folder.mkdir()
     for index, run in enumerate(runs):
         (folder / str(index)).symlink_to(Path("..") / run.paths.name)
-    name = f"{sweep.name}.{number}" if number else sweep.name
-    array = ArrayJob(name, str(folder), len(runs), sweep.max_running)
+    array = ArrayJob(sweep.name, str(folder), start, len(runs), sweep.max_running)
     taken: dict[str, str] = {}
     for job in first.jobs:
         after = [taken[parent] for parent in job.depends_on]

@@ -100,13 +100,14 @@ class ArrayJob:
     """Many runs alike as one job array.
 
     Attributes:
-        name: the members' runs are `member_run(name, index)`.
         folder: `<folder>/<index>` leads to the run of a member.
+        first: the place in the sweep of the array's first member.
         max_running: how many run at once, None: as many as fit.
     """
 
-    name: str
+    sweep: str
     folder: str
+    first: int
     count: int
     max_running: int | None = None
 
@@ -115,14 +116,14 @@ def job_tag(run: str, stage: str, submit: int) -> str:
     return f"hpclm:{run}/{stage}/{submit:03d}"
 
 
-def array_tag(array: str, stage: str) -> str:
-    """What an array of a sweep carries: its members' runs are `<array>.<index>`."""
-    return f"hpclm:{array}/{stage}/001"
+def array_tag(array: ArrayJob, stage: str) -> str:
+    """What an array of a sweep carries: its first member's place in the sweep, from which `member_tag` counts."""
+    return f"hpclm:{array.sweep}+{array.first}/{stage}/001"
 
 
-def member_run(array: str, index: int) -> str:
-    """The run of one member of an array."""
-    return f"{array}.{index:03d}"
+def member_run(sweep: str, index: int) -> str:
+    """The run of one member of a sweep."""
+    return f"{sweep}.{index:03d}"
 
 
 def member_tag(comment: str, job_id: str) -> str:
@@ -131,7 +132,8 @@ def member_tag(comment: str, job_id: str) -> str:
     if not index:
         return comment
     run, _, rest = comment.removeprefix("hpclm:").partition("/")
-    return f"hpclm:{member_run(run, int(index))}/{rest}"
+    sweep, _, first = run.rpartition("+")
+    return f"hpclm:{member_run(sweep, int(first) + int(index))}/{rest}" if first.isdigit() else comment
 
 
 @dataclass(frozen=True)

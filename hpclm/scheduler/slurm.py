@@ -161,12 +161,12 @@ def _environment(job: StageJob, site: Site) -> list[str]:
 def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
     """One script for a stage of many runs alike: each member goes to its own folder and runs its own job.sh there."""
     own = dataclasses.replace(
-        job, stage_dir=array.folder, run=array.name, title=array.name, environment={}, python=(), launch=LaunchSpec()
+        job, stage_dir=array.folder, run=array.sweep, title=array.sweep, environment={}, python=(), launch=LaunchSpec()
     )
     executor = _executor_class()(folder=array.folder)
     limit = f"%{array.max_running}" if array.max_running else ""
     parameters = _parameters(own, site)
-    parameters["comment"] = array_tag(array.name, job.stage)
+    parameters["comment"] = array_tag(array, job.stage)
     parameters["additional_parameters"] |= {
         "array": f"0-{array.count - 1}{limit}",
         "output": f"{array.folder}/%a/stages/{job.stage}/slurm/%A_%a_batch.log",

@@ -3,7 +3,8 @@
 It takes the place of `hpclm/worker/entry.py` in a run's payload, so everything around the engine can be tried in
 seconds. `behaviour.json`: by stage, {"seconds": 0.2, "fail": {"rank", "kind", "message"}, "kill": rank, "mute": true,
 "no_result": true, "deaf": true, "times": n, "predictions": [[index, ...] by rank], "examples": n}. It fails in
-the first submit alone, and there in the first `times` attempts (all, where left out).
+the first submit alone, and there in the first `times` attempts (all, where left out), and of a sweep in the run with
+that `seed`.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def _stop(number, frame):
 def _work(stage, paths, behaviour, rank, world):
     fails, dies = behaviour.get("fail", {}), behaviour.get("kill")
     disturbed = paths.submit == 1 and paths.restart < behaviour.get("times", 1000)
+    if "seed" in behaviour:
+        disturbed = disturbed and json.loads(stage.spec.read_text())["trainer"]["seed"] == behaviour["seed"]
     total = max(1, int(behaviour.get("seconds", 0.2) / 0.1))
     for step in range(1, total + 1):
         time.sleep(0.1)

@@ -18,6 +18,7 @@ from hpclm.cli.show import (
     print_json,
     print_submitted,
 )
+from hpclm.cli.site import site_app
 from hpclm.cli.sweeps import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
 from hpclm.errors import HpclmError
 
@@ -33,6 +34,7 @@ image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=N
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(image_app, name="image")
+app.add_typer(site_app, name="site")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 RunArgument = Annotated[

@@ -59,10 +59,10 @@ def _with_runtime(site: Site) -> Site:
     """The site with the container runtime that this machine has, where the profile names none."""
     if site.container.runtime != "none":
         return site
-    return dataclasses.replace(site, container=dataclasses.replace(site.container, runtime=_runtime()))
+    return dataclasses.replace(site, container=dataclasses.replace(site.container, runtime=container_runtime()))
 
 
-def _runtime() -> Runtime:
+def container_runtime() -> Runtime:
     """The container runtime of this login node: Pyxis adds flags to srun, the others are programs."""
     try:
         if "--container-image" in client.run_command(["srun", "--help"]).out:

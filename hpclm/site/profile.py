@@ -115,10 +115,7 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
         return SLURM
     if "/" in name or name.endswith((".yaml", ".yml")):
         return read_profile(Path(name).expanduser())
-    known: dict[str, Path] = {}
-    for folder in search if search is not None else search_folders():
-        for path in sorted(folder.glob("*.yaml")):
-            known.setdefault(path.stem, path)
+    known = _profiles(search if search is not None else search_folders())
     if name not in known:
         choices = ["local", "slurm", *sorted(known)]
         near = difflib.get_close_matches(name, choices, n=1)
@@ -127,6 +124,21 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
             f"--site {_shown(name)}: no such site; {hint}known: {', '.join(choices)}, or a path to a profile"
         )
     return read_profile(known[name])
+
+
+def known_sites() -> dict[str, str]:
+    """Every name for `--site`, and where it comes from."""
+    found = {"local": "this machine (built in)", "slurm": "the scheduler's defaults (built in)"}
+    return {**found, **{name: str(path) for name, path in _profiles(search_folders()).items()}}
+
+
+def _profiles(folders: list[Path]) -> dict[str, Path]:
+    """Profiles by name; of two alike the first folder's."""
+    known: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            known.setdefault(path.stem, path)
+    return known
 
 
 def search_folders() -> list[Path]:

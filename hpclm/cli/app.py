@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import hpclm
+from hpclm.cli.doctor import doctor
 from hpclm.cli.show import (
     finish,
     follow_shown,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.command()(doctor)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 RunArgument = Annotated[

@@ -137,7 +137,7 @@ def _nodes(asked: Survey, here: dict[str, Any], needs: dict[str, Need]) -> list[
         rows += diagnose(name, facts, needs, expect_gpus=gpus if gpus and gpus == asked.gpus_asked else None)
     rows += compare(here, asked.facts)
     for name, why in sorted(asked.silent.items()):
-        busy = "busy" in why
+        busy = why.startswith("is busy")
         means = "" if busy else "no run can use it"
         rows.append(Row(name, "node", "info" if busy else "error", why, means))
     return rows

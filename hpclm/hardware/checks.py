@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hpclm.hardware.capability import driver_problem, precision_problem
-from hpclm.hardware.finding import Finding
+from hpclm.hardware.finding import Finding, Severity
 from hpclm.hardware.nvml import Gpu, Probe
 
 _GIB_MIB = 1024
@@ -81,7 +81,8 @@ def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[Finding
     if probe.state == "no-bindings":
         if device_files < wanted:
             yield Finding("error", "gpu count", f"{wanted} GPUs are needed, /dev has {device_files}", "node")
-        yield Finding("warning", "gpu", f"unknown: {probe.detail}; GPUs are counted in /dev alone")
+        severity: Severity = "warning" if wanted or device_files else "info"
+        yield Finding(severity, "gpu", f"unknown: {probe.detail}; /dev has {device_files} GPUs")
     elif wanted:
         # Device files without the library: the container is entered without the driver, here and everywhere.
         everywhere = probe.state == "no-library" and device_files >= wanted

@@ -50,7 +50,9 @@ def call(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess
 
 def probed(what: str, *flags: str) -> Probe:
     """What NVML says on this machine. A process of its own: a library is loaded once."""
-    code = "import json, dataclasses; from hpclm.hardware.nvml import probe; print(json.dumps(dataclasses.asdict(probe())))"
+    code = (
+        "import json, dataclasses; from hpclm.hardware import nvml; print(json.dumps(dataclasses.asdict(nvml.probe())))"
+    )
     done = call(machine(what, *flags), "-c", code)
     assert done.returncode == 0, done.stderr
     raw: dict[str, Any] = json.loads(done.stdout)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from dev_cluster import Cluster
+from harness import Stage, prepared, until_over, use_fake_worker
 
 from hpclm.cli.app import run
+from hpclm.runs.submit import submit
 from hpclm.scheduler import client
+from hpclm.site.profile import SLURM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hardware"))
 from stand_in import pretend
@@ -97,3 +100,29 @@ def test_nodes_that_do_not_answer_in_time_say_why_and_the_job_is_cancelled(
     assert "is pending" in why
     assert list(folder.iterdir()) == []
     assert cluster.command("squeue", "--noheader", "--states=running,pending", "--name=hpclm-doctor") == ""
+
+
+def test_a_run_goes_on_without_the_node_whose_gpu_is_lost(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, "a100,node0:lost")
+    torch = tmp_path / "image" / "torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text("cuda = '12.4'\n")
+    monkeypatch.setenv("PYTHONPATH", str(torch.parent))
+    stages = (Stage("train", device="gpu", nodes=2, devices_per_node=2),)
+    use_fake_worker(monkeypatch, stages)
+    made = submit(prepared(folder, stages, SLURM))
+    status = until_over(made)
+    assert status.state == "completed", status
+    reports = {
+        (path.parts[-3], path.stem): json.loads(path.read_text())
+        for path in made.paths.root.glob("stages/train/attempts/*/preflight/*.json")
+    }
+    assert reports["001-00", "node0"]["verdict"] == "node"
+    assert reports["001-00", "node0"]["findings"][0]["message"].startswith("GPU 1 has fallen off the bus")
+    assert {(node, report["verdict"]) for (attempt, node), report in reports.items() if attempt == "001-01"} == {
+        ("node1", "ok"),
+        ("node2", "ok"),
+    }

@@ -57,8 +57,10 @@ def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: i
         yield from _unanswered(probe, need, device_files)
         return
     gpus = visible(probe.gpus, chosen)
-    if need.devices is not None and len(gpus) < need.devices:
-        yield Finding("error", "gpu count", _missing(need.devices, len(gpus), len(probe.gpus)), "node")
+    slices = (chosen or "").count("MIG-")  # each is a device of its own to CUDA
+    seen = slices or len(gpus)
+    if need.devices is not None and seen < need.devices:
+        yield Finding("error", "gpu count", _missing(need.devices, seen, len(probe.gpus)), "node")
     for gpu in gpus:
         yield from health(gpu)
         yield from _fits(gpu, need)

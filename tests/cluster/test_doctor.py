@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,29 @@ def test_nodes_that_do_not_answer_in_time_say_why_and_the_job_is_cancelled(
     (why,) = said(found, "node0")
     assert "gave no answer within 2 s" in why
     assert "is pending" in why
+    assert list(folder.iterdir()) == []
+    assert cluster.command("squeue", "--noheader", "--states=running,pending", "--name=hpclm-doctor") == ""
+
+
+def test_ctrl_c_cancels_the_job_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, "a100")
+    script = tmp_path / "busy.sh"
+    script.write_text("#!/bin/sh\nsleep 60\n")
+    other = client.sbatch(["--nodelist=node0", "--exclusive", "--output=/dev/null", str(script)])
+    argv = ["-m", "hpclm.cli", "doctor", "--site", "slurm", "--runs-dir", str(folder), "--nodes", "node0"]
+    with subprocess.Popen([sys.executable, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
+        try:
+            assert asking.stderr is not None
+            assert "asks node0" in asking.stderr.readline()
+            assert "is pending" in asking.stderr.readline()
+            asking.send_signal(signal.SIGINT)
+            _, err = asking.communicate(timeout=20)
+        finally:
+            client.scancel([other])
+    assert asking.returncode == 130
+    assert err.endswith("doctor: stopped; its job was cancelled\n")
     assert list(folder.iterdir()) == []
     assert cluster.command("squeue", "--noheader", "--states=running,pending", "--name=hpclm-doctor") == ""
 

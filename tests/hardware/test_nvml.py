@@ -106,6 +106,13 @@ def test_only_the_gpus_that_the_job_was_given_count(chosen: str | None, seen: li
     assert [gpu.index for gpu in visible(found.gpus, chosen)] == seen
 
 
+def test_slices_of_a_gpu_count_as_devices() -> None:
+    found = probed("a100,x1")
+    assert list(examine(found, Need(devices=2), "MIG-aaaa,MIG-bbbb")) == []
+    (missing,) = examine(found, Need(devices=3), "MIG-aaaa,MIG-bbbb")
+    assert missing.message == "3 GPUs are needed, 2 are there"
+
+
 def test_a_neighbours_sick_gpu_is_not_this_jobs() -> None:
     assert [one for one in examine(probed("a100,ecc"), Need(devices=1), "0") if one.severity == "error"] == []
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from harness import Stage, _spec
-from stand_in import call, machine
+from stand_in import call, machine, probed
 
+from hpclm.hardware import preflight
+from hpclm.hardware.checks import Need
 from hpclm.plan.spec import to_dict
 from hpclm.runs.files import write_json
 from hpclm.runs.paths import RunPaths
@@ -121,6 +123,34 @@ def test_data_that_this_node_does_not_see_is_named(node: Node) -> None:
     code, report = node.check("a100")
     assert (code, faults(report)) == (60, [("inputs", "node")])
     assert "/nowhere/train.jsonl cannot be read here" in report["findings"][0]["message"]
+
+
+def test_memory_that_ranks_of_the_attempt_before_still_hold_is_waited_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(node.stage_dir / "spec.json", node.spec)
+    monkeypatch.setattr(preflight, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(preflight, "need_of", lambda spec: Need(devices=4, memory_mib=60_000, cuda="12.4"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    looks = [probed("a100,busy"), probed("a100,busy"), probed("a100")]
+    monkeypatch.setattr(preflight, "probe", lambda: looks.pop(0))
+    assert preflight.main(str(node.stage_dir), str(node.attempt)) == 0
+    assert looks == []
+    monkeypatch.setattr(preflight, "_PATIENCE_S", 0.0)
+    looks = [probed("a100,busy")]
+    assert preflight.main(str(node.stage_dir), str(node.attempt)) == 60
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "free_gib", "expected"),
+    [(0.5, 100.0, []), (-61.0, 100.0, [("clock", "node")]), (0.0, 0.5, [("space", "run")]), (None, None, [])],
+)
+def test_a_clock_that_is_off_and_a_full_disk(
+    skew_s: float | None, free_gib: float | None, expected: list[tuple[str, str]]
+) -> None:
+    folder = {"path": "/runs", "visible": True, "writable": True, "trouble": None, "locks": True}
+    found = preflight.folder_findings(folder | {"skew_s": skew_s, "free_gib": free_gib})
+    assert [(one.check, one.at_fault) for one in found] == expected
 
 
 def test_a_run_folder_that_is_not_there_is_a_message(tmp_path: Path) -> None:

@@ -67,9 +67,12 @@ def _packages() -> Iterator[Finding]:
 
 
 def _inputs(spec: dict[str, Any]) -> Iterator[Finding]:
-    data, text = spec.get("data") or {}, spec.get("text") or {}
+    data, text, tokenizer = (spec.get(key) or {} for key in ("data", "text", "tokenizer"))
     paths = [path for part in ("train", "validation", "test") for path in data.get(part) or []]
-    for path in [*paths, *(text.get("paths") or [])]:
+    paths += text.get("paths") or []
+    paths += [tokenizer.get(key) for key in ("vocab_file", "merges_file", "tokenizer_file")]
+    paths += [spec.get("base"), spec.get("prompts")]
+    for path in filter(None, paths):
         if not os.access(path, os.R_OK):
             yield Finding("error", "inputs", f"{path} cannot be read here; is its folder mounted?", "node")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ _ROOT = Path(__file__).parents[2]
 @functools.cache
 def _built(*flags: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="hpclm-fake-nvml-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     library = folder / "libnvidia-ml.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", *flags, "-o", library, _SOURCE], check=True)
     return folder

@@ -118,11 +118,21 @@ def test_a_stage_on_the_cpu_asks_for_no_gpu(node: Node) -> None:
     assert (code, faults(report), report["facts"]["gpu"]) == (0, [], None)
 
 
-def test_data_that_this_node_does_not_see_is_named(node: Node) -> None:
-    node.spec["data"] = {"train": ["/nowhere/train.jsonl"]}
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("data", {"train": ["/nowhere/it"]}),
+        ("text", {"paths": ["/nowhere/it"]}),
+        ("tokenizer", {"kind": "json", "tokenizer_file": "/nowhere/it"}),
+        ("base", "/nowhere/it"),
+        ("prompts", "/nowhere/it"),
+    ],
+)
+def test_what_the_stage_reads_and_this_node_does_not_see_is_named(node: Node, section: str, value: Any) -> None:
+    node.spec[section] = value
     code, report = node.check("a100")
     assert (code, faults(report)) == (60, [("inputs", "node")])
-    assert "/nowhere/train.jsonl cannot be read here" in report["findings"][0]["message"]
+    assert "/nowhere/it cannot be read here; is its folder mounted?" in report["findings"][0]["message"]
 
 
 def test_memory_that_ranks_of_the_attempt_before_still_hold_is_waited_for(

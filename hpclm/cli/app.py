@@ -31,7 +31,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-app.command()(doctor)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 RunArgument = Annotated[
@@ -256,6 +255,9 @@ def nodes(
         print_json({"faults": [dataclasses.asdict(fault) for fault in known]})
     else:
         typer.echo("\n".join(fault_lines(known)) or f"nothing is known against any node in {folder}")
+
+
+app.command()(doctor)
 
 
 @app.command()

@@ -171,6 +171,9 @@ def logs(
         sys.stdout.flush()
 
 
+app.command()(doctor)
+
+
 @app.command()
 def cancel(
     run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or its path.", show_default=False)],
@@ -255,9 +258,6 @@ def nodes(
         print_json({"faults": [dataclasses.asdict(fault) for fault in known]})
     else:
         typer.echo("\n".join(fault_lines(known)) or f"nothing is known against any node in {folder}")
-
-
-app.command()(doctor)
 
 
 @app.command()

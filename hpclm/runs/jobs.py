@@ -68,6 +68,8 @@ def stage_jobs(
                 preflight_s=_PREFLIGHT_S if stage.recovery.preflight and site.scheduler == "slurm" else 0,
                 ledger=str(ledger.path_in(folder)),
                 exclude=exclude,
+                precision=stage.work.trainer.precision if stage.work else None,
+                device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
             )
         )
     return jobs, problems

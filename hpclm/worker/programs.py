@@ -180,22 +180,23 @@ def _run_child(
     reader = _Reader(child.stdout, spec.program.progress, progress, attempt.root / "reporter")
     reader.start()
     try:
-        _watch(child, stop)
+        told = _watch(child, stop)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
     reader.join(5.0)
     code = child.wait()
+    if told:
+        # Well-behaved programs save and end with 0; that is no sign that they were through.
+        raise StoppedError(f"told to stop, as was {Path(argv[0]).name}; it ended with {_how(code)}")
     if code == 0:
         return
-    if stop.requested:
-        raise StoppedError(f"told to stop, as was {Path(argv[0]).name}; it ended with {_how(code)}")
     retry = code < 0 or code in spec.program.retry_exit_codes
     raise ProgramError(f"{Path(argv[0]).name} ended with {_how(code)}; its last line: {reader.last}", retry=retry)
 
 
-def _watch(child: subprocess.Popen[str], stop: StopFlag) -> None:
-    """Wait for the child; what this rank is told by signal is passed on once, to it alone."""
+def _watch(child: subprocess.Popen[str], stop: StopFlag) -> bool:
+    """Wait for the child; what this rank is told by signal is passed on once, to it alone. Returns whether it was."""
     told = False
     while child.poll() is None:
         if stop.requested and not told:
@@ -203,6 +204,7 @@ def _watch(child: subprocess.Popen[str], stop: StopFlag) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, stop.number or signal.SIGTERM)
         time.sleep(_POLL_S)
+    return told
 
 
 def _how(code: int) -> str:

@@ -85,7 +85,7 @@ def test_mounts_that_a_runtime_would_split_are_refused() -> None:
 
 SEEN = """
 import importlib.util, json, os
-found = importlib.util.find_spec("hpclm") is not None
+found = importlib.util.find_spec("hpclm") is not None and importlib.util.find_spec("hpclm.runs") is not None
 print(json.dumps({"cwd": os.getcwd(), "environment": dict(os.environ), "hpclm": found}))
 """
 

@@ -20,8 +20,11 @@ dist.init_process_group("gloo")
 x = torch.ones(1) * (dist.get_rank() + 1)
 dist.all_reduce(x)
 for step in range(1, 4):
-    print(f"iteration {step}/ 3 | lm loss: {1 / step:.3f} |", flush=True)
+    if dist.get_rank() == 0:
+        print(f"iteration {step}/ 3 | lm loss: {1 / step:.3f} |", flush=True)
 open(f"{sys.argv[1]}/sum-{dist.get_rank()}.txt", "w").write(f"{x.item()} of {dist.get_world_size()}")
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
@@ -143,7 +146,8 @@ def test_a_cancel_reaches_the_program(hpclm: Callable[..., str], tmp_path: Path)
         "def stop(*_): open('told-' + os.environ['RANK'], 'w'); sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, stop); open('ready-' + os.environ['RANK'], 'w'); time.sleep(60)"
     )
-    recipe({"argv": [sys.executable, "-c", code]})
+    (tmp_path / "wait.py").write_text(code)
+    recipe({"argv": [sys.executable, str(tmp_path / "wait.py")]})
     hpclm("submit", "recipe.yaml")
     deadline = time.monotonic() + 30
     while len(list(tmp_path.glob("runs/*/stages/s0/ready-*"))) < 2:

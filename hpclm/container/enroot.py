@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from hpclm.container.image import parse_image
 from hpclm.container.launch import PASSED, ContainerRequest, LaunchSpec
+from hpclm.errors import SiteError
 
 
 def render(request: ContainerRequest) -> LaunchSpec:
     """argv in front of the interpreter. Nothing of the host's environment enters unless it is named."""
     image = parse_image(request.image)
+    if image.path is None:
+        raise SiteError(
+            f"container image {request.image!r}: Enroot starts files; import it with `hpclm image pull`, or let a "
+            "submit do so (container.pull in the site profile)"
+        )
     environment = dict(request.environment)
     # Read by Enroot's own hooks, outside: the home's mount, and which GPUs with which of the driver's libraries.
     outside = {"ENROOT_MOUNT_HOME": "y" if request.home else "n"}
@@ -30,7 +36,7 @@ def render(request: ContainerRequest) -> LaunchSpec:
     if request.workdir:
         # Enroot has no option for it.
         inner = ("sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", request.workdir)
-    return LaunchSpec(environment=outside, prefix=(*prefix, image.path or image.enroot, *inner))
+    return LaunchSpec(environment=outside, prefix=(*prefix, image.path, *inner))
 
 
 def _fstab(path: str) -> str:

@@ -113,11 +113,13 @@ def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
     Pyxis imports by itself, on every node and every time; where Enroot is at hand, once is enough.
     """
     runtime = runtime_of(stage, site)
-    if stage.container is None or site.container.pull == "never":
+    if stage.container is None:
         return None
-    if runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None:
-        return None
-    return planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+    wanted = planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+    if wanted is None or wanted.target.exists():
+        return wanted
+    by_itself = runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None
+    return None if by_itself or site.container.pull == "never" else wanted
 
 
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:

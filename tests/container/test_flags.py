@@ -53,7 +53,10 @@ def test_enroot() -> None:
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
     }
-    without = launch_spec("enroot", dataclasses.replace(REQUEST, gpu=False, home=True, writable=True))
+    with pytest.raises(SiteError, match="Enroot starts files; import it"):
+        launch_spec("enroot", REQUEST)
+    plain = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=False, home=True, writable=True)
+    without = launch_spec("enroot", plain)
     assert without.environment == {"ENROOT_MOUNT_HOME": "y"}
     assert "--rw" in without.prefix
 

@@ -23,6 +23,7 @@
 export SUBMITIT_EXECUTOR=slurm
 module load cuda/12.4
 export APPTAINERENV_HF_HOME='/data/hf, shared'
+export APPTAINERENV_PREPEND_LD_LIBRARY_PATH=/.singularity.d/libs
 export NCCL_SOCKET_IFNAME=ib0
 export ODD='it'"'"'s $HOME `x` #1'
 export OMP_NUM_THREADS=8

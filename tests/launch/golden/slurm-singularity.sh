@@ -26,6 +26,7 @@ export NCCL_SOCKET_IFNAME=ib0
 export ODD='it'"'"'s $HOME `x` #1'
 export OMP_NUM_THREADS=8
 export SINGULARITYENV_HF_HOME='/data/hf, shared'
+export SINGULARITYENV_PREPEND_LD_LIBRARY_PATH=/.singularity.d/libs
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload
 export PYTHONNOUSERSITE=1
 

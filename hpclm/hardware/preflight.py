@@ -37,7 +37,8 @@ _PATIENCE_S, _PAUSE_S = 10.0, 1.0
 def examine(stage_dir: Path, spec: dict[str, Any], gpu: Probe | None) -> Iterator[Finding]:
     """Everything that speaks against starting the stage here. `gpu` is None for a stage on the CPU."""
     yield from folder_findings(shared_folder(stage_dir))
-    yield from _packages()
+    if spec.get("task") != "program":
+        yield from _packages()
     yield from _inputs(spec)
     if gpu is not None:
         yield from _gpus(spec, gpu)

@@ -39,6 +39,10 @@ class Findings:
 
     items: list[Finding] = field(default_factory=list)
 
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.items if finding.severity == "error"]
+
     def add(self, *findings: Finding) -> None:
         self.extend(findings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpclm.plan import foundation, inputs, memory, programs, requirements, rules, templates, work
+from hpclm.plan import foreign, foundation, inputs, memory, programs, requirements, rules, templates, work
 from hpclm.plan.context import StageContext
 from hpclm.plan.finding import Findings
 from hpclm.plan.foundation import Earlier, Foundation
@@ -53,6 +53,8 @@ class _StagePlanner:
         if programs.is_program(stage):
             self.foundation = Foundation(None, None, None)
             return programs.plan(stage, self.names)
+        if recipe.engine in ("nemo", "megatron-lm"):
+            return self._foreign()
         if recipe.after:
             stage.error(("after",), "is for programs; the stages this one needs are known", "after is for programs")
         requirements.check(stage)
@@ -94,6 +96,25 @@ class _StagePlanner:
             work=stage_work,
             recovery=work.recovery(stage),
         )
+
+    def _foreign(self) -> StagePlan:
+        """A stage whose trainer is another's: our checks, its configuration."""
+        stage, recipe = self.stage, self.stage.recipe
+        foreign.check(stage, self.earlier)
+        topology = rules.split_devices(stage)
+        parallel = work.parallel_spec(topology, recipe.parallel.sequence) if topology else None
+        rules.split_batch(stage, topology)
+        rules.precision(stage, work.precision(stage))
+        self.foundation = Foundation(None, None, None)
+        data, written = self._data(None, None) if recipe.engine == "nemo" else (None, ())
+        if data is not None:
+            self._read_inputs(None, data, written)
+        rules.learning_rate(stage, recipe.trainer.max_steps if recipe.trainer else None)
+        model = foreign.architecture_of(stage) if recipe.engine == "megatron-lm" else None
+        if model is not None:
+            rules.split_model(stage, model)
+        wanted = foreign.program(stage, parallel, data, written, model) if not stage.findings.errors else None
+        return programs.stage_plan(stage, topology, wanted, foreign.parents(stage))
 
     def _prompts(self) -> tuple[Earlier | None, Origin | None]:
         """The stage that evaluate takes prompts from, and where they lie."""

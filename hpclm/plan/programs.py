@@ -7,6 +7,8 @@ import re
 from hpclm.plan import rules, work
 from hpclm.plan.context import StageContext
 from hpclm.plan.result import StagePlan
+from hpclm.plan.spec import ProgramSpec
+from hpclm.plan.topology import Topology
 
 
 def is_program(stage: StageContext) -> bool:
@@ -33,11 +35,18 @@ def plan(stage: StageContext, names: list[str]) -> StagePlan:
             hint = f"choose {' or '.join(before)}" if before else "put that stage before this one"
             stage.error(("after",), f"{name} is no earlier stage; {hint}", "after is an earlier stage", name, before)
     _check_progress(stage)
-    topology = rules.split_devices(stage)
+    return stage_plan(stage, rules.split_devices(stage), work.program(stage), recipe.after)
+
+
+def stage_plan(
+    stage: StageContext, topology: Topology | None, wanted: ProgramSpec | None, parents: tuple[str, ...]
+) -> StagePlan:
+    """The plan of a stage that runs `wanted` (None where a finding kept it from being made)."""
+    recipe = stage.recipe
     return StagePlan(
         name=recipe.name,
         task="program",
-        depends_on=tuple(dict.fromkeys(recipe.after)),
+        depends_on=tuple(dict.fromkeys(parents)),
         resources=work.resources(stage),
         container=work.container(stage),
         parallel=work.parallel_spec(topology, recipe.parallel.sequence) if topology else None,
@@ -46,7 +55,7 @@ def plan(stage: StageContext, names: list[str]) -> StagePlan:
         memory=None,
         work=None,
         recovery=work.recovery(stage),
-        program=work.program(stage),
+        program=wanted,
     )
 
 

@@ -22,7 +22,13 @@ _USED: dict[str, frozenset[str]] = {
     "evaluate": _COMMON | {"data", "task_templates", "generation"},
     "program": frozenset({"parallel", "resources", "container", "program"}),
 }
-_SECTIONS = frozenset().union(*_USED.values())
+_BY_ENGINE: dict[str, frozenset[str]] = {
+    "hpclm": frozenset(),
+    "command": frozenset(),
+    "nemo": frozenset({"nemo"}),
+    "megatron-lm": frozenset({"megatron"}),
+}
+_SECTIONS = frozenset().union(*_USED.values(), *_BY_ENGINE.values())
 _EXAMPLES = {"batch": "global and micro", "trainer": "max_steps or max_epochs", "optim": "lr"}
 _SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
@@ -85,10 +91,15 @@ def _check_environment(stage: StageContext) -> None:
             )
 
 
+def _used(stage: StageContext) -> frozenset[str]:
+    """Sections that the stage's task and engine read."""
+    return _USED[stage.recipe.task] | _BY_ENGINE[stage.recipe.engine]
+
+
 def check_unused(loaded: LoadedRecipe, stages: Sequence[StageContext], findings: Findings) -> None:
     """Warn of sections that nothing reads: a stage's own, or a shared one that no stage uses."""
     tasks = {stage.recipe.task for stage in stages}
-    used_by_any = frozenset().union(*(_USED[task] for task in tasks))
+    used_by_any = frozenset().union(*(_used(stage) for stage in stages))
     shared = {section for section, _ in loaded.sections}
     for section, where in loaded.sections:
         if section not in used_by_any:
@@ -98,5 +109,5 @@ def check_unused(loaded: LoadedRecipe, stages: Sequence[StageContext], findings:
     if len(stages) == 1 and shared:
         return
     for stage in stages:
-        for section in sorted((stage.loaded.own & _SECTIONS) - _USED[stage.recipe.task]):
+        for section in sorted((stage.loaded.own & _SECTIONS) - _used(stage)):
             stage.warning((section,), f"is not used by {stage.recipe.task}; leave it out", "unused section", section)

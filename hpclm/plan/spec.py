@@ -241,7 +241,10 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """Another program (see `recipe.schema.program.Program`). `argv` still has its placeholders."""
+    """Another program (see `recipe.schema.program.Program`). `argv` still has its placeholders.
+
+    `files`: written into the stage's folder before it starts, by name.
+    """
 
     argv: list[str]
     launcher: Literal["rank", "torchrun"] = "rank"
@@ -250,6 +253,7 @@ class ProgramSpec:
     outputs: list[str] = field(default_factory=list)
     progress: str | None = None
     retry_exit_codes: list[int] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Literal
 
 from hpclm.errors import PlanError
+from hpclm.plan import nemo
 from hpclm.plan.result import Origin, Plan, StagePlan
-from hpclm.plan.spec import ProgramStageSpec, StageSpec
+from hpclm.plan.spec import ProgramSpec, ProgramStageSpec, StageSpec
 
 
 def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec | ProgramStageSpec]:
@@ -30,7 +33,7 @@ def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec | ProgramStageSpe
             stage_dir=str(_stage_dir(root, stage.name)),
             device=device,
             parallel=parallel,
-            program=stage.program,
+            program=_placed(stage.program, root, stage.name),
             recovery=stage.recovery,
         )
     # A plan without errors has both: whatever keeps them away is an error finding.
@@ -58,6 +61,21 @@ def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec | ProgramStageSpe
         prompts=_location(root, work.prompts),
         recovery=stage.recovery,
     )
+
+
+def _placed(program: ProgramSpec, root: Path, name: str) -> ProgramSpec:
+    """The program with its files' places known."""
+    folder, run = str(_stage_dir(root, name)), str(root)
+    files = {
+        key: text.replace(nemo.STAGE_DIR, _in_json(folder)).replace(nemo.RUN_DIR, _in_json(run))
+        for key, text in program.files.items()
+    }
+    return dataclasses.replace(program, files=files)
+
+
+def _in_json(text: str) -> str:
+    """As it stands inside a quoted string of JSON."""
+    return json.dumps(text)[1:-1]
 
 
 def _stage_dir(root: Path, name: str) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hpclm.plan.spec import ProgramStageSpec
-from hpclm.runs.files import read_object, write_json
+from hpclm.runs.files import read_object, write_json, write_text
 from hpclm.runs.paths import AttemptPaths, StagePaths
 from hpclm.worker import pulse
 from hpclm.worker.addresses import addresses, boot_id
@@ -39,6 +39,8 @@ def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts:
     progress = Progress(stage.progress, stage.metrics, active=True)
     if facts.rank == 0:
         progress.update(phase="starting")
+        for name, text in spec.program.files.items():
+            write_text(stage.root / name, text)
     address, port = _meet(attempt, facts)
     values = _values(spec, stage, facts, address, port)
     starts = spec.program.launcher == "rank" or facts.local_rank == 0
@@ -48,7 +50,8 @@ def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts:
     _wait_for_all(attempt, facts, stop)
     if facts.rank == 0:
         outputs = _outputs(spec, stage)
-        progress.update(phase="done", force=True)
+        # another rank may have been the one that knew steps and losses
+        progress.update(**{**(read_object(stage.progress) or {}), "phase": "done"}, force=True)
         result = {"task": "program", "world_size": facts.world_size, "outputs": outputs, "seconds": time.time() - began}
         write_json(stage.result, result | _last_metrics(progress))
 
@@ -118,6 +121,7 @@ def _values(
         "pipeline": split.pipeline,
         "data": split.data,
         "run": spec.run,
+        "run_dir": str(stage.root.parent.parent),
         "stage": spec.stage,
         "stage_dir": spec.stage_dir,
         "checkpoints": str(stage.checkpoints),
@@ -237,6 +241,8 @@ class _Reader(threading.Thread):
             match = self.pattern.search(line) if self.pattern else None
             if match and self._reports():
                 self._take(match.groupdict())
+        if self.reports:
+            self.progress.update(force=True)
 
     def _reports(self) -> bool:
         """Of ranks that print the same, the first one is taken at its word."""

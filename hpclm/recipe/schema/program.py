@@ -13,7 +13,8 @@ from hpclm.recipe.schema.container import InsidePath, variable_name
 # What may stand in braces in an argument. docs/programs.md says what each is.
 PLACEHOLDERS = (
     "rank", "world_size", "local_rank", "local_world_size", "node_rank", "num_nodes", "devices_per_node",
-    "master_addr", "master_port", "tensor", "pipeline", "data", "run", "stage", "stage_dir", "checkpoints", "restart",
+    "master_addr", "master_port", "tensor", "pipeline", "data",
+    "run", "run_dir", "stage", "stage_dir", "checkpoints", "restart",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from hpclm.recipe.schema.program import Program
 from hpclm.recipe.schema.recovery import Recovery
 from hpclm.recipe.schema.resources import Parallel, Resources
 from hpclm.recipe.schema.tokenizer import Tokenizer
+from hpclm.recipe.schema.trainers import Megatron, Nemo
 from hpclm.recipe.schema.training import Batch, Checkpointing, Optim, Trainer
 
 VERSION = 1
@@ -33,8 +34,9 @@ class Stage(Section):
     task: Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate", "program"] = Field(
         description="what the stage does"
     )
-    engine: Literal["hpclm", "command"] = Field(
-        default="hpclm", description="whose trainer does it; command: the stage's `program`, with task `program`"
+    engine: Literal["hpclm", "nemo", "megatron-lm", "command"] = Field(
+        default="hpclm",
+        description="whose trainer does it: nemo (prompt learning), megatron-lm (pretrain), or with task `program` any",
     )
     after: tuple[Name, ...] = Field(default=(), description="program: earlier stages that must be complete first")
     base: Name | None = Field(default=None, description="earlier pretrain stage whose model and tokenizer are used")
@@ -62,7 +64,9 @@ class Stage(Section):
     )
     prompt: Prompt | None = Field(default=None, description="p-tuning's encoder")
     generation: Generation | None = Field(default=None, description="evaluate's")
-    program: Program | None = Field(default=None, description="needed by program")
+    program: Program | None = Field(default=None, description="needed by engine command")
+    nemo: Nemo | None = Field(default=None, description="needed by engine nemo")
+    megatron: Megatron | None = Field(default=None, description="needed by engine megatron-lm")
 
 
 SECTIONS = frozenset(Stage.model_fields) - {"name", "task", "base", "prompts", "engine", "after"}

@@ -1,0 +1,167 @@
+"""Stages that NeMo or Megatron-LM carries out: their configuration whole, and the way through their own scripts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import changed, write
+
+from hpclm.cli import app as cli
+from hpclm.plan import make_plan
+from hpclm.plan.nemo import as_yaml
+from hpclm.recipe import load
+
+STANDINS = Path(__file__).with_name("standins")
+TUNE = {"name": "ptune", "task": "p-tuning", "engine": "nemo"}
+ANSWER = {"name": "answer", "task": "evaluate", "engine": "nemo", "prompts": "ptune"}
+PRETRAIN = {"name": "pretrain", "task": "pretrain", "engine": "megatron-lm"}
+DROPPED = ("model", "tokenizer", "text", "container")
+
+
+def nemo_recipe(folder: Path, *changes: tuple[str, Any]) -> Path:
+    """The sample's prompt learning by NeMo, which lies in `folder`/nemo."""
+    scripts = folder / "nemo" / "examples" / "nlp" / "language_modeling"
+    scripts.mkdir(parents=True)
+    for name in ("megatron_gpt_prompt_learning.py", "megatron_gpt_prompt_learning_eval.py"):
+        shutil.copy(STANDINS / "nemo.py", scripts / name)
+    recipe = changed(
+        ("nemo", {"folder": str(folder / "nemo"), "model": "/models/gpt.nemo"}),
+        ("stages", [dict(TUNE), dict(ANSWER)]),
+        ("optim.lr", 0.00001),
+        *changes,
+    )
+    for key in DROPPED:
+        recipe.pop(key, None)
+    return write(folder, recipe)
+
+
+def megatron_recipe(folder: Path, *changes: tuple[str, Any]) -> Path:
+    script = folder / "pretrain_gpt.py"
+    shutil.copy(STANDINS / "pretrain_gpt.py", script)
+    (folder / "vocab.json").write_text(json.dumps({f"t{number}": number for number in range(512)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    section = {
+        "script": str(script),
+        "data_path": ["0.3", "/data/a b {x}", "0.7", "/data/c"],
+        "arguments": ["--use-flash-attn"],
+    }
+    recipe = changed(
+        ("megatron", section),
+        ("tokenizer", {"vocab_file": "vocab.json", "merges_file": "merges.txt"}),
+        ("stages", [dict(PRETRAIN)]),
+        ("container", None),
+        *changes,
+    )
+    for key in ("data", "task_templates", "prompt", "generation", "text"):
+        del recipe[key]
+    return write(folder, recipe)
+
+
+@pytest.fixture
+def hpclm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HPCLM_RUNS_DIR", "HPCLM_SITE", "HPCLM_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments: str, code: int = 0) -> str:
+        ended = cli.run(list(arguments))
+        out, err = capsys.readouterr()
+        assert ended == code, out + err
+        return out + err
+
+    return command
+
+
+def test_nemos_configuration_whole(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
+    plan = make_plan(load(nemo_recipe(tmp_path)))
+    assert plan.errors == ()
+    for stage in plan.stages:
+        assert stage.program is not None
+        text = json.dumps(stage.program.argv, indent=1) + "\n" + stage.program.files["hpclm_nemo.yaml"]
+        golden(f"nemo-{stage.name}.txt", text.replace(str(tmp_path), "/recipes"))
+    assert plan.stages[1].depends_on == ("ptune",)
+
+
+def test_megatrons_flags_whole(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
+    plan = make_plan(load(megatron_recipe(tmp_path)))
+    assert plan.errors == ()
+    program = plan.stages[0].program
+    assert program is not None
+    golden("megatron-lm.txt", "\n".join(program.argv).replace(str(tmp_path), "/recipes") + "\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(1e-05, "1.0e-05"), (2.5e-07, "2.5e-07"), (0.0001, "0.0001"), (1e16, "1.0e+16")]
+)
+def test_numbers_stay_numbers_in_yaml(number: float, text: str) -> None:
+    import yaml
+
+    written = as_yaml({"a": number, "b": [number, number], "c": "1e-05"})
+    assert text in written
+    assert yaml.safe_load(written) == {"a": number, "b": [number, number], "c": "1e-05"}
+
+
+@pytest.mark.slow
+def test_through_nemos_scripts(hpclm: Callable[..., str], tmp_path: Path) -> None:
+    nemo_recipe(tmp_path)
+    hpclm("submit", "recipe.yaml", "--wait", "--runs-dir", str(tmp_path / "it's a folder"))
+    (made,) = tmp_path.glob("it's a folder/*/stages/ptune/prompts.nemo")
+    assert json.loads(made.read_text()) == ["first"]
+    hpclm("collect", "--runs-dir", str(tmp_path / "it's a folder"))
+    (answers,) = tmp_path.glob("it's a folder/*/results/outputs/answer/predictions.txt")
+    assert len(answers.read_text().splitlines()) == 16
+
+
+@pytest.mark.slow
+def test_through_megatrons_script(hpclm: Callable[..., str], tmp_path: Path) -> None:
+    megatron_recipe(tmp_path)
+    hpclm("submit", "recipe.yaml", "--wait")
+    (run,) = json.loads(hpclm("status", "--json"))["runs"]
+    assert (run["stages"][0]["step"], run["stages"][0]["total_steps"], run["stages"][0]["loss"]) == (10, 10, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ((("stages.0.task", "pretrain"),), "nemo does no pretrain; choose p-tuning or prompt-tuning or evaluate"),
+        ((("nemo", None),), "engine: nemo needs it"),
+        ((("data.validation", []),), "NeMo needs it; add JSONL files"),
+        ((("optim.schedule.name", "linear"),), "is always cosine"),
+        ((("stages.1.prompts", "nobody"),), "nobody is no earlier prompt-learning stage"),
+        ((("parallel.tensor", 1),), "NeMo evaluates without data parallelism: 2 devices"),
+        ((("batch.global", 7),), "7"),
+        ((("task_templates.0.truncate_field", "nothing"),), "nothing"),
+    ],
+)
+def test_what_nemo_cannot_do_is_said_with_its_line(
+    hpclm: Callable[..., str], tmp_path: Path, changes: tuple[tuple[str, Any], ...], words: str
+) -> None:
+    nemo_recipe(tmp_path, *changes)
+    said = hpclm("submit", "recipe.yaml", code=3)
+    assert words in said
+    assert "recipe.yaml:" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ((("stages.0.task", "p-tuning"),), "megatron-lm does no p-tuning"),
+        ((("megatron", None),), "engine: megatron-lm needs it"),
+        ((("trainer", {"max_epochs": 2}),), "counts steps, not epochs"),
+        ((("tokenizer", None),), "--tokenizer-type"),
+        ((("parallel.tensor", 3), ("resources.devices_per_node", 3)), "3"),
+    ],
+)
+def test_what_megatron_lm_cannot_do_is_said_with_its_line(
+    hpclm: Callable[..., str], tmp_path: Path, changes: tuple[tuple[str, Any], ...], words: str
+) -> None:
+    megatron_recipe(tmp_path, *changes)
+    said = hpclm("submit", "recipe.yaml", code=3)
+    assert words in said
+    assert "recipe.yaml:" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def import_(arguments: list[str]) -> None:
     if os.environ.get("STANDIN_DIES"):
         Path(target).write_text("half")
         os.kill(os.getpid(), 9)
+    if os.environ.get("STANDIN_HANGS"):
+        # As the real one: a child of its shell does the work.
+        code = f"import time; open({target!r}, 'w').write('half'); print('[INFO] half', flush=True); time.sleep(99)"
+        subprocess.run([sys.executable, "-c", code], check=False)
     write_image(target, uri)
 
 

@@ -117,7 +117,8 @@ def _terminable() -> Iterator[None]:
 def _lock(target: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """One importer at a time, over all nodes that share the file system; the kernel frees a dead one's lock.
 
-    Gives whether the lock is held. Where a file system has no locks, two may import at once: each makes its own file, and the last one stays.
+    Gives whether the lock is held. Where a file system has no locks, two may import at once: each makes its own file,
+    and the last one stays.
     """
     try:
         handle = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)

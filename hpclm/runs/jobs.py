@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec, parse_image
+from hpclm.container import ContainerRequest, LaunchSpec, launch_spec, parse_image
 from hpclm.container.cache import Import, planned
 from hpclm.runs import ledger
+from hpclm.runs.mounts import mounts_of
 from hpclm.runs.paths import RunPaths
 from hpclm.scheduler.discovery import Offer, cpus_here
 from hpclm.scheduler.jobs import StageJob
@@ -121,28 +122,20 @@ def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:
     container = stage.container
     assert container is not None
-    mounts = [Mount(str(paths.root), str(paths.root))]
-    mounts += [Mount(mount.source, mount.target, mount.read_only) for mount in container.mounts]
-    for text in site.container.mounts:
-        source, target, *flags = text.split(":")
-        mounts.append(Mount(source, target, flags == ["ro"]))
-    # The deeper later: a folder mounted over the run's would hide it.
-    mounts.sort(key=lambda mount: len(PurePosixPath(mount.target).parts))
     wanted = import_of(stage, site, folder)
     request = ContainerRequest(
         image=str(wanted.target) if wanted else container.image,
-        mounts=tuple(mounts),
+        mounts=mounts_of(stage, site, paths.root),
         workdir=container.workdir or str(paths.stage(stage.name).root),
-        # An image's own PYTHONPATH would hide the payload, so what must hold inside is handed in by name.
-        environment={
-            **site.environment,
-            **environment,
-            "PYTHONPATH": str(paths.payload),
-            "PYTHONNOUSERSITE": "1",
-            **container.environment,
-        },
+        environment=_inside(site.environment | environment, container.environment, str(paths.payload)),
         gpu=stage.resources.device == "gpu",
         writable=container.writable,
         home=site.container.home if container.home is None else container.home,
     )
     return launch_spec(runtime_of(stage, site), request)
+
+
+def _inside(ours: dict[str, str], recipes: dict[str, str], payload: str) -> dict[str, str]:
+    """What must hold inside whatever the image says. Nobody's PYTHONPATH may hide the payload."""
+    inside = {**ours, "PYTHONNOUSERSITE": "1", **recipes}
+    return inside | {"PYTHONPATH": ":".join(filter(None, [payload, inside.get("PYTHONPATH")]))}

@@ -126,7 +126,7 @@ def test_a_folder_of_images_that_is_somebody_elses_is_one_message(
     one = wanted(tmp_path)
     # A folder in the lock's place: root, too, is refused.
     one.target.with_name(f".{one.target.name}.lock").mkdir(parents=True)
-    with pytest.raises(SiteError, match="the folder of images cannot be written to.*container.images"):
+    with pytest.raises(SiteError, match=r"the folder of images cannot be written to.*container.images"):
         cache.pull(one, lambda line: None)
 
 

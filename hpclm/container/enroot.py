@@ -7,14 +7,14 @@ latter unpacks tens of gigabytes onto every node before each start, and leaves t
 from __future__ import annotations
 
 from hpclm.container import inside
-from hpclm.container.image import parse_image
+from hpclm.container.image import squashed
 from hpclm.container.launch import PASSED, ContainerRequest, LaunchSpec, refuse_in_mounts
 
 
 def render(request: ContainerRequest) -> LaunchSpec:
     """argv in front of the interpreter. Nothing of the host's environment enters unless it is named."""
     refuse_in_mounts(request, ",:", "enroot splits there")
-    image = parse_image(request.image)
+    image = squashed(request.image, "enroot")
     carried = inside.carried(request.environment)
     # Read by Enroot and its hooks, outside; what a user's shell has of these would change the container unseen.
     outside = {

@@ -6,7 +6,7 @@ They stand on srun and never in a directive: the batch script would then run ins
 from __future__ import annotations
 
 from hpclm.container.enroot import fstab
-from hpclm.container.image import parse_image
+from hpclm.container.image import squashed
 from hpclm.container.launch import ContainerRequest, LaunchSpec, refuse_in_mounts
 
 
@@ -15,7 +15,7 @@ def render(request: ContainerRequest) -> LaunchSpec:
     # Mounts become `echo "SOURCE TARGET …"` in a script that bash runs on the node, and then lines of an fstab.
     refuse_in_mounts(request, ",:", "pyxis splits there")
     refuse_in_mounts(request, '"$`\\', "pyxis hands it to a shell")
-    arguments = [f"--container-image={parse_image(request.image).pyxis}"]
+    arguments = [f"--container-image={squashed(request.image, 'pyxis').pyxis}"]
     arguments.append("--container-mount-home" if request.home else "--no-container-mount-home")
     arguments.append("--container-writable" if request.writable else "--container-readonly")
     if request.mounts:

@@ -42,6 +42,8 @@ def stage_jobs(
                 "has no container runtime; name one in a site profile (container.runtime), or leave the image out with "
                 "--set container=null"
             )
+        if contained and (missing := _not_imported(stage, site, folder)) is not None:
+            problems.append(missing)
         resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
         environment = _environment(stage, site, paths, cpus)
@@ -111,12 +113,27 @@ def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
 
     Pyxis imports by itself, on every node and every time; where Enroot is at hand, once is enough.
     """
+    if stage.container is None:
+        return None
     runtime = runtime_of(stage, site)
-    if stage.container is None or site.container.pull == "never":
+    wanted = planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+    if wanted is None or wanted.target.exists():
+        return wanted
+    alone = runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None
+    return None if alone or site.container.pull == "never" else wanted
+
+
+def _not_imported(stage: StagePlan, site: Site, runs: Path) -> str | None:
+    """Why a stage's image keeps it from starting: only Pyxis takes one that lies in a registry."""
+    if stage.container is None or site.container.pull != "never":
         return None
-    if runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None:
+    wanted = planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
+    if wanted is None or wanted.runtime == "pyxis" or wanted.target.exists():
         return None
-    return planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+    return (
+        f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} is not there), and site "
+        f"{site.name} says container.pull: never; import it with `hpclm image pull {stage.container.image}`"
+    )
 
 
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:

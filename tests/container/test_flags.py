@@ -129,7 +129,7 @@ def test_no_value_is_cut_or_executed(
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(f"{runtime.upper()}_CLEANENV", "1")
-    image = tmp_path / "image.sif"
+    image = tmp_path / "image.sqsh"
     image.write_text(json.dumps({"source": "test", "prefixes": list(dict.fromkeys([sys.prefix, sys.base_prefix]))}))
     given = {name: value.replace("{here}", str(tmp_path)) for name, value in HOSTILE.items()}
     mounts = (Mount(str(tmp_path), str(tmp_path)),)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from samples import changed, write
 
+from hpclm.container import ContainerRequest, launch_spec, parse_image
+from hpclm.errors import SiteError
+from hpclm.recipe import load
 from hpclm.runs.submit import Prepared, Request, prepare
+from hpclm.site.profile import read_profile
 
 
 def prepared(folder: Path, container: dict[str, object], *, mounts: str = "[]", extra: str = "") -> Prepared:
@@ -58,3 +64,41 @@ def test_nobodys_pythonpath_hides_the_payload(tmp_path: Path) -> None:
         one = prepared(tmp_path, container, extra=extra)
         for job in one.jobs:
             assert job.launch.environment["HPCLM_IN_PYTHONPATH"] == f"={one.paths.payload}{behind}"
+
+
+def test_pull_never_refuses_what_is_not_there_and_takes_what_is(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    recipe = write(folder, changed(("container", {"image": "nvcr.io/nvidia/nemo:23.02"})))
+    site = tmp_path / "site.yaml"
+    for runtime, suffix in (("enroot", ".sqsh"), ("apptainer", ".sif")):
+        images = tmp_path / runtime
+        images.mkdir()
+        site.write_text(f"scheduler: local\ncontainer: {{runtime: {runtime}, pull: never, images: {images}}}\n")
+        request = Request(recipe, site=str(site), runs_dir=tmp_path / "runs")
+        (first, *_) = prepare(request).problems
+        assert "is not imported" in first
+        assert "`hpclm image pull nvcr.io/nvidia/nemo:23.02`" in first
+        file = images / parse_image("nvcr.io/nvidia/nemo:23.02").file_name(suffix)
+        file.touch()
+        there = prepare(request)
+        assert not [problem for problem in there.problems if "imported" in problem]
+        assert all(str(file) in job.launch.prefix for job in there.jobs)
+    site.write_text("scheduler: local\ncontainer: {runtime: pyxis, pull: never}\n")
+    assert not [problem for problem in prepare(request).problems if "imported" in problem]
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "enroot"])
+def test_a_sif_is_refused_where_it_cannot_be_started(runtime: str) -> None:
+    with pytest.raises(SiteError, match=r"takes \.sqsh"):
+        launch_spec(runtime, ContainerRequest("/images/a.sif"))
+
+
+def test_the_documented_examples_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "containers.md").read_text()
+    recipes, sites = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "site.yaml"
+    path.write_text(f"scheduler: slurm\n{sites}")
+    assert read_profile(path).container.images == "/shared/images"
+    written = yaml.safe_load(recipes)["container"]
+    assert load(write(tmp_path, changed(("container", written)))).resolved()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import hpclm
+from hpclm.cli.doctor import doctor
 from hpclm.cli.show import (
     finish,
     follow_shown,
@@ -188,6 +189,9 @@ def logs(
     for block in blocks:
         sys.stdout.write(block)
         sys.stdout.flush()
+
+
+app.command()(doctor)
 
 
 @app.command()

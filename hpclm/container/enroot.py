@@ -9,12 +9,18 @@ from __future__ import annotations
 from hpclm.container import inside
 from hpclm.container.image import squashed
 from hpclm.container.launch import PASSED, ContainerRequest, LaunchSpec, refuse_in_mounts
+from hpclm.errors import SiteError
 
 
 def render(request: ContainerRequest) -> LaunchSpec:
     """argv in front of the interpreter. Nothing of the host's environment enters unless it is named."""
     refuse_in_mounts(request, ",:", "enroot splits there")
     image = squashed(request.image, "enroot")
+    if image.path is None:
+        raise SiteError(
+            f"container image {request.image!r}: Enroot starts files; import it with `hpclm image pull`, or let a "
+            "submit do so (container.pull in the site profile)"
+        )
     carried = inside.carried(request.environment)
     # Read by Enroot and its hooks, outside; what a user's shell has of these would change the container unseen.
     outside = {
@@ -31,7 +37,7 @@ def render(request: ContainerRequest) -> LaunchSpec:
         prefix += ["--env", name]  # without a value: the host's, which then shows in no list of processes
     # An unset variable comes out empty: no CUDA_VISIBLE_DEVICES means every GPU, an empty one means none.
     entry = inside.entry(request.environment, workdir=request.workdir, drop_if_empty=PASSED)
-    return LaunchSpec(environment=outside | carried, prefix=(*prefix, image.path or image.enroot, *entry))
+    return LaunchSpec(environment=outside | carried, prefix=(*prefix, image.path, *entry))
 
 
 def fstab(path: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpclm.plan import foundation, inputs, memory, requirements, rules, templates, work
+from hpclm.plan import foundation, inputs, memory, programs, requirements, rules, templates, work
 from hpclm.plan.context import StageContext
 from hpclm.plan.finding import Findings
 from hpclm.plan.foundation import Earlier, Foundation
 from hpclm.plan.result import Origin, Plan, StagePlan, StageWork
 from hpclm.plan.spec import PROMPT_TASKS, BatchSpec, ModelSpec, ParallelSpec, PromptData, TaskTemplate
-from hpclm.plan.topology import Topology
 
 if TYPE_CHECKING:
     from hpclm.recipe.loading import LoadedRecipe
@@ -51,6 +50,11 @@ class _StagePlanner:
 
     def plan(self) -> StagePlan:
         stage, recipe = self.stage, self.stage.recipe
+        if programs.is_program(stage):
+            self.foundation = Foundation(None, None, None)
+            return programs.plan(stage, self.names)
+        if recipe.after:
+            stage.error(("after",), "is for programs; the stages this one needs are known", "after is for programs")
         requirements.check(stage)
         prompts_stage, prompts = self._prompts()
         seq_length, seq_keys = self._written_length(prompts_stage)
@@ -71,7 +75,7 @@ class _StagePlanner:
         train_rows = self._read_inputs(prompts_stage, data, written_templates)
         total_steps = self._total_steps(train_rows)
         rules.learning_rate(stage, total_steps)
-        parallel = _parallel_spec(topology, recipe.parallel.sequence) if topology else None
+        parallel = work.parallel_spec(topology, recipe.parallel.sequence) if topology else None
         batch = work.batch(stage, topology.data, accumulation) if topology else None
         stage_work = self._work(batch, data, written_templates, prompts)
         estimate = self._memory(model, parallel, batch, length, written_templates)
@@ -263,15 +267,3 @@ class _StagePlanner:
 def work_length(text_length: int | None, data: PromptData | None) -> int | None:
     """Tokens of a sample: of text, or of a prompt with its answer."""
     return text_length if text_length is not None else data.max_seq_length if data else None
-
-
-def _parallel_spec(topology: Topology, sequence: bool) -> ParallelSpec:
-    return ParallelSpec(
-        tensor=topology.tensor,
-        pipeline=topology.pipeline,
-        data=topology.data,
-        world_size=topology.world_size,
-        nodes=topology.nodes,
-        devices_per_node=topology.devices_per_node,
-        sequence_parallel=sequence,
-    )

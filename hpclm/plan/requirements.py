@@ -20,6 +20,7 @@ _USED: dict[str, frozenset[str]] = {
     "p-tuning": _TRAINING | {"data", "task_templates", "prompt"},
     "prompt-tuning": _TRAINING | {"data", "task_templates"},
     "evaluate": _COMMON | {"data", "task_templates", "generation"},
+    "program": frozenset({"parallel", "resources", "container", "program"}),
 }
 _SECTIONS = frozenset().union(*_USED.values())
 _EXAMPLES = {"batch": "global and micro", "trainer": "max_steps or max_epochs", "optim": "lr"}

@@ -15,6 +15,7 @@ from hpclm.plan.spec import (
     ModelSpec,
     OptimSpec,
     ParallelSpec,
+    ProgramSpec,
     PromptData,
     PromptSpec,
     RecoverySpec,
@@ -116,6 +117,7 @@ class StagePlan:
     memory: MemoryEstimate | None
     work: StageWork | None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    program: ProgramSpec | None = None
 
     @property
     def topology(self) -> Topology | None:
@@ -149,6 +151,7 @@ class StagePlan:
             "resources": dataclasses.asdict(self.resources),
             "container": dataclasses.asdict(self.container) if self.container else None,
             "recovery": dataclasses.asdict(self.recovery),
+            "program": dataclasses.asdict(self.program) if self.program else None,
             "work": dataclasses.asdict(self.work) if self.work else None,
         }
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union
 
 SPEC_VERSION = 1
 
-TaskKind = Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate"]
+TaskKind = Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate", "program"]
 PROMPT_TASKS = ("p-tuning", "prompt-tuning")
 
 T = TypeVar("T")
@@ -235,6 +235,34 @@ class StageSpec:
     generation: GenerationSpec | None = None
     base: str | None = None
     prompts: str | None = None
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    spec_version: int = SPEC_VERSION
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """Another program (see `recipe.schema.program.Program`). `argv` still has its placeholders."""
+
+    argv: list[str]
+    launcher: Literal["rank", "torchrun"] = "rank"
+    environment: dict[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    outputs: list[str] = field(default_factory=list)
+    progress: str | None = None
+    retry_exit_codes: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ProgramStageSpec:
+    """A stage that runs a program of the user's, with our topology, rendezvous, recovery and collection."""
+
+    run: str
+    stage: str
+    stage_dir: str
+    device: Literal["cpu", "gpu"]
+    parallel: ParallelSpec
+    program: ProgramSpec
+    task: TaskKind = "program"
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     spec_version: int = SPEC_VERSION
 

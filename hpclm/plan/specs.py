@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from hpclm.errors import PlanError
 from hpclm.plan.result import Origin, Plan, StagePlan
-from hpclm.plan.spec import StageSpec
+from hpclm.plan.spec import ProgramStageSpec, StageSpec
 
 
-def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec]:
+def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec | ProgramStageSpec]:
     """One spec a stage, in order; every path absolute. Raises PlanError for a plan with errors."""
     if plan.errors:
         raise PlanError("\n".join(str(finding) for finding in plan.errors))
@@ -18,8 +19,20 @@ def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec]:
     return [_spec(stage, run, root) for stage in plan.stages]
 
 
-def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec:
+def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec | ProgramStageSpec:
     work, parallel = stage.work, stage.parallel
+    device: Literal["cpu", "gpu"] = "cpu" if stage.resources.device == "cpu" else "gpu"
+    if stage.program is not None:
+        assert parallel is not None
+        return ProgramStageSpec(
+            run=run,
+            stage=stage.name,
+            stage_dir=str(_stage_dir(root, stage.name)),
+            device=device,
+            parallel=parallel,
+            program=stage.program,
+            recovery=stage.recovery,
+        )
     # A plan without errors has both: whatever keeps them away is an error finding.
     assert work is not None
     assert parallel is not None
@@ -28,7 +41,7 @@ def _spec(stage: StagePlan, run: str, root: Path) -> StageSpec:
         stage=stage.name,
         stage_dir=str(_stage_dir(root, stage.name)),
         task=stage.task,
-        device="cpu" if stage.resources.device == "cpu" else "gpu",
+        device=device,
         model=work.model,
         tokenizer=work.tokenizer,
         parallel=parallel,

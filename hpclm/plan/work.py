@@ -10,12 +10,15 @@ from hpclm.plan.spec import (
     CheckpointSpec,
     GenerationSpec,
     OptimSpec,
+    ParallelSpec,
+    ProgramSpec,
     PromptData,
     PromptSpec,
     RecoverySpec,
     TextData,
     TrainerSpec,
 )
+from hpclm.plan.topology import Topology
 
 # NeMo's default for data.max_seq_length.
 DEFAULT_SEQ_LENGTH = 1024
@@ -54,6 +57,35 @@ def container(stage: StageContext) -> ContainerPlan | None:
         runtime=wanted.runtime,
         writable=wanted.writable,
         home=wanted.home,
+    )
+
+
+def parallel_spec(topology: Topology, sequence: bool) -> ParallelSpec:
+    """The split as the ranks read it."""
+    return ParallelSpec(
+        tensor=topology.tensor,
+        pipeline=topology.pipeline,
+        data=topology.data,
+        world_size=topology.world_size,
+        nodes=topology.nodes,
+        devices_per_node=topology.devices_per_node,
+        sequence_parallel=sequence,
+    )
+
+
+def program(stage: StageContext) -> ProgramSpec | None:
+    """The user's program, as written."""
+    wanted = stage.recipe.program
+    if wanted is None:
+        return None
+    return ProgramSpec(
+        argv=list(wanted.argv),
+        launcher=wanted.launcher,
+        environment=dict(wanted.environment),
+        workdir=wanted.workdir,
+        outputs=list(wanted.outputs),
+        progress=wanted.progress,
+        retry_exit_codes=list(wanted.retry_exit_codes),
     )
 
 

@@ -110,8 +110,18 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
             if source.exists():
                 shutil.copyfile(source, target / source.name)
         _checkpoints(paths, folder / "checkpoints" / stage.name)
+        _outputs(paths, folder / "outputs" / stage.name)
     write_json(folder / "summary.json", facts)
     write_text(folder / "summary.md", summary.markdown(facts))
+
+
+def _outputs(paths: StagePaths, target: Path) -> None:
+    """What a program said it would leave."""
+    for name in (read_object(paths.result) or {}).get("outputs") or []:
+        source = paths.root / str(name)
+        if source.resolve().is_relative_to(paths.root.resolve()) and source.is_file():
+            (target / str(name)).parent.mkdir(parents=True, exist_ok=True)
+            _link(str(source), str(target / str(name)))
 
 
 def _checkpoints(paths: StagePaths, target: Path) -> None:

@@ -71,6 +71,8 @@ def stage_jobs(
                 preflight_s=_PREFLIGHT_S if stage.recovery.preflight and site.scheduler == "slurm" else 0,
                 ledger=str(ledger.path_in(folder)),
                 exclude=exclude,
+                precision=stage.work.trainer.precision if stage.work else None,
+                device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
             )
         )
     return jobs, problems
@@ -123,12 +125,20 @@ def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
     return None if alone or site.container.pull == "never" else wanted
 
 
+def _file_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
+    """The file a stage starts, there or not; None for Pyxis where it imports by itself, and for what is a path."""
+    assert stage.container is not None
+    if runtime_of(stage, site) == "pyxis":
+        return import_of(stage, site, runs)
+    return planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
+
+
 def _not_imported(stage: StagePlan, site: Site, runs: Path) -> str | None:
-    """Why a stage's image keeps it from starting: only Pyxis takes one that lies in a registry."""
+    """Why a stage's image keeps it from starting where nobody imports it: only Pyxis does so by itself."""
     if stage.container is None or site.container.pull != "never":
         return None
-    wanted = planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
-    if wanted is None or wanted.runtime == "pyxis" or wanted.target.exists():
+    wanted = _file_of(stage, site, runs)
+    if wanted is None or wanted.target.exists():
         return None
     return (
         f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} is not there), and site "
@@ -139,7 +149,7 @@ def _not_imported(stage: StagePlan, site: Site, runs: Path) -> str | None:
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:
     container = stage.container
     assert container is not None
-    wanted = import_of(stage, site, folder)
+    wanted = _file_of(stage, site, folder)
     request = ContainerRequest(
         image=str(wanted.target) if wanted else container.image,
         mounts=mounts_of(stage, site, paths.root),

@@ -13,6 +13,8 @@ from hpclm.errors import HpclmError
 from hpclm.site.shipped import launch_folder
 
 PACKAGES = ("hpclm",)
+# Asks the driver on the nodes; a cluster without GPUs does without.
+_OPTIONAL = ("pynvml",)
 SUPERVISE = "supervise.sh"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "tests", "test_*.py", "conftest.py")
 
@@ -22,9 +24,11 @@ def stage_payload(target: Path) -> None:
     target.mkdir(parents=True)
     (target / "launch").mkdir()
     shutil.copyfile(launch_folder() / SUPERVISE, target / "launch" / SUPERVISE)
-    for name in PACKAGES:
+    for name in (*PACKAGES, *_OPTIONAL):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
+            if name in _OPTIONAL:
+                continue
             raise HpclmError(f"{name} is not installed; mend with `pip install hpclm`")
         origin = Path(spec.origin)
         if spec.submodule_search_locations:

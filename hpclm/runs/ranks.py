@@ -70,7 +70,7 @@ def _described(record: dict[str, Any]) -> Failure:
     if len(message) > _MESSAGE_CHARACTERS:
         message = message[:_MESSAGE_CHARACTERS] + " ..."
     # A user's mistake carries its own place, in the user's file; ours is of no use to them.
-    if kind != "data":
+    if kind != "data" and record.get("error_type") != "ProgramError":
         error_type, where = record.get("error_type"), record.get("where")
         message = f"{error_type}: {message}" if error_type and error_type != message else message
         message = f"{message} ({where})" if where else message

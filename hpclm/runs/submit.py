@@ -37,7 +37,7 @@ from hpclm.site.runs_dir import runs_folder
 
 if TYPE_CHECKING:
     from hpclm.plan import Plan
-    from hpclm.plan.spec import StageSpec
+    from hpclm.plan.spec import ProgramStageSpec, StageSpec
     from hpclm.recipe import LoadedRecipe
 
 
@@ -73,7 +73,7 @@ class Prepared:
     plan: Plan
     site: Site
     paths: RunPaths
-    specs: tuple[StageSpec, ...]
+    specs: tuple[StageSpec | ProgramStageSpec, ...]
     jobs: tuple[StageJob, ...]
     problems: tuple[str, ...]
     imports: tuple[Import, ...] = ()
@@ -295,7 +295,7 @@ def _sweep_up(folder: Path) -> None:
                 shutil.rmtree(leftover)
 
 
-def _spec_dict(spec: StageSpec) -> dict[str, Any]:
+def _spec_dict(spec: StageSpec | ProgramStageSpec) -> dict[str, Any]:
     from hpclm.plan.spec import to_dict
 
     return to_dict(spec)

@@ -180,7 +180,11 @@ def max_array_size() -> int:
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition as sinfo shows it; None is unknown or unlimited."""
+    """One partition as sinfo shows it; None is unknown or unlimited.
+
+    Attributes:
+        gpu_types: the types its GPUs are configured with, each with the most a node has; empty where they have none.
+    """
 
     name: str
     default: bool
@@ -190,6 +194,7 @@ class Partition:
     memory_mib_per_node: int | None
     gpus_per_node: int
     time_limit_min: int | None
+    gpu_types: tuple[tuple[str, int], ...] = ()
 
 
 def partitions() -> list[Partition]:
@@ -208,7 +213,7 @@ def parse_sinfo(text: str) -> list[Partition]:
         if len(fields) != 7:
             continue
         name, up, nodes, cpus, memory, limit, gres = fields
-        old = merged.get(name.rstrip("*"))
+        old, gpus = merged.get(name.rstrip("*")), parse_gres(gres)
         merged[name.rstrip("*")] = Partition(
             name=name.rstrip("*"),
             default=name.endswith("*"),
@@ -216,8 +221,9 @@ def parse_sinfo(text: str) -> list[Partition]:
             nodes=_number(nodes, 0) + (old.nodes if old else 0),
             cpus_per_node=max(_number(cpus, 0), (old and old.cpus_per_node) or 0) or None,
             memory_mib_per_node=max(_number(memory, 0), (old and old.memory_mib_per_node) or 0) or None,
-            gpus_per_node=max(_gpus(gres), old.gpus_per_node if old else 0),
+            gpus_per_node=max(sum(count for _, count in gpus), old.gpus_per_node if old else 0),
             time_limit_min=parse_minutes(limit),
+            gpu_types=_merged_types(old.gpu_types if old else (), gpus),
         )
     return list(merged.values())
 
@@ -227,19 +233,25 @@ def _number(text: str, default: int) -> int:
     return int(digits) if digits.isdigit() else default
 
 
-def _gpus(gres: str) -> int:
-    """GPUs in `gpu:a100:4(S:0-1),nic:2` or `gpu:8`."""
-    total = 0
-    depth_free, depth = "", 0
-    for character in gres:
-        depth += (character == "(") - (character == ")")
-        if depth == 0 and character != ")":
-            depth_free += character
-    for part in depth_free.split(","):
-        pieces = part.split(":")
-        if pieces[0] == "gpu":
-            total += int(pieces[-1]) if pieces[-1].isdigit() else 1
-    return total
+def parse_gres(gres: str) -> list[tuple[str, int]]:
+    """Type and count of the GPUs in `gpu:a100:4(S:0-1),nic:2` or `gpu:8`; the type is "" where there is none."""
+    found = []
+    for part in re.sub(r"\([^)]*\)", "", gres).split(","):  # (S:0,2-3): the sockets it hangs on
+        kind, *rest = part.strip().split(":")
+        if kind == "gpu":
+            counted = bool(rest) and rest[-1].isdigit()
+            words = [word for word in (rest[:-1] if counted else rest) if word not in ("no_consume", "(null)")]
+            found.append((words[0] if words else "", int(rest[-1]) if counted else 1))
+    return found
+
+
+def _merged_types(known: tuple[tuple[str, int], ...], gpus: list[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """The most a node has of each type, over all groups of nodes."""
+    most = dict(known)
+    for name in dict.fromkeys(name for name, _ in gpus if name):
+        here = sum(count for one, count in gpus if one == name)
+        most[name] = max(most.get(name, 0), here)
+    return tuple(most.items())
 
 
 def parse_minutes(text: str) -> int | None:

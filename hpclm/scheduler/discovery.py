@@ -12,6 +12,8 @@ from pathlib import Path
 
 from hpclm.container import singularity
 from hpclm.errors import SchedulerError
+from hpclm.hardware.capability import gpu_type, precision_problem
+from hpclm.hardware.checks import too_large
 from hpclm.scheduler import client
 from hpclm.scheduler.client import Partition
 from hpclm.scheduler.jobs import StageJob
@@ -122,12 +124,46 @@ def _partition_misfits(offer: Offer, job: StageJob) -> Iterable[str]:
             f"{where}{job.tasks_per_node} GPUs a node asked for, {there} {partition.gpus_per_node}; "
             "lower --devices-per-node or choose another partition"
         )
+    if job.device == "gpu":
+        yield from (where + problem for problem in _gpu_misfits(partition, offer.site.gpu_type, job))
     cpus = job.tasks_per_node * job.cpus_per_task
     if partition.cpus_per_node is not None and cpus > partition.cpus_per_node:
         yield f"{where}{cpus} CPUs a node asked for, {there} {partition.cpus_per_node}; lower resources.cpus_per_device"
     memory = partition.memory_mib_per_node
     if job.memory_gib is not None and memory and job.memory_gib * 1024 > memory:
         yield f"{where}{job.memory_gib} GiB a node asked for, {there} {memory / 1024:.1f}; lower resources.memory_gib"
+
+
+def _gpu_misfits(partition: Partition, wanted: str | None, job: StageJob) -> Iterable[str]:
+    """Against the types that the scheduler knows. What it does not know is left to the check on the nodes."""
+    types = dict(partition.gpu_types)
+    if wanted is not None and partition.gpus_per_node:
+        if wanted not in types:
+            names = ", ".join(types) or "GPUs without a type"
+            advice = (
+                f"choose one of them as `gpu_type` in the site profile ({names})" if types else "leave gpu_type out"
+            )
+            yield f"GPUs of type {wanted} asked for, partition {partition.name} has {names}; {advice}"
+            return
+        if types[wanted] < job.tasks_per_node:
+            yield (
+                f"{job.tasks_per_node} GPUs of type {wanted} a node asked for, partition {partition.name} has "
+                f"{types[wanted]}; lower --devices-per-node"
+            )
+        types = {wanted: types[wanted]}
+    # Slurm may give the job any of these: only what fails on all of them is certain.
+    fitting = [name for name, count in types.items() if count >= job.tasks_per_node]
+    known = [one for name in fitting if (one := gpu_type(name)) is not None]
+    if not known or len(known) < len(fitting):
+        return
+    if job.precision is not None:
+        best = max(known, key=lambda one: one.capability)
+        if problem := precision_problem(job.precision, best.capability, f"{best.name} of {partition.name}"):
+            yield problem
+    largest = max(known, key=lambda one: one.memory_gib[-1])
+    room = largest.memory_gib[-1]
+    if job.device_memory_gib is not None and job.device_memory_gib > room:
+        yield too_large(job.device_memory_gib * 1024, room * 1024, f"{largest.name} of {partition.name}")
 
 
 def _local_misfits(job: StageJob) -> Iterable[str]:

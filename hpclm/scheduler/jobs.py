@@ -46,6 +46,8 @@ class StageJob:
         preflight_s: seconds the check of the nodes before each start may take; 0: none.
         ledger: file that remembers nodes found to be at fault.
         exclude: nodes it must not run on.
+        precision: of the ranks' arithmetic; None: not known.
+        device_memory_gib: estimate of the most loaded rank; None: not known.
     """
 
     run: str
@@ -69,6 +71,8 @@ class StageJob:
     preflight_s: int = 0
     ledger: str = "/dev/null"
     exclude: tuple[str, ...] = ()
+    precision: str | None = None
+    device_memory_gib: float | None = None
 
     @property
     def world_size(self) -> int:

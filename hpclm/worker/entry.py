@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hpclm.plan.spec import StageSpec, from_dict
+from hpclm.plan.spec import ProgramStageSpec, StageSpec, from_dict
 from hpclm.runs.files import write_json
 from hpclm.runs.paths import AttemptPaths, StagePaths
 from hpclm.worker.ranks import RankFacts, rank_facts
@@ -31,9 +31,11 @@ def main(stage_dir: str, attempt: str) -> None:
     facts = rank_facts()
     stage = StagePaths(Path(stage_dir))
     paths = stage.attempt(attempt, facts.restart)
-    spec = from_dict(StageSpec, json.loads(stage.spec.read_text()))
+    raw = json.loads(stage.spec.read_text())
+    spec = from_dict(ProgramStageSpec if raw["task"] == "program" else StageSpec, raw)
     _prepare_environment(spec)
 
+    from hpclm.worker import programs
     from hpclm.worker.report import RankRecord
     from hpclm.worker.watch import StallWatch
 
@@ -42,7 +44,10 @@ def main(stage_dir: str, attempt: str) -> None:
     watch.start()
     error: BaseException | None = None
     try:
-        _run(spec, stage, paths, facts, stop)
+        if isinstance(spec, ProgramStageSpec):
+            programs.run(spec, stage, paths, facts, stop)
+        else:
+            _run(spec, stage, paths, facts, stop)
     except BaseException as caught:
         error = caught
         traceback.print_exc()
@@ -56,7 +61,7 @@ def main(stage_dir: str, attempt: str) -> None:
     _end_if_teardown_hangs()
 
 
-def _prepare_environment(spec: StageSpec) -> None:
+def _prepare_environment(spec: StageSpec | ProgramStageSpec) -> None:
     """What torch and NCCL read when they are loaded; a value the user set stays."""
     if spec.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

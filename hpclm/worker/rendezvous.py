@@ -7,25 +7,22 @@ instead, and each rank takes the first address that answers.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
-import struct
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
 from hpclm.runs.files import write_json
+from hpclm.worker.addresses import address_of, addresses, boot_id
 from hpclm.worker.ranks import RankFacts
 from hpclm.worker.report import RendezvousError
 
 WAIT_S = 300.0
 _CONNECT_S = 3.0
-_SIOCGIFADDR = 0x8915
 
 
 def meet(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:
@@ -36,7 +33,7 @@ def meet(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPSto
     timeout = timedelta(seconds=wait_s)
     if facts.rank == 0:
         store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        write_json(path, {"port": store.port, "addresses": list(_addresses()), "boot_id": boot_id()})
+        write_json(path, {"port": store.port, "addresses": list(addresses()), "boot_id": boot_id()})
         address = "127.0.0.1"
     else:
         address, port = _reach(path, time.monotonic() + wait_s)
@@ -76,39 +73,12 @@ def _wait_for_all(store: dist.TCPStore, facts: RankFacts, wait_s: float) -> None
             raise RendezvousError(f"rank {rank} of {facts.world_size} did not arrive within {wait_s:.0f} s") from error
 
 
-def boot_id() -> str:
-    """Tells machines apart: equal for processes under one kernel."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _addresses() -> Iterator[str]:
-    """This machine's IPv4 addresses but loopback's: what its name resolves to first, then each interface's."""
-    seen: set[str] = set()
-    try:
-        named = [info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
-    except OSError:
-        named = []
-    for address in [*named, *(_address_of(name) for _, name in socket.if_nameindex())]:
-        if address and not str(address).startswith("127.") and address not in seen:
-            seen.add(str(address))
-            yield str(address)
-
-
-def _address_of(interface: str) -> str | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("256s", interface[:15].encode())
-        try:
-            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
-        except OSError:
-            return None
-
-
 def _interface(address: str) -> str:
     """The interface that traffic to `address` leaves by."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))
         own = probe.getsockname()[0]
     for _, name in socket.if_nameindex():
-        if _address_of(name) == own:
+        if address_of(name) == own:
             return name
     return "lo"

@@ -41,6 +41,14 @@ class StoppedError(Exception):
     """The job was told to end; what had been done is saved and can be resumed."""
 
 
+class ProgramError(Exception):
+    """A program of the user's did not end well. `retry`: whether another try may end otherwise."""
+
+    def __init__(self, message: str, *, retry: bool) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
 class RendezvousError(RuntimeError):
     """The ranks did not come together; the message says who is missing or what could not be reached."""
 
@@ -100,6 +108,8 @@ def _classify(error: BaseException | None) -> tuple[str, int, str]:
         return "ok", EXIT_OK, "done"
     if isinstance(error, StoppedError):
         return "signal", EXIT_STOPPED, "stopped"
+    if isinstance(error, ProgramError):
+        return "program" if error.retry else "error", EXIT_BUG, "failed"
     if isinstance(error, (DataError, CheckpointError, FloatingPointError)):
         return "data", EXIT_DATA, "failed"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -151,12 +161,14 @@ class Progress:
             self.written_at = now
             write_json(self.progress_path, {**self.state, "updated_at": time.time()})
 
-    def metric(self, kind: str, step: int, **values: Any) -> None:
-        """Append one row to the metrics and say it on standard output."""
+    def metric(self, kind: str, step: int, *, silent: bool = False, **values: Any) -> None:
+        """Append one row to the metrics and, unless `silent`, say it on standard output."""
         if not self.active:
             return
         row = {"kind": kind, "step": step, **values, "time": time.time()}
         append_line(self.metrics_path, finite(row))
+        if silent:
+            return
         shown = " ".join(f"{key} {value:.6g}" for key, value in values.items() if isinstance(value, float))
         print(f"{kind} step {step} {shown}", flush=True)
 

@@ -11,14 +11,15 @@ from types import FrameType
 
 
 class StopFlag:
-    """`requested` turns True at the first SIGTERM or SIGUSR2."""
+    """`requested` turns True at the first SIGTERM or SIGUSR2, and `number` says which it was."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.number: int | None = None
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._set)
 
     def _set(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self.number = True, number

@@ -82,6 +82,7 @@ def test_the_script_submitted_is_the_dry_runs(monkeypatch: pytest.MonkeyPatch, r
 def test_gpu_stages_ask_for_gpus_and_every_rank_sees_all_of_its_node(
     monkeypatch: pytest.MonkeyPatch, runs: Path, cluster: Cluster
 ) -> None:
+    monkeypatch.setattr("hpclm.runs.jobs._PREFLIGHT_S", 0)  # it would say, rightly, that there is no driver
     run = start(monkeypatch, runs, Stage("train", device="gpu", devices_per_node=4, behaviour={"seconds": 3}))
     until(run, "train", "running")
     job_id = run.record.last_submit("train").job_ids["train"]

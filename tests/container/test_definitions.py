@@ -34,7 +34,8 @@ def test_both_definitions_begin_at_one_pinned_image() -> None:
 
 def test_every_package_is_pinned_within_the_projects_range() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = [Requirement(one) for extra in project["optional-dependencies"].values() for one in extra]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    ranges = [Requirement(one) for one in (*project["dependencies"], *extras)]
     allowed = {one.name: one.specifier for one in ranges}
     pinned = [line for line in (FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     names = set()

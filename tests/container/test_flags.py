@@ -56,7 +56,10 @@ def test_enroot() -> None:
         "HPCLM_IN_A": "=1",
         "HPCLM_IN_B": "=it's $HOME",
     }
-    without = launch_spec("enroot", dataclasses.replace(REQUEST, gpu=False, home=True, writable=True, environment={}))
+    with pytest.raises(SiteError, match="Enroot starts files; import it"):
+        launch_spec("enroot", REQUEST)
+    plain = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=False, home=True, writable=True, environment={})
+    without = launch_spec("enroot", plain)
     assert without.environment == {"ENROOT_MOUNT_HOME": "y", "ENROOT_ROOTFS_WRITABLE": "y"}
     assert "--rw" in without.prefix
 
@@ -84,7 +87,7 @@ def test_mounts_that_a_runtime_would_split_or_execute_are_refused(runtime: str) 
     takes = {"pyxis": "'# ", "enroot": "'# \"$`\\", "singularity": "'# \"$`\\,:", "apptainer": "'# \"$`\\,:"}[runtime]
     for character in "'# \"$`\\,:":
         for mount in (Mount(f"/a{character}b", "/x"), Mount("/x", f"/a{character}b")):
-            request = dataclasses.replace(REQUEST, mounts=(mount,))
+            request = dataclasses.replace(REQUEST, image="/images/a.sqsh", mounts=(mount,))
             if character in takes:
                 launch_spec(runtime, request)
             else:

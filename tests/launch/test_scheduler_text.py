@@ -18,6 +18,8 @@ def when(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+A100 = (("a100", 4),)
+MIXED = client.Partition("mix", False, True, 1, 8, 4000, 3, 150, (("a100", 2), ("v100", 1)))
 START = when("2026-11-20T22:42:03")
 
 
@@ -54,9 +56,9 @@ def test_sacct_lines() -> None:
     ("line", "expected"),
     [
         ("main*|up|4|16|16000|1-00:00:00|gpu:8", client.Partition("main", True, True, 4, 16, 16000, 8, 1440)),
-        ("gpu|up|2|64+|9+|infinite|gpu:a100:4(S:0-1),nic:2", client.Partition("gpu", False, True, 2, 64, 9, 4, None)),
+        ("gpu|up|2|64+|9+|infinite|gpu:a100:4(S:0-1)", client.Partition("gpu", False, True, 2, 64, 9, 4, None, A100)),
         ("cpu|down|1|8|4000|30:00|(null)", client.Partition("cpu", False, False, 1, 8, 4000, 0, 30)),
-        ("mix|up|1|8|4000|2:30:00|gpu:a100:2,gpu:v100:1", client.Partition("mix", False, True, 1, 8, 4000, 3, 150)),
+        ("mix|up|1|8|4000|2:30:00|gpu:a100:2,nic:2,gpu:v100:1", MIXED),
     ],
 )  # fmt: skip
 def test_sinfo_lines(line: str, expected: client.Partition) -> None:

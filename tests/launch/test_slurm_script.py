@@ -61,7 +61,8 @@ REQUEST = ContainerRequest(
 def test_the_whole_script(runtime: str, golden: Callable[[str, str], None]) -> None:
     job = JOB
     if runtime != "none":
-        launch = launch_spec(runtime, REQUEST)
+        image = "/images/nemo.sqsh" if runtime == "enroot" else REQUEST.image
+        launch = launch_spec(runtime, dataclasses.replace(REQUEST, image=image))
         job = dataclasses.replace(JOB, launch=launch, python=launch.python, in_container=True)
     script = slurm.render(job, SITE)
     golden(f"slurm-{runtime}.sh", script)

@@ -38,7 +38,7 @@ def _inside(text: str) -> str:
     return _mountable(one_line(text))
 
 
-def _variable(text: str) -> str:
+def variable_name(text: str) -> str:
     if not _VARIABLE.fullmatch(text):
         raise fault(f"{shown(text)} is no variable name; use letters, digits and _")
     if text.startswith(_OWN_PREFIXES):
@@ -70,6 +70,6 @@ class Container(Section):
     )
     writable: bool = Field(default=False, description="let ranks write into the image's own folders; it is not kept")
     home: bool | None = Field(default=None, description="see the home folder inside; null: as the site says")
-    environment: dict[Annotated[str, AfterValidator(_variable)], Line] = Field(
+    environment: dict[Annotated[str, AfterValidator(variable_name)], Line] = Field(
         default_factory=dict, description="variables set inside; secrets belong in the site profile"
     )

@@ -10,13 +10,14 @@ from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, pla
 from hpclm.recipe.schema.container import Container
 from hpclm.recipe.schema.data import Data, Generation, Prompt, TaskTemplate, Text
 from hpclm.recipe.schema.model import Model
+from hpclm.recipe.schema.program import Program
 from hpclm.recipe.schema.recovery import Recovery
 from hpclm.recipe.schema.resources import Parallel, Resources
 from hpclm.recipe.schema.tokenizer import Tokenizer
 from hpclm.recipe.schema.training import Batch, Checkpointing, Optim, Trainer
 
 VERSION = 1
-TASKS = ("pretrain", "p-tuning", "prompt-tuning", "evaluate")
+TASKS = ("pretrain", "p-tuning", "prompt-tuning", "evaluate", "program")
 
 
 def _stage_or_path(text: str, info: ValidationInfo) -> str:
@@ -29,7 +30,13 @@ class Stage(Section):
     """One job, with everything it inherited from the recipe's top level."""
 
     name: Name = Field(description="folder and job name of the stage")
-    task: Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate"] = Field(description="what the stage does")
+    task: Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate", "program"] = Field(
+        description="what the stage does"
+    )
+    engine: Literal["hpclm", "command"] = Field(
+        default="hpclm", description="whose trainer does it; command: the stage's `program`, with task `program`"
+    )
+    after: tuple[Name, ...] = Field(default=(), description="program: earlier stages that must be complete first")
     base: Name | None = Field(default=None, description="earlier pretrain stage whose model and tokenizer are used")
     prompts: Annotated[str, AfterValidator(_stage_or_path)] | None = Field(
         default=None,
@@ -55,6 +62,7 @@ class Stage(Section):
     )
     prompt: Prompt | None = Field(default=None, description="p-tuning's encoder")
     generation: Generation | None = Field(default=None, description="evaluate's")
+    program: Program | None = Field(default=None, description="needed by program")
 
 
-SECTIONS = frozenset(Stage.model_fields) - {"name", "task", "base", "prompts"}
+SECTIONS = frozenset(Stage.model_fields) - {"name", "task", "base", "prompts", "engine", "after"}

@@ -1,0 +1,170 @@
+"""The check before the ranks start: what it finds, whom it blames, and that it takes no torch to do so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Stage, _spec
+from stand_in import call, machine, probed
+
+from hpclm.hardware import preflight
+from hpclm.hardware.checks import Need
+from hpclm.plan.spec import to_dict
+from hpclm.runs.files import write_json
+from hpclm.runs.paths import RunPaths
+
+_ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
+
+
+class Node:
+    """A stage's folder, and an interpreter whose engine was built for some CUDA."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stage_dir = folder / "it's a run" / "stages" / "train"
+        self.attempt = self.stage_dir / "attempts" / "001-00"
+        self.image = folder / "image"
+        for name in _ENGINE:
+            (self.image / name).mkdir(parents=True)
+            (self.image / name / "__init__.py").write_text(
+                "raise ImportError('the check must not import the engine')\n"
+            )
+        self.cuda("'12.4'")
+        self.spec: dict[str, Any] = to_dict(_spec(Stage("train", device="gpu", devices_per_node=4), RunPaths(folder)))
+
+    def cuda(self, value: str) -> None:
+        (self.image / "torch" / "version.py").write_text(
+            f"from typing import Optional\ncuda: Optional[str] = {value}\n"
+        )
+
+    def check(self, what: str, *flags: str) -> tuple[int, dict[str, Any]]:
+        write_json(self.stage_dir / "spec.json", self.spec)
+        environment = machine(what) | {"SLURMD_NODENAME": "node7", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+        environment["PYTHONPATH"] = f"{self.image}:{environment['PYTHONPATH']}"
+        done = call(environment, *flags, "-m", "hpclm.hardware.preflight", str(self.stage_dir), str(self.attempt))
+        assert "Traceback" not in done.stderr, done.stderr
+        report = json.loads((self.attempt / "preflight" / "node7.json").read_text())
+        lines = [f"node7: {one['severity']}: {one['check']}: {one['message']}" for one in report["findings"]]
+        assert done.stdout.splitlines() == lines
+        return done.returncode, report
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def faults(report: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return [(one["check"], one["at_fault"]) for one in report["findings"] if one["severity"] == "error"]
+
+
+def test_a_fit_node_passes_in_a_second_without_the_engine(node: Node) -> None:
+    code, report = node.check("a100")
+    assert (code, report["verdict"], report["ok"], faults(report)) == (0, "ok", True, [])
+    assert report["seconds"] < 1
+    assert len(report["facts"]["gpu"]["gpus"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("what", "check"),
+    [
+        ("a100,lost", "gpu"),
+        ("a100,ecc", "ecc"),
+        ("a100,remap", "row remap"),
+        ("a100,x3", "gpu count"),
+        ("a100,old-driver", "driver"),
+        ("no-driver", "gpu"),
+    ],
+)
+def test_a_sick_node_is_to_blame(node: Node, what: str, check: str) -> None:
+    code, report = node.check(what)
+    assert (code, report["verdict"], faults(report)) == (60, "node", [(check, "node")])
+
+
+def test_a_precision_that_these_gpus_lack_is_the_runs_fault(node: Node) -> None:
+    node.spec["trainer"]["precision"] = "bf16"
+    code, report = node.check("v100")
+    assert (code, report["verdict"], faults(report)) == (61, "run", [("precision", "run")])
+
+
+def test_a_model_too_large_for_the_gpu_says_by_how_much(node: Node) -> None:
+    node.spec["model"] |= {"num_layers": 80, "hidden_size": 12288, "ffn_hidden_size": 49152, "kv_channels": 6144}
+    node.spec["text"] = {"paths": [], "seq_length": 16}
+    code, report = node.check("v100")
+    assert (code, faults(report)) == (61, [("gpu memory", "run")] * 4)
+    assert "too little); raise parallel.tensor or parallel.pipeline" in report["findings"][0]["message"]
+
+
+def test_an_engine_built_without_cuda_is_the_runs_fault(node: Node) -> None:
+    node.cuda("None")
+    code, report = node.check("a100")
+    assert (code, faults(report)) == (61, [("cuda", "run")])
+
+
+def test_an_engine_that_is_not_there_is_the_runs_fault(node: Node) -> None:
+    node.spec["device"] = "cpu"
+    shutil.rmtree(node.image / "megatron")
+    code, report = node.check("a100", "-S")  # without the packages of the interpreter that runs the tests
+    assert (code, faults(report)) == (61, [("packages", "run")])
+    assert " has no megatron; name an image" in report["findings"][0]["message"]
+
+
+def test_a_stage_on_the_cpu_asks_for_no_gpu(node: Node) -> None:
+    node.spec["device"] = "cpu"
+    code, report = node.check("no-driver")
+    assert (code, faults(report), report["facts"]["gpu"]) == (0, [], None)
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("data", {"train": ["/nowhere/it"]}),
+        ("text", {"paths": ["/nowhere/it"]}),
+        ("tokenizer", {"kind": "json", "tokenizer_file": "/nowhere/it"}),
+        ("base", "/nowhere/it"),
+        ("prompts", "/nowhere/it"),
+    ],
+)
+def test_what_the_stage_reads_and_this_node_does_not_see_is_named(node: Node, section: str, value: Any) -> None:
+    node.spec[section] = value
+    code, report = node.check("a100")
+    assert (code, faults(report)) == (60, [("inputs", "node")])
+    assert "/nowhere/it cannot be read here; is its folder mounted?" in report["findings"][0]["message"]
+
+
+def test_memory_that_ranks_of_the_attempt_before_still_hold_is_waited_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(node.stage_dir / "spec.json", node.spec)
+    monkeypatch.setattr(preflight, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(preflight, "need_of", lambda spec: Need(devices=4, memory_mib=60_000, cuda="12.4"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    looks = [probed("a100,busy"), probed("a100,busy"), probed("a100")]
+    monkeypatch.setattr(preflight, "probe", lambda: looks.pop(0))
+    assert preflight.main(str(node.stage_dir), str(node.attempt)) == 0
+    assert looks == []
+    monkeypatch.setattr(preflight, "_PATIENCE_S", 0.0)
+    looks = [probed("a100,busy")]
+    assert preflight.main(str(node.stage_dir), str(node.attempt)) == 60
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "free_gib", "expected"),
+    [(0.5, 100.0, []), (-61.0, 100.0, [("clock", "node")]), (0.0, 0.5, [("space", "run")]), (None, None, [])],
+)
+def test_a_clock_that_is_off_and_a_full_disk(
+    skew_s: float | None, free_gib: float | None, expected: list[tuple[str, str]]
+) -> None:
+    folder = {"path": "/runs", "visible": True, "writable": True, "trouble": None, "locks": True}
+    found = preflight.folder_findings(folder | {"skew_s": skew_s, "free_gib": free_gib})
+    assert [(one.check, one.at_fault) for one in found] == expected
+
+
+def test_a_run_folder_that_is_not_there_is_a_message(tmp_path: Path) -> None:
+    done = call(machine("a100"), "-m", "hpclm.hardware.preflight", f"{tmp_path}/no", "/proc/no/001-00")
+    assert done.returncode == 60
+    assert f"{tmp_path}/no/spec.json cannot be read here" in done.stdout
+    assert done.stderr == ""

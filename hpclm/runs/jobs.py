@@ -36,14 +36,7 @@ def stage_jobs(
     jobs, problems = [], []
     for stage in stages:
         contained = stage.container is not None and runtime_of(stage, site) != "none"
-        if stage.container is not None and not contained:
-            problems.append(
-                f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} "
-                "has no container runtime; name one in a site profile (container.runtime), or leave the image out with "
-                "--set container=null"
-            )
-        if contained and (missing := _not_imported(stage, site, folder)) is not None:
-            problems.append(missing)
+        problems += _image_problems(stage, site, folder)
         resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
         environment = _environment(stage, site, paths, cpus)
@@ -133,17 +126,23 @@ def _file_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
     return planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
 
 
-def _not_imported(stage: StagePlan, site: Site, runs: Path) -> str | None:
-    """Why a stage's image keeps it from starting where nobody imports it: only Pyxis does so by itself."""
-    if stage.container is None or site.container.pull != "never":
-        return None
+def _image_problems(stage: StagePlan, site: Site, runs: Path) -> list[str]:
+    """Why a stage's image keeps it from starting: no runtime, or a file that is not there and that nobody imports."""
+    if stage.container is None:
+        return []
+    if runtime_of(stage, site) == "none":
+        return [
+            f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} has no "
+            "container runtime; name one in a site profile (container.runtime), or leave the image out with --set "
+            "container=null"
+        ]
     wanted = _file_of(stage, site, runs)
-    if wanted is None or wanted.target.exists():
-        return None
-    return (
+    if site.container.pull != "never" or wanted is None or wanted.target.exists():
+        return []
+    return [
         f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} is not there), and site "
         f"{site.name} says container.pull: never; import it with `hpclm image pull {stage.container.image}`"
-    )
+    ]
 
 
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:

@@ -29,7 +29,7 @@ _INSIDE_JOB = ("SLURM_", "SLURMD_", "SUBMITIT_")
 _KEPT = ("SLURM_CONF",)
 _RANK_VARIABLES = frozenset(
     ["MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
-    + [f"HPCLM_{name}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")]
+    + [f"HPCLM_{name}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "RESTART")]
 )
 
 

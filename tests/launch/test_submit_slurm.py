@@ -64,10 +64,10 @@ def test_ctrl_c_between_two_stages_takes_the_first_back(
 ) -> None:
     real = slurm.submit
 
-    def interrupted(job, site, parents, images):  # type: ignore[no-untyped-def]
+    def interrupted(job, site, parents, first):  # type: ignore[no-untyped-def]
         if job.stage == "ptune":
             raise KeyboardInterrupt
-        return real(job, site, parents, images)
+        return real(job, site, parents, first)
 
     monkeypatch.setattr(slurm, "submit", interrupted)
     with pytest.raises(SchedulerError, match="stage ptune: interrupted"):

@@ -36,7 +36,9 @@ def _leaves(model: Any = Stage, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _wrong_types() -> Iterator[Case]:
     for key, wrong in _leaves():
-        yield recipe_case(f"type-{key}", changed((key, wrong)), key.split(".")[-1], "must be")
+        # a program needs its argv whatever else is wrong with it
+        needed = [("program.argv", ["a"])] if key.startswith("program.") else []
+        yield recipe_case(f"type-{key}", changed(*needed, (key, wrong)), key.split(".")[-1], "must be")
     for section in sorted(SECTIONS):
         yield changed_case(section, "text", section, "must be", id=f"type-section-{section}")
     for key, value in (("optim.lr", "0.1"), ("trainer.max_steps", "ten"), ("trainer.max_steps", 1.5)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from hpclm.errors import CheckpointError, DataError
 from hpclm.worker.ranks import RankFacts, rank_facts
 from hpclm.worker.rendezvous import RendezvousError, meet
-from hpclm.worker.report import PeerError, Progress, RankRecord, StoppedError
+from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, StoppedError
 from hpclm.worker.signals import StopFlag
 
 OURS = {"HPCLM_RANK": "3", "HPCLM_WORLD_SIZE": "4", "HPCLM_LOCAL_RANK": "1", "HPCLM_NODE_RANK": "1"}
@@ -23,7 +24,7 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_
 
 
 def test_the_place_of_a_rank_comes_from_our_executor_or_from_srun() -> None:
-    facts = rank_facts({**SLURM, "SLURM_RESTART_COUNT": "2"})
+    facts = rank_facts({**SLURM, "HPCLM_RESTART": "2"})
     assert facts == RankFacts(5, 8, 1, 2, "n2", 2)
     ours = rank_facts({**SLURM, **OURS})
     assert (ours.rank, ours.world_size, ours.local_rank, ours.node_rank, ours.restart) == (3, 4, 1, 1, 0)
@@ -48,7 +49,14 @@ class OutOfMemoryError(RuntimeError):
         (PeerError("rank 0 failed"), "peer-lost", 20, "failed"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer"), "peer-lost", 20, "failed"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error", 1, "failed"),
-        (RendezvousError("rank 2 did not arrive"), "error", 1, "failed"),
+        (RendezvousError("rank 2 did not arrive"), "no-meeting", 20, "failed"),
+        (OSError(errno.ESTALE, "Stale file handle"), "storage", 1, "failed"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error", 1, "failed"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "hardware", 50, "failed"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "error", 1, "failed"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", 1, "failed"),
+        (ProgramError("ended with exit code 3", retry=False), "error", 1, "failed"),
+        (ProgramError("ended with SIGKILL", retry=True), "program", 1, "failed"),
         (KeyError("x"), "error", 1, "failed"),
     ],
 )

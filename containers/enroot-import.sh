@@ -20,7 +20,7 @@ trap 'rm -f "$partial"' EXIT
 enroot import --output "$partial" "docker://$image" </dev/null
 # smoke.py is in the image; without squashfuse on this machine it cannot be started here
 if command -v squashfuse >/dev/null; then
-  enroot start "$partial" python3 /opt/smoke.py --no-gpu
+  enroot start "$partial" python3 /opt/smoke.py --no-gpu --all
 else
   echo "squashfuse is not here: the image was not tried; on a node: enroot start $target python3 /opt/smoke.py" >&2
 fi

@@ -1,8 +1,9 @@
 """Whether an image has what a rank needs: imports every engine, prints versions, and runs something on a GPU.
 
-    python3 smoke.py [--no-gpu]
+    python3 smoke.py [--no-gpu] [--all]
 
-Exit code 1 and one line for each thing that is missing. Standard library only until then.
+--all: DeepSpeed, NVML and Transformer Engine must be there, too, as they are in the images defined here. Exit
+code 1 and one line for each thing that is missing. Standard library only until then.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if "--no-gpu" in arguments else "cuda")
     print(f"python: {platform.python_version()}")
     good = look(NEEDED, needed=True)
-    look(OPTIONAL, needed=False)
+    good = look(OPTIONAL, needed="--all" in arguments) and good
     if good and "--no-gpu" not in arguments:
         good = try_gpu()
     print("fit for hpclm" if good else "NOT fit for hpclm")

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from hpclm.container.image import Image
 from hpclm.errors import SiteError
@@ -68,25 +71,68 @@ def pull(wanted: Import, say: Callable[[str], None]) -> bool:
         wanted.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SiteError(f"{wanted.target.parent}: the folder of images cannot be made: {error.strerror}") from None
-    with _lock(wanted.target, say):
+    with _lock(wanted.target, say) as alone:
         if wanted.target.exists():
             return False
-        _run(wanted, say)
+        if alone:
+            _sweep(wanted.target)
+        with _terminable():
+            _run(wanted, say)
     return True
 
 
+def _sweep(target: Path) -> None:
+    """Remove what importers that were killed outright have left. Called under the lock, so nobody is writing it."""
+    for leftover in target.parent.glob(f".{glob.escape(target.stem)}.*{target.suffix}"):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Remove an image: a file, or the folder of one being made."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def _lock(target: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise, so that an import cleans up behind itself; threads other than the main cannot."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _lock(target: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """One importer at a time, over all nodes that share the file system; the kernel frees a dead one's lock.
 
-    Where a file system has no locks, two may import at once: each makes its own file, and the last one stays.
+    Gives whether the lock is held. Where a file system has no locks, two may import at once: each makes its own file,
+    and the last one stays.
     """
-    handle = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        told = False
+        handle = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise SiteError(
+            f"{target.parent}: the folder of images cannot be written to: {error.strerror}; name another as "
+            "container.images in the site profile"
+        ) from None
+    try:
+        held, told = False, False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
                 break
             except (BlockingIOError, PermissionError):
                 if not told:
@@ -95,7 +141,7 @@ def _lock(target: Path, say: Callable[[str], None]) -> Iterator[None]:
                 time.sleep(_WAIT_S)
             except OSError:
                 break
-        yield
+        yield held
     finally:
         os.close(handle)
 
@@ -116,6 +162,8 @@ def _run(wanted: Import, say: Callable[[str], None]) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            # A group of its own: the programs that fetch and pack are children of enroot's shell and must end with it.
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
             try:
@@ -124,16 +172,14 @@ def _run(wanted: Import, say: Callable[[str], None]) -> None:
                         lines = [*lines[-19:], line.strip()]
                         say(f"  {line.rstrip()}")
             except BaseException:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 raise
         if process.returncode or not partial.exists():
             raise SiteError(_refusal(wanted, lines, process.returncode))
         partial.replace(wanted.target)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def _refusal(wanted: Import, lines: list[str], code: int) -> str:

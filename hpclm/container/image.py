@@ -100,6 +100,14 @@ def parse_image(text: str) -> Image:
     return Image(None, user or None, registry or None, name, version)
 
 
+def squashed(text: str, runtime: str) -> Image:
+    """The image for a runtime that takes .sqsh files. Raises SiteError as `parse_image` does, and for a .sif."""
+    image = parse_image(text)
+    if image.path is not None and image.path.endswith(".sif"):
+        raise SiteError(f"image {text}: is a file of Apptainer's, and {runtime} takes .sqsh; name the registry's image")
+    return image
+
+
 def _path(text: str) -> str:
     path = text.removeprefix("docker://")
     if not PurePosixPath(path).is_absolute():

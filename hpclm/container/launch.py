@@ -86,8 +86,8 @@ def launch_spec(runtime: str, request: ContainerRequest) -> LaunchSpec:
 
     for mount in request.mounts:
         for path in (mount.source, mount.target):
-            if any(character in path for character in ",:") or not path.startswith("/"):
-                raise SiteError(f"container mount {path!r}: must be absolute, without comma or colon")
+            if not path.startswith("/"):
+                raise SiteError(f"container mount {path!r}: must be absolute")
     if runtime == "pyxis":
         return pyxis.render(request)
     if runtime == "enroot":
@@ -95,3 +95,12 @@ def launch_spec(runtime: str, request: ContainerRequest) -> LaunchSpec:
     if runtime in ("singularity", "apptainer"):
         return singularity.render(runtime, request)
     raise SiteError(f"container runtime {runtime!r}: choose pyxis, enroot, singularity, apptainer or none")
+
+
+def refuse_in_mounts(request: ContainerRequest, characters: str, why: str) -> None:
+    """Raises SiteError for a mounted path that holds one of `characters`."""
+    for mount in request.mounts:
+        for path in (mount.source, mount.target):
+            bad = next((character for character in path if character in characters), None)
+            if bad is not None:
+                raise SiteError(f"container mount {path!r}: holds {bad!r}, and {why}; rename or link it")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec, parse_image
+from hpclm.container import ContainerRequest, LaunchSpec, launch_spec, parse_image
 from hpclm.container.cache import Import, planned
 from hpclm.runs import ledger
+from hpclm.runs.mounts import mounts_of
 from hpclm.runs.paths import RunPaths
 from hpclm.scheduler.discovery import Offer, cpus_here
 from hpclm.scheduler.jobs import StageJob
@@ -35,12 +36,7 @@ def stage_jobs(
     jobs, problems = [], []
     for stage in stages:
         contained = stage.container is not None and runtime_of(stage, site) != "none"
-        if stage.container is not None and not contained:
-            problems.append(
-                f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} "
-                "has no container runtime; name one in a site profile (container.runtime), or leave the image out with "
-                "--set container=null"
-            )
+        problems += _image_problems(stage, site, folder)
         resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
         environment = _environment(stage, site, paths, cpus)
@@ -112,41 +108,60 @@ def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
 
     Pyxis imports by itself, on every node and every time; where Enroot is at hand, once is enough.
     """
-    runtime = runtime_of(stage, site)
     if stage.container is None:
         return None
+    runtime = runtime_of(stage, site)
     wanted = planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
     if wanted is None or wanted.target.exists():
         return wanted
-    by_itself = runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None
-    return None if by_itself or site.container.pull == "never" else wanted
+    alone = runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None
+    return None if alone or site.container.pull == "never" else wanted
+
+
+def _file_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
+    """The file a stage starts, there or not; None for Pyxis where it imports by itself, and for what is a path."""
+    assert stage.container is not None
+    if runtime_of(stage, site) == "pyxis":
+        return import_of(stage, site, runs)
+    return planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
+
+
+def _image_problems(stage: StagePlan, site: Site, runs: Path) -> list[str]:
+    """Why a stage's image keeps it from starting: no runtime, or a file that is not there and that nobody imports."""
+    if stage.container is None:
+        return []
+    if runtime_of(stage, site) == "none":
+        return [
+            f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} has no "
+            "container runtime; name one in a site profile (container.runtime), or leave the image out with --set "
+            "container=null"
+        ]
+    wanted = _file_of(stage, site, runs)
+    if site.container.pull != "never" or wanted is None or wanted.target.exists():
+        return []
+    return [
+        f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} is not there), and site "
+        f"{site.name} says container.pull: never; import it with `hpclm image pull {stage.container.image}`"
+    ]
 
 
 def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:
     container = stage.container
     assert container is not None
-    mounts = [Mount(str(paths.root), str(paths.root))]
-    mounts += [Mount(mount.source, mount.target, mount.read_only) for mount in container.mounts]
-    for text in site.container.mounts:
-        source, target, *flags = text.split(":")
-        mounts.append(Mount(source, target, flags == ["ro"]))
-    # The deeper later: a folder mounted over the run's would hide it.
-    mounts.sort(key=lambda mount: len(PurePosixPath(mount.target).parts))
-    wanted = import_of(stage, site, folder)
+    wanted = _file_of(stage, site, folder)
     request = ContainerRequest(
         image=str(wanted.target) if wanted else container.image,
-        mounts=tuple(mounts),
+        mounts=mounts_of(stage, site, paths.root),
         workdir=container.workdir or str(paths.stage(stage.name).root),
-        # An image's own PYTHONPATH would hide the payload, so what must hold inside is handed in by name.
-        environment={
-            **site.environment,
-            **environment,
-            "PYTHONPATH": str(paths.payload),
-            "PYTHONNOUSERSITE": "1",
-            **container.environment,
-        },
+        environment=_inside(site.environment | environment, container.environment, str(paths.payload)),
         gpu=stage.resources.device == "gpu",
         writable=container.writable,
         home=site.container.home if container.home is None else container.home,
     )
     return launch_spec(runtime_of(stage, site), request)
+
+
+def _inside(ours: dict[str, str], recipes: dict[str, str], payload: str) -> dict[str, str]:
+    """What must hold inside whatever the image says. Nobody's PYTHONPATH may hide the payload."""
+    inside = {**ours, "PYTHONNOUSERSITE": "1", **recipes}
+    return inside | {"PYTHONPATH": ":".join(filter(None, [payload, inside.get("PYTHONPATH")]))}

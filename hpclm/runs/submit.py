@@ -25,6 +25,7 @@ from hpclm.runs import ledger
 from hpclm.runs.environment import capture, user_name
 from hpclm.runs.files import write_json, write_text
 from hpclm.runs.jobs import import_of, stage_jobs
+from hpclm.runs.mounts import mount_notes
 from hpclm.runs.paths import RunPaths
 from hpclm.runs.payload import stage_payload
 from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, write_record
@@ -84,9 +85,9 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What a person should know although it is no fault."""
-        if self.site.scheduler == "local" and any(job.nodes > 1 for job in self.jobs):
-            return ["site local has one node, this machine: the ranks of all nodes run on it"]
-        notes = [
+        alone = self.site.scheduler == "local" and any(job.nodes > 1 for job in self.jobs)
+        notes = ["site local has one node, this machine: the ranks of all nodes run on it"] if alone else []
+        notes += [
             f"stage {job.stage}: {job.total_time_min} min over jobs of {job.time_limit_min} min, one after the other"
             for job in self.jobs
             if self.site.scheduler == "slurm" and job.time_limit_min < job.total_time_min
@@ -94,6 +95,8 @@ class Prepared:
         if self.jobs and self.jobs[0].exclude:
             nodes = ", ".join(self.jobs[0].exclude)
             notes.append(f"left out: {nodes}, found at fault in the last day; see `hpclm nodes`")
+        for stage in self.plan.stages:
+            notes += mount_notes(stage, self.site, self.paths.root, Path.home())
         return notes
 
 

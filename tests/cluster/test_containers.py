@@ -149,7 +149,7 @@ def test_pyxis_options_on_the_real_srun(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "image=nvcr.io#nvidia/nemo:23.02",
         "home=no",
         "writable=yes",
-        f"mounts={root}:{root},{data}:/data:ro",
+        f"mounts={data}:/data:ro,{root}:{root}".replace(" ", "\\040"),
         f"workdir={root}/stages/train",
         "env=ODD,OMP_NUM_THREADS,PYTHONNOUSERSITE,PYTHONPATH",
     } <= set(seen.splitlines())

@@ -71,6 +71,16 @@ def test_and_fails_where_it_is_not(tmp_path: Path) -> None:
     assert done.stdout.endswith("NOT fit for hpclm\n")
 
 
+def test_the_definitions_ask_for_all_they_install() -> None:
+    """Without --all an image whose DeepSpeed cannot be imported would pass."""
+    for name in ("Dockerfile", "hpclm.def", "enroot-import.sh"):
+        text = (FOLDER / name).read_text()
+        assert "smoke.py --no-gpu --all" in text, name
+    done = smoke("--no-gpu", "--all", python="/usr/bin/python3")
+    assert done.returncode == 1
+    assert "deepspeed: MISSING" in done.stdout
+
+
 def test_the_enroot_script_imports_once_and_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "bin", "enroot")
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"

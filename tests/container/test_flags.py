@@ -39,39 +39,42 @@ def test_pyxis() -> None:
 
 def test_enroot() -> None:
     spec = launch_spec("enroot", dataclasses.replace(REQUEST, image="/images/a.sqsh"))
-    passed = [word for name in PASSED for word in ("--env", name)]
-    assert list(spec.prefix) == [
+    passed = [word for name in ("HPCLM_IN_A", "HPCLM_IN_B", *PASSED) for word in ("--env", name)]
+    assert list(spec.prefix[:-5]) == [
         "enroot", "start",
         "--mount", "/scratch/me:/work:none:x-create=auto,rbind",
         "--mount", "/data:/data:none:x-create=auto,rbind,ro",
-        "--env", "A=1", "--env", "B=it's $HOME", *passed,
-        "/images/a.sqsh",
-        "sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", "/work",
+        *passed, "/images/a.sqsh",
     ]  # fmt: skip
+    assert spec.prefix[-5:-3] == ("sh", "-c")
+    assert spec.prefix[-2:] == ("sh", "/work")
     assert spec.environment == {
         "ENROOT_MOUNT_HOME": "n",
+        "ENROOT_ROOTFS_WRITABLE": "n",
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+        "HPCLM_IN_A": "=1",
+        "HPCLM_IN_B": "=it's $HOME",
     }
     with pytest.raises(SiteError, match="Enroot starts files; import it"):
         launch_spec("enroot", REQUEST)
-    plain = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=False, home=True, writable=True)
+    plain = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=False, home=True, writable=True, environment={})
     without = launch_spec("enroot", plain)
-    assert without.environment == {"ENROOT_MOUNT_HOME": "y"}
+    assert without.environment == {"ENROOT_MOUNT_HOME": "y", "ENROOT_ROOTFS_WRITABLE": "y"}
     assert "--rw" in without.prefix
 
 
 @pytest.mark.parametrize("program", ["singularity", "apptainer"])
 def test_singularity_and_apptainer(program: str) -> None:
     spec = launch_spec(program, REQUEST)
-    assert list(spec.prefix) == [
+    assert list(spec.prefix[:-4]) == [
         program, "exec", "--nv", "--no-home", "--bind", "/scratch/me:/work", "--bind", "/data:/data:ro",
         "--pwd", "/work", "docker://nvcr.io/nvidia/nemo:23.02",
     ]  # fmt: skip
     tool = f"{program.upper()}ENV_"
     # the driver's libraries come before a libcuda that the image may bring along
     assert spec.environment[f"{tool}PREPEND_LD_LIBRARY_PATH"] == "/.singularity.d/libs"
-    assert spec.environment[f"{tool}B"] == "it's $HOME"
+    assert spec.environment["HPCLM_IN_B"] == "=it's $HOME"
     plain = launch_spec(program, dataclasses.replace(REQUEST, gpu=False, home=True, writable=True))
     assert "--nv" not in plain.prefix
     assert "--no-home" not in plain.prefix
@@ -79,18 +82,91 @@ def test_singularity_and_apptainer(program: str) -> None:
     assert f"{tool}PREPEND_LD_LIBRARY_PATH" not in plain.environment
 
 
-def test_mounts_that_a_runtime_would_split_are_refused() -> None:
-    for runtime in ("pyxis", "enroot", "singularity", "apptainer"):
-        for path in ("/a,b", "/a:b", "relative"):
-            with pytest.raises(SiteError, match="without comma or colon"):
-                launch_spec(runtime, dataclasses.replace(REQUEST, mounts=(Mount(path, "/x"),)))
+@pytest.mark.parametrize("runtime", ["pyxis", "enroot", "singularity", "apptainer"])
+def test_mounts_that_a_runtime_would_split_or_execute_are_refused(runtime: str) -> None:
+    takes = {"pyxis": "'# ", "enroot": "'# \"$`\\", "singularity": "'# \"$`\\,:", "apptainer": "'# \"$`\\,:"}[runtime]
+    for character in "'# \"$`\\,:":
+        for mount in (Mount(f"/a{character}b", "/x"), Mount("/x", f"/a{character}b")):
+            request = dataclasses.replace(REQUEST, image="/images/a.sqsh", mounts=(mount,))
+            if character in takes:
+                launch_spec(runtime, request)
+            else:
+                with pytest.raises(SiteError, match=r"container mount .* holds .*; rename or link it"):
+                    launch_spec(runtime, request)
+    with pytest.raises(SiteError, match="must be absolute"):
+        launch_spec(runtime, dataclasses.replace(REQUEST, mounts=(Mount("relative", "/x"),)))
+
+
+def test_pyxis_gets_spaces_as_an_fstab_writes_them() -> None:
+    spec = launch_spec("pyxis", dataclasses.replace(REQUEST, mounts=(Mount("/a b", "/c d"),)))
+    assert r"--container-mounts=/a\040b:/c\040d" in spec.srun_args
 
 
 SEEN = """
 import importlib.util, json, os
-found = importlib.util.find_spec("hpclm") is not None and importlib.util.find_spec("hpclm.runs") is not None
+found = importlib.util.find_spec("hpclm")
+found = found is not None and found.origin is not None  # an editable install leaves a folder without a package
 print(json.dumps({"cwd": os.getcwd(), "environment": dict(os.environ), "hpclm": found}))
 """
+
+
+HOSTILE = {
+    "SUBSHELL": "$(touch {here}/pwned) `touch {here}/pwned`",
+    "DOLLAR": "$HOME ${HOME} $$",
+    "QUOTED": '"quotes" around "it"',
+    "SINGLE": "'single' and 'single'",
+    "SLASHES": "a\\n\\\\b\\",
+    "SPACES": "  before and after  ",
+    "SIGNS": "#a, b:c; d=e & f | g > {here}/pwned",
+    "EMPTY": "",
+    "WORDS": "für 日本",
+}
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "singularity", "apptainer"])
+def test_no_value_is_cut_or_executed(
+    runtime: str, tmp_path: Path, runtimes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apptainer executes what is in a value given its own way, and Enroot takes quotes off it."""
+    runtimes(runtime)
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(f"{runtime.upper()}_CLEANENV", "1")
+    image = tmp_path / "image.sqsh"
+    image.write_text(json.dumps({"source": "test", "prefixes": list(dict.fromkeys([sys.prefix, sys.base_prefix]))}))
+    given = {name: value.replace("{here}", str(tmp_path)) for name, value in HOSTILE.items()}
+    mounts = (Mount(str(tmp_path), str(tmp_path)),)
+    spec = launch_spec(runtime, ContainerRequest(str(image), mounts, environment=given))
+    done = subprocess.run(
+        [*spec.prefix, *spec.python, "-c", SEEN],
+        env={**os.environ, "SLURM_NTASKS": "3", **spec.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)["environment"]
+    assert {name: seen.get(name) for name in given} == given
+    assert not (tmp_path / "pwned").exists()
+    assert seen["SLURM_NTASKS"] == "3"
+    # an empty one would hide every GPU
+    assert "CUDA_VISIBLE_DEVICES" not in seen
+
+
+@pytest.mark.parametrize("runtime", ["singularity", "apptainer"])
+def test_a_folder_with_a_comma_and_a_colon_is_mounted_where_that_can_be(
+    runtime: str, tmp_path: Path, runtimes: Callable[..., None]
+) -> None:
+    runtimes(runtime)
+    folder = tmp_path / 'at 12:30, "noon"'
+    folder.mkdir()
+    image = tmp_path / "image.sif"
+    image.write_text(json.dumps({"source": "test", "prefixes": list(dict.fromkeys([sys.prefix, sys.base_prefix]))}))
+    spec = launch_spec(runtime, ContainerRequest(str(image), (Mount(str(folder), str(folder)),), workdir=str(folder)))
+    env = {**os.environ, **spec.environment}
+    subprocess.run([*spec.prefix, *spec.python, "-c", "open('made', 'w')"], env=env, check=True)
+    assert (folder / "made").exists()
 
 
 @pytest.mark.parametrize("runtime", ["enroot", "singularity", "apptainer"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,57 @@ def test_an_import_that_dies_leaves_nothing(
     assert [path.name for path in one.target.parent.iterdir()] == [f".{one.target.name}.lock"]
     monkeypatch.delenv("STANDIN_DIES")
     assert cache.pull(one, lambda line: None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_import_that_is_interrupted_leaves_nothing(
+    number: int, tmp_path: Path, runtimes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes("enroot")
+    one = wanted(tmp_path)
+    profile = tmp_path / "site.yaml"
+    profile.write_text(f"scheduler: local\ncontainer: {{runtime: enroot, images: {one.target.parent}}}\n")
+    argv = [sys.executable, "-m", "hpclm.cli", "image", "pull", "nvcr.io/nvidia/nemo:23.02", "--site", str(profile)]
+    environment = {**os.environ, "STANDIN_HANGS": "1"}
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pulling:
+        assert pulling.stderr is not None
+        while "half" not in pulling.stderr.readline():
+            assert pulling.poll() is None
+        (half,) = one.target.parent.glob(".*.sqsh")
+        pulling.send_signal(number)
+        assert pulling.wait(10) != 0
+    at_work = processes_that_name(half)
+    if number == signal.SIGKILL:
+        # Nobody was left to clean up: the next one does.
+        for pid in at_work:
+            os.kill(pid, signal.SIGKILL)
+        assert cache.pull(one, lambda line: None)
+    else:
+        assert at_work == []
+    assert not half.exists()
+    assert one.target.exists() == (number == signal.SIGKILL)
+
+
+def test_a_folder_of_images_that_is_somebody_elses_is_one_message(
+    tmp_path: Path, runtimes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes("enroot")
+    one = wanted(tmp_path)
+    # A folder in the lock's place: root, too, is refused.
+    one.target.with_name(f".{one.target.name}.lock").mkdir(parents=True)
+    with pytest.raises(SiteError, match=r"the folder of images cannot be written to.*container.images"):
+        cache.pull(one, lambda line: None)
+
+
+def processes_that_name(path: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if bytes(path) in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
 
 
 def test_missing_credentials_are_said_and_never_written(

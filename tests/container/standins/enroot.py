@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def import_(arguments: list[str]) -> None:
     if os.environ.get("STANDIN_DIES"):
         Path(target).write_text("half")
         os.kill(os.getpid(), 9)
+    if os.environ.get("STANDIN_HANGS"):
+        # As the real one: a child of its shell does the work.
+        code = f"import time; open({target!r}, 'w').write('half'); print('[INFO] half', flush=True); time.sleep(99)"
+        subprocess.run([sys.executable, "-c", code], check=False)
     write_image(target, uri)
 
 
@@ -49,8 +54,10 @@ def start(arguments: list[str]) -> None:
     for name in names:
         if not _ENV.fullmatch(name):
             fail("[ERROR]", f"Invalid argument: {name}")
-    given = {name: os.environ.get(name, "") for name in names if "=" not in name}
-    given |= dict(name.split("=", 1) for name in names if "=" in name)
+    # A name without a value takes the host's, and is empty where that is not set; quotes around a value come off.
+    lines = [name if "=" in name else f"{name}={os.environ.get(name, '')}" for name in names]
+    lines = [line for line in lines if not line.startswith("ENROOT_")]
+    given = dict(re.sub(r"""^(\w+)=["'](.*)["']\s*$""", r"\1=\2", line).split("=", 1) for line in lines)
     binds = []
     for mount in mounts:
         # a line of fstab, its fields parted by colons
@@ -59,7 +66,7 @@ def start(arguments: list[str]) -> None:
         if kind != "none" or "x-create=auto" not in options:
             fail("enroot-mount", f"failed to mount: {target}: no such file or directory")
         binds.append((source, target, "ro" in options.split(",")))
-    enter(image, binds, {**IMAGE_ENVIRONMENT, **{k: v for k, v in given.items() if v}}, "/", arguments)
+    enter(image, binds, {**IMAGE_ENVIRONMENT, **given}, "/", arguments)
 
 
 if __name__ == "__main__":

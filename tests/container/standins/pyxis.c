@@ -25,12 +25,29 @@ static int note(const char *name, const char *value)
 static int image(int val, const char *arg, int remote) { return note("image", arg); }
 static int env(int val, const char *arg, int remote) { return note("env", arg); }
 static int home(int val, const char *arg, int remote) { return note("home", val ? "yes" : "no"); }
-static int writable(int val, const char *arg, int remote) { return note("writable", "yes"); }
+static int writable(int val, const char *arg, int remote) { return note("writable", val ? "yes" : "no"); }
 
 static int change_to(int val, const char *arg, int remote)
 {
 	strncpy(workdir, arg, sizeof(workdir) - 1);
 	return note("workdir", arg);
+}
+
+/* A mount becomes a line of an fstab: a space in a path would end it, \040 is one. */
+static int unescape(char *path)
+{
+	char *to = path;
+	for (char *from = path; *from; to++) {
+		if (strchr(" \t\"$`", *from))
+			return ESPANK_BAD_ARG;
+		if (!strncmp(from, "\\040", 4)) {
+			*to = ' ';
+			from += 4;
+		} else
+			*to = *from++;
+	}
+	*to = 0;
+	return ESPANK_SUCCESS;
 }
 
 static int mounts(int val, const char *arg, int remote)
@@ -41,6 +58,8 @@ static int mounts(int val, const char *arg, int remote)
 		if (!colon || one[0] != '/')
 			return ESPANK_BAD_ARG;
 		*colon = 0;
+		if (unescape(one) || unescape(colon + 1))
+			return ESPANK_BAD_ARG;
 		if (remote && access(one, F_OK)) {
 			slurm_error("pyxis: couldn't start container: %s: no such file or directory", one);
 			broken = 1;
@@ -57,7 +76,8 @@ static struct spank_option options[] = {
 	{ "container-env", "NAME,...", "[pyxis] names", 1, 0, env },
 	{ "container-mount-home", NULL, "[pyxis] home", 0, 1, home },
 	{ "no-container-mount-home", NULL, "[pyxis] no home", 0, 0, home },
-	{ "container-writable", NULL, "[pyxis] writable", 0, 0, writable },
+	{ "container-writable", NULL, "[pyxis] writable", 0, 1, writable },
+	{ "container-readonly", NULL, "[pyxis] read-only", 0, 0, writable },
 	SPANK_OPTIONS_TABLE_END
 };
 

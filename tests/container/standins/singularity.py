@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,12 @@ def pull(program: str, arguments: list[str]) -> None:
     write_image(target, uri)
 
 
+def shell(value: str) -> str:
+    """The value as the real ones set it: between double quotes in a script, so that what is in it is executed."""
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return subprocess.run(["bash", "-c", f'printf %s "{quoted}"'], capture_output=True, text=True, check=True).stdout
+
+
 def exec_(program: str, arguments: list[str]) -> None:
     binds, workdir, home = [], str(Path.cwd()), True
     while arguments and arguments[0].startswith("-"):
@@ -28,6 +36,12 @@ def exec_(program: str, arguments: list[str]) -> None:
         if option == "--bind":
             source, target, *options = arguments.pop(0).split(":")
             binds.append((source, target, options == ["ro"]))
+        elif option == "--mount":
+            (fields,) = csv.reader([arguments.pop(0)])
+            mount = dict(field.partition("=")[::2] for field in fields)
+            if mount.pop("type") != "bind" or set(mount) - {"source", "destination", "ro"}:
+                fail("FATAL", f"while parsing mounts: {fields}")
+            binds.append((mount["source"], mount["destination"], "ro" in mount))
         elif option == "--pwd":
             workdir = arguments.pop(0)
         elif option in _PLAIN:
@@ -36,8 +50,10 @@ def exec_(program: str, arguments: list[str]) -> None:
             fail("Error", f"unknown flag: {option}")
     image = read_image("FATAL", arguments.pop(0))
     prefix = "APPTAINERENV_" if program == "apptainer" else "SINGULARITYENV_"
-    forced = {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
-    host = {name: value for name, value in os.environ.items() if not name.startswith(prefix) and name != "PATH"}
+    forced = {name.removeprefix(prefix): shell(value) for name, value in os.environ.items() if name.startswith(prefix)}
+    clean = os.environ.get(prefix.replace("ENV_", "_CLEANENV"), "false") not in ("false", "0")
+    names = [] if clean else [name for name in os.environ if not name.startswith(prefix) and name != "PATH"]
+    host = {name: os.environ[name] for name in names}
     if home:
         binds.insert(0, (str(Path.home()), str(Path.home()), False))
     enter(image, binds, {**host, **IMAGE_ENVIRONMENT, **forced}, workdir, arguments)

@@ -22,11 +22,12 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 module load cuda/12.4
+export HPCLM_IN_HF_HOME='=/data/hf, shared'
 export NCCL_SOCKET_IFNAME=ib0
 export ODD='it'"'"'s $HOME `x` #1'
 export OMP_NUM_THREADS=8
-export SINGULARITYENV_HF_HOME='/data/hf, shared'
 export SINGULARITYENV_PREPEND_LD_LIBRARY_PATH=/.singularity.d/libs
+export SINGULARITY_CLEANENV=false
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload
 export PYTHONNOUSERSITE=1
 
@@ -39,7 +40,7 @@ hpclm_preflight_s=0
 hpclm_verdict_s=300
 hpclm_ledger=/dev/null
 hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none)
-hpclm_ranks=(singularity exec --nv --no-home --bind /scratch/me:/scratch/me --bind /data:/data:ro --pwd /scratch/me docker://nvcr.io/nvidia/nemo:24.07 python3 -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
-hpclm_python=(singularity exec --nv --no-home --bind /scratch/me:/scratch/me --bind /data:/data:ro --pwd /scratch/me docker://nvcr.io/nvidia/nemo:24.07 python3 -u)
+hpclm_ranks=(singularity exec --nv --no-home --bind /scratch/me:/scratch/me --bind /data:/data:ro --pwd /scratch/me docker://nvcr.io/nvidia/nemo:24.07 sh -c 'exec env HF_HOME="${HPCLM_IN_HF_HOME#=}" "$@"' sh python3 -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
+hpclm_python=(singularity exec --nv --no-home --bind /scratch/me:/scratch/me --bind /data:/data:ro --pwd /scratch/me docker://nvcr.io/nvidia/nemo:24.07 sh -c 'exec env HF_HOME="${HPCLM_IN_HF_HOME#=}" "$@"' sh python3 -u)
 
 . /scratch/me/runs/gpt-20261120-120000-ab12/payload/launch/supervise.sh

@@ -1,0 +1,65 @@
+"""What a stage's container sees of the host, and what it will miss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from hpclm.container import Mount
+from hpclm.site import Site
+
+if TYPE_CHECKING:
+    from hpclm.plan import StagePlan
+
+
+def mounts_of(stage: StagePlan, site: Site, root: Path) -> tuple[Mount, ...]:
+    """The run's folder, the recipe's and the site's; the deeper later, or a folder mounted over it would hide it."""
+    assert stage.container is not None
+    mounts = [Mount(str(root), str(root))]
+    mounts += [Mount(mount.source, mount.target, mount.read_only) for mount in stage.container.mounts]
+    for text in site.container.mounts:
+        source, target, *flags = text.split(":")
+        mounts.append(Mount(source, target, flags == ["ro"]))
+    return tuple(sorted(mounts, key=lambda mount: len(PurePosixPath(mount.target).parts)))
+
+
+def mount_notes(stage: StagePlan, site: Site, root: Path, home: Path) -> list[str]:
+    """What this machine can tell of mounts that will fail on a node: it is not the node, so these are no refusals."""
+    if stage.container is None:
+        return []
+    mounts = [mount for mount in mounts_of(stage, site, root) if mount.source != str(root)]
+    notes = [
+        f"stage {stage.name}: {mount.source} is to be mounted and is not on this machine; where a node lacks it, too, "
+        "no rank starts"
+        for mount in mounts
+        if not os.path.lexists(mount.source)
+    ]
+    seen = [root, *(Path(mount.target) for mount in mounts)]
+    if site.container.home if stage.container.home is None else stage.container.home:
+        seen.append(home)
+    notes += [
+        f"stage {stage.name}: {path} is in no folder that is mounted; add it to container.mounts of the recipe or the "
+        "site, unless the container runtime mounts it by itself"
+        for path in dict.fromkeys(_inputs(stage))
+        if not any(Path(path).is_relative_to(folder) for folder in seen)
+    ]
+    return notes
+
+
+def _inputs(stage: StagePlan) -> Iterator[str]:
+    """Paths a rank opens; what another stage of the run makes lies in the run's folder."""
+    work = stage.work
+    if work is None:
+        return
+    if work.data is not None:
+        yield from (*work.data.train, *work.data.validation, *work.data.test)
+    if work.text is not None:
+        yield from work.text.paths
+    for name in (work.tokenizer.vocab_file, work.tokenizer.merges_file, work.tokenizer.tokenizer_file):
+        if name is not None:
+            yield name
+    for origin in (work.base, work.prompts):
+        if origin is not None and origin.path is not None:
+            yield origin.path

@@ -9,14 +9,17 @@ from typing import Any
 
 from hpclm.hardware.checks import Need
 from hpclm.plan.memory import estimate
-from hpclm.plan.spec import StageSpec, from_dict
+from hpclm.plan.spec import ProgramStageSpec, StageSpec, from_dict
 
 _CUDA = re.compile(r"^cuda\s*(?::[^=]*)?=\s*(?:'([0-9.]+)'|\"([0-9.]+)\"|None)", re.MULTILINE)
 _COMPAT = Path("/usr/local/cuda/compat")
 
 
 def need_of(raw: dict[str, Any]) -> Need:
-    """From spec.json. Figures that cannot be had are None."""
+    """From spec.json. Figures that cannot be had are None; of a program of the user's only the devices are known."""
+    if raw.get("task") == "program":
+        program = from_dict(ProgramStageSpec, raw)
+        return Need(devices=program.parallel.devices_per_node)
     spec = from_dict(StageSpec, raw)
     return Need(
         devices=spec.parallel.devices_per_node,

@@ -120,7 +120,7 @@ def _root_faults(root: Node) -> list[str]:
     several = "stages" in root.value
     known = _SHARED_KEYS if several else _SINGLE_KEYS
     for key, node in root.value.items():
-        if several and key in ("task", "prompts", "base"):
+        if several and key in ("task", "engine", "prompts", "base"):
             broken.append(f"{node.place}: stands beside stages; move it into the stage it belongs to")
         elif key == "base":
             broken.append(f"{node.place}: a single stage has no other to build on; give model.checkpoint")
@@ -190,7 +190,7 @@ def _stage_trees(root: Node, broken: list[str]) -> list[tuple[Node, frozenset[st
 def _single(root: Node, shared: dict[str, Node]) -> Node:
     """The one stage of a recipe without `stages`; it is called by its task."""
     entries = dict(shared)
-    for key in ("task", "prompts"):
+    for key in ("task", "engine", "prompts"):
         node = root.get(key)
         if node is not None:
             entries[key] = node

@@ -19,7 +19,7 @@ from hpclm.recipe.schema.stage import SECTIONS, TASKS, VERSION, Stage
 from hpclm.recipe.tree import Node, Place, read_tree, with_keys
 
 MAX_STAGES = 50
-_SINGLE_KEYS = sorted({"version", "name", "task", "prompts", "stages"} | SECTIONS)
+_SINGLE_KEYS = sorted({"version", "name", "task", "engine", "prompts", "stages"} | SECTIONS)
 _SHARED_KEYS = sorted({"version", "name", "stages"} | SECTIONS)
 
 

@@ -36,8 +36,10 @@ def _leaves(model: Any = Stage, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _wrong_types() -> Iterator[Case]:
     for key, wrong in _leaves():
-        # a program needs its argv whatever else is wrong with it
-        needed = [("program.argv", ["a"])] if key.startswith("program.") else []
+        # these sections need one key whatever else is wrong with them
+        owned = {"program": ("argv", ["a"]), "nemo": ("model", "/a.nemo"), "megatron": ("data_path", ["a"])}
+        section = key.split(".")[0]
+        needed = [(f"{section}.{owned[section][0]}", owned[section][1])] if section in owned else []
         yield recipe_case(f"type-{key}", changed(*needed, (key, wrong)), key.split(".")[-1], "must be")
     for section in sorted(SECTIONS):
         yield changed_case(section, "text", section, "must be", id=f"type-section-{section}")

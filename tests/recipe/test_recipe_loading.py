@@ -158,9 +158,12 @@ def test_recipes_are_immutable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_lack_nothing_but_the_users_own_files(path: Path) -> None:
     plan = make_plan(load(path))
-    allowed = {"data exists", "text exists", "checkpoint exists"}
+    allowed = {"data exists", "text exists", "checkpoint exists", "tokenizer exists"}
     assert {finding.rule for finding in plan.errors} <= allowed
-    assert all(stage.parallel is not None and stage.work is not None for stage in plan.stages)
+    assert all(stage.parallel is not None for stage in plan.stages)
+    assert all(stage.work is not None for stage in plan.stages if stage.task != "program")
+    unseen = make_plan(load(path), files=False)
+    assert all(stage.program is not None for stage in unseen.stages if stage.task == "program"), unseen.errors
 
 
 def test_loading_and_planning_import_no_engine_and_are_quick(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real engine on the real scheduler, as a user runs it: three stages over two nodes, and a lost rank made good."""
+"""The real engine on the real scheduler, as a user runs it: three stages over two nodes, and a stage resumed by hand."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_pretrain_ptune_and_evaluate_over_two_nodes(folder: Path) -> None:
     assert Path(run["path"], "results", "checkpoints", "ptune", "best").is_dir()
 
 
-def test_a_killed_rank_of_the_engine_is_reported_and_made_good(folder: Path) -> None:
-    make(folder, ("stages.0.trainer", {"max_steps": 60, "val_check_interval": 10}))
+def test_a_killed_rank_fails_a_run_without_restarts_and_resume_makes_it_good(folder: Path) -> None:
+    make(folder, ("stages.0.trainer", {"max_steps": 60, "val_check_interval": 10}), ("recovery", {"max_restarts": 0}))
     hpclm("submit", "recipe.yaml", "--site", "slurm", "--nodes", "2", "--devices-per-node", "1")
     deadline = time.monotonic() + 120
     root = Path(status()["path"])

@@ -28,7 +28,8 @@ GRACE_S = 15.0
 
 def describe(job: StageJob, site: Site, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """What the supervisor is told of one stage, as JSON-ready containers. Pure."""
-    inherited = (os.environ if environment is None else environment).get("PYTHONPATH", "")
+    own = {**job.environment, **site.environment, **job.launch.environment}
+    inherited = own.get("PYTHONPATH") or (os.environ if environment is None else environment).get("PYTHONPATH", "")
     python_path = job.payload if job.in_container or not inherited else f"{job.payload}:{inherited}"
     return {
         "stage": job.stage,
@@ -41,9 +42,7 @@ def describe(job: StageJob, site: Site, environment: dict[str, str] | None = Non
         "warning_s": float(job.warning_s),
         "command": [*job.launch.prefix, *job.python, "-u", "-m", "hpclm.worker", job.stage_dir, job.attempt],
         "environment": {
-            **job.environment,
-            **site.environment,
-            **job.launch.environment,
+            **own,
             "PYTHONPATH": python_path,
             "PYTHONNOUSERSITE": "1",
         },

@@ -148,11 +148,10 @@ def _environment(job: StageJob, site: Site) -> list[str]:
     for name, value in sorted(environment.items()):
         _refuse_control([name, value], f"environment variable {name}")
         lines.append(f"export {name}={shlex.quote(value)}")
-    # Our code comes first and nothing of the user's home; outside an image, what the user set stays behind it.
+    # Our code comes first and nothing of the user's home; outside an image, what the user or site set stays behind it.
     inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'
     _refuse_control([job.payload], "the run's folder")
-    if "PYTHONPATH" not in environment:
-        lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
+    lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
     if "PYTHONNOUSERSITE" not in environment:
         lines.append("export PYTHONNOUSERSITE=1")
     return lines

@@ -1,4 +1,4 @@
-"""The real engine on the real scheduler, as a user runs it: three stages over two nodes, and a stage resumed by hand."""
+"""The real engine on the real scheduler: three stages over two nodes, and a stage resumed by hand."""
 
 from __future__ import annotations
 

@@ -151,3 +151,17 @@ def shellcheck(script: str) -> None:
     argv = [found, "--severity=warning", "--exclude=SC2034,SC2054", "-"]
     done = subprocess.run(argv, input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_sites_own_python_path_stands_behind_our_code() -> None:
+    site = dataclasses.replace(SITE, environment={"PYTHONPATH": "/site/lib"})
+    lines = slurm.render(JOB, site).splitlines()
+    shown = subprocess.run(
+        ["bash", "-c", "\n".join([*(line for line in lines if "PYTHONPATH" in line), "echo $PYTHONPATH"])],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "/users"},
+        check=True,
+    )
+    assert shown.stdout.strip() == f"{JOB.payload}:/site/lib"
+    assert local.describe(JOB, site)["environment"]["PYTHONPATH"] == f"{JOB.payload}:/site/lib"

@@ -79,6 +79,27 @@ class ParallelSpec:
 
 
 @dataclass(frozen=True)
+class RecomputeSpec:
+    """Activation checkpointing, as megatron-core's TransformerConfig has it.
+
+    `selective` recomputes the core attention of every layer; `full` keeps only the inputs of layers: `uniform` one in
+    `num_layers`, `block` those of the first `num_layers` of each pipeline stage (the rest keep everything).
+    """
+
+    granularity: Literal["selective", "full"]
+    method: Literal["uniform", "block"] | None = None
+    num_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSpec:
+    """Training ends after `patience` validations in a row whose val_loss is not `min_delta` under the best."""
+
+    patience: int = 10
+    min_delta: float = 0.001
+
+
+@dataclass(frozen=True)
 class BatchSpec:
     """Samples a step over all ranks, samples a forward pass, and forward passes a step on one data-parallel rank."""
 
@@ -94,6 +115,8 @@ class TrainerSpec:
     Attributes:
         val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].
         val_batches: global batches a validation reads; None: the whole validation set.
+        val_metrics: scores of answers made to the validation rows (see `scoring.validation_metrics`).
+        val_metric_rows: rows so answered at each validation; None: all.
     """
 
     precision: Literal["fp32", "bf16", "fp16"]
@@ -101,6 +124,10 @@ class TrainerSpec:
     max_epochs: int | None = None
     val_check_interval: int | float = 1.0
     val_batches: int | None = None
+    val_metrics: list[str] = field(default_factory=list)
+    val_metric_rows: int | None = None
+    early_stopping: EarlyStoppingSpec | None = None
+    recompute: RecomputeSpec | None = None
     gradient_clip_norm: float = 1.0
     log_interval_steps: int = 1
     seed: int = 1234
@@ -145,14 +172,19 @@ class TextData:
 
 @dataclass(frozen=True)
 class PromptData:
-    """JSONL rows, one object a line, each with `taskname` and the template's fields."""
+    """JSONL rows, one object a line, each with `taskname` and the template's fields.
+
+    `semantics`: `strict`, or `nemo` for token ids, masks and dropped rows as NeMo makes them, its faults included.
+    """
 
     train: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
     max_seq_length: int = 1024
+    min_seq_length: int = 1
     add_bos: bool = False
     add_eos: bool = True
+    semantics: Literal["strict", "nemo"] = "strict"
 
 
 @dataclass(frozen=True)
@@ -174,7 +206,7 @@ class TaskTemplate:
 class PromptSpec:
     """The trainable part of prompt learning; the encoder fields count for p-tuning only."""
 
-    encoder: Literal["tpmlp", "mlp", "lstm"] = "tpmlp"
+    encoder: Literal["tpmlp", "mlp", "lstm", "biglstm", "embedding"] = "tpmlp"
     encoder_hidden: int = 2048
     encoder_layers: int = 2
     encoder_dropout: float = 0.0
@@ -183,13 +215,24 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """How answers are made. `greedy` ignores temperature, top_k and top_p."""
+    """How answers are made. `greedy` ignores temperature, top_k and top_p.
+
+    Attributes:
+        min_new_tokens: the end token is not chosen before so many tokens.
+        repetition_penalty: CTRL's (arXiv:1909.05858, section 4.1), over prompt and answer.
+        end_strings: an answer ends before the first of these.
+        add_bos: whether prompts start with BOS; None: as in training.
+    """
 
     max_new_tokens: int = 30
+    min_new_tokens: int = 0
     greedy: bool = True
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    end_strings: list[str] = field(default_factory=list)
+    add_bos: bool | None = None
     batch_size: int = 16
     seed: int = 1234
 
@@ -212,8 +255,9 @@ class StageSpec:
     Attributes:
         stage_dir: where the stage writes (see `runs.paths.StagePaths`).
         base: directory of the frozen or initial model: another stage's `checkpoints` or a checkpoint directory.
-        prompts: for evaluate: a prompt-learning stage's `checkpoints` (its best is taken) or one checkpoint directory;
-            None evaluates the model alone, virtual tokens left out.
+        prompts: a prompt-learning stage's `checkpoints` (its best is taken), one checkpoint directory or an archive.
+            For evaluate, None asks the model alone, virtual tokens left out; for prompt learning, the tasks it holds
+            stay as they are and those of `templates` that it does not hold are learnt beside them.
     """
 
     run: str

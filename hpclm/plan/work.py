@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hpclm.plan.context import StageContext
 from hpclm.plan.result import ContainerPlan, MountPlan, ResourcePlan
 from hpclm.plan.spec import (
     PROMPT_TASKS,
     BatchSpec,
     CheckpointSpec,
+    EarlyStoppingSpec,
     GenerationSpec,
     OptimSpec,
     ParallelSpec,
     ProgramSpec,
     PromptData,
     PromptSpec,
+    RecomputeSpec,
     RecoverySpec,
     TextData,
     TrainerSpec,
 )
 from hpclm.plan.topology import Topology
+
+if TYPE_CHECKING:
+    from hpclm.recipe.schema.training import Recompute
 
 # NeMo's default for data.max_seq_length.
 DEFAULT_SEQ_LENGTH = 1024
@@ -110,17 +117,26 @@ def trainer(stage: StageContext) -> TrainerSpec:
     written = stage.recipe.trainer
     if written is None:
         return TrainerSpec("fp32")
-    training = stage.recipe.task != "evaluate"
+    training, stopping = stage.recipe.task != "evaluate", written.early_stopping
     return TrainerSpec(
         precision=written.precision,
         max_steps=written.max_steps if training else None,
         max_epochs=written.max_epochs if training else None,
         val_check_interval=written.val_check_interval,
         val_batches=written.val_batches,
+        val_metrics=list(written.val_metrics),
+        val_metric_rows=written.val_metric_rows,
+        early_stopping=EarlyStoppingSpec(**stopping.model_dump()) if stopping and training else None,
+        recompute=_recompute(written.recompute) if written.recompute and training else None,
         gradient_clip_norm=written.gradient_clip_norm,
         log_interval_steps=written.log_interval_steps,
         seed=written.seed,
     )
+
+
+def _recompute(written: Recompute) -> RecomputeSpec:
+    layers = None if written.granularity == "selective" else written.num_layers or 1
+    return RecomputeSpec(written.granularity, written.method, layers)
 
 
 def optim(stage: StageContext) -> OptimSpec:
@@ -173,6 +189,8 @@ def data(owner: StageContext, positions: int | None) -> PromptData | None:
         validation=list(written.validation),
         test=list(written.test),
         max_seq_length=length,
+        min_seq_length=written.min_seq_length,
+        semantics=written.semantics,
         add_bos=written.add_bos,
         add_eos=written.add_eos,
     )
@@ -202,10 +220,14 @@ def generation(stage: StageContext) -> GenerationSpec:
         return GenerationSpec(seed=seed)
     return GenerationSpec(
         max_new_tokens=written.max_new_tokens,
+        min_new_tokens=written.min_new_tokens,
         greedy=written.greedy,
         temperature=written.temperature,
         top_k=written.top_k,
         top_p=written.top_p,
+        repetition_penalty=written.repetition_penalty,
+        end_strings=list(written.end_strings),
+        add_bos=written.add_bos,
         batch_size=written.batch_size,
         seed=seed,
     )

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from hpclm.recipe.schema.base import Count, Fraction, Line, Name, PathText, Prose, Section, fault, shown
+from hpclm.recipe.schema.base import (
+    Count,
+    Fraction,
+    Line,
+    Name,
+    NotNegative,
+    PathText,
+    Prose,
+    Section,
+    fault,
+    shown,
+)
 
 
 class Text(Section):
@@ -41,6 +52,10 @@ class Data(Section):
         default=None,
         description="tokens of an example, virtual ones included; default 1024, the model's positions at most",
     )
+    min_seq_length: Count = Field(default=1, description="training rows of fewer tokens are left out")
+    semantics: Literal["strict", "nemo"] = Field(
+        default="strict", description="nemo: token ids, masks and dropped rows as NeMo makes them, its faults included"
+    )
     add_bos: bool = Field(default=False, description="start each example with the BOS token")
     add_eos: bool = Field(default=True, description="end each training example with the EOS token")
 
@@ -72,10 +87,14 @@ class TaskTemplate(Section):
 class Prompt(Section):
     """The p-tuning encoder (prompt-tuning has none)."""
 
-    encoder: Literal["tpmlp", "mlp", "lstm"] = Field(default="tpmlp", description="what makes the virtual tokens")
+    encoder: Literal["tpmlp", "mlp", "lstm", "biglstm", "embedding"] = Field(
+        default="tpmlp", description="what makes the virtual tokens"
+    )
     encoder_hidden: Annotated[int, Field(ge=1, le=10**6)] = Field(default=2048, description="width inside the encoder")
-    encoder_layers: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="of mlp (2 or more) and lstm")
-    encoder_dropout: Fraction = Field(default=0.0, description="between the layers of lstm")
+    encoder_layers: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=2, description="of mlp (2 or more), lstm and biglstm"
+    )
+    encoder_dropout: Fraction = Field(default=0.0, description="between the layers of lstm and biglstm")
     encoder_init_std: Annotated[float, Field(gt=0, le=10)] = Field(default=0.023, description="of tpmlp's weights")
 
 
@@ -83,12 +102,20 @@ class Generation(Section):
     """How answers are made."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] = Field(default=30, description="tokens of an answer at most")
+    min_new_tokens: NotNegative = Field(default=0, description="tokens before an answer may end")
     greedy: bool = Field(default=True, description="the likeliest token each time; false: draw from the distribution")
     temperature: Annotated[float, Field(gt=0, le=100)] = Field(
         default=1.0, description="flattens (>1) or sharpens (<1)"
     )
     top_k: Annotated[int, Field(ge=0, le=10**6)] = Field(default=0, description="draw from the k likeliest; 0: all")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="draw from the likeliest p of the mass")
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="over 1: tokens of prompt and answer become less likely"
+    )
+    end_strings: tuple[Prose, ...] = Field(
+        default=(), max_length=16, description="an answer ends before the first of these"
+    )
+    add_bos: bool | None = Field(default=None, description="start prompts with the BOS token; null: as in training")
     batch_size: Annotated[int, Field(ge=1, le=10**5)] = Field(
         default=16, description="prompts answered at once on a rank"
     )

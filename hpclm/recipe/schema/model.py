@@ -16,7 +16,8 @@ class Model(Section):
     """
 
     checkpoint: PathText | None = Field(
-        default=None, description="an hpclm checkpoint folder: its model.json gives the rest"
+        default=None,
+        description="an hpclm checkpoint folder, or a GPT .nemo archive (file or unpacked): it gives the rest",
     )
     num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="transformer layers")
     hidden_size: Width | None = Field(default=None, description="width of the hidden states")

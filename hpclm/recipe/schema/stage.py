@@ -42,8 +42,8 @@ class Stage(Section):
     base: Name | None = Field(default=None, description="earlier pretrain stage whose model and tokenizer are used")
     prompts: Annotated[str, AfterValidator(_stage_or_path)] | None = Field(
         default=None,
-        description="evaluate: an earlier prompt-learning stage, or a path (with a /) to its checkpoints; "
-        "left out, the model answers alone",
+        description="an earlier prompt-learning stage, or a path (with a /) to its checkpoints. evaluate: left out, "
+        "the model answers alone; p-tuning and prompt-tuning: new tasks are added to its tasks, which stay as they are",
     )
     model: Model | None = Field(default=None, description="architecture or checkpoint")
     tokenizer: Tokenizer | None = Field(default=None, description="left out: the base checkpoint's")

@@ -16,6 +16,9 @@ class Batch(Section):
     micro_size: Count = Field(default=1, alias="micro", description="samples a forward pass on one rank")
 
 
+Metric = Literal["accuracy", "exact_match", "f1", "bleu", "rouge"]
+
+
 def _interval(value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise fault("must be a number; write steps as a whole number, or a fraction of an epoch such as 1.0 or 0.25")
@@ -26,6 +29,37 @@ def _interval(value: object) -> int | float:
     raise fault(
         f"{value!r} is out of range; choose a whole number of steps from 1, or a fraction of an epoch up to 1.0"
     )
+
+
+class EarlyStopping(Section):
+    """Ends training when val_loss no longer falls."""
+
+    patience: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        default=10, description="validations in a row without an improvement"
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.001, description="a val_loss this much lower is an improvement"
+    )
+
+
+class Recompute(Section):
+    """Activation checkpointing: memory for time (Megatron-LM's --recompute-…)."""
+
+    granularity: Literal["selective", "full"] = Field(
+        description="selective: the attention is computed again; full: whole layers"
+    )
+    method: Literal["uniform", "block"] | None = Field(
+        default=None, description="full: groups of num_layers, or only the first num_layers of a pipeline stage"
+    )
+    num_layers: Count | None = Field(default=None, description="full: see method; default 1")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Recompute:
+        if self.granularity == "selective" and (self.method is not None or self.num_layers is not None):
+            raise fault("method and num_layers go with granularity: full; leave them out")
+        if self.granularity == "full" and self.method is None:
+            raise fault("granularity: full needs a method; choose uniform or block")
+        return self
 
 
 class Trainer(Section):
@@ -42,6 +76,14 @@ class Trainer(Section):
         default=1.0, description="steps between validations (whole number), or a fraction of an epoch (1.0: each epoch)"
     )
     val_batches: Count | None = Field(default=None, description="global batches a validation reads; null: all")
+    val_metrics: tuple[Metric, ...] = Field(
+        default=(), description="p-tuning and prompt-tuning: scores of answers made to the validation rows"
+    )
+    val_metric_rows: Count | None = Field(
+        default=None, description="validation rows answered for val_metrics; null: all"
+    )
+    early_stopping: EarlyStopping | None = Field(default=None, description="null: the whole length")
+    recompute: Recompute | None = Field(default=None, description="activation checkpointing; null: none")
     gradient_clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(default=1.0, description="0: no clipping")
     log_interval_steps: Count = Field(default=1, description="steps between rows of metrics.jsonl")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=1234, description="of weights, data order and sampling")

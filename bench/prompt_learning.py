@@ -130,7 +130,7 @@ def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespa
     from hpclm.worker.engine.language_model import LanguageModel
     from hpclm.worker.engine.model import build_gpt, transformer_config
     from hpclm.worker.engine.training import Trainer
-    from hpclm.worker.prompts import build_prompts
+    from hpclm.worker.prompts import PromptsCard, build_prompts
     from hpclm.worker.report import Progress
     from hpclm.worker.signals import StopFlag
 
@@ -152,7 +152,7 @@ def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespa
     )
     config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
     gpt = build_gpt(model, config, groups)
-    prompts = build_prompts(spec, "p-tuning", config, 1, groups.device)
+    prompts = build_prompts(PromptsCard("p-tuning", spec.prompt, spec.templates), config, 1, groups.device)
     manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
     progress = Progress(Path("unused"), Path("unused"), active=False)
     language_model = LanguageModel(config, gpt, prompts, frozen=True)
@@ -187,6 +187,9 @@ class _Batches:
 
     def train(self, step: int) -> list[dict[str, Any]]:
         return [self.batch]
+
+    def weight(self, step: int) -> None:
+        """One micro-batch: its mean is the step's."""
 
 
 def _peft(arguments: argparse.Namespace) -> dict[str, float]:

@@ -98,11 +98,15 @@ def prompt_parameters(
     inner, layers = prompt.encoder_hidden, prompt.encoder_layers
     if prompt.encoder == "tpmlp":
         return tables + 2 * h * inner + inner + h, tables + (2 * h * inner + inner) // tensor + h
+    if prompt.encoder == "embedding":
+        return tables, tables
     if prompt.encoder == "mlp":
         encoder = h * inner + inner + (layers - 2) * (inner * inner + inner) + inner * h + h
     else:
-        lstm = sum(2 * 4 * (inner * (width + inner) + 2 * inner) for width in [h] + [2 * inner] * (layers - 1))
-        encoder = lstm + 2 * inner * 2 * inner + 2 * inner + 2 * inner * h + h
+        width, each = (inner, inner // 2) if prompt.encoder == "biglstm" else (h, inner)
+        tables = tables // h * width
+        lstm = sum(2 * 4 * (each * (before + each) + 2 * each) for before in [width] + [2 * each] * (layers - 1))
+        encoder = lstm + 2 * each * 2 * each + 2 * each + 2 * each * h + h
     return tables + encoder, tables + encoder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpclm.plan import foreign, foundation, inputs, memory, programs, requirements, rules, templates, work
+from hpclm.plan import foreign, foundation, inputs, memory, programs, requirements, rules, templates, trained, work
 from hpclm.plan.context import StageContext
 from hpclm.plan.finding import Findings
 from hpclm.plan.foundation import Earlier, Foundation
@@ -117,9 +117,9 @@ class _StagePlanner:
         return programs.stage_plan(stage, topology, wanted, foreign.parents(stage))
 
     def _prompts(self) -> tuple[Earlier | None, Origin | None]:
-        """The stage that evaluate takes prompts from, and where they lie."""
+        """The stage that evaluate takes prompts from, or prompt learning adds tasks to, and where they lie."""
         name = self.stage.recipe.prompts
-        if name is None or self.stage.recipe.task != "evaluate":
+        if name is None or self.stage.recipe.task not in (*PROMPT_TASKS, "evaluate"):
             return None, None
         if "/" in name:
             if self.stage.files and not inputs.is_folder(name):
@@ -129,8 +129,12 @@ class _StagePlanner:
                     "prompts exist",
                     name,
                 )
+            elif self.stage.files:
+                trained.check(self.stage, name)
             return None, Origin(path=name)
         found = foundation.find_stage(self.stage, "prompts", name, self.earlier, PROMPT_TASKS, self.names)
+        if found is not None:
+            trained.check_new_task(self.stage, found.context)
         return found, Origin(stage=name) if found else None
 
     def _written_length(self, prompts: Earlier | None) -> tuple[int | None, tuple[str, ...]]:
@@ -254,7 +258,7 @@ class _StagePlanner:
             data=data,
             templates=written,
             prompt=work.prompt(stage),
-            generation=work.generation(stage) if stage.recipe.task == "evaluate" else None,
+            generation=None if stage.recipe.task == "pretrain" else work.generation(stage),
             base=found.base,
             prompts=prompts,
         )

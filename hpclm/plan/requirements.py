@@ -17,8 +17,8 @@ _COMMON = frozenset({"model", "tokenizer", "parallel", "resources", "container",
 _TRAINING = _COMMON | {"batch", "optim", "checkpoint"}
 _USED: dict[str, frozenset[str]] = {
     "pretrain": _TRAINING | {"text"},
-    "p-tuning": _TRAINING | {"data", "task_templates", "prompt"},
-    "prompt-tuning": _TRAINING | {"data", "task_templates"},
+    "p-tuning": _TRAINING | {"data", "task_templates", "prompt", "generation"},
+    "prompt-tuning": _TRAINING | {"data", "task_templates", "generation"},
     "evaluate": _COMMON | {"data", "task_templates", "generation"},
     "program": frozenset({"parallel", "resources", "container", "program"}),
 }
@@ -55,8 +55,8 @@ def check(stage: StageContext) -> None:
         _needed(stage, ("text",), "paths")
     if recipe.task in PROMPT_TASKS:
         _check_prompt_learning(stage)
-    if recipe.prompts is not None and recipe.task != "evaluate":
-        stage.error(("prompts",), f"{recipe.task} learns its own prompts; leave it out", "prompts is for evaluate")
+    if recipe.prompts is not None and recipe.task not in (*PROMPT_TASKS, "evaluate"):
+        stage.error(("prompts",), f"{recipe.task} has no prompts; leave it out", "prompts is for prompt learning")
     if recipe.task == "evaluate" and recipe.trainer is None and recipe.resources.device == "gpu":
         stage.info(("trainer", "precision"), "is not given; the model answers in fp32", "precision", "fp32")
     _check_environment(stage)
@@ -71,6 +71,7 @@ def _check_prompt_learning(stage: StageContext) -> None:
     if recipe.data is None or not recipe.data.train:
         _needed(stage, ("data", "train"), "JSONL files")
     elif not recipe.data.validation:
+        _check_needs_validation(stage)
         stage.warning(
             ("data", "validation"),
             "is missing; without val_loss the last checkpoint counts as the best",
@@ -78,6 +79,15 @@ def _check_prompt_learning(stage: StageContext) -> None:
         )
     if not recipe.task_templates:
         _needed(stage, ("task_templates",), "one template a task")
+
+
+def _check_needs_validation(stage: StageContext) -> None:
+    trainer = stage.recipe.trainer
+    for key in ("early_stopping", "val_metrics"):
+        if trainer is not None and getattr(trainer, key):
+            stage.error(
+                ("trainer", key), "looks at validation rows; add data.validation, or leave it out", "validation rows"
+            )
 
 
 def _check_environment(stage: StageContext) -> None:

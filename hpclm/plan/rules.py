@@ -244,7 +244,7 @@ def lengths(stage: StageContext, model: ModelSpec, seq_length: int | None, keys:
 
 
 def prompt_encoder(stage: StageContext) -> None:
-    """tpmlp is split over the tensor ranks; mlp needs its two outer layers; dropout sits between lstm layers."""
+    """tpmlp is split over the tensor ranks; mlp needs its two outer layers; biglstm halves its width."""
     prompt, tensor = stage.recipe.prompt, stage.recipe.parallel.tensor
     if stage.recipe.task != "p-tuning":
         return
@@ -258,6 +258,14 @@ def prompt_encoder(stage: StageContext) -> None:
             "encoder_hidden % tensor == 0",
             hidden,
             choices,
+        )
+    if encoder == "biglstm" and hidden % 2:
+        stage.error(
+            ("prompt", "encoder_hidden"),
+            f"{hidden} is odd, and each direction of biglstm takes half; choose {either([hidden - 1, hidden + 1])}",
+            "encoder_hidden % 2 == 0",
+            hidden,
+            (hidden - 1, hidden + 1),
         )
     if prompt and encoder == "mlp" and prompt.encoder_layers < 2:
         stage.error(

@@ -51,8 +51,9 @@ def main(stage_dir: str, attempt: str) -> None:
     except BaseException as caught:
         error = caught
         traceback.print_exc()
+    stood_still_s = watch.stood_still_s()
     watch.stop()
-    code = record.finish(error)
+    code = record.finish(error, stood_still_s)
     sys.stdout.flush()
     sys.stderr.flush()
     if code:

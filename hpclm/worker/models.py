@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from hpclm.errors import CheckpointError
-from hpclm.plan.spec import PromptSpec, StageSpec, TaskTemplate, from_dict, to_dict
+from hpclm.plan.spec import StageSpec, TaskTemplate, from_dict, to_dict
 from hpclm.runs.files import read_object, write_json
 from hpclm.worker.checkpoints import store
 from hpclm.worker.checkpoints.manager import resolve
 from hpclm.worker.checkpoints.shards import sharded_tensors
 from hpclm.worker.context import StageContext
 from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
-from hpclm.worker.prompts import build_prompts
+from hpclm.worker.prompts import PromptsCard, build_prompts
 from hpclm.worker.prompts.base import SoftPrompts
 
 MODEL_FILE, PROMPTS_FILE = "model.json", "prompts.json"
@@ -61,46 +60,39 @@ def write_model_card(folder: Path, spec: StageSpec) -> None:
     write_json(folder / MODEL_FILE, to_dict(spec.model))
 
 
-def write_prompts_card(folder: Path, spec: StageSpec) -> None:
+def write_prompts_card(folder: Path, card: PromptsCard) -> None:
     """`prompts.json` beside the tensors: what is needed to build the same soft prompts again."""
-    card = {
-        "task": spec.task,
-        "prompt": to_dict(spec.prompt) if spec.prompt is not None else None,
-        "task_templates": [to_dict(template) for template in spec.templates],
-        "base": spec.base,
-    }
-    write_json(folder / PROMPTS_FILE, card)
+    write_json(folder / PROMPTS_FILE, to_dict(card))
 
 
-def load_prompts(
-    context: StageContext, config: TransformerConfig
-) -> tuple[SoftPrompts | None, list[TaskTemplate], Path]:
-    """The trained prompts an evaluation asks for.
+@dataclass(frozen=True)
+class TrainedPrompts:
+    """Prompts from a checkpoint. `module`: None on later pipeline stages."""
 
-    Returns:
-        The prompts (None on later pipeline stages), the stage's templates in the order of the prompts' table, and
-        the checkpoint they came from.
-    """
+    module: SoftPrompts | None
+    card: PromptsCard
+    checkpoint: Path
+
+
+def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPrompts:
+    """The trained prompts that the stage names. Raises CheckpointError."""
     spec = context.spec
     assert spec.prompts is not None
     checkpoint = resolve(Path(spec.prompts), prefer="best")
-    card = read_object(checkpoint / PROMPTS_FILE)
-    if card is None:
-        raise CheckpointError(
-            f"{checkpoint}: holds no {PROMPTS_FILE}; evaluate.prompts must name a prompt-learning stage"
-        )
-    trained = [from_dict(TaskTemplate, item) for item in card["task_templates"]]
-    templates = _in_order(spec.templates, trained, checkpoint)
-    own = replace(spec, templates=trained, prompt=_prompt_spec(card))
-    prompts = None
+    found = read_object(checkpoint / PROMPTS_FILE)
+    if found is None:
+        raise CheckpointError(f"{checkpoint}: holds no {PROMPTS_FILE}; prompts must name a prompt-learning stage")
+    card = from_dict(PromptsCard, found)
+    module = None
     if context.groups.is_first_stage:
-        prompts = build_prompts(own, card["task"], config, spec.trainer.seed, context.groups.device)
-        store.load(checkpoint, prompts.shards())
-    return prompts, templates, checkpoint
+        module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
+        store.load(checkpoint, module.shards())
+    return TrainedPrompts(module, card, checkpoint)
 
 
-def _prompt_spec(card: dict[str, Any]) -> PromptSpec | None:
-    return None if card["prompt"] is None else from_dict(PromptSpec, card["prompt"])
+def templates_for(wanted: list[TaskTemplate], trained: TrainedPrompts) -> list[TaskTemplate]:
+    """The stage's own templates where it has them, in the order of the prompts' table."""
+    return _in_order(wanted, trained.card.task_templates, trained.checkpoint)
 
 
 def _in_order(wanted: list[TaskTemplate], trained: list[TaskTemplate], checkpoint: Path) -> list[TaskTemplate]:

@@ -87,9 +87,18 @@ class RankRecord:
         write_json(self.path, self.record)
         return EXIT_STALL
 
-    def finish(self, error: BaseException | None) -> int:
-        """Write how the rank ended; returns the exit code that says the same."""
+    def finish(self, error: BaseException | None, stood_still_s: float = 0.0) -> int:
+        """Write how the rank ended; returns the exit code that says the same.
+
+        Args:
+            stood_still_s: how long the process did not run at all. When it goes on and finds the others gone, it is
+                they who had waited for it.
+        """
         kind, code, state = _classify(error)
+        if kind == "peer-lost" and stood_still_s:
+            kind, code = "stall", EXIT_STALL
+            what = f"did not run at all for {stood_still_s:.0f} s: the process was stopped, and the others left"
+            error = PeerError(what).with_traceback(error.__traceback__ if error else None)
         self.record.update(ended_at=time.time(), state=state, kind=kind, exit_code=code)
         if error is not None:
             lines = "".join(traceback.format_exception(error)).splitlines()

@@ -24,6 +24,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: the largest id and one.
+        special_ids: special tokens by their text, which `encode` never gives.
         eos_id, bos_id, pad_id: special tokens; where a vocabulary has no begin or padding token of its own, the end
             token stands in, as in GPT-2.
     """
@@ -42,6 +43,8 @@ class Tokenizer:
             raise DataError(f"{source}: no end token ({', '.join(_END_NAMES)}) in the vocabulary")
         self.eos_id = eos
         self.bos_id = self._either(_BEGIN_NAMES)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = {token.content: number for number, token in added.items() if token.special}
         self.pad_id = self._either(_PAD_NAMES)
 
     def _first(self, names: Iterable[str]) -> int | None:

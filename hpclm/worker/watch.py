@@ -41,26 +41,33 @@ class StallWatch:
         self.record, self.rank, self.timeout_s = record, rank, timeout_s or float("inf")
         self.stack, self.pulse_file = paths.stack(rank), paths.root / "pulse"
         self.stopped = threading.Event()
-        self.stood_still_s = 0.0  # how long even this thread did not run: the process was stopped, or its node was
+        self.looked = time.monotonic()
+        self._stood_still_s = 0.0
         self.main = threading.main_thread().ident
 
     def start(self) -> None:
         if math.isinf(self.timeout_s):
             return
         self.stack.parent.mkdir(parents=True, exist_ok=True)
+        self.looked = time.monotonic()
         threading.Thread(target=self._look, name="stall-watch", daemon=True).start()
 
     def stop(self) -> None:
         """The work is over: what remains may take its time."""
         self.stopped.set()
 
+    def stood_still_s(self) -> float:
+        """How long even the watch did not run, 0 if it did: the process was stopped, or its node was."""
+        slept = time.monotonic() - self.looked
+        if slept > self.timeout_s / 2 and not self.stopped.is_set():
+            self._stood_still_s = slept
+        return self._stood_still_s
+
     def _look(self) -> None:
         pause = min(30.0, self.timeout_s / _LOOKS)
-        looked = time.monotonic()
         while not self.stopped.wait(pause):
-            slept, looked = time.monotonic() - looked, time.monotonic()
-            if slept > self.timeout_s / 2:
-                self.stood_still_s = slept
+            self.stood_still_s()
+            self.looked = time.monotonic()
             if pulse.age_s() > self.timeout_s and self._rank_0_age_s() > self.timeout_s:
                 self._end()
             if self.rank == 0 and pulse.age_s() < 2 * pause:
@@ -76,13 +83,14 @@ class StallWatch:
             return float("inf")
 
     def _end(self) -> None:
-        waiting = self._is_waiting() and not self.stood_still_s
+        stood_still_s = self.stood_still_s()
+        waiting = self._is_waiting() and not stood_still_s
         with contextlib.suppress(OSError), self.stack.open("w") as stream:
             print(f"rank {self.rank}: no progress for {pulse.age_s():.0f} s; every thread:", file=stream, flush=True)
             faulthandler.dump_traceback(stream, all_threads=True)
         place = f"at {self._place()}"
-        if self.stood_still_s:
-            place = f"and did not run at all for {self.stood_still_s:.0f} s of them: the process was stopped"
+        if stood_still_s:
+            place = f"and did not run at all for {stood_still_s:.0f} s of them: the process was stopped"
         code = self.record.stalled(self.timeout_s, waiting, place, self.stack)
         print(f"no progress for {self.timeout_s:.0f} s; see {self.stack}", file=sys.stderr, flush=True)
         os._exit(code)

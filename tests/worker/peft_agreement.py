@@ -30,7 +30,7 @@ from transformers import GPT2LMHeadModel
 
 from hpclm.worker.engine import groups as process_groups
 from hpclm.worker.engine.model import initialize_weights, transformer_config
-from hpclm.worker.prompts import build_prompts
+from hpclm.worker.prompts import PromptsCard, build_prompts
 
 HIDDEN, INNER = 64, 48
 SIZES = argparse.Namespace(layers=2, hidden=HIDDEN, heads=4, vocab=512, tokens=22, batch=4)
@@ -55,7 +55,7 @@ def encoder_difference(kind: str, config: Any, groups: Any) -> float:
         templates=[plan.TaskTemplate("task", "", bench.VIRTUAL, [bench.VIRTUAL])],
         prompt=plan.PromptSpec(kind, INNER, 3 if kind == "mlp" else 2),
     )
-    ours = build_prompts(spec, "p-tuning", config, 7, groups.device)
+    ours = build_prompts(PromptsCard("p-tuning", spec.prompt, spec.templates), config, 7, groups.device)
     theirs = PromptEncoder(
         PromptEncoderConfig(
             task_type="CAUSAL_LM",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 from hpclm.runs.paths import AttemptPaths
 from hpclm.worker import pulse
 from hpclm.worker.ranks import RankFacts
-from hpclm.worker.report import RankRecord
+from hpclm.worker.report import PeerError, RankRecord
 from hpclm.worker.watch import StallWatch
 
 paths, rank, timeout = AttemptPaths(Path(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
@@ -79,6 +81,21 @@ def test_work_and_its_end_are_no_hang(tmp_path: Path, what: str) -> None:
     process = start(tmp_path, 0, 0.5, what)
     assert process.wait(20) == 0
     assert record(tmp_path, 0)["state"] == "done"
+
+
+def test_a_rank_that_was_stopped_is_the_one_the_others_waited_for(tmp_path: Path) -> None:
+    """It goes on when the job ends it, and finds the others gone before it can notice that it stood still."""
+    what = "time.sleep(1.0); sys.exit(record.finish(PeerError('gone'), watch.stood_still_s()))"
+    process = start(tmp_path, 1, 4.0, what)
+    while not AttemptPaths(tmp_path).rank(1).exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(20) == EXIT_STALL
+    left = record(tmp_path, 1)
+    assert left["kind"] == "stall"
+    assert "did not run at all for" in str(left["message"])
 
 
 def test_ranks_are_patient_while_rank_0_works_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,19 +39,22 @@ def made(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_ids_of_real_rows(gpt2: Tokenizer, made: Path, golden: Callable[[str, str], None]) -> None:
-    """Every id, slot and weight of twelve rows, for training and for use."""
+@pytest.mark.parametrize("semantics", ["strict", "nemo"])
+def test_ids_of_real_rows(gpt2: Tokenizer, made: Path, golden: Callable[[str, str], None], semantics: Any) -> None:
+    """Every id, slot and weight of twelve rows, for training and for use; some must be cut to fit."""
     files = [str(made / "assistant_val.jsonl")]
     lines = []
     for training in (True, False):
-        dataset = PromptDataset(files, [TEMPLATE], gpt2, PromptData(max_seq_length=48), training=training)
+        data = PromptData(max_seq_length=40, semantics=semantics)
+        dataset = PromptDataset(files, [TEMPLATE], gpt2, data, training=training)
+        lines.append(f"# {len(dataset)} rows, {dataset.skipped} left out, {dataset.truncated} cut")
         for example in dataset.examples[:12]:
             pieces = [
                 f"v{number}" if number >= 0 else f"{token}{'*' if weight else ''}"
                 for token, number, weight in zip(example.tokens, example.virtual, example.loss_mask, strict=True)
             ]
             lines.append(" ".join(pieces))
-    golden("assistant-gpt2.txt", "\n".join(lines) + "\n")
+    golden(f"assistant-gpt2-{semantics}.txt", "\n".join(lines) + "\n")
 
 
 def test_every_real_row_fits_or_is_cut_and_its_answer_is_whole(gpt2: Tokenizer, made: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
+from hpclm.worker.data.nemo_templates import NemoTemplate
 from hpclm.worker.data.templates import Example, Template, check_row
 from hpclm.worker.engine.language_model import Batch
 from hpclm.worker.tokenizer import Tokenizer
@@ -19,10 +21,14 @@ class PromptDataset:
     """The examples of some files, in the files' and lines' order.
 
     Args:
-        training: prompt and answer; a row that cannot fit is left out and counted in `skipped`. Otherwise prompts
-            alone, every row, `reserve` tokens shorter than the limit so that an answer fits behind.
+        data: with `semantics: nemo` rows are read by `NemoTemplate`, which may leave out one to be answered, too.
+        training: prompt and answer; a row that cannot fit is left out. Otherwise prompts alone, every row, `reserve`
+            tokens shorter than the limit so that an answer fits behind.
+        kept: tasks that stay as they are; their rows are no examples.
 
     Attributes:
+        left_out: places, among all rows, of those left out.
+        of_kept_tasks: rows of such tasks.
         truncated: rows that lost tokens to fit.
     """
 
@@ -36,13 +42,16 @@ class PromptDataset:
         training: bool,
         with_virtual: bool = True,
         reserve: int = 0,
+        kept: Sequence[str] = (),
     ) -> None:
+        kind = NemoTemplate if data.semantics == "nemo" else Template
         ready = {
-            template.taskname: Template(
+            template.taskname: kind(
                 template,
                 task,
                 tokenizer,
                 max_seq_length=data.max_seq_length - reserve,
+                min_seq_length=data.min_seq_length,
                 add_bos=data.add_bos,
                 add_eos=data.add_eos,
                 with_virtual=with_virtual,
@@ -50,23 +59,33 @@ class PromptDataset:
             for task, template in enumerate(templates)
         }
         self.examples: list[Example] = []
-        self.skipped = 0
+        self.left_out: list[int] = []
+        self.of_kept_tasks = 0
         by_name = {template.taskname: template for template in templates}
         for index, row in enumerate(read_rows(files, by_name, training=training)):
+            if row["taskname"] in kept:
+                self.of_kept_tasks += 1
+                continue
             example = ready[row["taskname"]].example(row, index, training=training)
             if example is None:
-                self.skipped += 1
+                self.left_out.append(index)
             else:
                 self.examples.append(example)
         self.truncated = sum(example.truncated > 0 for example in self.examples)
         if not self.examples:
             raise DataError(
                 f"{', '.join(files)}: no row is left"
-                + (f"; {self.skipped} are longer than max_seq_length {data.max_seq_length}" if self.skipped else "")
+                + (f"; all {self.of_kept_tasks} are of tasks learnt before" if self.of_kept_tasks else "")
+                + (f"; {self.skipped} do not fit in {data.max_seq_length - reserve} tokens" if self.skipped else "")
             )
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def skipped(self) -> int:
+        """How many rows were left out."""
+        return len(self.left_out)
 
 
 def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[dict[str, Any]]:

@@ -47,10 +47,15 @@ class GlobalBatchSampler:
 
     def step(self, step: int) -> list[list[int]]:
         """The micro-batches of this rank at global step `step`, counted over all epochs."""
+        return self._mine(self.global_batch(step))
+
+    def global_batch(self, step: int) -> list[int]:
+        """The rows that all ranks together take at global step `step`."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)
         start = place * self.global_batch_size
-        return self._mine(np.resize(order[start:], self.global_batch_size).tolist())
+        rows: list[int] = np.resize(order[start:], self.global_batch_size).tolist()
+        return rows
 
     def all_rows(self) -> Iterator[list[list[int]]]:
         """Every row once, a global batch at a time; the last one is filled up with FILL."""

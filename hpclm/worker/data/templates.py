@@ -1,10 +1,10 @@
 """NeMo's prompt templates: a row and a template become token ids with slots for virtual tokens.
 
 NeMo's rules (nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py) hold but for its
-bugs: fields are filled in one pass, so a value that contains "{answer}" stays text; no test row is ever dropped; and
-the prompt and the answer are tokenised apart, so that training and inference see the same prompt tokens and the mask
-starts exactly at the answer. The one space that stands before `{answer}` in a template goes to the answer, whose first
-token it is part of, as in "… Answer: yes".
+bugs, which `nemo_templates` repeats: fields are filled in one pass, so a value that contains "{answer}" stays text; no
+test row is ever dropped; and the prompt and the answer are tokenised apart, so that training and inference see the same
+prompt tokens and the mask starts exactly at the answer. The one space that stands before `{answer}` in a template goes
+to the answer, whose first token it is part of, as in "… Answer: yes".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hpclm.worker.tokenizer import Tokenizer
 # as the plan reads them (plan/templates.py)
 VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d{1,6})\|>")
 FIELD = re.compile(r"\{(.*?)\}")
-_SLOT = -1
+SLOT = -1
 # markers go with the space behind them where there is one in front as well, or nothing
 _REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
 
@@ -50,6 +50,11 @@ class Example:
     answer: str | None
     truncated: int = 0
 
+    @property
+    def weight(self) -> float:
+        """How many of its tokens are learnt; the first never is."""
+        return sum(self.loss_mask[1:])
+
 
 class Template:
     """One task's template, ready to fill.
@@ -67,12 +72,14 @@ class Template:
         tokenizer: Tokenizer,
         *,
         max_seq_length: int,
+        min_seq_length: int = 1,
         add_bos: bool,
         add_eos: bool,
         with_virtual: bool = True,
     ) -> None:
         self.spec, self.task, self.tokenizer = template, task, tokenizer
-        self.max_seq_length, self.add_bos, self.add_eos = max_seq_length, add_bos, add_eos
+        self.max_seq_length, self.min_seq_length = max_seq_length, min_seq_length
+        self.add_bos, self.add_eos = add_bos, add_eos
         self.with_virtual = with_virtual
         text = template.prompt_template if with_virtual else _REMOVED.sub("", template.prompt_template)
         marker = f"{{{template.answer_field}}}" if template.answer_field else None
@@ -93,7 +100,8 @@ class Template:
     def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
         """Fill the template with a row.
 
-        For training, prompt and answer: None when it is too long and there is no `truncate_field` (left) to cut.
+        For training, prompt and answer: None when it is too short, or too long and there is no `truncate_field` (left)
+        to cut.
         Otherwise the prompt alone; a too long one loses its beginning if there is no field to cut.
         """
         tokens, virtual, tail, text = self._tokens(row, training=training)
@@ -101,14 +109,14 @@ class Template:
         while (excess := len(tokens) + len(tail) - self.max_seq_length) > 0 and self._can_cut(cut):
             cut = self._cut(cut, excess)
             tokens, virtual, tail, text = self._tokens(cut, training=training)
-        if excess > 0 and training:
+        if training and (excess > 0 or len(tokens) + len(tail) < self.min_seq_length):
             return None
         if excess > 0:
             tokens, virtual = self._without_beginning(tokens, virtual, excess)
-        mask = [0.0] * len(tokens) if self.spec.answer_only_loss else [float(number == _SLOT) for number in virtual]
+        mask = [0.0] * len(tokens) if self.spec.answer_only_loss else [float(number == SLOT) for number in virtual]
         return Example(
             tokens=tokens + tail,
-            virtual=virtual + [_SLOT] * len(tail),
+            virtual=virtual + [SLOT] * len(tail),
             loss_mask=mask + [1.0] * len(tail),
             taskname=self.spec.taskname,
             task=self.task,
@@ -124,7 +132,7 @@ class Template:
     def _tokens(self, row: dict[str, Any], *, training: bool) -> tuple[list[int], list[int], list[int], str]:
         """Ids, virtual slots and (last) text of all before the answer, and ids from the answer on (training only)."""
         tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
-        virtual = [_SLOT] * len(tokens)
+        virtual = [SLOT] * len(tokens)
         pieces, texts = VIRTUAL.split(self.before), []
         for place, piece in enumerate(pieces):
             if place % 2:
@@ -141,11 +149,11 @@ class Template:
                 text = text if self.has_answer else text.rstrip(" ")
             ids = self.tokenizer.encode(text)
             tokens += ids
-            virtual += [_SLOT] * len(ids)
+            virtual += [SLOT] * len(ids)
             texts.append(text)
         if not tokens:
             # a model needs something to continue
-            tokens, virtual = [self.tokenizer.bos_id], [_SLOT]
+            tokens, virtual = [self.tokenizer.bos_id], [SLOT]
         return tokens, virtual, self._tail(row) if training else [], "".join(texts).strip(" ")
 
     def _takes_space(self) -> bool:
@@ -172,7 +180,7 @@ class Template:
         """Drop the first `excess` tokens of text; BOS and virtual tokens stay."""
         kept = []
         for place, (token, number) in enumerate(zip(tokens, virtual, strict=True)):
-            is_text = number == _SLOT and not (place == 0 and self.add_bos)
+            is_text = number == SLOT and not (place == 0 and self.add_bos)
             if is_text and excess > 0:
                 excess -= 1
             else:

@@ -34,6 +34,10 @@ class Batches(Protocol):
     def train(self, step: int) -> list[Batch]:
         """The micro-batches of global step `step` (from 0, over all epochs)."""
 
+    def weight(self, step: int) -> float | None:
+        """Tokens that count in the global batch of `step`, whose mean loss is then the step's; None takes the mean of
+        each micro-batch, and the mean of those."""
+
     def validation(self) -> Iterator[list[Batch]]:
         """The validation set in groups of micro-batches, as many groups and micro-batches on every rank."""
 
@@ -129,7 +133,9 @@ class Trainer:
             # Seeded by the step, so that a resumed run draws the masks the uninterrupted one would have drawn.
             seed_step(self.spec.trainer.seed, step, self.groups)
         micro_batches = self.batches.train(step)
-        losses = self._forward_backward(micro_batches, forward_only=False)
+        weight = self.batches.weight(step)
+        share = None if weight is None else max(1.0, weight) / (len(micro_batches) * self.groups.data_size)
+        losses = self._forward_backward(micro_batches, forward_only=False, weight=share)
         norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
         owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
         owns_tokens = self.groups.is_first_stage and self.groups.tensor_rank == 0
@@ -140,10 +146,12 @@ class Trainer:
         loss, tokens, stops = sums.tolist()
         return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
 
-    def _forward_backward(self, micro_batches: list[Batch], *, forward_only: bool) -> list[dict[str, Tensor]]:
+    def _forward_backward(
+        self, micro_batches: list[Batch], *, forward_only: bool, weight: float | None = None
+    ) -> list[dict[str, Tensor]]:
         rows, length = micro_batches[0]["tokens"].shape
         return get_forward_backward_func()(
-            forward_step_func=forward_step,
+            forward_step_func=functools.partial(forward_step, weight=weight),
             data_iterator=iter(micro_batches),
             model=[self.model],
             num_microbatches=len(micro_batches),
@@ -219,18 +227,25 @@ class Trainer:
         }
 
 
-def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+def forward_step(
+    batches: Iterator[Batch], model: torch.nn.Module, *, weight: float | None = None
+) -> tuple[Tensor, Any]:
     """megatron-core's forward step: output of this stage and, for the last stage, how to make the loss of it."""
     pulse.beat()
     batch = next(batches)
-    return model(batch), functools.partial(masked_mean, batch["loss_mask"])
+    return model(batch), functools.partial(masked_mean, batch["loss_mask"], share=weight)
 
 
-def masked_mean(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many."""
+def masked_mean(loss_mask: Tensor, losses: Tensor, *, share: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many.
+
+    Args:
+        share: divides in place of Σmask: the global batch's tokens that count over its number of micro-batches, so
+            that the mean over the micro-batches is the mean over all those tokens.
+    """
     losses = losses.float()
     total, weight = (losses * loss_mask).sum(), loss_mask.sum()
-    loss = total / weight.clamp(min=1.0)
+    loss = total / (weight.clamp(min=1.0) if share is None else share)
     # megatron-core divides the returned loss in place
     return loss, {"loss": loss.detach().clone(), "total": total.detach(), "weight": weight.detach()}
 

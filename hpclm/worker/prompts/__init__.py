@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from hpclm.plan.spec import StageSpec
+from hpclm.plan.spec import PromptSpec, TaskTemplate
 from hpclm.worker.engine.model import mark_tensor_parallel
 from hpclm.worker.prompts.base import SoftPrompts
 from hpclm.worker.prompts.p_tuning import PTuning
 from hpclm.worker.prompts.prompt_tuning import PromptTuning
 
 
-def build_prompts(
-    spec: StageSpec, task: str, config: TransformerConfig, seed: int, device: torch.device
-) -> SoftPrompts:
-    """The soft prompts of a recipe's task templates, initialised the same whatever the split.
+@dataclass(frozen=True)
+class PromptsCard:
+    """What is needed to build soft prompts again: `prompts.json` beside their tensors.
 
-    Args:
-        task: `p-tuning` or `prompt-tuning` (an evaluation builds those of the stage it evaluates).
+    Attributes:
+        task: `p-tuning` or `prompt-tuning`.
+        task_templates: every task of the table, in its order; `kept`: those that were trained elsewhere.
+        name_lengths: see `PTuning`.
     """
-    if task == "p-tuning":
-        assert spec.prompt is not None
-        prompts: SoftPrompts = PTuning(config, spec.templates, spec.prompt)
+
+    task: str
+    prompt: PromptSpec | None
+    task_templates: list[TaskTemplate]
+    kept: list[str] = field(default_factory=list)
+    name_lengths: dict[str, int] | None = None
+    base: str | None = None
+
+
+def build_prompts(card: PromptsCard, config: TransformerConfig, seed: int, device: torch.device) -> SoftPrompts:
+    """The soft prompts of a card, initialised the same whatever the split."""
+    kept = frozenset(card.kept)
+    if card.task == "p-tuning":
+        assert card.prompt is not None
+        prompts: SoftPrompts = PTuning(config, card.task_templates, card.prompt, kept, card.name_lengths)
     else:
-        prompts = PromptTuning(config, spec.templates)
+        prompts = PromptTuning(config, card.task_templates, kept)
     prompts.initialize(seed)
     prompts.to(device)
     mark_tensor_parallel(prompts)

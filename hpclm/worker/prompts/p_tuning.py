@@ -1,9 +1,12 @@
 """P-tuning (Liu et al. 2021, arXiv:2103.10385): virtual tokens come out of a small trained encoder.
 
 Encoders follow NeMo's nemo/collections/nlp/modules/common/prompt_encoder.py; `mlp` (three layers in PEFT) and `lstm`
-are also PEFT's peft/tuners/p_tuning/model.py. Each task has its own input table and all share the encoder. NeMo told
-tasks apart by writing the task name's word embeddings over the first input rows, so renaming a task changed its
-results; here a name is only a name.
+are also PEFT's peft/tuners/p_tuning/model.py. Each task has its own input table and all share the encoder.
+
+NeMo gives all tasks one input table and tells them apart by writing the task name's word embeddings over its first
+rows, so renaming a task changes its results. That is done here under `data.semantics: nemo` alone (`name_lengths`);
+otherwise a name is only a name. (In NeMo a name shorter than another of its batch is also followed by the padding
+token's embedding, which depends on the batch; not here.)
 """
 
 from __future__ import annotations
@@ -19,32 +22,69 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from hpclm.plan.spec import PromptSpec, TaskTemplate
-from hpclm.worker.prompts.base import SoftPrompts, linear_bound, uniform
-from hpclm.worker.prompts.prompt_tuning import table_name
+from hpclm.worker.prompts.base import SoftPrompts, linear_bound, table_name, uniform, xavier_normal
+
+SHARED = "shared"
 
 
 class PTuning(SoftPrompts):
-    """Input tables [virtual tokens, hidden] (one a task) and the encoder that turns them into virtual tokens."""
+    """Input tables [virtual tokens, hidden] (one a task) and the encoder that turns them into virtual tokens.
 
-    def __init__(self, config: TransformerConfig, templates: list[TaskTemplate], prompt: PromptSpec) -> None:
-        super().__init__(config=config)
+    Args:
+        name_lengths: NeMo's way: one input table, whose first rows are a task's name, as many as here by task. They are
+            part of a checkpoint; `set_name` gives them their values.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        templates: list[TaskTemplate],
+        prompt: PromptSpec,
+        kept: frozenset[str] = frozenset(),
+        name_lengths: dict[str, int] | None = None,
+    ) -> None:
+        super().__init__(config, templates, kept)
         hidden, inner = config.hidden_size, prompt.encoder_hidden
-        self.init_std = prompt.encoder_init_std
-        self.inputs = nn.ParameterDict(
-            {table_name(t): nn.Parameter(torch.empty(t.total_virtual_tokens, hidden)) for t in templates}
-        )
-        if prompt.encoder == "tpmlp":
-            self.encoder: nn.Module = ParallelMlp(config, hidden, inner, prompt.encoder_init_std)
-        elif prompt.encoder == "mlp":
-            self.encoder = mlp(hidden, inner, prompt.encoder_layers)
-        else:
-            self.encoder = LstmEncoder(hidden, inner, prompt.encoder_layers, prompt.encoder_dropout)
+        self.kind, self.init_std = prompt.encoder, prompt.encoder_init_std
+        width = inner if prompt.encoder == "biglstm" else hidden
+        rows = {table_name(template): template.total_virtual_tokens for template in self.learnt}
+        self.task_names = nn.Module()
+        self.by_name = name_lengths is not None
+        if name_lengths is not None:
+            for template in self.learnt:
+                length = min(name_lengths[template.taskname], template.total_virtual_tokens)
+                self.task_names.register_buffer(table_name(template), torch.zeros(length, hidden))
+            rows = {SHARED: max(rows.values())}
+        self.inputs = nn.ParameterDict({name: nn.Parameter(torch.empty(count, width)) for name, count in rows.items()})
+        self.encoder = build_encoder(config, prompt)
 
-    def forward(self) -> Tensor:
-        return self.encoder(torch.stack(list(self.inputs.values())))
+    def tables(self) -> list[Tensor]:
+        inputs = self._named_inputs() if self.by_name else list(self.inputs.values())
+        return list(self.encoder(torch.stack(inputs)))
+
+    def _named_inputs(self) -> list[Tensor]:
+        """The shared input [n, width] of each task with its name's embeddings in front."""
+        shared, tables = self.inputs[SHARED], []
+        for template in self.learnt:
+            name = self.task_names.get_buffer(table_name(template))
+            if isinstance(self.encoder, LstmEncoder) and self.kind == "biglstm":
+                # the name is as wide as the model: NeMo brings it to the encoder's width by its last layer's weight
+                name = name @ self.encoder.head[2].weight
+            tables.append(torch.cat([name, shared[len(name) :]]))
+        return tables
+
+    @torch.no_grad()
+    def set_name(self, template: TaskTemplate, embeddings: Tensor) -> None:
+        """Set the rows of a task's name to its tokens' word embeddings [n, hidden]."""
+        rows = self.task_names.get_buffer(table_name(template))
+        rows.copy_(embeddings[: len(rows)])
 
     def draw(self, shard: ShardedTensor, generator: torch.Generator) -> Tensor:
         shape = shard.global_shape
+        if shard.key.startswith("prompts.task_names."):
+            return torch.zeros(shape)
+        if self.kind == "embedding":
+            return xavier_normal(shape, generator)
         if shard.key.startswith("prompts.inputs."):
             return torch.randn(shape, generator=generator)
         if isinstance(self.encoder, ParallelMlp):
@@ -61,6 +101,21 @@ class PTuning(SoftPrompts):
             return 1.0 / math.sqrt(module.hidden_size)
         assert isinstance(module, nn.Linear)
         return linear_bound(module.in_features)
+
+
+def build_encoder(config: TransformerConfig, prompt: PromptSpec) -> nn.Module:
+    """[tasks, virtual tokens, width] → [tasks, virtual tokens, hidden]; width is `encoder_hidden` for `biglstm`, and
+    else the model's hidden size. `embedding` is the inputs themselves, a table a task."""
+    hidden, inner, layers = config.hidden_size, prompt.encoder_hidden, prompt.encoder_layers
+    if prompt.encoder == "tpmlp":
+        return ParallelMlp(config, hidden, inner, prompt.encoder_init_std)
+    if prompt.encoder == "mlp":
+        return mlp(hidden, inner, layers)
+    if prompt.encoder == "lstm":
+        return LstmEncoder(hidden, inner, hidden, layers, prompt.encoder_dropout)
+    if prompt.encoder == "biglstm":
+        return LstmEncoder(inner, inner // 2, hidden, layers, prompt.encoder_dropout)
+    return nn.Identity()
 
 
 class ParallelMlp(nn.Module):
@@ -87,12 +142,14 @@ class ParallelMlp(nn.Module):
 
 
 class LstmEncoder(nn.Module):
-    """Bidirectional LSTM over the virtual tokens, then Linear(2h, 2h)-ReLU-Linear(2h, hidden)."""
+    """Bidirectional LSTM of width h over the virtual tokens, then Linear(2h, 2h)-ReLU-Linear(2h, outputs)."""
 
-    def __init__(self, hidden: int, inner: int, layers: int, dropout: float) -> None:
+    def __init__(self, inputs: int, inner: int, outputs: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(hidden, inner, layers, dropout=dropout, bidirectional=True, batch_first=True)
-        self.head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, hidden))
+        # torch warns of dropout that has no layer to stand behind
+        between = dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(inputs, inner, layers, dropout=between, bidirectional=True, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.lstm(inputs)[0])

@@ -15,7 +15,7 @@ from hpclm.worker.data.prompts import PromptDataset, collate_left
 from hpclm.worker.data.templates import Example
 from hpclm.worker.engine.generation import Generator
 from hpclm.worker.engine.language_model import LanguageModel
-from hpclm.worker.models import base_checkpoint, config_for, load_base, load_prompts
+from hpclm.worker.models import base_checkpoint, config_for, load_base, load_prompts, templates_for
 from hpclm.worker.report import StoppedError
 from hpclm.worker.scoring import scores
 from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
@@ -33,7 +33,9 @@ def run(context: StageContext) -> dict[str, Any]:
     gpt = load_base(context, config)
     prompts, templates, source = None, spec.templates, None
     if spec.prompts is not None:
-        prompts, templates, source = load_prompts(context, config)
+        trained = load_prompts(context, config)
+        prompts, source = trained.module, trained.checkpoint
+        templates = templates_for(spec.templates, trained)
     room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
     dataset = PromptDataset(
         spec.data.test,

@@ -78,6 +78,9 @@ class TextBatches:
     def train(self, step: int) -> list[Batch]:
         return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
 
+    def weight(self, step: int) -> None:
+        """Every micro-batch holds as many tokens: the mean of their means is the mean."""
+
     def validation(self) -> Iterator[list[Batch]]:
         if self.validation_set is None:
             return

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hpclm.plan.spec import PromptData, StageSpec
+from hpclm.plan.spec import PromptData
 from hpclm.worker.checkpoints.manager import CheckpointManager
 from hpclm.worker.context import StageContext
 from hpclm.worker.data.prompts import PromptDataset, collate
@@ -19,13 +19,12 @@ from hpclm.worker.models import (
     base_checkpoint,
     config_for,
     load_base,
-    vocabulary_embeddings,
     write_model_card,
     write_prompts_card,
 )
-from hpclm.worker.prompts import build_prompts
-from hpclm.worker.prompts.prompt_tuning import PromptTuning
+from hpclm.worker.prompts import PromptsCard
 from hpclm.worker.report import say
+from hpclm.worker.tasks.beginning import starting_prompts
 from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -36,18 +35,14 @@ def run(context: StageContext) -> dict[str, Any]:
     context.progress.update(phase="data")
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
     tokenizer.check_fits(spec.model.padded_vocab_size)
-    batches = PromptBatches(context, tokenizer, spec.data)
     config = config_for(context, variable_lengths=True)
     gpt = load_base(context, config)
-    prompts = None
-    if groups.is_first_stage:
-        prompts = build_prompts(spec, spec.task, config, spec.trainer.seed, groups.device)
-        if isinstance(prompts, PromptTuning):
-            _start_from_text(context, prompts, gpt, tokenizer)
+    card, prompts = starting_prompts(context, config, gpt, tokenizer)
+    batches = PromptBatches(context, tokenizer, spec.data, card)
 
     def finish(folder: Path) -> None:
         write_model_card(folder, spec)
-        write_prompts_card(folder, spec)
+        write_prompts_card(folder, card)
         tokenizer.save(folder)
 
     context.on_first_rank(lambda: finish(context.paths.checkpoints))
@@ -57,25 +52,20 @@ def run(context: StageContext) -> dict[str, Any]:
     return {**result, **batches.counts()}
 
 
-def _start_from_text(context: StageContext, prompts: PromptTuning, gpt: Any, tokenizer: Tokenizer) -> None:
-    """Set the tables of templates that ask for it to the embeddings of their text."""
-    for template in context.spec.templates:
-        if template.prompt_init == "text":
-            assert template.prompt_init_text is not None
-            ids = tokenizer.encode(template.prompt_init_text)
-            prompts.start_from(template, vocabulary_embeddings(gpt, ids, context.groups.device))
-
-
 class PromptBatches:
     """Rows of the task files as micro-batches (see `engine.training.Batches`)."""
 
-    def __init__(self, context: StageContext, tokenizer: Tokenizer, data: PromptData) -> None:
+    def __init__(self, context: StageContext, tokenizer: Tokenizer, data: PromptData, card: PromptsCard) -> None:
         spec, groups = context.spec, context.groups
         self.device, self.pad_id = groups.device, tokenizer.pad_id
         self.multiple_of = groups.tensor_size if spec.parallel.sequence_parallel else 1
         self.val_batches = spec.trainer.val_batches
-        self.train_set = _dataset(spec, tokenizer, data, data.train)
-        self.validation_set = _dataset(spec, tokenizer, data, data.validation) if data.validation else None
+        self.semantics = data.semantics
+        dataset = functools.partial(
+            PromptDataset, templates=card.task_templates, tokenizer=tokenizer, data=data, training=True, kept=card.kept
+        )
+        self.train_set = dataset(data.train)
+        self.validation_set = dataset(data.validation) if data.validation else None
         sampler = functools.partial(
             GlobalBatchSampler,
             global_batch_size=spec.batch.global_batch_size,
@@ -87,11 +77,16 @@ class PromptBatches:
         self.steps_per_epoch = self.order.steps_per_epoch
         if self.validation_set is not None:
             self.validation_order = sampler(len(self.validation_set), seed=None)
-        if groups.rank == 0 and self.train_set.skipped:
-            say(f"{self.train_set.skipped} training rows are longer than {data.max_seq_length} tokens and are left out")
-        if groups.rank == 0 and self.validation_set is not None and self.validation_set.skipped:
-            say(f"{self.validation_set.skipped} validation rows are longer than {data.max_seq_length} tokens: left out")
-        if groups.rank == 0 and self.order.repeats:
+        if groups.rank == 0:
+            self._say_what_is_left_out(data)
+
+    def _say_what_is_left_out(self, data: PromptData) -> None:
+        for what, found in (("training", self.train_set), ("validation", self.validation_set)):
+            if found is not None and found.skipped:
+                say(f"{found.skipped} {what} rows do not fit in {data.max_seq_length} tokens and are left out")
+            if found is not None and found.of_kept_tasks:
+                say(f"{found.of_kept_tasks} {what} rows are of tasks that stay as they are, and are left out")
+        if self.order.repeats:
             say(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
 
     def counts(self) -> dict[str, int]:
@@ -107,6 +102,13 @@ class PromptBatches:
     def train(self, step: int) -> list[Batch]:
         return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
 
+    def weight(self, step: int) -> float | None:
+        """NeMo's mean of means lets a token count more the shorter its micro-batch's answers are: not in strict mode,
+        where neither the micro-batch size nor the split changes what is learnt."""
+        if self.semantics == "nemo":
+            return None
+        return sum(self.train_set.examples[row].weight for row in self.order.global_batch(step))
+
     def validation(self) -> Iterator[list[Batch]]:
         if self.validation_set is None:
             return
@@ -119,7 +121,3 @@ class PromptBatches:
         weights = [float(row >= 0) for row in rows]
         batch = collate(examples, self.pad_id, weights, self.multiple_of)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
-
-
-def _dataset(spec: StageSpec, tokenizer: Tokenizer, data: PromptData, files: list[str]) -> PromptDataset:
-    return PromptDataset(files, spec.templates, tokenizer, data, training=True)

@@ -16,6 +16,7 @@ from hpclm.plan.spec import (
     ModelSpec,
     ParallelSpec,
     PromptSpec,
+    RecomputeSpec,
     TaskKind,
     TaskTemplate,
 )
@@ -110,23 +111,40 @@ def prompt_parameters(
     return tables + encoder, tables + encoder
 
 
-def activation_bytes(model: ModelSpec, parallel: ParallelSpec, batch: BatchSpec, seq_length: int, width: int) -> int:
+def activation_bytes(
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    batch: BatchSpec,
+    seq_length: int,
+    width: int,
+    recompute: RecomputeSpec | None = None,
+) -> int:
     """Activations kept for the backward pass on the most loaded rank.
 
     A layer keeps s·b·h·(10 + 24/TP) bytes at 2 bytes an element, /TP whole under sequence parallelism
     (arXiv:2205.05198, section 4, without the attention scores); the first stage holds min(PP, micro-batches) of them
-    under 1F1B. The logits are kept once in fp32 and once in the compute type.
+    under 1F1B. The logits are kept once in fp32 and once in the compute type. With full recomputation a layer (or group
+    of layers) keeps its input, s·b·h, and one group at a time is whole; what `selective` spares is not kept anyway.
     """
     tokens = seq_length * batch.micro_batch_size
     ffn_factor = model.ffn_hidden_size / model.hidden_size
     split = 8 + 4 * ffn_factor
     layer = (10 + split) / parallel.tensor if parallel.sequence_parallel else 10 + split / parallel.tensor
     in_flight = min(parallel.pipeline, batch.gradient_accumulation_steps)
-    layers = tokens * model.hidden_size * layer * (width / 2) * (model.num_layers // parallel.pipeline)
+    count = model.num_layers // parallel.pipeline
+    whole = tokens * model.hidden_size * layer * (width / 2)
+    layers, working = whole * count, 0.0
+    if recompute is not None and recompute.granularity == "full":
+        entry = tokens * model.hidden_size * width / (parallel.tensor if parallel.sequence_parallel else 1)
+        size = min(recompute.num_layers or 1, count)
+        if recompute.method == "uniform":
+            layers, working = entry * -(-count // size), whole * size
+        else:
+            layers, working = entry * size + whole * (count - size), whole
     logits = tokens * model.padded_vocab_size // parallel.tensor * (4 + width)
     if parallel.pipeline == 1:
-        return int(layers) + logits
-    return max(int(layers) * in_flight, int(layers) + logits)
+        return int(layers) + max(int(working), logits)
+    return max(int(layers) * in_flight + int(working), int(layers) + max(int(working), logits))
 
 
 def generation_bytes(
@@ -156,6 +174,7 @@ def estimate(
     prompt: PromptSpec | None = None,
     templates: tuple[TaskTemplate, ...] = (),
     generation: GenerationSpec | None = None,
+    recompute: RecomputeSpec | None = None,
 ) -> MemoryEstimate:
     """Bytes on the most loaded rank.
 
@@ -168,7 +187,7 @@ def estimate(
         extra, _ = prompt_parameters(model, "prompt-tuning", None, templates, 1)
         activations = generation_bytes(model, parallel, generation, seq_length, width)
         return MemoryEstimate(mine * width + extra * 4, 0, 0, activations, total + extra, 0)
-    activations = activation_bytes(model, parallel, batch, seq_length, width)
+    activations = activation_bytes(model, parallel, batch, seq_length, width, recompute)
     if task in PROMPT_TASKS:
         trainable, own = prompt_parameters(model, task, prompt, templates, parallel.tensor)
         return MemoryEstimate(

@@ -284,6 +284,7 @@ class _StagePlanner:
             prompt=work.prompt(stage),
             templates=written,
             generation=work.generation(stage),
+            recompute=work.trainer(stage).recompute,
         )
         rules.host_memory(stage, estimate.total * parallel.devices_per_node)
         return estimate

@@ -23,12 +23,24 @@ from hpclm.worker.prompts.base import SoftPrompts
 MODEL_FILE, PROMPTS_FILE = "model.json", "prompts.json"
 
 
-def config_for(context: StageContext, *, variable_lengths: bool, generates: bool = False) -> TransformerConfig:
-    """megatron-core's configuration for the stage. Decoding one token at a time cannot be split over the sequence."""
+def config_for(
+    context: StageContext, *, variable_lengths: bool, generates: bool = False, frozen: bool = False
+) -> TransformerConfig:
+    """megatron-core's configuration for the stage.
+
+    Decoding one token at a time cannot be split over the sequence. A frozen base drops nothing out: that would only be
+    noise for the prompts (in evaluation mode megatron-core would recompute no activations).
+    """
     spec = context.spec
     parallel = replace(spec.parallel, sequence_parallel=False) if generates else spec.parallel
+    model = replace(spec.model, hidden_dropout=0.0, attention_dropout=0.0) if frozen else spec.model
     return transformer_config(
-        spec.model, parallel, spec.trainer.precision, context.groups.device, variable_lengths=variable_lengths
+        model,
+        parallel,
+        spec.trainer.precision,
+        context.groups.device,
+        variable_lengths=variable_lengths,
+        recompute=spec.trainer.recompute,
     )
 
 

@@ -12,7 +12,7 @@ import engine_harness
 import pytest
 from engine_harness import MODERN, SPLITS, Split, losses, predictions, run, stage_spec
 
-from hpclm.plan.spec import GenerationSpec
+from hpclm.plan.spec import BatchSpec, GenerationSpec, RecomputeSpec
 from hpclm.runs.paths import StagePaths
 
 pytestmark = pytest.mark.slow
@@ -113,6 +113,29 @@ def test_sequence_parallelism_changes_nothing(workshop: Workshop, split: Split) 
     same(losses(workshop.tuned("p-tuning", split)), losses(workshop.tuned("p-tuning", ALONE)))
 
 
+RECOMPUTED = [
+    (Split(), RecomputeSpec("selective")),
+    (Split(), RecomputeSpec("full", "uniform", 1)),
+    (Split(2, 2), RecomputeSpec("full", "uniform", 1)),
+    (Split(2, sequence=True), RecomputeSpec("selective")),
+    (Split(2, sequence=True), RecomputeSpec("full", "uniform", 2)),
+    (Split(1, 1, 2), RecomputeSpec("full", "block", 1)),
+]
+
+
+@pytest.mark.parametrize(("split", "recompute"), RECOMPUTED, ids=str)
+@pytest.mark.parametrize("task", ["pretrain", "p-tuning"])
+def test_recomputed_activations_change_nothing(
+    workshop: Workshop, task: str, split: Split, recompute: RecomputeSpec
+) -> None:
+    folder = workshop.folder / f"recomputed-{task}-{split}-{recompute.granularity}-{recompute.method}"
+    where = {} if task == "pretrain" else {"base": str(workshop.base().checkpoints)}
+    spec = stage_spec(folder, workshop.data, task, split, steps=10, **where)
+    ours = run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))
+    reference = workshop.base() if task == "pretrain" else workshop.tuned("p-tuning", ALONE)
+    same(losses(ours), losses(reference)[:10])
+
+
 @pytest.mark.parametrize("split", [Split(2, 1, 2), Split(1, 2), Split(2, sequence=True)], ids=str)
 def test_rope_rms_norm_swiglu_grouped_queries_and_an_untied_output(workshop: Workshop, split: Split) -> None:
     same(losses(workshop.base(split, MODERN))[:20], losses(workshop.base(model=MODERN))[:20])
@@ -121,6 +144,31 @@ def test_rope_rms_norm_swiglu_grouped_queries_and_an_untied_output(workshop: Wor
     same(losses(ours), losses(reference))
     # a checkpoint of one split answers at another
     assert workshop.answers(ours, ALONE, MODERN) == workshop.answers(reference, replace(split, sequence=False), MODERN)
+
+
+def test_the_micro_batch_size_changes_nothing_in_strict_mode(workshop: Workshop) -> None:
+    """NeMo's mean of the micro-batches' means lets a token weigh more in a micro-batch of short answers."""
+
+    lines = (workshop.data / "train.jsonl").read_text().splitlines()
+    rows = workshop.data / "lengths.jsonl"
+    rows.write_text("".join(line.replace('"}', " path" * (n % 7) + '"}') + "\n" for n, line in enumerate(lines)))
+
+    def curve(micro: int, semantics: str) -> list[float]:
+        spec = stage_spec(
+            workshop.folder / f"micro-{micro}-{semantics}",
+            workshop.data,
+            "prompt-tuning",
+            base=str(workshop.base().checkpoints),
+            batch=BatchSpec(8, micro, 8 // micro),
+            steps=5,
+            validate=5,
+        )
+        assert spec.data is not None
+        return losses(run(replace(spec, data=replace(spec.data, train=[str(rows)], semantics=semantics))))
+
+    same(curve(1, "strict"), curve(8, "strict"))
+    same(curve(8, "nemo"), curve(8, "strict"))
+    assert curve(1, "nemo")[1:] != pytest.approx(curve(8, "nemo")[1:], rel=1e-4)
 
 
 def _half_then_rest(workshop: Workshop, make: Callable[..., Any], first: Split, second: Split, name: str) -> StagePaths:

@@ -35,13 +35,6 @@ class LanguageModel(MegatronModule):
         if frozen:
             gpt.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> LanguageModel:
-        """A frozen base stays in evaluation mode: its dropout would only be noise for the prompts."""
-        super().train(mode)
-        if self.frozen:
-            self.gpt.eval()
-        return self
-
     def set_input_tensor(self, input_tensor: Any) -> None:
         self.gpt.set_input_tensor(input_tensor)
 

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from hpclm.plan.spec import ModelSpec, ParallelSpec
+from hpclm.plan.spec import ModelSpec, ParallelSpec, RecomputeSpec
 from hpclm.worker.checkpoints.shards import sharded_tensors
 from hpclm.worker.engine.attention import SdpaAttention
 from hpclm.worker.engine.groups import Groups
@@ -27,13 +27,20 @@ gelu = functools.partial(functional.gelu, approximate="tanh")
 
 
 def transformer_config(
-    model: ModelSpec, parallel: ParallelSpec, precision: str, device: torch.device, *, variable_lengths: bool
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    precision: str,
+    device: torch.device,
+    *,
+    variable_lengths: bool,
+    recompute: RecomputeSpec | None = None,
 ) -> TransformerConfig:
     """megatron-core's configuration of `model` at a split.
 
     Args:
         variable_lengths: let pipeline stages tell each other a micro-batch's shape (prompt learning pads each
             micro-batch to its own longest example).
+        recompute: activation checkpointing while training.
     """
     dtype = DTYPES[precision]
     return TransformerConfig(
@@ -69,6 +76,9 @@ def transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
+        recompute_granularity=recompute.granularity if recompute else None,
+        recompute_method=recompute.method if recompute else None,
+        recompute_num_layers=recompute.num_layers if recompute else None,
     )
 
 

@@ -35,7 +35,7 @@ def run(context: StageContext) -> dict[str, Any]:
     context.progress.update(phase="data")
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
     tokenizer.check_fits(spec.model.padded_vocab_size)
-    config = config_for(context, variable_lengths=True)
+    config = config_for(context, variable_lengths=True, frozen=True)
     gpt = load_base(context, config)
     card, prompts = starting_prompts(context, config, gpt, tokenizer)
     batches = PromptBatches(context, tokenizer, spec.data, card)

@@ -1,0 +1,138 @@
+"""Methods of prompt learning on real ranks: encoders, new tasks beside trained ones, NeMo's task names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
+
+from hpclm.plan.spec import PromptSpec, StageSpec
+from hpclm.runs.paths import StagePaths
+from hpclm.worker.checkpoints import store
+
+pytestmark = pytest.mark.slow
+
+
+class Bench:
+    """A small base model, and stages on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        write_data(self.data)
+        self.base = run(stage_spec(folder / "base", self.data, "pretrain", steps=60)).checkpoints
+
+    def spec(self, name: str, task: str, split: Split = ALONE, **changes: Any) -> StageSpec:
+        return stage_spec(self.folder / name, self.data, task, split, base=str(self.base), **changes)
+
+    def answers(self, prompts: StagePaths, split: Split = ALONE) -> list[str]:
+        spec = self.spec(f"answers-{prompts.name}-{split}", "evaluate", split, prompts=str(prompts.checkpoints))
+        return predictions(run(spec))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("methods"))
+
+
+def only(spec: StageSpec, *tasks: str) -> StageSpec:
+    """The stage with the templates of some tasks alone; its files hold those tasks' rows."""
+    data = spec.data
+    assert data is not None
+    folder = Path(spec.stage_dir)
+    folder.mkdir(parents=True)
+    files = {}
+    for part in ("train", "validation", "test"):
+        rows = Path(getattr(data, part)[0]).read_text().splitlines()
+        chosen = [row for row in rows if any(f'"{task}"' in row for task in tasks)]
+        files[part] = folder / f"{part}.jsonl"
+        files[part].write_text("".join(row + "\n" for row in chosen))
+    templates = [template for template in spec.templates if template.taskname in tasks]
+    return replace(spec, templates=templates, data=replace(data, **{part: [str(path)] for part, path in files.items()}))
+
+
+@pytest.mark.parametrize("encoder", ["biglstm", "embedding"])
+def test_an_encoder_learns_whatever_the_split(bench: Bench, encoder: str) -> None:
+    alone = run(bench.spec(f"alone-{encoder}", "p-tuning", encoder=encoder))
+    curve = losses(alone)
+    assert sum(curve[-4:]) < sum(curve[:4])
+    split = run(bench.spec(f"split-{encoder}", "p-tuning", Split(2, 2), encoder=encoder))
+    assert losses(split) == pytest.approx(curve, rel=1e-5)
+    assert bench.answers(split, Split(2)) == bench.answers(alone)
+
+
+@pytest.mark.parametrize("task", ["p-tuning", "prompt-tuning"])
+def test_a_new_task_leaves_the_old_one_as_it_was(bench: Bench, task: str) -> None:
+    first = run(only(bench.spec(f"first-{task}", task), "copy"))
+    added = run(bench.spec(f"added-{task}", task, prompts=str(first.checkpoints)))
+    # the old task's rows were in the files, and none of them was trained on
+    assert "rows are of tasks that stay as they are" in added.all_attempts()[0].log(0).read_text()
+    old = predictions(run(only(bench.spec(f"old-{task}", "evaluate", prompts=str(first.checkpoints)), "copy")))
+    again = predictions(run(only(bench.spec(f"again-{task}", "evaluate", prompts=str(added.checkpoints)), "copy")))
+    assert again == old
+    # the new one alone would have learnt the same: nothing of the old one is in its way
+    fresh = run(only(bench.spec(f"fresh-{task}", task), "swap"))
+    assert losses(added)[-1] < losses(added)[0]
+    assert losses(added)[0] == pytest.approx(losses(fresh)[0], rel=0.2)
+    both = bench.answers(added, Split(1, 2))
+    assert len(both) == 18
+    assert both == bench.answers(added)
+
+
+def test_tasks_can_be_added_again_and_a_stopped_addition_goes_on(bench: Bench) -> None:
+    first = run(only(bench.spec("chain-1", "prompt-tuning"), "copy"))
+    spec = bench.spec("chain-2", "p-tuning", prompts=str(first.checkpoints), steps=10)
+    whole = run(
+        replace(spec, stage_dir=str(bench.folder / "chain-2-whole"), trainer=replace(spec.trainer, max_steps=20))
+    )
+    half = run(spec)
+    half.result.unlink()
+    rest = run(replace(spec, trainer=replace(spec.trainer, max_steps=20)), attempt=2)
+    assert losses(rest) == losses(whole)
+
+
+def test_nothing_new_to_learn_is_said(bench: Bench) -> None:
+    first = run(bench.spec("all", "prompt-tuning", steps=2, validate=2))
+    ranks = Ranks(bench.spec("none-new", "prompt-tuning", prompts=str(first.checkpoints)))
+    assert ranks.wait() == [10]
+    assert "has learnt copy, swap already" in ranks.record(0)["message"]
+
+
+def test_in_nemos_way_the_name_of_a_task_changes_what_it_learns(bench: Bench) -> None:
+    def curve(name: str, encoder: str) -> list[float]:
+        spec = bench.spec(f"named-{name}-{encoder}", "p-tuning", steps=5, validate=5)
+        assert spec.data is not None
+        folder = Path(spec.stage_dir)
+        folder.mkdir()
+        files = {}
+        for part in ("train", "validation", "test"):
+            files[part] = folder / f"{part}.jsonl"
+            files[part].write_text(Path(getattr(spec.data, part)[0]).read_text().replace('"copy"', f'"{name}"'))
+        templates = [replace(one, taskname=one.taskname.replace("copy", name)) for one in spec.templates]
+        data = replace(spec.data, semantics="nemo", **{part: [str(path)] for part, path in files.items()})
+        prompt = PromptSpec(encoder, 32, 2)  # type: ignore[arg-type]
+        made = run(replace(spec, templates=templates, data=data, prompt=prompt))
+        if encoder == "tpmlp" and name == "a":
+            tuned = bench.spec(f"{folder.name}-answers", "evaluate", Split(2), prompts=str(made.checkpoints))
+            assert result(run(replace(tuned, templates=templates, data=data)))["examples"] == 18
+        return losses(made)
+
+    # one letter: one token, whose embedding is then the first row of the input
+    assert curve("a", "tpmlp") != curve("b", "tpmlp")
+    assert curve("a", "biglstm") != curve("b", "biglstm")
+
+
+def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
+    """Each task's input is drawn by its name, so what is compared is that no embedding of it is in the checkpoint."""
+    made = run(bench.spec("plain", "p-tuning", steps=2, validate=2))
+    tensors = store.read_manifest(made.checkpoint(2))["tensors"]
+    assert sorted(name for name in tensors if not name.startswith("optimizer.")) == [
+        "prompts.encoder.first.bias",
+        "prompts.encoder.first.weight",
+        "prompts.encoder.second.bias",
+        "prompts.encoder.second.weight",
+        "prompts.inputs.task_copy",
+        "prompts.inputs.task_swap",
+    ]

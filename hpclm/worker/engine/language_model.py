@@ -11,6 +11,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from hpclm.worker.engine.selected import losses_at
 from hpclm.worker.prompts.base import SoftPrompts
 
 Batch = dict[str, Tensor]
@@ -20,7 +21,8 @@ class LanguageModel(MegatronModule):
     """A GPT shard and, on the first pipeline stage of prompt learning, the soft prompts.
 
     A batch holds int64 `tokens`, `labels`, `position_ids` [b, s] and fp32 `loss_mask` [b, s]; with soft prompts also
-    int64 `virtual_index` [b, s] (the number of the virtual token at a slot, -1 elsewhere) and `task` [b].
+    int64 `virtual_index` [b, s] (the number of the virtual token at a slot, -1 elsewhere) and `task` [b]; with int64
+    `places` [n] losses are made at these of the b · s positions alone.
     """
 
     def __init__(self, config: TransformerConfig, gpt: GPTModel, prompts: SoftPrompts | None, *, frozen: bool) -> None:
@@ -47,6 +49,9 @@ class LanguageModel(MegatronModule):
         if self.pre_process and "virtual_index" in batch:
             table = self.prompts() if self.prompts is not None else None
             decoder_input = embed(self.gpt, batch, table)
+        if self.post_process and "places" in batch:
+            states = self._states(batch, decoder_input)
+            return losses_at(self.gpt, states, batch["labels"], batch["places"])
         return self.gpt(
             batch["tokens"],
             batch["position_ids"],
@@ -54,6 +59,14 @@ class LanguageModel(MegatronModule):
             decoder_input=decoder_input,
             labels=batch["labels"] if self.post_process else None,
         )
+
+    def _states(self, batch: Batch, decoder_input: Tensor | None) -> Tensor:
+        """What goes into the output layer."""
+        self.gpt.post_process = False
+        try:
+            return self.gpt(batch["tokens"], batch["position_ids"], None, decoder_input=decoder_input)
+        finally:
+            self.gpt.post_process = True
 
 
 def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:

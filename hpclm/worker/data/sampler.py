@@ -47,7 +47,7 @@ class GlobalBatchSampler:
 
     def step(self, step: int) -> list[list[int]]:
         """The micro-batches of this rank at global step `step`, counted over all epochs."""
-        return self._mine(self.global_batch(step))
+        return self.share(self.global_batch(step))
 
     def global_batch(self, step: int) -> list[int]:
         """The rows that all ranks together take at global step `step`."""
@@ -62,7 +62,7 @@ class GlobalBatchSampler:
         for start in range(0, self.rows, self.global_batch_size):
             stop = min(start + self.global_batch_size, self.rows)
             rows = list(range(start, stop))
-            yield self._mine(rows + [FILL] * (self.global_batch_size - len(rows)))
+            yield self.share(rows + [FILL] * (self.global_batch_size - len(rows)))
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -72,7 +72,8 @@ class GlobalBatchSampler:
             self._epoch = (epoch, order)
         return self._epoch[1]
 
-    def _mine(self, rows: list[int]) -> list[list[int]]:
+    def share(self, rows: list[int]) -> list[list[int]]:
+        """This rank's micro-batches of a global batch."""
         size = self.micro_batch_size
         micro_batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         return micro_batches[self.data_rank :: self.data_size]

@@ -22,6 +22,7 @@ from hpclm.worker.checkpoints.shards import sharded_tensors
 from hpclm.worker.engine.groups import Groups, seed_step
 from hpclm.worker.engine.language_model import Batch, LanguageModel
 from hpclm.worker.engine.optimizer import LossScale, Optimizer, learning_rate
+from hpclm.worker.engine.patience import Patience
 from hpclm.worker.report import Progress, StoppedError, say
 from hpclm.worker.signals import StopFlag
 
@@ -83,6 +84,7 @@ class Trainer:
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
         self.has_dropout = _has_dropout(model, spec)
+        self.patience = Patience(trainer.early_stopping)
         self.val_loss: float | None = None
         self.loss: float | None = None
 
@@ -105,10 +107,14 @@ class Trainer:
             validated = (step % self.val_interval == 0 or is_last) and not outcome.stop
             if validated:
                 self.val_loss = self._validate(step)
+                self.patience.saw(self.val_loss)
             if validated or outcome.stop or self._save_due(step):
                 self._save(step, self.val_loss if validated else None)
             if outcome.stop:
                 raise StoppedError(f"told to stop; saved step {step} of {self.total_steps}")
+            if self.patience.is_over and not is_last:
+                say(f"stopped early: {self.patience.stale} validations in a row without a lower val_loss")
+                break
         return self._result(step, time.time() - began)
 
     def _resume(self) -> int:
@@ -122,6 +128,7 @@ class Trainer:
         self.optimizer.restore(state["optimizer"])
         self.val_loss = state["val_loss"]
         self.loss = state["loss"]
+        self.patience.restore(state["patience"])
         self.progress.forget_after(step)
         say(f"resumed from {state['path'].name}")
         return step
@@ -187,8 +194,11 @@ class Trainer:
         self.progress.update(phase="saving")
         shards = self.shards()
         tensors = [*shards, *self.optimizer.sharded_state(shards)]
-        self.manager.save(step, tensors, {"loss": self.loss, "optimizer": self.optimizer.state()}, val_loss)
+        self.manager.save(step, tensors, self._state(), val_loss)
         self.progress.update(phase="training")
+
+    def _state(self) -> dict[str, Any]:
+        return {"loss": self.loss, "optimizer": self.optimizer.state(), "patience": self.patience.state()}
 
     def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:
         self.loss = outcome.loss
@@ -217,6 +227,7 @@ class Trainer:
         best = self.manager.best[0] if self.manager.best else (None, None)
         return {
             "steps": step,
+            "stopped_early": step < self.total_steps,
             "loss": self.loss,
             "val_loss": self.val_loss,
             "best_val_loss": best[0],

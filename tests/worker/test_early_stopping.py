@@ -1,0 +1,46 @@
+"""Early stopping: after so many validations that are no better, with the best checkpoint kept and a resume that counts
+on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine_harness import losses, result, run, stage_spec, write_data
+
+from hpclm.plan.spec import EarlyStoppingSpec
+from hpclm.worker.engine.patience import Patience
+
+
+def test_only_a_loss_lower_by_more_than_min_delta_counts() -> None:
+    patience = Patience(EarlyStoppingSpec(patience=2, min_delta=0.1))
+    seen = []
+    for loss in (3.0, 2.95, 2.85, 2.8, 2.76):
+        patience.saw(loss)
+        seen.append((patience.stale, patience.is_over))
+    assert seen == [(0, False), (1, False), (0, False), (1, False), (2, True)]
+    other = Patience(EarlyStoppingSpec(patience=2, min_delta=0.1))
+    other.restore(patience.state())
+    assert other.is_over
+    never = Patience(None)
+    for _ in range(99):
+        never.saw(1.0)
+    assert not never.is_over
+
+
+@pytest.mark.slow
+def test_a_stage_ends_when_it_learns_no_more_and_keeps_its_best(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_data(data)
+    # a rate that drives the loss up after the first validations
+    spec = stage_spec(tmp_path / "stage", data, "pretrain", steps=60, validate=3, lr=0.3)
+    stopping = EarlyStoppingSpec(patience=3, min_delta=0.0)
+    paths = run(replace(spec, trainer=replace(spec.trainer, early_stopping=stopping)))
+    found, curve = result(paths), losses(paths, "validation")
+    assert found["stopped_early"]
+    assert found["steps"] == 3 * len(curve) < 60
+    best = curve.index(min(curve))
+    assert len(curve) == best + 1 + 3
+    assert found["best_checkpoint"] == f"step-{3 * (best + 1):08d}"
+    assert paths.checkpoint(3 * (best + 1)).is_dir()

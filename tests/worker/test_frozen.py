@@ -1,0 +1,133 @@
+"""A frozen base costs no gradient memory and no work for weight gradients; recomputation is really done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_harness import SMALL
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpclm.plan import spec as plan
+from hpclm.worker.checkpoints.manager import CheckpointManager
+from hpclm.worker.data.prompts import collate
+from hpclm.worker.data.templates import Example
+from hpclm.worker.engine.groups import Groups
+from hpclm.worker.engine.language_model import Batch, LanguageModel
+from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
+from hpclm.worker.engine.training import Trainer
+from hpclm.worker.prompts import PromptsCard, build_prompts
+from hpclm.worker.report import Progress
+from hpclm.worker.signals import StopFlag
+
+# megatron-core warns of its own defaults
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PARALLEL = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+TEMPLATE = plan.TaskTemplate("task", "", 4, [4])
+LENGTH, ROWS = 25, 8
+MODEL = replace(SMALL, tie_embeddings=False)
+
+
+class OneBatch:
+    """The same rows at every step: four virtual tokens, text, and an answer of `answer` tokens."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, answer: int) -> None:
+        tokens = [list(range(10 + row, 10 + row + LENGTH)) for row in range(ROWS)]
+        mask = [0.0] * (LENGTH - answer) + [1.0] * answer
+        virtual = [0, 1, 2, 3] + [-1] * (LENGTH - 4)
+        examples = [Example(row, virtual, mask, "task", 0, place, "", None) for place, row in enumerate(tokens)]
+        self.batch = collate(examples, 0, [1.0] * ROWS)
+
+    def train(self, step: int) -> list[Batch]:
+        return [self.batch]
+
+    def weight(self, step: int) -> None:
+        return None
+
+
+def trainer(groups: Groups, *, frozen: bool, answer: int = LENGTH - 4, recompute: Any = None) -> Trainer:
+    spec = plan.StageSpec(
+        run="test",
+        stage="test",
+        stage_dir="",
+        task="prompt-tuning",
+        device="cpu",
+        model=MODEL,
+        tokenizer=plan.TokenizerSpec("base"),
+        parallel=PARALLEL,
+        batch=plan.BatchSpec(ROWS, ROWS, 1),
+        trainer=plan.TrainerSpec("fp32", max_steps=10),
+        optim=plan.OptimSpec(1e-3),
+        checkpoint=plan.CheckpointSpec(),
+    )
+    config = transformer_config(MODEL, PARALLEL, "fp32", groups.device, variable_lengths=True, recompute=recompute)
+    gpt = build_gpt(MODEL, config, groups)
+    initialize_weights(gpt, MODEL, 1)
+    prompts = build_prompts(PromptsCard("prompt-tuning", None, [TEMPLATE]), config, 1, groups.device)
+    manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
+    progress = Progress(Path("unused"), Path("unused"), active=False)
+    model = LanguageModel(config, gpt, prompts, frozen=frozen)
+    return Trainer(spec, groups, model, OneBatch(answer), manager, progress, StopFlag())  # type: ignore[arg-type]
+
+
+def flops(one: Trainer) -> int:
+    """Multiplications and additions of matrix products in a step."""
+    one._step(0)
+    with FlopCounterMode(display=False) as counter:
+        one._step(1)
+    return counter.get_total_flops()
+
+
+def test_a_frozen_base_has_no_gradients_and_no_optimizer_state(alone: Groups) -> None:
+    frozen, full = trainer(alone, frozen=True), trainer(alone, frozen=False)
+    for one in (frozen, full):
+        one._step(0)
+    prompts = sum(p.numel() for p in frozen.module.prompts.parameters())  # type: ignore[union-attr]
+    weights = sum(p.numel() for p in full.module.gpt.parameters())
+
+    def gradients(one: Trainer) -> int:
+        return sum(buffer.grad_data.numel() for buffer in one.model.buffers)
+
+    # buffers are padded to a multiple of 64 or 128 values
+    assert prompts <= gradients(frozen) <= prompts + 128
+    assert gradients(full) >= prompts + weights
+    assert all(p.grad is None and not hasattr(p, "main_grad") for p in frozen.module.gpt.parameters())
+    assert frozen.optimizer.adam is not None
+    state = sum(v.numel() for one in frozen.optimizer.adam.state.values() for v in one.values() if v.dim())
+    assert state == 2 * prompts
+
+
+def test_a_frozen_base_costs_two_thirds_of_a_full_steps_products(alone: Groups) -> None:
+    """Forward and the gradients of activations; the gradients of weights, a third, are not made."""
+    share = flops(trainer(alone, frozen=True)) / flops(trainer(alone, frozen=False))
+    assert share == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_the_output_layer_works_for_learnt_tokens_alone(alone: Groups) -> None:
+    all_of_it, some = (flops(trainer(alone, frozen=True, answer=count)) for count in (LENGTH - 4, 3))
+    # each position costs a product with the output table, forward and backward
+    spared = (LENGTH - 4 - 3) * ROWS * 2 * 2 * MODEL.hidden_size * MODEL.padded_vocab_size
+    assert all_of_it - some == spared
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_recomputation_runs_the_layers_again(alone: Groups, frozen: bool) -> None:
+    calls: list[int] = []
+
+    def counted(recompute: plan.RecomputeSpec | None) -> int:
+        one = trainer(alone, frozen=frozen, recompute=recompute)
+        for layer in one.module.gpt.decoder.layers:
+            layer.self_attention.core_attention.register_forward_hook(lambda *_: calls.append(1))
+        calls.clear()
+        one._step(0)
+        return len(calls)
+
+    assert counted(None) == MODEL.num_layers
+    assert counted(plan.RecomputeSpec("selective")) == 2 * MODEL.num_layers
+    assert counted(plan.RecomputeSpec("full", "uniform", 1)) == 2 * MODEL.num_layers
+    assert counted(plan.RecomputeSpec("full", "block", 1)) == MODEL.num_layers + 1

@@ -88,6 +88,7 @@ def profile_text(found: Found) -> str:
         gpus = f"{chosen.gpus_per_node} GPUs a node"
         lines += [f"# {gpus}; how this cluster wants them asked for: gpus-per-node, gres, or none (whole nodes):"]
         lines.append("gpu_request: gpus-per-node")
+        lines += _gpu_type_lines(chosen)
         if chosen.cpus_per_node:
             share = max(1, chosen.cpus_per_node // chosen.gpus_per_node)
             lines.append(f"cpus_per_device: {share}                # {chosen.cpus_per_node} CPUs a node, shared out")
@@ -110,6 +111,17 @@ def profile_text(found: Found) -> str:
     return "\n".join(lines)
 
 
+def _gpu_type_lines(chosen: Partition) -> list[str]:
+    """The type to ask for, where the partition has several; else only what it is called."""
+    types = sorted(chosen.gpu_types, key=lambda one: -one[1])
+    if not types:
+        return []
+    names = _comment(", ".join(name for name, _ in types))
+    if len(types) == 1:
+        return [f"# gpu_type: {names}                 # the only type in this partition"]
+    return [f"# Types here: {names}; left out, a job may get any of them:", f"gpu_type: {_quoted(types[0][0])}"]
+
+
 def _choose(partitions: tuple[Partition, ...]) -> Partition:
     """The default partition, or where that has no GPU the largest that has; only those that are up, if any is."""
     up = [one for one in partitions if one.up] or list(partitions)
@@ -122,7 +134,8 @@ def _choose(partitions: tuple[Partition, ...]) -> Partition:
 def _describe(one: Partition) -> str:
     parts = [f"{one.nodes} nodes"]
     if one.gpus_per_node:
-        parts.append(f"{one.gpus_per_node} GPUs each")
+        types = " + ".join(f"{count} {_comment(name)}" for name, count in one.gpu_types)
+        parts.append(f"{types or one.gpus_per_node} GPUs each")
     if one.cpus_per_node:
         parts.append(f"{one.cpus_per_node} CPUs")
     if one.memory_mib_per_node:

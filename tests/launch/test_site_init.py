@@ -57,12 +57,22 @@ def test_the_profile_is_right_at_once(
     assert (site.container.runtime, site.cpus_per_device, site.gpu_request) == ("pyxis", 12, "gpus-per-node")
     text = path.read_text()
     assert "#   cpu: 20 nodes, 64 CPUs, 250 GiB, 2880 min at most (the default)" in text
-    assert "#   old: 4 nodes, 4 GPUs each, 32 CPUs, 62 GiB, no time limit (not up)" in text
+    assert "#   old: 4 nodes, 4 v100 GPUs each, 32 CPUs, 62 GiB, no time limit (not up)" in text
+    assert "#   gpu: 8 nodes, 8 a100 GPUs each, 96 CPUs" in text
+    assert "# gpu_type: a100 " in text
     assert "# Your accounts: physics, chem" in text
     assert cli.run(["site", "list"]) == 0
     assert "mine  " in capsys.readouterr().out
     assert cli.run(["site", "show", "mine"]) == 0
     assert '"partition": "gpu"' in capsys.readouterr().out
+
+
+def test_of_several_gpu_types_one_is_asked_for(programs: Path, tmp_path: Path) -> None:
+    sinfo(programs, "gpu|up|8|96|1000000|1-00:00:00|gpu:v100:4\ngpu|up|2|96|1000000|1-00:00:00|gpu:h100:8\n")
+    out = tmp_path / "site.yaml"
+    assert cli.run(["site", "init", "--out", str(out)]) == 0
+    assert read_profile(out).gpu_type == "h100"
+    assert "# Types here: h100, v100; left out" in out.read_text()
 
 
 def test_a_cluster_that_says_little(programs: Path, tmp_path: Path) -> None:

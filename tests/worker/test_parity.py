@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 
 # What fp32 sums in another order differ by. The issue of a wrong reduction or a wrong mask is orders larger.
 TOLERANCE = 1e-5
+# as many layers as a pipeline of four needs
+DEEP = replace(engine_harness.SMALL, num_layers=4)
 ALONE = Split()
 
 
@@ -32,14 +34,16 @@ class Workshop:
     @functools.cache  # noqa: B019 - one workshop a session
     def base(self, split: Split = ALONE, model: Any = engine_harness.SMALL) -> StagePaths:
         """A base model trained long enough that its answers are no coin toss."""
-        name = f"base-{split}" + ("-modern" if model is MODERN else "")
+        name = f"base-{split}{_called(model)}"
         return run(stage_spec(self.folder / name, self.data, "pretrain", split, model=model, steps=60))
 
     @functools.cache  # noqa: B019
     def tuned(self, task: str, split: Split, encoder: str = "tpmlp", model: Any = engine_harness.SMALL) -> StagePaths:
-        name = f"{task}-{encoder}-{split}" + ("-modern" if model is MODERN else "")
+        name = f"{task}-{encoder}-{split}{_called(model)}"
         base = str(self.base(model=model).checkpoints)
-        return run(stage_spec(self.folder / name, self.data, task, split, base=base, encoder=encoder, model=model))
+        steps = 8 if model is DEEP else 20
+        settings = {"base": base, "encoder": encoder, "model": model, "steps": steps}
+        return run(stage_spec(self.folder / name, self.data, task, split, **settings))
 
     @functools.cache  # noqa: B019
     def answers(self, tuned: StagePaths, split: Split, model: Any = engine_harness.SMALL) -> list[str]:
@@ -48,6 +52,10 @@ class Workshop:
         prompts = str(tuned.checkpoints)
         paths = run(stage_spec(folder, self.data, "evaluate", split, base=base, prompts=prompts, model=model))
         return predictions(paths)
+
+
+def _called(model: Any) -> str:
+    return "-modern" if model is MODERN else "-deep" if model is DEEP else ""
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +90,12 @@ def test_prompt_learning_gives_the_same_curve_and_answers(workshop: Workshop, ta
     same(losses(ours), losses(reference))
     same(losses(ours, "validation"), losses(reference, "validation"))
     assert workshop.answers(ours, split) == workshop.answers(reference, ALONE)
+
+
+@pytest.mark.parametrize("task", ["p-tuning", "prompt-tuning"])
+@pytest.mark.parametrize("split", [Split(4), Split(1, 4), Split(1, 1, 4), Split(1, 2, 2)], ids=str)
+def test_the_other_splits_of_four_ranks_agree_too(workshop: Workshop, task: str, split: Split) -> None:
+    same(losses(workshop.tuned(task, split, model=DEEP)), losses(workshop.tuned(task, ALONE, model=DEEP)))
 
 
 def test_sampled_answers_do_not_depend_on_the_split(workshop: Workshop) -> None:

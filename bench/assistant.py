@@ -329,7 +329,7 @@ def _as_neox(state: dict[str, Any], layers: int) -> dict[str, Any]:
     words = state["embedding.word_embeddings.weight"]
     result = {
         "gpt_neox.embed_in.weight": words,
-        "embed_out.weight": words,
+        "lm_head.weight": words,
         "gpt_neox.final_layer_norm.weight": state["decoder.final_layernorm.weight"],
         "gpt_neox.final_layer_norm.bias": state["decoder.final_layernorm.bias"],
     }

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpclm.plan import spec as plan
 from hpclm.worker.checkpoints.manager import CheckpointManager
-from hpclm.worker.data.prompts import collate
+from hpclm.worker.data.packing import pack
 from hpclm.worker.data.templates import Example
 from hpclm.worker.engine.groups import Groups
 from hpclm.worker.engine.language_model import Batch, LanguageModel
@@ -41,7 +41,7 @@ class OneBatch:
         mask = [0.0] * (LENGTH - answer) + [1.0] * answer
         virtual = [0, 1, 2, 3] + [-1] * (LENGTH - 4)
         examples = [Example(row, virtual, mask, "task", 0, place, "", None) for place, row in enumerate(tokens)]
-        self.batch = collate(examples, 0, [1.0] * ROWS)
+        self.batch = pack(examples, 0)
 
     def train(self, step: int) -> list[Batch]:
         return [self.batch]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.prompts import PromptDataset, collate, collate_left
+from hpclm.worker.data.packing import pack
+from hpclm.worker.data.prompts import PromptDataset, collate_left
 from hpclm.worker.data.sampler import FILL, GlobalBatchSampler
 from hpclm.worker.data.templates import Example
+from hpclm.worker.engine.attention import SdpaAttention
 from hpclm.worker.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["a b c d e f"] * 5, 300)
@@ -20,21 +26,81 @@ SHORT = Example([9, 1, 2, 3], [0, -1, -1, -1], [0, 0, 1, 1], "t", 0, 0, "", None
 LONG = Example([9, 4, 5, 6, 7, 8], [0, -1, -1, -1, -1, -1], [0, 0, 0, 0, 1, 1], "u", 1, 1, "", None)
 
 
-def test_a_training_batch_predicts_the_next_token() -> None:
-    batch = collate([SHORT, LONG], 0, [1.0, 1.0])
-    assert batch["tokens"].tolist() == [[9, 1, 2, 0, 0], [9, 4, 5, 6, 7]]
-    assert batch["labels"].tolist() == [[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]]
-    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
-    assert batch["virtual_index"].tolist() == [[0, -1, -1, -1, -1]] * 2
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert batch["task"].tolist() == [0, 1]
+def test_a_training_batch_predicts_the_next_token_of_each_row() -> None:
+    batch = pack([SHORT, LONG], 0)
+    assert batch["tokens"].tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
+    assert batch["labels"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0, 0, 0, 1, 1]]
+    assert batch["places"].tolist() == [1, 2, 6, 7]
+    assert batch["virtual_index"].tolist() == [[0, -1, -1, 0, -1, -1, -1, -1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert batch["task"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
     assert batch["lengths"].tolist() == [3, 5]
 
 
-def test_a_filling_row_counts_for_nothing_and_lengths_can_be_rounded_up() -> None:
-    batch = collate([SHORT, LONG], 0, [1.0, 0.0], multiple_of=4)
-    assert batch["tokens"].shape == (2, 8)
-    assert batch["loss_mask"].sum(dim=1).tolist() == [2, 0]
+def test_what_rows_of_a_task_begin_with_stands_once() -> None:
+    batch = pack([replace(SHORT, task=1), LONG], 0, multiple_of=4)
+    # the virtual token; then two and four of their own, and one to make it eight
+    assert batch["tokens"].tolist() == [[9, 1, 2, 4, 5, 6, 7, 0]]
+    assert batch["labels"].tolist() == [[1, 2, 3, 5, 6, 7, 8, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 1, 2, 3, 4, 0]]
+    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0, 0, 1, 1, 0]]
+
+
+def test_nothing_that_is_learnt_is_shared() -> None:
+    """What follows it differs from row to row."""
+    learnt = [replace(one, task=0, loss_mask=[0.0] + [1.0] * (len(one.tokens) - 1)) for one in (SHORT, LONG)]
+    assert pack(learnt, 0)["tokens"].tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
+
+
+def test_no_rows_are_a_batch_in_which_nothing_counts() -> None:
+    batch = pack([], 0, multiple_of=2)
+    assert batch["tokens"].shape == (1, 2)
+    assert batch["loss_mask"].sum() == 0
+    assert len(batch["places"]) == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.booleans()), min_size=1, max_size=6),
+    st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, int, bool]], multiple: int) -> None:
+    """Outputs and gradients of attention over the packed rows, against each row by itself."""
+    examples = []
+    for own, answer, odd in rows:
+        tokens = [7, 7, 8 if odd else 7, *range(10, 10 + own), *[5] * answer]
+        mask = [0.0] * (len(tokens) - answer) + [1.0] * answer
+        examples.append(Example(tokens, [0, 1] + [-1] * (len(tokens) - 2), mask, "t", 0, 0, "", None))
+    batch = pack(examples, 0, multiple)
+    length = batch["tokens"].shape[1]
+    generator = torch.Generator().manual_seed(length)
+    table = torch.randn(30, 3, 2, 4, generator=generator, dtype=torch.float64)
+    # the same token at the same place has the same query, key and value, whichever row it is in
+    places = torch.randn(40, 1, 1, 1, generator=generator, dtype=torch.float64)
+
+    def attend(states: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
+        module = object.__new__(SdpaAttention)
+        torch.nn.Module.__init__(module)
+        module.config = SimpleNamespace(attention_dropout=0.0, sequence_parallel=False)  # type: ignore[assignment]
+        module.grouped, module.softmax_scale, module.hidden_size_per_partition = False, None, 8
+        query, key, value = states.unbind(1)
+        return module(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), layout)[:, 0]
+
+    packed_table, alone_table = (table.clone().requires_grad_() for _ in range(2))
+    tokens, positions = batch["tokens"][0], batch["position_ids"][0]
+    packed = attend(packed_table[tokens] + places[positions], batch["layout"])
+    learnt = packed[batch["places"]]
+    alone = []
+    for example in examples:
+        ids = torch.tensor(example.tokens[:-1])
+        made = attend(alone_table[ids] + places[: len(ids)], None)
+        alone.append(made[torch.tensor(example.loss_mask[1:]).bool()])
+    expected = torch.cat(alone)
+    assert torch.allclose(learnt, expected)
+    learnt.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(packed_table.grad, alone_table.grad)  # type: ignore[arg-type]
 
 
 def test_prompts_are_padded_on_the_left_and_counted_from_their_first_token() -> None:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer as Backend
 from hpclm.datasets import assistant
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.prompts import PromptDataset, collate, collate_left
+from hpclm.worker.data.packing import pack
+from hpclm.worker.data.prompts import PromptDataset, collate_left
 from hpclm.worker.data.templates import Example, Template
 from hpclm.worker.scoring import scores
 from hpclm.worker.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def test_any_row_gives_ids_within_the_limit(row: dict[str, str], text: str, bos:
         assert len(whole.tokens) <= 24
         if not whole.truncated and not prompt.truncated:
             assert whole.tokens[: len(prompt.tokens)] == prompt.tokens
-        batch = collate([whole, whole], TOKENIZER.pad_id, [1.0, 0.0], multiple_of=4)
+        batch = pack([whole, whole], TOKENIZER.pad_id, multiple_of=4)
         assert batch["tokens"].shape[1] % 4 == 0
     assert collate_left([prompt], TOKENIZER.pad_id)["attention"].all()
 

@@ -14,7 +14,8 @@ import pytest
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
 from hpclm.worker.data.nemo_templates import NemoTemplate
-from hpclm.worker.data.prompts import PromptDataset, collate
+from hpclm.worker.data.packing import pack
+from hpclm.worker.data.prompts import PromptDataset
 from hpclm.worker.data.templates import Example, Template
 from hpclm.worker.tokenizer import Tokenizer
 
@@ -161,7 +162,7 @@ def test_rows_under_the_shortest_length_are_left_out_of_training(
 def test_labels_are_the_next_tokens(gpt2: Tokenizer) -> None:
     example = read(gpt2)
     assert example is not None
-    batch = collate([example], gpt2.pad_id, [1.0])
+    batch = pack([example], gpt2.pad_id)
     assert batch["labels"][0].tolist() == example.tokens[1:]
     assert batch["tokens"][0].tolist() == example.tokens[:-1]
     answered = [label for label, weight in zip(batch["labels"][0], batch["loss_mask"][0], strict=True) if weight]

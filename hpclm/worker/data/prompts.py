@@ -115,39 +115,6 @@ def _parse(line: bytes, where: str) -> Any:
         raise DataError(f"{where}: not JSON ({error}); write one object a line") from error
 
 
-def collate(examples: list[Example], pad_id: int, weights: list[float], multiple_of: int = 1) -> Batch:
-    """Right-padded training batch: at each position the next token is the label.
-
-    Args:
-        weights: per row, 0.0 for one that only fills the batch.
-        multiple_of: the length is rounded up to it (sequence parallelism).
-
-    Returns:
-        tokens, labels, position_ids, virtual_index int64 [b, s]; loss_mask fp32 [b, s]; task, lengths int64 [b];
-        places int64 [n], the positions (row by row) that count, one at least.
-    """
-    # an example of one token has nothing to predict, but a batch of such must have a length
-    longest = max(1, max(len(example.tokens) for example in examples) - 1)
-    length = -(-longest // multiple_of) * multiple_of
-
-    def rows(values: list[list[Any]], fill: Any, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=dtype)
-
-    masks = [[m * w for m in e.loss_mask[1:]] for e, w in zip(examples, weights, strict=True)]
-    loss_mask = rows(masks, 0.0, torch.float32)
-    places = loss_mask.flatten().nonzero().squeeze(1)
-    return {
-        "tokens": rows([example.tokens[:-1] for example in examples], pad_id, torch.int64),
-        "labels": rows([example.tokens[1:] for example in examples], pad_id, torch.int64),
-        "virtual_index": rows([example.virtual[:-1] for example in examples], -1, torch.int64),
-        "loss_mask": loss_mask,
-        "places": places if len(places) else torch.zeros(1, dtype=torch.int64),
-        "position_ids": torch.arange(length).expand(len(examples), length).contiguous(),
-        "task": torch.tensor([example.task for example in examples]),
-        "lengths": torch.tensor([len(example.tokens) - 1 for example in examples]),
-    }
-
-
 def collate_left(examples: list[Example], pad_id: int) -> Batch:
     """Left-padded prompts to continue.
 

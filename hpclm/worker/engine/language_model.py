@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ class LanguageModel(MegatronModule):
     """A GPT shard and, on the first pipeline stage of prompt learning, the soft prompts.
 
     A batch holds int64 `tokens`, `labels`, `position_ids` [b, s] and fp32 `loss_mask` [b, s]; with soft prompts also
-    int64 `virtual_index` [b, s] (the number of the virtual token at a slot, -1 elsewhere) and `task` [b]; with int64
-    `places` [n] losses are made at these of the b · s positions alone.
+    int64 `virtual_index` [b, s] (the number of the virtual token at a slot, -1 elsewhere) and `task`, [b] or [b, s].
+    With int64 `places` [n] losses are made at these of the b · s positions alone. With `layout` the one row is a packed
+    sequence (see `data.packing`).
     """
 
     def __init__(self, config: TransformerConfig, gpt: GPTModel, prompts: SoftPrompts | None, *, frozen: bool) -> None:
@@ -49,13 +52,17 @@ class LanguageModel(MegatronModule):
         if self.pre_process and "virtual_index" in batch:
             table = self.prompts() if self.prompts is not None else None
             decoder_input = embed(self.gpt, batch, table)
+        with positions_of_rows(self.gpt, batch):
+            return self._losses(batch, decoder_input)
+
+    def _losses(self, batch: Batch, decoder_input: Tensor | None) -> Tensor:
         if self.post_process and "places" in batch:
             states = self._states(batch, decoder_input)
             return losses_at(self.gpt, states, batch["labels"], batch["places"])
         return self.gpt(
             batch["tokens"],
             batch["position_ids"],
-            None,
+            batch.get("layout"),
             decoder_input=decoder_input,
             labels=batch["labels"] if self.post_process else None,
         )
@@ -64,9 +71,23 @@ class LanguageModel(MegatronModule):
         """What goes into the output layer."""
         self.gpt.post_process = False
         try:
-            return self.gpt(batch["tokens"], batch["position_ids"], None, decoder_input=decoder_input)
+            return self.gpt(batch["tokens"], batch["position_ids"], batch.get("layout"), decoder_input=decoder_input)
         finally:
             self.gpt.post_process = True
+
+
+@contextlib.contextmanager
+def positions_of_rows(gpt: GPTModel, batch: Batch) -> Iterator[None]:
+    """Rotary embeddings of a packed sequence by each token's place in its row; megatron-core counts in the sequence."""
+    if "layout" not in batch or gpt.position_embedding_type != "rope":
+        yield
+        return
+    places = batch["position_ids"][0]
+    hook = gpt.rotary_pos_emb.register_forward_hook(lambda _module, _inputs, table: table.index_select(0, places))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
@@ -82,7 +103,8 @@ def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
     words = embedding.word_embeddings(batch["tokens"])
     if table is not None:
         index = batch["virtual_index"]
-        rows = table[batch["task"].unsqueeze(1), index.clamp(min=0)]
+        task = batch["task"]
+        rows = table[task.unsqueeze(1) if task.dim() == 1 else task, index.clamp(min=0)]
         words = torch.where((index >= 0).unsqueeze(-1), rows.to(words.dtype), words)
     if embedding.add_position_embedding:
         words = words + embedding.position_embeddings(batch["position_ids"])

@@ -11,7 +11,8 @@ from typing import Any
 from hpclm.plan.spec import PromptData
 from hpclm.worker.checkpoints.manager import CheckpointManager
 from hpclm.worker.context import StageContext
-from hpclm.worker.data.prompts import PromptDataset, collate
+from hpclm.worker.data.packing import pack
+from hpclm.worker.data.prompts import PromptDataset
 from hpclm.worker.data.sampler import GlobalBatchSampler
 from hpclm.worker.engine.language_model import Batch, LanguageModel
 from hpclm.worker.engine.training import Trainer
@@ -100,10 +101,12 @@ class PromptBatches:
         }
 
     def train(self, step: int) -> list[Batch]:
-        """Rows of like length share a micro-batch, which pads less; in strict mode that changes no result."""
+        """Rows of one task and like length share a micro-batch: they begin alike and pad less. In strict mode that
+        changes no result."""
         rows = self.order.global_batch(step)
         if self.semantics == "strict":
-            rows = sorted(rows, key=lambda row: len(self.train_set.examples[row].tokens))
+            examples = self.train_set.examples
+            rows = sorted(rows, key=lambda row: (examples[row].task, len(examples[row].tokens)))
         return [self._batch(self.train_set, chosen) for chosen in self.order.share(rows)]
 
     def weight(self, step: int) -> float | None:
@@ -120,8 +123,6 @@ class PromptBatches:
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]
 
     def _batch(self, dataset: PromptDataset, rows: list[int]) -> Batch:
-        """Rows of a micro-batch; a row of -1 only fills it up and counts for nothing."""
-        examples = [dataset.examples[max(row, 0)] for row in rows]
-        weights = [float(row >= 0) for row in rows]
-        batch = collate(examples, self.pad_id, weights, self.multiple_of)
+        """Rows of a micro-batch; a row of -1 is none."""
+        batch = pack([dataset.examples[row] for row in rows if row >= 0], self.pad_id, self.multiple_of)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}

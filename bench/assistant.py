@@ -183,10 +183,11 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
 
 
 def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer: Any) -> list[tuple[str, str]]:
-    from hpclm.worker.data.prompts import PromptDataset, collate_left
+    from hpclm.worker.data.prompts import collate_left
     from hpclm.worker.engine.generation import Generator
+    from hpclm.worker.tasks.evaluate import rows_to_answer
 
-    dataset = PromptDataset(spec.data.test, spec.templates, tokenizer, spec.data, training=False, reserve=64)
+    dataset = rows_to_answer(dataclasses.replace(spec, prompts="these"), spec.templates, tokenizer)
     generator = Generator(model, groups, spec.generation, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     chosen = dataset.examples[: arguments.answers]
     tests = [[example.tokens[10:], example.answer] for example in chosen]

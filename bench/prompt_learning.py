@@ -166,24 +166,15 @@ class _Batches:
     steps_per_epoch = 1
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        import torch
+        from hpclm.worker.data.packing import pack
+        from hpclm.worker.data.templates import Example
 
-        rows = _rows(arguments)
-        virtual = torch.zeros((len(rows), VIRTUAL), dtype=torch.int64)
-        tokens = torch.cat([virtual, rows], dim=1)
-        index = torch.cat([torch.arange(VIRTUAL).expand_as(virtual), torch.full_like(rows, -1)], dim=1)
-        length = tokens.shape[1] - 1
-        mask = (index[:, 1:] < 0).float()
+        rows = _rows(arguments).tolist()
+        virtual = [*range(VIRTUAL)] + [-1] * len(rows[0])
         # PEFT predicts the first real token from nothing: its labels start with the second
-        mask[:, VIRTUAL - 1] = 0.0
-        self.batch = {
-            "tokens": tokens[:, :-1].contiguous(),
-            "labels": tokens[:, 1:].contiguous(),
-            "loss_mask": mask,
-            "position_ids": torch.arange(length).expand(len(rows), length).contiguous(),
-            "virtual_index": index[:, :-1].contiguous(),
-            "task": torch.zeros(len(rows), dtype=torch.int64),
-        }
+        mask = [0.0] * (VIRTUAL + 1) + [1.0] * (len(rows[0]) - 1)
+        examples = [Example([0] * VIRTUAL + row, virtual, mask, "task", 0, n, "", None) for n, row in enumerate(rows)]
+        self.batch = pack(examples, 0)
 
     def train(self, step: int) -> list[dict[str, Any]]:
         return [self.batch]

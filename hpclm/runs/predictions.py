@@ -15,19 +15,20 @@ _SHOWN = 10
 
 
 def merged(paths: StagePaths) -> list[dict[str, Any]]:
-    """One row a test example, in the order of the test files.
+    """One row a test example, in the order of the test files; without those that it left out (NeMo's semantics).
 
-    Raises IncompleteError unless the evaluation says that it is complete and every index from 0 to its number of
-    examples less one is there exactly once.
+    Raises IncompleteError unless the evaluation says that it is complete and the index of every other test row is there
+    exactly once.
     """
     result = read_object(paths.result)
     if result is None:
         raise IncompleteError(
             f"stage {paths.name}: the evaluation is not complete (no {paths.result}); see `hpclm status`"
         )
-    expected = result.get("examples")
-    if not isinstance(expected, int):
+    answered, left_out = result.get("examples"), set(result.get("left_out") or ())
+    if not isinstance(answered, int):
         raise IncompleteError(f"{paths.result}: does not say how many examples there were")
+    expected = answered + len(left_out)
     _compare_with_test_files(paths, expected)
     rows: dict[int, dict[str, Any]] = {}
     double: set[int] = set()
@@ -44,14 +45,15 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
                 double.add(index)
             rows[index] = row
     problems = []
-    missing = [index for index in range(expected) if index not in rows]
+    wanted = [index for index in range(expected) if index not in left_out]
+    missing = [index for index in wanted if index not in rows]
     extra = [index for index in rows if not 0 <= index < expected]
     for what, indices in (("missing", missing), ("there twice", double), ("out of range", extra)):
         if indices:
             problems.append(f"{len(indices)} of {expected} predictions {what}: example {_listed(indices)}")
     if problems:
         raise IncompleteError(f"stage {paths.name}: " + "; ".join(problems) + f" (in {paths.predictions})")
-    return [rows[index] for index in range(expected)]
+    return [rows[index] for index in wanted]
 
 
 def line(row: dict[str, Any]) -> str:

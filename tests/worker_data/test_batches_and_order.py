@@ -121,9 +121,9 @@ def test_no_test_row_is_dropped_and_a_line_separator_in_a_string_is_no_line(tmp_
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"taskname": "t", "x": "a\u2028b " * 60, "answer": "d"}, ensure_ascii=False) + "\n\n")
     template = TaskTemplate("t", "<|VIRTUAL_PROMPT_0|> {x} {answer}", 2, [2])
-    data = PromptData(max_seq_length=16)
+    data = PromptData(max_seq_length=12)
     files = [str(file), rows(tmp_path / "more.jsonl", 2)]
-    dataset = PromptDataset(files, [template], TOKENIZER, data, training=False, reserve=4)
+    dataset = PromptDataset(files, [template], TOKENIZER, data, training=False)
     assert [example.index for example in dataset.examples] == [0, 1, 2]
     assert dataset.truncated == 1
     assert len(dataset.examples[0].tokens) == 12

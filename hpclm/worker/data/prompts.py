@@ -22,8 +22,7 @@ class PromptDataset:
 
     Args:
         data: with `semantics: nemo` rows are read by `NemoTemplate`, which may leave out one to be answered, too.
-        training: prompt and answer; a row that cannot fit is left out. Otherwise prompts alone, every row, `reserve`
-            tokens shorter than the limit so that an answer fits behind.
+        training: prompt and answer; a row that cannot fit is left out. Otherwise prompts alone, every row.
         kept: tasks that stay as they are; their rows are no examples.
 
     Attributes:
@@ -41,7 +40,6 @@ class PromptDataset:
         *,
         training: bool,
         with_virtual: bool = True,
-        reserve: int = 0,
         kept: Sequence[str] = (),
     ) -> None:
         kind = NemoTemplate if data.semantics == "nemo" else Template
@@ -50,7 +48,7 @@ class PromptDataset:
                 template,
                 task,
                 tokenizer,
-                max_seq_length=data.max_seq_length - reserve,
+                max_seq_length=data.max_seq_length,
                 min_seq_length=data.min_seq_length,
                 add_bos=data.add_bos,
                 add_eos=data.add_eos,
@@ -76,7 +74,7 @@ class PromptDataset:
             raise DataError(
                 f"{', '.join(files)}: no row is left"
                 + (f"; all {self.of_kept_tasks} are of tasks learnt before" if self.of_kept_tasks else "")
-                + (f"; {self.skipped} do not fit in {data.max_seq_length - reserve} tokens" if self.skipped else "")
+                + (f"; {self.skipped} do not fit in {data.max_seq_length} tokens" if self.skipped else "")
             )
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from hpclm.plan.spec import GenerationSpec
 from hpclm.worker.engine.groups import Groups
 from hpclm.worker.engine.language_model import Batch, LanguageModel, embed
 from hpclm.worker.engine.seeds import named_generator
+from hpclm.worker.engine.stopping import EndStrings
 
 
 class Generator:
@@ -22,16 +23,26 @@ class Generator:
     Args:
         vocab_size: real vocabulary; the padding rows of the table are never chosen.
         eos_id: ends an answer.
+        ends: what else ends one; None: nothing.
     """
 
     def __init__(
-        self, model: LanguageModel, groups: Groups, spec: GenerationSpec, *, vocab_size: int, eos_id: int
+        self,
+        model: LanguageModel,
+        groups: Groups,
+        spec: GenerationSpec,
+        *,
+        vocab_size: int,
+        eos_id: int,
+        ends: EndStrings | None = None,
     ) -> None:
         self.model, self.groups, self.spec = model, groups, spec
-        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self.vocab_size, self.eos_id, self.ends = vocab_size, eos_id, ends
+        self.end_ids = [number for number in (eos_id, *(ends.ids if ends else ())) if 0 <= number < vocab_size]
         self.table: Tensor | None = None
 
-    @torch.inference_mode()
+    # not inference_mode: a rotary table that megatron-core makes and keeps here must serve training, too
+    @torch.no_grad()
     def __call__(self, batch: Batch, indices: Iterable[int]) -> list[list[int]]:
         """The new tokens of each row, without the end token.
 
@@ -50,21 +61,51 @@ class Generator:
         real = batch["attention"]
         positions = batch["position_ids"][:, -1:]
         logits = self._forward(batch, prefill_mask(real), context)
+        seen = self._seen(batch) if logits is not None and self.spec.repetition_penalty != 1.0 else None
         answers: list[list[int]] = [[] for _ in range(rows)]
-        finished = torch.zeros(rows, dtype=torch.bool, device=self.groups.device)
+        finished = [False] * rows
         for count in range(1, self.spec.max_new_tokens + 1):
-            chosen = self._choose(logits, rows, generators, finished)
-            finished |= chosen == self.eos_id
-            for row, token in enumerate(chosen.tolist()):
-                if not finished[row]:
-                    answers[row].append(token)
-            if bool(finished.all()) or count == self.spec.max_new_tokens:
+            if logits is not None:
+                logits = self._shaped(logits, seen, may_end=count > self.spec.min_new_tokens)
+            chosen = self._choose(logits, rows, generators)
+            self._take(chosen.tolist(), answers, finished)
+            if all(finished) or count == self.spec.max_new_tokens:
                 break
+            if seen is not None:
+                seen.scatter_(1, chosen.unsqueeze(1), True)
             real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
             positions = positions + 1
             step = {"tokens": chosen.unsqueeze(1), "position_ids": positions}
             logits = self._forward(step, real[:, None, None, :], context)
         return answers
+
+    def _take(self, tokens: list[int], answers: list[list[int]], finished: list[bool]) -> None:
+        """Add a token to each answer that goes on. A row that is finished still runs along, to no effect."""
+        for row, token in enumerate(tokens):
+            if finished[row]:
+                continue
+            if token in self.end_ids:
+                finished[row] = True
+                continue
+            answers[row].append(token)
+            finished[row] = self.ends is not None and self.ends.reached(answers[row])
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """Which tokens of the vocabulary each row's prompt holds, bool [b, vocabulary]; virtual ones are none."""
+        tokens = batch["tokens"].clamp(max=self.vocab_size - 1)
+        counts = torch.zeros((len(tokens), self.vocab_size), dtype=torch.int32, device=tokens.device)
+        real = batch["attention"] & (batch["virtual_index"] < 0)
+        return counts.scatter_add_(1, tokens, real.int()) > 0
+
+    def _shaped(self, logits: Tensor, seen: Tensor | None, *, may_end: bool) -> Tensor:
+        """Logits after the repetition penalty (Keskar et al. 2019, arXiv:1909.05858: what was seen is divided by it,
+        or multiplied below 0), without the end tokens where it is too early to end."""
+        if seen is not None:
+            penalty = self.spec.repetition_penalty
+            logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        if not may_end:
+            logits[:, self.end_ids] = -torch.inf
+        return logits
 
     def _forward(self, batch: Batch, mask: Tensor, context: StaticInferenceContext) -> Tensor | None:
         """One pass over all stages. Logits fp32 [b, vocabulary] of the last position on the last stage, else None."""
@@ -93,12 +134,11 @@ class Generator:
             return None
         return output[:, -1, : self.vocab_size].float()
 
-    def _choose(self, logits: Tensor | None, rows: int, generators: list[torch.Generator], finished: Tensor) -> Tensor:
+    def _choose(self, logits: Tensor | None, rows: int, generators: list[torch.Generator]) -> Tensor:
         """The next token of each row, int64 [b], the same on every rank of the replica."""
         chosen = torch.empty(rows, dtype=torch.int64, device=self.groups.device)
         if logits is not None:
-            picked = logits.argmax(dim=-1) if self.spec.greedy else sample(logits, self.spec, generators)
-            chosen = torch.where(finished, torch.full_like(chosen, self.eos_id), picked)
+            chosen = logits.argmax(dim=-1) if self.spec.greedy else sample(logits, self.spec, generators)
         # Tensor ranks of the last stage hold bitwise equal logits; the other stages are told.
         if self.groups.pipeline_size > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from hpclm.plan.spec import StageSpec, TaskTemplate
 from hpclm.runs.files import read_lines, write_text
 from hpclm.worker.context import StageContext
-from hpclm.worker.data.prompts import PromptDataset, collate_left
+from hpclm.worker.data.prompts import PromptDataset
 from hpclm.worker.data.templates import Example
-from hpclm.worker.engine.generation import Generator
+from hpclm.worker.engine.answering import Answer, Answerer
 from hpclm.worker.engine.language_model import LanguageModel
 from hpclm.worker.models import base_checkpoint, config_for, load_base, load_prompts, templates_for
-from hpclm.worker.report import StoppedError
+from hpclm.worker.report import StoppedError, say
 from hpclm.worker.scoring import scores
 from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
+
+# NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).
+_NEMO_LONGEST = 8192
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Generate an answer for every test row; returns the stage's result with a score a task."""
     spec, groups = context.spec, context.groups
-    assert spec.data is not None
     assert spec.generation is not None
     context.progress.update(phase="data")
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
@@ -36,26 +40,19 @@ def run(context: StageContext) -> dict[str, Any]:
         trained = load_prompts(context, config)
         prompts, source = trained.module, trained.checkpoint
         templates = templates_for(spec.templates, trained)
-    room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
-    dataset = PromptDataset(
-        spec.data.test,
-        templates,
-        tokenizer,
-        spec.data,
-        training=False,
-        with_virtual=spec.prompts is not None,
-        reserve=max(0, spec.data.max_seq_length - room),
-    )
-    model = LanguageModel(config, gpt, prompts, frozen=True)
-    generator = Generator(model, groups, spec.generation, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    dataset = rows_to_answer(spec, templates, tokenizer)
+    if groups.rank == 0 and dataset.left_out:
+        say(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
+    answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
     began = time.time()
-    made = _generate(context, dataset, generator, tokenizer)
+    made, at_limit = _generate(context, dataset, answerer)
     seconds = time.time() - began
-    rows = read_predictions(context)
     return {
         "examples": len(dataset),
         "examples_truncated": dataset.truncated,
-        "scores": scores(rows),
+        "left_out": dataset.left_out,
+        "scores": scores(read_predictions(context)),
+        "answers_at_limit": at_limit,
         "generated_tokens": made,
         "generated_tokens_per_s": made / seconds,
         "seconds": seconds,
@@ -64,37 +61,49 @@ def run(context: StageContext) -> dict[str, Any]:
     }
 
 
-def _generate(context: StageContext, dataset: PromptDataset, generator: Generator, tokenizer: Tokenizer) -> int:
-    """Answer this replica's share of the rows and write them down. Returns the tokens made by all replicas."""
-    groups, size = context.groups, generator.spec.batch_size
-    # rows of like length together: less padding, and batches that do not depend on the number of replicas
-    order = sorted(range(len(dataset)), key=lambda place: len(dataset.examples[place].tokens))
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    lines, tokens = [], 0
-    for number, batch in enumerate(batches[groups.data_rank :: groups.data_size]):
+def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: Tokenizer) -> PromptDataset:
+    """The test rows as prompts that leave room for an answer among the model's positions."""
+    assert spec.data is not None
+    assert spec.generation is not None
+    data, wanted = spec.data, spec.generation
+    room = spec.model.max_position_embeddings - wanted.max_new_tokens
+    # NeMo's evaluation knows nothing of the training's max_seq_length
+    limit = min(room, _NEMO_LONGEST) if data.semantics == "nemo" else min(room, data.max_seq_length)
+    data = replace(data, add_bos=data.add_bos if wanted.add_bos is None else wanted.add_bos, max_seq_length=limit)
+    with_virtual = spec.prompts is not None
+    return PromptDataset(data.test, templates, tokenizer, data, training=False, with_virtual=with_virtual)
+
+
+def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer) -> tuple[int, int]:
+    """Answer this replica's share of the rows and write them down.
+
+    Returns tokens made, and answers as long as they may be, over all replicas.
+    """
+    groups, done = context.groups, 0
+    lines, tokens, at_limit = [], 0, 0
+    for batch in answerer.batches(dataset.examples):
+        for example, answer in batch:
+            lines.append(_line(example, answer))
+            tokens += answer.tokens
+            at_limit += answer.at_limit
+        done = min(len(dataset), done + answerer.spec.batch_size * groups.data_size)
+        context.progress.update(phase="generating", step=done, total_steps=len(dataset))
         if context.stop.requested:
             raise StoppedError("told to stop while generating; an evaluation begins again")
-        examples = [dataset.examples[place] for place in batch]
-        inputs = {name: value.to(groups.device) for name, value in collate_left(examples, tokenizer.pad_id).items()}
-        answers = generator(inputs, [example.index for example in examples])
-        tokens += sum(map(len, answers))
-        lines += [_line(example, tokenizer.decode(ids)) for example, ids in zip(examples, answers, strict=True)]
-        done = min(len(dataset), (number + 1) * size * groups.data_size)
-        context.progress.update(phase="generating", step=done, total_steps=len(dataset))
     writes = groups.is_last_stage and groups.tensor_rank == 0
     if writes:
         write_text(context.paths.prediction(groups.data_rank), "".join(lines))
     counts: list[Any] = [None] * groups.world_size
-    dist.all_gather_object(counts, tokens if writes else 0)
-    return sum(counts)
+    dist.all_gather_object(counts, (tokens, at_limit) if writes else (0, 0))
+    return sum(made for made, _ in counts), sum(limited for _, limited in counts)
 
 
-def _line(example: Example, prediction: str) -> str:
+def _line(example: Example, answer: Answer) -> str:
     row = {
         "index": example.index,
         "taskname": example.taskname,
         "prompt": example.prompt,
-        "prediction": prediction,
+        "prediction": answer.text,
         "answer": example.answer,
     }
     return json.dumps(row, ensure_ascii=False) + "\n"

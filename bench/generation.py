@@ -1,0 +1,158 @@
+"""Tokens a second of greedy generation: hpclm against Hugging Face `generate`, on the same weights and prompts.
+
+    python bench/generation.py                 # alternates both, prints medians and the ratio
+    python bench/generation.py --layers 12 --hidden 768 --heads 12 --batch 4
+
+Each measurement is a process of its own with the same threads; both must give the same tokens, and neither ends a row
+early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import prompt_learning as shared
+
+SIDES = ("hpclm", "hf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("layers", 6), ("hidden", 256), ("heads", 8), ("vocab", 8192), ("prompt", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("batch", 16), ("new", 64), ("rounds", 5), ("threads", os.cpu_count())):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    # the positions of the mapping's model
+    arguments.tokens = arguments.prompt + arguments.new
+    if arguments.side:
+        warnings.simplefilter("ignore")
+        print(json.dumps((_hpclm if arguments.side == "hpclm" else _hf)(arguments)))
+    else:
+        _compare(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.rounds):
+            for side in SIDES:
+                argv = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--weights", f"{folder}/weights.pt"]
+                done = subprocess.run(argv, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(done.stderr[-4000:])
+                found[side].append(json.loads(done.stdout.splitlines()[-1]))
+    ours, theirs = (found[side][0]["answers"] for side in SIDES)
+    if ours != theirs:
+        sys.exit(f"{sum(a != b for a, b in zip(ours, theirs, strict=True))} of {len(ours)} rows differ")
+    mine, other = (statistics.median(one["tokens_per_s"] for one in found[side]) for side in SIDES)
+    ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(found["hpclm"], found["hf"], strict=True)]
+    print(f"tokens a second: hpclm {mine:.0f}, Hugging Face {other:.0f}, ratio {statistics.median(ratios):.2f}")
+
+
+def _rows(arguments: argparse.Namespace) -> Any:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, arguments.vocab, (arguments.batch, arguments.prompt), generator=generator)
+
+
+def _timed(answer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    answers = answer()
+    began = time.perf_counter()
+    for _ in range(2):
+        answer()
+    seconds = (time.perf_counter() - began) / 2
+    assert all(len(row) == arguments.new for row in answers)
+    return {"answers": answers, "tokens_per_s": arguments.batch * arguments.new / seconds}
+
+
+def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from hpclm.plan import spec as plan
+    from hpclm.worker.engine import cpu
+
+    torch.set_num_threads(arguments.threads)
+    cpu.install()
+    from hpclm.worker.engine import groups as process_groups
+    from hpclm.worker.engine.generation import Generator
+    from hpclm.worker.engine.language_model import LanguageModel
+    from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
+
+    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
+    model = plan.ModelSpec(
+        num_layers=arguments.layers,
+        hidden_size=arguments.hidden,
+        ffn_hidden_size=4 * arguments.hidden,
+        num_attention_heads=arguments.heads,
+        num_query_groups=arguments.heads,
+        kv_channels=arguments.hidden // arguments.heads,
+        max_position_embeddings=arguments.tokens + shared.VIRTUAL,
+        vocab_size=arguments.vocab,
+        padded_vocab_size=arguments.vocab,
+        init_std=0.2,
+    )
+    config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
+    gpt = build_gpt(model, config, groups)
+    # weights large enough that the likeliest token is likelier by more than rounding
+    initialize_weights(gpt, model, 1)
+    if not arguments.weights.exists():
+        torch.save(gpt.state_dict(), arguments.weights)
+    spec = plan.GenerationSpec(max_new_tokens=arguments.new, batch_size=arguments.batch)
+    generator = Generator(
+        LanguageModel(config, gpt, None, frozen=True), groups, spec, vocab_size=arguments.vocab, eos_id=-1
+    )
+    rows = _rows(arguments)
+    batch = {
+        "tokens": rows,
+        "attention": torch.ones_like(rows, dtype=torch.bool),
+        "position_ids": torch.arange(rows.shape[1]).expand_as(rows),
+        "virtual_index": torch.full_like(rows, -1),
+        "task": torch.zeros(len(rows), dtype=torch.int64),
+    }
+    return _timed(lambda: generator(batch, range(len(rows))), arguments)
+
+
+def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(arguments.threads)
+    weights = torch.load(arguments.weights, weights_only=True)
+    model = GPT2LMHeadModel(shared.gpt2_config(arguments)).eval()
+    model.load_state_dict(shared._as_gpt2(weights, arguments), strict=False)
+    model.generation_config.eos_token_id = None
+    rows = _rows(arguments)
+
+    def answer() -> list[list[int]]:
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=rows,
+                attention_mask=torch.ones_like(rows),
+                max_new_tokens=arguments.new,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=0,
+            )
+        return made[:, rows.shape[1] :].tolist()
+
+    return _timed(answer, arguments)
+
+
+if __name__ == "__main__":
+    main()

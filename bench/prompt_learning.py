@@ -124,7 +124,9 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     return _timed(lambda: trainer._step(next(count)).loss, arguments)
 
 
-def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace, optim: Any) -> tuple[Any, Any, Any]:
+def _trainer(
+    model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace, optim: Any, *, frozen: bool = True
+) -> tuple[Any, Any, Any]:
     from hpclm.plan import spec as plan
     from hpclm.worker.checkpoints.manager import CheckpointManager
     from hpclm.worker.engine.language_model import LanguageModel
@@ -155,7 +157,7 @@ def _trainer(model: Any, parallel: Any, groups: Any, arguments: argparse.Namespa
     prompts = build_prompts(PromptsCard("p-tuning", spec.prompt, spec.templates), config, 1, groups.device)
     manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
     progress = Progress(Path("unused"), Path("unused"), active=False)
-    language_model = LanguageModel(config, gpt, prompts, frozen=True)
+    language_model = LanguageModel(config, gpt, prompts, frozen=frozen)
     trainer = Trainer(spec, groups, language_model, _Batches(arguments), manager, progress, StopFlag())
     return trainer, gpt, prompts
 

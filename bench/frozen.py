@@ -1,0 +1,95 @@
+"""What a frozen base spares: memory and time of a p-tuning step against a full-training step of the same model.
+
+    python bench/frozen.py                     # alternates both, prints medians and ratios
+    python bench/frozen.py --layers 12 --hidden 768 --heads 12
+
+The same rows with the loss on all of their tokens, each measurement a process of its own with the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import prompt_learning as shared
+
+SIDES = ("p-tuning", "full")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("layers", 8), ("hidden", 512), ("heads", 8), ("vocab", 16384), ("tokens", 118)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("batch", 4), ("steps", 10), ("rounds", 3), ("threads", os.cpu_count())):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        warnings.simplefilter("ignore")
+        print(json.dumps(_measure(arguments)))
+        return
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(arguments.rounds):
+        for side in SIDES:
+            argv = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+            done = subprocess.run(argv, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr[-4000:])
+            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{found['full'][0]['parameters'] / 1e6:.1f} million parameters")
+    for key, title in (
+        ("step_ms", "milliseconds a step"),
+        ("peak_mib", "peak memory, MiB"),
+        ("grown_mib", "of it for training"),
+    ):
+        mine, other = (statistics.median(one[key] for one in found[side]) for side in SIDES)
+        ratios = [a[key] / b[key] for a, b in zip(found["p-tuning"], found["full"], strict=True)]
+        print(f"{title}: p-tuning {mine:.0f}, full training {other:.0f}, ratio {statistics.median(ratios):.2f}")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, float]:
+    import torch
+    import torch.distributed as dist
+
+    from hpclm.plan import spec as plan
+    from hpclm.worker.engine import cpu
+
+    torch.set_num_threads(arguments.threads)
+    cpu.install()
+    from hpclm.worker.engine import groups as process_groups
+    from hpclm.worker.engine.model import initialize_weights
+
+    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
+    model = plan.ModelSpec(
+        num_layers=arguments.layers,
+        hidden_size=arguments.hidden,
+        ffn_hidden_size=4 * arguments.hidden,
+        num_attention_heads=arguments.heads,
+        num_query_groups=arguments.heads,
+        kv_channels=arguments.hidden // arguments.heads,
+        max_position_embeddings=arguments.tokens + shared.VIRTUAL,
+        vocab_size=arguments.vocab,
+        padded_vocab_size=arguments.vocab,
+    )
+    frozen = arguments.side == "p-tuning"
+    trainer, gpt, _ = shared._trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3), frozen=frozen)
+    initialize_weights(gpt, model, 1)
+    count = iter(range(10**9))
+    found = shared._timed(lambda: trainer._step(next(count)).loss, arguments)
+    return {
+        "step_ms": 1000 / found["steps_per_s"],
+        "peak_mib": found["peak_mib"],
+        "grown_mib": found["growth_mib"],
+        "parameters": sum(parameter.numel() for parameter in gpt.parameters()),
+    }
+
+
+if __name__ == "__main__":
+    main()

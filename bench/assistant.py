@@ -1,6 +1,6 @@
 """P-tuning on the assistant set: hpclm against Hugging Face PEFT, on one frozen model and the same rows.
 
-    hpclm data assistant SOURCE                             # once
+    hpclm data prepare assistant SOURCE assistant-data      # once
     hpclm submit recipes/assistant.yaml --nodes 2 --wait    # once: the base model
     python bench/assistant.py runs/assistant-…
 
@@ -83,7 +83,7 @@ def _timed(step: Any, steps: int) -> dict[str, float]:
 
 
 def _scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    from hpclm.worker.scoring import scores
+    from hpclm.scoring import scores
 
     rows = [{"taskname": "task", "prediction": prediction, "answer": answer} for prediction, answer in pairs]
     keys = ("exact_match", "intent_accuracy", "slot_f1")
@@ -183,7 +183,7 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
 
 
 def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer: Any) -> list[tuple[str, str]]:
-    from hpclm.worker.data.prompts import collate_left
+    from hpclm.worker.data.packing import collate_left
     from hpclm.worker.engine.generation import Generator
     from hpclm.worker.tasks.evaluate import rows_to_answer
 

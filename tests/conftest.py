@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,3 +27,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data that the repository does not carry."""
+    folder = Path(os.environ.get("HPCLM_TEST_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing: GPT-2's vocabulary and the assistant set; set HPCLM_TEST_DATA")
+    return folder

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 import hpclm
+from hpclm.cli.data import data_app
 from hpclm.cli.doctor import doctor
+from hpclm.cli.score import evaluate_app
 from hpclm.cli.show import (
     finish,
     follow_shown,
@@ -32,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=None)
-data_app = typer.Typer(help="Make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(image_app, name="image")
 app.add_typer(site_app, name="site")
 
@@ -309,32 +311,6 @@ def image_pull(
 def version() -> None:
     """Print the version."""
     typer.echo(hpclm.__version__)
-
-
-OutOption = Annotated[Path, typer.Option("--out", help="The folder to make.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="The same seed makes the same files.")]
-
-
-@data_app.command("demo")
-def data_demo(out: OutOption = Path("demo-data"), seed: SeedOption = 1234) -> None:
-    """The data of recipes/demo.yaml: text, and two small tasks."""
-    from hpclm import datasets
-
-    datasets.demo(out, seed)
-    typer.echo(f"written to {out}")
-
-
-@data_app.command("assistant")
-def data_assistant(
-    source: Annotated[Path, typer.Argument(help="The folder of the assistant set.", show_default=False)],
-    out: OutOption = Path("assistant-data"),
-    seed: SeedOption = 42,
-) -> None:
-    """Intent and slot rows from the assistant set."""
-    from hpclm import datasets
-
-    datasets.assistant(source, out, seed)
-    typer.echo(f"written to {out}")
 
 
 def _folder(runs_dir: Path | None, site: str) -> Path:

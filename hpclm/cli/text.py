@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from hpclm.runs.status import RunStatus, StageStatus
     from hpclm.runs.sweep_results import SweepStatus
     from hpclm.scheduler.jobs import StageJob
+    from hpclm.worker.data.check import RowCheck
 
 _STORY_LINES = 6
+_SHOWN_ROWS = 10
 _HEADINGS = ("stage", "state", "step", "loss", "val loss", "tokens/s", "left", "job")
 
 
@@ -143,4 +145,17 @@ def collected_lines(collected: Collected) -> list[str]:
         lines.append(f"predictions: {collected.pred_file}")
     for task, one in (collected.summary["scores"] or {}).items():
         lines.append(f"{task}: {_scores(one)}")
+    return lines
+
+
+def row_check_lines(found: RowCheck) -> list[str]:
+    """Rows of a stage and role: counts, lengths, and examples as the model sees them."""
+    counts = f"{found.rows} rows, {found.truncated} cut to fit, {len(found.left_out)} left out"
+    lengths = ", ".join(f"{name} {count}" for name, count in found.lengths.items())
+    lines = [f"{found.stage} {found.role}: {counts}", f"  tokens: {lengths} (limit {found.limit})"]
+    if found.left_out:
+        first = ", ".join(str(place + 1) for place in found.left_out[:_SHOWN_ROWS])
+        lines.append(f"  left out: row {first}" + (", …" if len(found.left_out) > _SHOWN_ROWS else ""))
+    for text in found.shown:
+        lines += ["  |" + line for line in text.split("\n")] + ["  +"]
     return lines

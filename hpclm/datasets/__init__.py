@@ -2,5 +2,7 @@
 
 from hpclm.datasets.assistant import assistant
 from hpclm.datasets.demo import demo
+from hpclm.datasets.phrasebank import phrasebank
+from hpclm.datasets.squad import squad
 
-__all__ = ["assistant", "demo"]
+__all__ = ["assistant", "demo", "phrasebank", "squad"]

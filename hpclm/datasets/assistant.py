@@ -10,14 +10,13 @@ read as CSV and every slot is kept.
 from __future__ import annotations
 
 import csv
-import json
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpclm.datasets.writing import write_file
+from hpclm.datasets.writing import row_line, write_file
 from hpclm.errors import DataError
 
 FOLD = Path("CrossValidation/autoGeneFromRealAnno/autoGene_2018_03_22-13_01_25_169/CrossValidation/KFold_1")
@@ -44,9 +43,9 @@ class Utterance:
 def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
     """Write the data set at `source` (its original layout) as files in `out`; returns what was written.
 
-    assistant_train.jsonl, assistant_val.jsonl and assistant_test.jsonl hold {"taskname", "utterance", "label"}: the
-    test set's rows with their labels too, so that an evaluation can be scored. text/ holds the training utterances
-    alone, plain, annotated and labelled, for a base model that has met all three and is told by prompts which to give.
+    assistant_train.jsonl and assistant_val.jsonl hold {"taskname", "utterance", "label"}, assistant_test.jsonl the same
+    without labels and assistant_test_ground_truth.jsonl with them. text/ holds the training utterances alone, plain,
+    annotated and labelled, for a base model that has met all three and is told by prompts which to give.
 
     Raises DataError where the source has another layout, or `out` cannot be written.
     """
@@ -58,10 +57,12 @@ def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
     # NeMo cuts at half of the unshuffled count, which is the same
     shuffler.shuffle(test)
     half = len(test) // 2
-    parts = {"train": train, "val": test[:half], "test": test[half:]}
+    parts = {"train": train, "val": test[:half], "test_ground_truth": test[half:]}
     written = []
     for name, utterances in parts.items():
         written.append(write_file(out / f"assistant_{name}.jsonl", "".join(map(_row, utterances))))
+    asked = "".join(row_line({"taskname": TASKNAME, "utterance": utterance.text}) for utterance in test[half:])
+    written.append(write_file(out / "assistant_test.jsonl", asked))
     return [*written, *_write_text(out / "text", train, shuffler)]
 
 
@@ -109,8 +110,7 @@ def _read_file(path: Path) -> Iterator[Utterance]:
 
 
 def _row(utterance: Utterance) -> str:
-    row = {"taskname": TASKNAME, "utterance": utterance.text, "label": utterance.label}
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return row_line({"taskname": TASKNAME, "utterance": utterance.text, "label": utterance.label})
 
 
 def _write_text(folder: Path, utterances: list[Utterance], shuffler: random.Random) -> list[Path]:

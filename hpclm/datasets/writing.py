@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from hpclm.errors import DataError
 from hpclm.runs.files import write_text
@@ -15,3 +17,8 @@ def write_file(path: Path, text: str) -> Path:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
     return path
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """A line of a JSONL file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"

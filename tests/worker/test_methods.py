@@ -10,6 +10,7 @@ import pytest
 from engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 
 from hpclm.plan.spec import PromptSpec, StageSpec
+from hpclm.runs.files import read_lines
 from hpclm.runs.paths import StagePaths
 from hpclm.worker.checkpoints import store
 
@@ -136,3 +137,18 @@ def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
         "prompts.inputs.task_copy",
         "prompts.inputs.task_swap",
     ]
+
+
+@pytest.mark.parametrize("split", [ALONE, Split(2, sequence=True), Split(1, 2), Split(1, 1, 2)], ids=str)
+def test_metrics_of_made_answers_stand_beside_the_loss(bench: Bench, split: Split) -> None:
+    """And they change nothing of what is learnt, sequence parallelism or not."""
+    spec = bench.spec(f"scored-{split}", "prompt-tuning", split)
+    trainer = replace(spec.trainer, val_metrics=["accuracy", "rouge"], val_metric_rows=12)
+    scored = run(replace(spec, trainer=trainer))
+    rows = [row for row in read_lines(scored.metrics) if row["kind"] == "validation"]
+    assert all(0 <= row["accuracy"] <= row["rouge"] <= 1 for row in rows)
+    assert result(scored)["val_metrics"] == {name: rows[-1][name] for name in ("accuracy", "rouge")}
+    if split != ALONE:
+        reference = StagePaths(bench.folder / "scored-tp1-pp1-dp1")
+        assert losses(scored) == pytest.approx(losses(reference), rel=1e-5)
+        assert result(scored)["val_metrics"] == result(reference)["val_metrics"]

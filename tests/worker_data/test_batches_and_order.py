@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.packing import pack
-from hpclm.worker.data.prompts import PromptDataset, collate_left
+from hpclm.worker.data.packing import collate_left, pack
+from hpclm.worker.data.rows import PromptDataset
 from hpclm.worker.data.sampler import FILL, GlobalBatchSampler
 from hpclm.worker.data.templates import Example
 from hpclm.worker.engine.attention import SdpaAttention

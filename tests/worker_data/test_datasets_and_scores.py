@@ -9,7 +9,7 @@ import pytest
 
 from hpclm.datasets import assistant, demo
 from hpclm.errors import DataError
-from hpclm.worker.scoring import scores
+from hpclm.scoring import scores
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -37,15 +37,17 @@ def test_the_demo_is_the_same_each_time_and_keeps_its_test_apart(tmp_path: Path)
 
 def test_the_assistant_set_whole(shared_data: Path, tmp_path: Path) -> None:
     assistant(shared_data / "assistant", tmp_path)
-    parts = {name: rows(tmp_path / f"assistant_{name}.jsonl") for name in ("train", "val", "test")}
-    assert {name: len(part) for name, part in parts.items()} == {"train": 9960, "val": 538, "test": 538}
+    parts = {name: rows(tmp_path / f"assistant_{name}.jsonl") for name in ("train", "val", "test_ground_truth")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 9960, "val": 538, "test_ground_truth": 538}
+    asked = [{key: row[key] for key in ("taskname", "utterance")} for row in parts["test_ground_truth"]]
+    assert rows(tmp_path / "assistant_test.jsonl") == asked
     labels = {row["utterance"]: row["label"] for part in parts.values() for row in part}
     expected = "\nIntent: alarm_set\nSlots: time(seven am), event_name(work)"
     assert labels["set the alarm to seven am for work"] == expected
-    assert all(row["taskname"] == "intent_and_slot" for row in parts["test"])
+    assert all(row["taskname"] == "intent_and_slot" for row in parts["test_ground_truth"])
     said = {row["utterance"] for row in parts["train"]}
     text = "".join(path.read_text() for path in (tmp_path / "text").iterdir())
-    assert not any(f"\n{row['utterance']}\n" in text for row in parts["test"] if row["utterance"] not in said)
+    assert not any(f"\n{row['utterance']}\n" in text for row in asked if row["utterance"] not in said)
 
 
 def test_a_slot_at_the_very_beginning_is_kept(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer as Backend
 from hpclm.datasets import assistant
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.packing import pack
-from hpclm.worker.data.prompts import PromptDataset, collate_left
+from hpclm.scoring import scores
+from hpclm.worker.data.packing import collate_left, pack
+from hpclm.worker.data.rows import PromptDataset
 from hpclm.worker.data.templates import Example, Template
-from hpclm.worker.scoring import scores
 from hpclm.worker.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the quick brown fox 日本語 answer: yes no"] * 20, 320)

@@ -15,7 +15,7 @@ from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
 from hpclm.worker.data.nemo_templates import NemoTemplate
 from hpclm.worker.data.packing import pack
-from hpclm.worker.data.prompts import PromptDataset
+from hpclm.worker.data.rows import PromptDataset
 from hpclm.worker.data.templates import Example, Template
 from hpclm.worker.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ import pytest
 from hpclm.datasets import assistant
 from hpclm.datasets.assistant import FOLD
 from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.prompts import PromptDataset
+from hpclm.worker.data.rows import PromptDataset
 from hpclm.worker.tokenizer import Tokenizer
 
 TEMPLATE = TaskTemplate(
@@ -85,7 +85,7 @@ def test_rows_split_and_order_are_nemos(shared_data: Path, made: Path) -> None:
     shuffler.shuffle(train)
     half = len(test) // 2
     shuffler.shuffle(test)
-    for name, expected in (("train", train), ("val", test[:half]), ("test", test[half:])):
+    for name, expected in (("train", train), ("val", test[:half]), ("test_ground_truth", test[half:])):
         rows = [json.loads(line) for line in (made / f"assistant_{name}.jsonl").read_text().split("\n") if line]
         intents = [re.match(r"\nIntent: (\S+)\nSlots: ", row["label"]) for row in rows]
         assert [

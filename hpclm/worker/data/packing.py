@@ -76,3 +76,25 @@ def _shared_beginning(examples: list[Example]) -> int:
                 count = place
                 break
     return count
+
+
+def collate_left(examples: list[Example], pad_id: int) -> Batch:
+    """Left-padded prompts to continue.
+
+    Returns:
+        tokens, position_ids (0 at the first real token), virtual_index int64 [b, s]; attention bool [b, s], True at
+        real tokens; task int64 [b].
+    """
+    length = max(len(example.tokens) for example in examples)
+
+    def rows(values: list[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([[fill] * (length - len(row)) + row for row in values], dtype=torch.int64)
+
+    attention = rows([[1] * len(example.tokens) for example in examples], 0).bool()
+    return {
+        "tokens": rows([example.tokens for example in examples], pad_id),
+        "virtual_index": rows([example.virtual for example in examples], -1),
+        "attention": attention,
+        "position_ids": (attention.long().cumsum(dim=1) - 1).clamp(min=0),
+        "task": torch.tensor([example.task for example in examples]),
+    }

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from hpclm.plan.spec import GenerationSpec
 from hpclm.worker import pulse
-from hpclm.worker.data.prompts import collate_left
+from hpclm.worker.data.packing import collate_left
 from hpclm.worker.data.templates import Example
 from hpclm.worker.engine.generation import Generator
 from hpclm.worker.engine.groups import Groups

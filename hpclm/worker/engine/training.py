@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,7 +54,11 @@ class StepOutcome:
 
 
 class Trainer:
-    """Runs a stage's steps from wherever its newest checkpoint left off."""
+    """Runs a stage's steps from wherever its newest checkpoint left off.
+
+    Args:
+        metrics: what else a validation finds out, by name; called on every rank, and the same on all.
+    """
 
     def __init__(
         self,
@@ -65,8 +69,11 @@ class Trainer:
         manager: CheckpointManager,
         progress: Progress,
         stop: StopFlag,
+        metrics: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         self.spec, self.groups, self.batches = spec, groups, batches
+        self.metrics = metrics
+        self.val_metrics: dict[str, float] = {}
         self.manager, self.progress, self.stop = manager, progress, stop
         self.module = model
         self.model = DistributedDataParallel(
@@ -182,8 +189,9 @@ class Trainer:
         if sums[1] == 0:
             return None
         loss = float(sums[0] / sums[1])
+        self.val_metrics = self.metrics() if self.metrics is not None else {}
         self.progress.update(phase="training", val_loss=loss)
-        self.progress.metric("validation", step, loss=loss)
+        self.progress.metric("validation", step, loss=loss, **self.val_metrics)
         return loss
 
     def _save_due(self, step: int) -> bool:
@@ -230,6 +238,7 @@ class Trainer:
             "stopped_early": step < self.total_steps,
             "loss": self.loss,
             "val_loss": self.val_loss,
+            **({"val_metrics": self.val_metrics} if self.val_metrics else {}),
             "best_val_loss": best[0],
             "best_checkpoint": None if best[1] is None else f"step-{best[1]:08d}",
             "last_checkpoint": f"step-{step:08d}",

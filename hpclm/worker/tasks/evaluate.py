@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 from hpclm.plan.spec import StageSpec, TaskTemplate
 from hpclm.runs.files import read_lines, write_text
+from hpclm.scoring import scores
 from hpclm.worker.context import StageContext
-from hpclm.worker.data.prompts import PromptDataset
+from hpclm.worker.data.rows import PromptDataset
 from hpclm.worker.data.templates import Example
 from hpclm.worker.engine.answering import Answer, Answerer
 from hpclm.worker.engine.language_model import LanguageModel
 from hpclm.worker.models import base_checkpoint, config_for, load_base, load_prompts, templates_for
 from hpclm.worker.report import StoppedError, say
-from hpclm.worker.scoring import scores
 from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
 
 # NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hpclm.plan.spec import PromptData
+from hpclm.scoring import validation_metrics
 from hpclm.worker.checkpoints.manager import CheckpointManager
 from hpclm.worker.context import StageContext
 from hpclm.worker.data.packing import pack
-from hpclm.worker.data.prompts import PromptDataset
+from hpclm.worker.data.rows import PromptDataset
 from hpclm.worker.data.sampler import GlobalBatchSampler
+from hpclm.worker.engine.answering import Answerer
 from hpclm.worker.engine.language_model import Batch, LanguageModel
 from hpclm.worker.engine.training import Trainer
 from hpclm.worker.models import (
@@ -49,8 +52,32 @@ def run(context: StageContext) -> dict[str, Any]:
     context.on_first_rank(lambda: finish(context.paths.checkpoints))
     model = LanguageModel(config, gpt, prompts, frozen=True)
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
-    result = Trainer(spec, groups, model, batches, manager, context.progress, context.stop).fit()
+    metrics = answers_scored(context, model, tokenizer, card) if spec.trainer.val_metrics else None
+    result = Trainer(spec, groups, model, batches, manager, context.progress, context.stop, metrics).fit()
     return {**result, **batches.counts()}
+
+
+def answers_scored(
+    context: StageContext, model: LanguageModel, tokenizer: Tokenizer, card: PromptsCard
+) -> Callable[[], dict[str, float]]:
+    """How well the model answers the validation rows, by the recipe's `val_metrics`, whenever asked."""
+    spec = context.spec
+    assert spec.data is not None
+    assert spec.generation is not None
+    room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
+    # in NeMo's semantics a prompt would show the answer that its row holds
+    data = replace(spec.data, max_seq_length=min(spec.data.max_seq_length, room), semantics="strict")
+    rows = PromptDataset(data.validation, card.task_templates, tokenizer, data, training=False, kept=card.kept)
+    known = [example for example in rows.examples if example.answer is not None][: spec.trainer.val_metric_rows]
+    answers = [example.answer or "" for example in known]
+
+    def score() -> dict[str, float]:
+        context.progress.update(phase="answering")
+        assert spec.generation is not None
+        made = Answerer(context.groups, model, tokenizer, spec.generation).texts(known)
+        return validation_metrics(spec.trainer.val_metrics, made, answers)
+
+    return score
 
 
 class PromptBatches:

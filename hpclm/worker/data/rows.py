@@ -1,4 +1,4 @@
-"""JSONL rows as examples, and examples as batches."""
+"""JSONL rows as examples. Imports no torch: a login node checks rows by it, too."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hpclm.errors import DataError
 from hpclm.plan.spec import PromptData, TaskTemplate
 from hpclm.worker.data.nemo_templates import NemoTemplate
 from hpclm.worker.data.templates import Example, Template, check_row
-from hpclm.worker.engine.language_model import Batch
 from hpclm.worker.tokenizer import Tokenizer
 
 
@@ -111,25 +108,3 @@ def _parse(line: bytes, where: str) -> Any:
         raise DataError(f"{where}: nested too deep; a row is a flat object of strings") from error
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error}); write one object a line") from error
-
-
-def collate_left(examples: list[Example], pad_id: int) -> Batch:
-    """Left-padded prompts to continue.
-
-    Returns:
-        tokens, position_ids (0 at the first real token), virtual_index int64 [b, s]; attention bool [b, s], True at
-        real tokens; task int64 [b].
-    """
-    length = max(len(example.tokens) for example in examples)
-
-    def rows(values: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([[fill] * (length - len(row)) + row for row in values], dtype=torch.int64)
-
-    attention = rows([[1] * len(example.tokens) for example in examples], 0).bool()
-    return {
-        "tokens": rows([example.tokens for example in examples], pad_id),
-        "virtual_index": rows([example.virtual for example in examples], -1),
-        "attention": attention,
-        "position_ids": (attention.long().cumsum(dim=1) - 1).clamp(min=0),
-        "task": torch.tensor([example.task for example in examples]),
-    }

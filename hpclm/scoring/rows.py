@@ -1,4 +1,4 @@
-"""Scores of predictions against answers."""
+"""Scores of an evaluation's rows, by task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
+
+from hpclm.scoring.text import plain
 
 _INTENT = re.compile(r"\A\s*Intent:[^\S\n]*(?P<intent>[^\n]*)(?:\n\s*Slots:(?P<slots>[^\n]*))?")
 _SLOT = re.compile(r"(?P<name>[^\s,()]+)\((?P<value>[^()]*)\)")
@@ -29,18 +31,20 @@ def _task_scores(pairs: list[tuple[str, str | None]]) -> dict[str, float | int]:
         return result
     if len(known) < len(pairs):
         result["examples_with_answer"] = len(known)
-    result["exact_match"] = sum(_plain(prediction) == _plain(answer) for prediction, answer in known) / len(known)
-    if all((match := _INTENT.match(answer)) and match["slots"] is not None for _, answer in known):
-        result.update(_intent_scores(known))
+    result["exact_match"] = sum(plain(prediction) == plain(answer) for prediction, answer in known) / len(known)
+    if all(is_intent_answer(answer) for _, answer in known):
+        result.update(score_intents(known))
     return result
 
 
-def _plain(text: str) -> str:
-    """Outer space gone, inner runs of it one blank."""
-    return " ".join(text.split())
+def is_intent_answer(text: str) -> bool:
+    """Whether an answer has the form "Intent: X / Slots: …"."""
+    match = _INTENT.match(text)
+    return match is not None and match["slots"] is not None
 
 
-def _intent_scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
+def score_intents(pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """`intent_accuracy` and micro `slot_f1` of (prediction, answer) pairs."""
     right = true_positive = predicted = expected = 0
     for prediction, answer in pairs:
         intent, slots = parse_intent(prediction)
@@ -63,5 +67,5 @@ def parse_intent(text: str) -> tuple[str | None, Counter[tuple[str, str]]]:
     match = _INTENT.match(text)
     if match is None:
         return None, Counter()
-    slots = Counter((found["name"], _plain(found["value"])) for found in _SLOT.finditer(match["slots"] or ""))
-    return _plain(match["intent"]), slots
+    slots = Counter((found["name"], plain(found["value"])) for found in _SLOT.finditer(match["slots"] or ""))
+    return plain(match["intent"]), slots

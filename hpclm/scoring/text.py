@@ -1,0 +1,129 @@
+"""Text against text: equality, SQuAD's exact match and F1, BLEU, ROUGE. All are fractions of 1."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LONGEST = 4  # n-grams of BLEU
+
+
+def plain(text: str) -> str:
+    """Outer space gone, inner runs of it one blank."""
+    return " ".join(text.split())
+
+
+def normalized(text: str) -> str:
+    """SQuAD v1.1's normalisation (Rajpurkar et al. 2016; evaluate-v1.1.py): lower case, without punctuation, articles
+    and surplus space."""
+    return plain(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)))
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 where both are the same after SQuAD's normalisation."""
+    return float(normalized(prediction) == normalized(answer))
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """SQuAD's F1 over the words of both after its normalisation."""
+    words, wanted = normalized(prediction).split(), normalized(answer).split()
+    common = (Counter(words) & Counter(wanted)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(words), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def bleu(predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """Corpus BLEU-4 (Papineni et al. 2002) of one reference each, with sacrebleu's defaults: mteval-v13a's tokens, and
+    for an order without a match half of what the order before it was smoothed to (Chen and Cherry 2014, method 3)."""
+    matches, totals = [0] * _LONGEST, [0] * _LONGEST
+    length = reference = 0
+    for prediction, answer in zip(predictions, answers, strict=True):
+        made, wanted = _tokens_13a(prediction), _tokens_13a(answer)
+        length, reference = length + len(made), reference + len(wanted)
+        for order in range(1, _LONGEST + 1):
+            found = _ngrams(made, order)
+            matches[order - 1] += (found & _ngrams(wanted, order)).total()
+            totals[order - 1] += found.total()
+    if not any(matches):
+        return 0.0
+    logs, smoothing = [], 1.0
+    for matched, total in zip(matches, totals, strict=True):
+        if not total:
+            break  # sacrebleu's effective order for a corpus of short sentences is the whole order: no such n-gram
+        if not matched:
+            smoothing *= 2
+        logs.append(math.log((matched or 1 / smoothing) / total))
+    if len(logs) < _LONGEST:
+        return 0.0
+    brevity = 1.0 if length >= reference else math.exp(1 - reference / length)
+    return brevity * math.exp(sum(logs) / _LONGEST)
+
+
+def _tokens_13a(text: str) -> list[str]:
+    """mteval-v13a's tokens: punctuation apart but for points and commas within numbers."""
+    text = f" {text.rstrip()} ".replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
+        text = text.replace(entity, character)
+    text = re.sub(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])", r" \1 ", text)
+    text = re.sub(r"([^0-9])([\.,])", r"\1 \2 ", text)
+    text = re.sub(r"([\.,])([^0-9])", r" \1 \2", text)
+    text = re.sub(r"([0-9])(-)", r"\1 \2 ", text)
+    return text.split()
+
+
+def _ngrams(tokens: list[str], order: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
+
+
+def rouge(prediction: str, answer: str) -> dict[str, float]:
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), on lower-case letters and digits, without stemming."""
+    made, wanted = (re.findall(r"[a-z0-9]+", text.lower()) for text in (prediction, answer))
+    result = {}
+    for order in (1, 2):
+        found, there = _ngrams(made, order), _ngrams(wanted, order)
+        result[f"rouge{order}"] = _f1((found & there).total(), found.total(), there.total())
+    result["rougeL"] = _f1(_common_length(made, wanted), len(made), len(wanted))
+    return result
+
+
+def _f1(common: int, made: int, wanted: int) -> float:
+    return 2 * common / (made + wanted) if common else 0.0
+
+
+def _common_length(first: list[str], second: list[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for word in first:
+        before = 0
+        for place, other in enumerate(second, start=1):
+            before, row[place] = row[place], before + 1 if word == other else max(row[place], row[place - 1])
+    return row[-1]
+
+
+def _mean(score: Callable[[str, str], float]) -> Callable[[Sequence[str], Sequence[str]], float]:
+    def whole(predictions: Sequence[str], answers: Sequence[str]) -> float:
+        return sum(map(score, predictions, answers)) / len(answers)
+
+    return whole
+
+
+METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "accuracy": _mean(lambda prediction, answer: float(plain(prediction) == plain(answer))),
+    "exact_match": _mean(exact_match),
+    "f1": _mean(token_f1),
+    "bleu": bleu,
+    "rouge": _mean(lambda prediction, answer: rouge(prediction, answer)["rougeL"]),
+}
+
+
+def validation_metrics(names: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """The metrics of METRICS asked for: `accuracy` is equality up to space, `exact_match` and `f1` are SQuAD's, `rouge`
+    is ROUGE-L. Empty where there is nothing to score."""
+    return {name: METRICS[name](predictions, answers) for name in names} if answers else {}

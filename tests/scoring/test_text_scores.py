@@ -1,0 +1,129 @@
+"""Scores of texts: the libraries' own figures, and what is known by hand."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import pytest
+
+from hpclm.scoring import validation_metrics
+from hpclm.scoring.tasks import classification, intents, kind_of, squad
+from hpclm.scoring.text import bleu, exact_match, rouge, token_f1
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat,",
+    "it's",
+    "3.5",
+    "metres",
+    "(or",
+    "1,000)",
+    "wide-ish!",
+    "&",
+    "so:",
+    "“on”",
+    "10-20",
+    "U.S.",
+    "he",
+    "said",
+    '"no"',
+]
+
+
+def texts(seed: int, count: int = 40) -> tuple[list[str], list[str]]:
+    """Predictions that are like their answers, more or less; some very short."""
+    draw = random.Random(seed)
+    answers = [" ".join(draw.choices(WORDS, k=draw.randint(1, 14))) for _ in range(count)]
+    predictions = []
+    for answer in answers:
+        words = answer.split()
+        for _ in range(draw.randint(0, 3)):
+            words.insert(draw.randint(0, len(words)), draw.choice(WORDS))
+        predictions.append(" ".join(words[: draw.randint(1, len(words))]))
+    return predictions, answers
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bleu_is_sacrebleus(seed: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import sacrebleu
+
+    predictions, answers = texts(seed)
+    assert bleu(predictions, answers) == pytest.approx(sacrebleu.corpus_bleu(predictions, [answers]).score / 100)
+    # few and short sentences, where whole orders have no match
+    for size in (1, 2, 3):
+        few = sacrebleu.corpus_bleu(predictions[:size], [answers[:size]]).score / 100
+        assert bleu(predictions[:size], answers[:size]) == pytest.approx(few)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rouge_is_rouge_scores(seed: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=False)
+    for prediction, answer in zip(*texts(seed), strict=True):
+        theirs = scorer.score(answer, prediction)
+        assert rouge(prediction, answer) == pytest.approx({kind: theirs[kind].fmeasure for kind in kinds})
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1.0, 1.0),
+        ("a tower", "Eiffel tower", 0.0, 2 / 3),
+        ("Paris", "London", 0.0, 0.0),
+        ("to be or not to be", "to be", 0.0, 2 * (2 / 6) * 1 / (2 / 6 + 1)),
+        ("", "x", 0.0, 0.0),
+    ],
+)
+def test_squads_exact_match_and_f1(prediction: str, answer: str, exact: float, f1: float) -> None:
+    assert exact_match(prediction, answer) == exact
+    assert token_f1(prediction, answer) == pytest.approx(f1)
+
+
+def test_squad_takes_the_best_of_a_questions_answers() -> None:
+    found = squad(["Paris", "in 1990"], [["London", "paris"], ["1990", "the year 1990"]])
+    assert found == {"examples": 2, "exact_match": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2)}
+
+
+def test_macro_f1_counts_every_label_alike() -> None:
+    found = classification(
+        [" positive", "positive", "Neutral", "nonsense"], ["positive", "negative", "neutral", "neutral"]
+    )
+    # positive: precision 1/2, recall 1; negative: 0; neutral: precision 1, recall 1/2
+    assert found == {"examples": 4, "accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 0 + 2 / 3) / 3)}
+
+
+def test_intents_and_slots() -> None:
+    answers = ["\nIntent: play_music\nSlots: artist(adele), time(today)", "\nIntent: stop\nSlots: None"]
+    found = intents(["\nIntent: play_music\nSlots: artist(adele)", "\nIntent: go\nSlots: None"], answers)
+    assert found == {
+        "examples": 2,
+        "exact_match": 0.0,
+        "intent_accuracy": 0.5,
+        "slot_f1": pytest.approx(2 * 1 / (1 + 2)),
+    }
+
+
+def test_what_the_answers_look_like() -> None:
+    assert kind_of([["\nIntent: a\nSlots: None"]] * 3) == "intent-slot"
+    assert kind_of([[" positive"], [" negative"]] * 8) == "classification"
+    assert kind_of([["a", "b"], ["c"]]) == "squad"
+    assert kind_of([[f"answer {n}"] for n in range(20)]) == "squad"
+
+
+def test_the_metrics_of_a_validation() -> None:
+    names = ["accuracy", "exact_match", "f1", "bleu", "rouge"]
+    found = validation_metrics(names, ["the  cat", "Dog."], ["the cat", "dog"])
+    assert list(found) == names
+    assert (found["accuracy"], found["exact_match"], found["f1"], found["rouge"]) == (0.5, 1.0, 1.0, 1.0)
+    assert validation_metrics(names, [], []) == {}

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpclm.archives.container import Archive
+from hpclm.archives.gpt import is_archive
+from hpclm.errors import CheckpointError
 from hpclm.plan import spec
 from hpclm.plan.context import StageContext
 from hpclm.plan.nearest import closest, divisors, either
@@ -101,6 +104,8 @@ def _heads_fit(stage: StageContext, keys: dict[str, Any]) -> bool:
 def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
     """The architecture in `path`/model.json; findings where there is none or it cannot be read."""
     keys = ("model", "checkpoint")
+    if is_archive(path):
+        return _from_archive(stage, path)
     file = Path(path) / "model.json"
     if not Path(path).is_dir():
         stage.error(
@@ -135,6 +140,21 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
         stage.error(keys, f"{file}: {either(wrong)} has a wrong type; give a complete checkpoint", "checkpoint", path)
         return None
     return model
+
+
+def _from_archive(stage: StageContext, path: str) -> ModelSpec | None:
+    """The architecture of a NeMo archive, its table padded for the stage's split."""
+    from hpclm.archives.config import model_spec
+
+    written = stage.recipe.model.vocab_size if stage.recipe.model else None
+    try:
+        with Archive(Path(path)) as archive:
+            model = model_spec(archive, written)
+    except CheckpointError as error:
+        stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
+        return None
+    padded = padded_vocab_size(model.vocab_size, stage.recipe.parallel.tensor)
+    return dataclasses.replace(model, padded_vocab_size=padded)
 
 
 def _types(name: str) -> tuple[type, ...]:

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpclm.archives import tokenizer as archived
+from hpclm.archives.container import Archive
+from hpclm.archives.gpt import is_archive
+from hpclm.errors import CheckpointError
 from hpclm.plan.context import StageContext
 from hpclm.plan.spec import TokenizerSpec
 
@@ -48,6 +52,8 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
 
 def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> TokenizerSpec | None:
     """The tokenizer stored with a base checkpoint."""
+    if is_archive(checkpoint):
+        return _in_archive(stage, checkpoint, vocab_size)
     if stage.files and Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file():
         stage.error(
             ("tokenizer",),
@@ -55,6 +61,17 @@ def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> 
             "tokenizer exists",
         )
         return None
+    return TokenizerSpec("base", vocab_size)
+
+
+def _in_archive(stage: StageContext, path: str, vocab_size: int) -> TokenizerSpec | None:
+    try:
+        with Archive(Path(path)) as archive:
+            if archived.kind(archive) is None:
+                stage.error(("tokenizer",), f"{path}: {archived.absent(archive)}", "tokenizer exists")
+                return None
+    except CheckpointError:
+        return None  # said of the model already
     return TokenizerSpec("base", vocab_size)
 
 

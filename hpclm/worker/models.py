@@ -9,9 +9,11 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from hpclm.archives.gpt import is_archive
 from hpclm.errors import CheckpointError
 from hpclm.plan.spec import StageSpec, TaskTemplate, from_dict, to_dict
 from hpclm.runs.files import read_object, write_json
+from hpclm.worker.archives import load_gpt
 from hpclm.worker.checkpoints import store
 from hpclm.worker.checkpoints.manager import resolve
 from hpclm.worker.checkpoints.shards import sharded_tensors
@@ -48,13 +50,19 @@ def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
     """The base model's shard of this rank, read piece by piece from its checkpoint."""
     assert context.spec.base is not None
     gpt = build_gpt(context.spec.model, config, context.groups)
-    store.load(base_checkpoint(context.spec), sharded_tensors(gpt))
+    path = base_checkpoint(context.spec)
+    if is_archive(str(path)):
+        load_gpt(path, sharded_tensors(gpt), context.spec.model)
+    else:
+        store.load(path, sharded_tensors(gpt))
     return gpt
 
 
 def base_checkpoint(spec: StageSpec) -> Path:
-    """The checkpoint that the stage's model starts from."""
+    """The checkpoint or archive that the stage's model starts from."""
     assert spec.base is not None
+    if is_archive(spec.base):
+        return Path(spec.base)
     return resolve(Path(spec.base), prefer="latest")
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from hpclm.errors import DataError
+from hpclm.archives import tokenizer as archived
+from hpclm.archives.container import Archive
+from hpclm.archives.gpt import is_archive
+from hpclm.errors import CheckpointError, DataError
 from hpclm.plan.spec import TokenizerSpec
 
 FILE = "tokenizer.json"
@@ -112,6 +115,21 @@ class Tokenizer:
         return cls(_byte_level(model), str(vocab))
 
     @classmethod
+    def from_archive(cls, path: Path) -> Tokenizer:
+        """The tokenizer in a NeMo archive. Raises CheckpointError."""
+        with Archive(path) as archive:
+            which = archived.kind(archive)
+            if which is None:
+                raise CheckpointError(f"{path}: {archived.absent(archive)}")
+            if which == "json":
+                member = archive.ending("tokenizer.json")
+                assert member is not None
+                return cls(Backend.from_str(archive.read(member).decode()), str(path))
+            vocabulary = archived.read_json(archive, "vocab.json")
+            model = models.BPE(vocab=vocabulary, merges=archived.merges(archive))
+        return cls(_byte_level(model), str(path))
+
+    @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Learn a byte-level BPE of at most `vocab_size` entries, the end token among them."""
         backend = _byte_level(models.BPE())
@@ -147,4 +165,4 @@ def load_tokenizer(spec: TokenizerSpec, base: Path | None) -> Tokenizer:
         assert spec.tokenizer_file is not None
         return Tokenizer.from_json(Path(spec.tokenizer_file))
     assert base is not None
-    return Tokenizer.load(base)
+    return Tokenizer.from_archive(base) if is_archive(str(base)) else Tokenizer.load(base)

@@ -181,10 +181,10 @@ def _fill(directory: Path, shard: ShardedTensor, tensor: dict[str, Any], files: 
     pulse.beat()
     filled = 0
     for piece in tensor["pieces"]:
-        overlap = _overlap(shard.global_offset, shard.local_shape, piece["offset"], piece["shape"])
-        if overlap is None:
+        found = overlap(shard.global_offset, shard.local_shape, piece["offset"], piece["shape"])
+        if found is None:
             continue
-        ours, theirs = overlap
+        ours, theirs = found
         part = files.slice(piece["file"], piece["name"], theirs)
         shard.data[ours].copy_(part)
         filled += part.numel()
@@ -192,7 +192,7 @@ def _fill(directory: Path, shard: ShardedTensor, tensor: dict[str, Any], files: 
         raise CheckpointError(f"{directory}: {shard.key}: {filled} of {shard.data.numel()} values found")
 
 
-def _overlap(
+def overlap(
     offset: tuple[int, ...], shape: tuple[int, ...], other_offset: list[int], other_shape: list[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
     ours, theirs = [], []

@@ -1,0 +1,138 @@
+"""NeMo archives as NeMo 1.x writes them: its names, its cuts, its folders; from one of our models."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpclm.plan.spec import ModelSpec
+
+NAMES = {
+    "input_layernorm": "input_layernorm",
+    "self_attention.linear_qkv": "self_attention.query_key_value",
+    "self_attention.linear_proj": "self_attention.dense",
+    "pre_mlp_layernorm": "post_attention_layernorm",
+    "mlp.linear_fc1": "mlp.dense_h_to_4h",
+    "mlp.linear_fc2": "mlp.dense_4h_to_h",
+}
+COLUMNS, ROWS = ("linear_qkv", "linear_fc1"), ("linear_proj.weight", "linear_fc2.weight")
+
+
+def config_text(model: ModelSpec, **changes: Any) -> str:
+    config = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "max_position_embeddings": model.max_position_embeddings,
+        "encoder_seq_length": model.max_position_embeddings,
+        "position_embedding_type": "rope" if model.position_embedding == "rope" else "learned_absolute",
+        "normalization": model.normalization,
+        "activation": "fast-swiglu" if model.activation == "swiglu" else "gelu",
+        "bias": model.add_bias_linear,
+        "share_embeddings_and_output_weights": model.tie_embeddings,
+        "megatron_legacy": False,
+        "tokenizer": {"library": "megatron", "type": "GPT2BPETokenizer", "vocab_file": "nemo:0a1b_vocab.json"},
+        **changes,
+    }
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items())
+
+
+def shard(
+    state: dict[str, Tensor], model: ModelSpec, tensor: int, pipeline: int, rank: tuple[int, int], **options: Any
+) -> dict[str, Tensor]:
+    """What NeMo's rank (tensor rank, pipeline rank) saves. `state`: the whole model under megatron-core's names."""
+    t, p = rank
+    layers = model.num_layers // pipeline
+    found: dict[str, Tensor] = {}
+    if p == 0:
+        found["embedding.word_embeddings.weight"] = state["embedding.word_embeddings.weight"].chunk(tensor)[t]
+        if model.position_embedding == "learned":
+            found["embedding.position_embeddings.weight"] = state["embedding.position_embeddings.weight"]
+    for name, value in state.items():
+        if not name.startswith("decoder.layers."):
+            continue
+        _, _, number, part = name.split(".", 3)
+        if not p * layers <= int(number) < (p + 1) * layers:
+            continue
+        module, _, kind = part.rpartition(".")
+        found |= {
+            f"encoder.layers.{int(number) - p * layers}.{NAMES[module] + suffix}.{kind}": piece
+            for suffix, piece in cut(part, value, model, tensor, t, **options).items()
+        }
+    prefixed = {f"model.language_model.{name}": value for name, value in found.items()}
+    if p == pipeline - 1:
+        for kind in ("weight", "bias"):
+            if f"decoder.final_layernorm.{kind}" in state:
+                name = f"model.language_model.encoder.final_layernorm.{kind}"
+                prefixed[name] = state[f"decoder.final_layernorm.{kind}"]
+        if not model.tie_embeddings:
+            prefixed["model.language_model.output_layer.weight"] = state["output_layer.weight"].chunk(tensor)[t]
+        elif pipeline > 1:
+            prefixed["model.word_embeddings.weight"] = state["embedding.word_embeddings.weight"].chunk(tensor)[t]
+    return {name: value.clone() for name, value in prefixed.items()}
+
+
+def cut(
+    part: str, value: Tensor, model: ModelSpec, tensor: int, t: int, *, legacy: bool = False, two: bool = False
+) -> dict[str, Tensor]:
+    """A tensor rank's part of a layer's tensor, by what is added to its module's name."""
+    if "linear_fc1" in part and model.activation == "swiglu":
+        gate, other = (half.chunk(tensor)[t] for half in value.chunk(2))
+        return {"": gate, "_2": other} if two else {"": torch.cat([gate, other])}
+    if any(name in part for name in COLUMNS):
+        mine = value.chunk(tensor)[t]
+        if legacy and "linear_qkv" in part:
+            heads = model.num_attention_heads // tensor
+            mine = mine.view(heads, 3, -1, *value.shape[1:]).transpose(0, 1).reshape(mine.shape)
+        return {"": mine}
+    return {"": value.chunk(tensor, dim=1)[t] if part.endswith(ROWS) else value}
+
+
+def write_archive(
+    path: Path,
+    state: dict[str, Tensor],
+    model: ModelSpec,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    mode: str = "w",
+    files: dict[str, bytes] | None = None,
+    config: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """A whole .nemo file (mode `w:gz` for a gzipped one), or a folder where `path` has no suffix."""
+    members = {"model_config.yaml": config_text(model, **(config or {})).encode(), **(files or {})}
+    for t in range(tensor):
+        for p in range(pipeline):
+            folder = f"tp_rank_{t:02d}_pp_rank_{p:03d}/" if pipeline > 1 else f"mp_rank_{t:02d}/" if tensor > 1 else ""
+            members[f"{folder}model_weights.ckpt"] = saved(shard(state, model, tensor, pipeline, (t, p), **options))
+    return write_members(path, members, mode)
+
+
+def saved(value: Any) -> bytes:
+    """torch.save's bytes."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def write_members(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    if not path.suffix:
+        for name, content in members.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+        return path
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"./{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path

@@ -49,6 +49,16 @@ _OTHER_NAMES = {
 _IGNORED = ("word_embeddings.weight", "rotary_pos_emb.inv_freq", "rotary_emb.inv_freq")
 
 
+def nemo_name(key: str) -> str:
+    """NeMo's name of a tensor at tensor and pipeline parallel 1, from megatron-core's in a checkpoint."""
+    layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", key)
+    if layer:
+        names = {ours: theirs for theirs, (ours, _) in reversed(_LAYER_NAMES.items())}
+        return f"model.language_model.encoder.layers.{layer[1]}.{names[layer[2]]}"
+    others = {ours: theirs for theirs, (ours, _) in _OTHER_NAMES.items()}
+    return f"model.language_model.{others[key]}"
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some rows of a stored tensor, and where they go.

@@ -12,6 +12,7 @@ import typer
 import hpclm
 from hpclm.cli.data import data_app
 from hpclm.cli.doctor import doctor
+from hpclm.cli.model import model_app
 from hpclm.cli.score import evaluate_app
 from hpclm.cli.show import (
     finish,
@@ -37,6 +38,7 @@ image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=N
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(image_app, name="image")
+app.add_typer(model_app, name="model")
 app.add_typer(site_app, name="site")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]

@@ -159,3 +159,17 @@ def row_check_lines(found: RowCheck) -> list[str]:
     for text in found.shown:
         lines += ["  |" + line for line in text.split("\n")] + ["  +"]
     return lines
+
+
+def held_lines(found: dict[str, Any]) -> list[str]:
+    """What a model or its prompts are, and their tensors."""
+    lines = [found["kind"]]
+    for key, value in found["facts"].items():
+        for name, item in value.items() if isinstance(value, dict) else [(key, value)]:
+            if item not in (None, [], {}):
+                lines.append(f"  {name}: {item}")
+    rows = [
+        ["tensor", "dtype", "shape"],
+        *([name, dtype, " × ".join(map(str, shape))] for name, dtype, shape in found["tensors"]),
+    ]
+    return [*lines, *table(rows)]

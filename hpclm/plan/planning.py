@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hpclm.archives.gpt import is_archive
 from hpclm.plan import foreign, foundation, inputs, memory, programs, requirements, rules, templates, trained, work
 from hpclm.plan.context import StageContext
 from hpclm.plan.finding import Findings
@@ -122,7 +123,7 @@ class _StagePlanner:
         if name is None or self.stage.recipe.task not in (*PROMPT_TASKS, "evaluate"):
             return None, None
         if "/" in name:
-            if self.stage.files and not inputs.is_folder(name):
+            if self.stage.files and not is_archive(name) and not inputs.is_folder(name):
                 self.stage.error(
                     ("prompts",),
                     f"{name}: no such folder; give a prompt-learning run's checkpoints folder",

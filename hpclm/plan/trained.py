@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpclm.archives import prompts
+from hpclm.archives.gpt import is_archive
+from hpclm.errors import CheckpointError
 from hpclm.plan.context import StageContext
 from hpclm.plan.spec import PROMPT_TASKS
 
@@ -14,7 +17,11 @@ CARD = "prompts.json"
 
 def check(stage: StageContext, path: str) -> None:
     """The recipe's templates against the prompts at `path`; nothing where these cannot be read here."""
-    counts = _trained(Path(path))
+    try:
+        counts = prompts.counts(path) if is_archive(path) else _trained(Path(path))
+    except CheckpointError as error:
+        stage.error(("prompts",), str(error), "prompts exist", path)
+        return
     written = stage.recipe.task_templates
     if counts is None or not written:
         return

@@ -9,11 +9,13 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from hpclm.archives.container import Archive
 from hpclm.archives.gpt import is_archive
+from hpclm.archives.prompts import read_tables
 from hpclm.errors import CheckpointError
 from hpclm.plan.spec import StageSpec, TaskTemplate, from_dict, to_dict
 from hpclm.runs.files import read_object, write_json
-from hpclm.worker.archives import load_gpt
+from hpclm.worker.archives import load_gpt, tensor_of
 from hpclm.worker.checkpoints import store
 from hpclm.worker.checkpoints.manager import resolve
 from hpclm.worker.checkpoints.shards import sharded_tensors
@@ -98,6 +100,8 @@ def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPro
     """The trained prompts that the stage names. Raises CheckpointError."""
     spec = context.spec
     assert spec.prompts is not None
+    if is_archive(spec.prompts):
+        return _from_archive(context, config)
     checkpoint = resolve(Path(spec.prompts), prefer="best")
     found = read_object(checkpoint / PROMPTS_FILE)
     if found is None:
@@ -108,6 +112,34 @@ def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPro
         module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
         store.load(checkpoint, module.shards())
     return TrainedPrompts(module, card, checkpoint)
+
+
+def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPrompts:
+    """Prompts of a NeMo archive: tables that are asked with as they are."""
+    spec = context.spec
+    path = Path(spec.prompts or "")
+    with Archive(path) as archive:
+        tables = {task: tensor_of(archive, facts).float() for task, facts in read_tables(archive).items()}
+    templates = [_template_of(task, len(table), spec.templates) for task, table in tables.items()]
+    widths = {table.shape[1] for table in tables.values()}
+    if widths != {spec.model.hidden_size}:
+        raise CheckpointError(
+            f"{path}: its virtual tokens are {sorted(widths)} wide, the model {spec.model.hidden_size}; they belong to "
+            "another model"
+        )
+    card = PromptsCard("prompt-tuning", None, templates, kept=list(tables))
+    module = None
+    if context.groups.is_first_stage:
+        module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
+        for template in templates:
+            module.keep(template, tables[template.taskname])
+    return TrainedPrompts(module, card, path)
+
+
+def _template_of(task: str, count: int, known: list[TaskTemplate]) -> TaskTemplate:
+    """The stage's template of a task in an archive, or one that only says how many virtual tokens it has."""
+    found = next((one for one in known if one.taskname == task and one.total_virtual_tokens == count), None)
+    return found or TaskTemplate(task, "<|VIRTUAL_PROMPT_0|>", count, [count])
 
 
 def templates_for(wanted: list[TaskTemplate], trained: TrainedPrompts) -> list[TaskTemplate]:

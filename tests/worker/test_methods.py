@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,16 @@ def test_metrics_of_made_answers_stand_beside_the_loss(bench: Bench, split: Spli
         reference = StagePaths(bench.folder / "scored-tp1-pp1-dp1")
         assert losses(scored) == pytest.approx(losses(reference), rel=1e-5)
         assert result(scored)["val_metrics"] == result(reference)["val_metrics"]
+
+
+def test_nemo_archives_answer_as_the_checkpoints_they_were_made_from(bench: Bench) -> None:
+    """Model and prompts out to .nemo files, and asked with over tensor and pipeline ranks."""
+    tuned = run(bench.spec("archived", "p-tuning"))
+    made = {"model": bench.base, "prompts": tuned.checkpoints}
+    for name, source in made.items():
+        argv = ["model", "convert", str(source), str(bench.folder / f"{name}.nemo"), "--to", "nemo"]
+        done = subprocess.run([sys.executable, "-m", "hpclm.cli", *argv], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    spec = bench.spec("from-archives", "evaluate", Split(2, 2), prompts=str(bench.folder / "prompts.nemo"))
+    answers = predictions(run(replace(spec, base=str(bench.folder / "model.nemo"))))
+    assert answers == bench.answers(tuned)

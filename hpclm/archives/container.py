@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import mmap
 import shutil
@@ -47,10 +46,8 @@ class Archive:
     def __exit__(self, *error: object) -> None:
         for opened in self._files:
             opened.close()
-        # a map that a tensor still looks at closes with it
-        for mapped in self._maps.values():
-            with contextlib.suppress(BufferError):
-                mapped.close()
+        # Maps are not closed but let go: a tensor made of one keeps it, and would look at nothing otherwise.
+        self._maps.clear()
 
     def _of_folder(self) -> dict[str, Member]:
         found = {}
@@ -71,7 +68,7 @@ class Archive:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 return dict(self._checked(tar, size))
         except FileNotFoundError:
-            raise CheckpointError(f"{self.path}: no such file") from None
+            raise CheckpointError(f"{self.path}: no such file; put the archive there, or give its path") from None
         except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
             raise CheckpointError(f"{self.path}: not a whole .nemo archive ({error}); copy it anew") from error
 

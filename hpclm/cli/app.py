@@ -13,6 +13,7 @@ import hpclm
 from hpclm.cli.data import data_app
 from hpclm.cli.doctor import doctor
 from hpclm.cli.model import model_app
+from hpclm.cli.recipe import recipe_app
 from hpclm.cli.score import evaluate_app
 from hpclm.cli.show import (
     finish,
@@ -39,6 +40,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(image_app, name="image")
 app.add_typer(model_app, name="model")
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(site_app, name="site")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]

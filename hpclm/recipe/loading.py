@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from hpclm.errors import RecipeError
+from hpclm.archives.container import Archive
+from hpclm.errors import CheckpointError, RecipeError
 from hpclm.recipe.mending import faults, unknown_key
 from hpclm.recipe.merge import merge
+from hpclm.recipe.nemo import KeyNote, interpolated, is_nemo, translate
 from hpclm.recipe.overrides import Override, apply, flag, parse_override
 from hpclm.recipe.schema.base import plain_name
 from hpclm.recipe.schema.stage import SECTIONS, TASKS, VERSION, Stage
 from hpclm.recipe.tree import Node, Place, read_tree, with_keys
 
 MAX_STAGES = 50
+OURS = "hpclm."
 _SINGLE_KEYS = sorted({"version", "name", "task", "engine", "prompts", "stages"} | SECTIONS)
 _SHARED_KEYS = sorted({"version", "name", "stages"} | SECTIONS)
 
@@ -71,7 +74,7 @@ def load(
     nodes: int | None = None,
     devices_per_node: int | None = None,
 ) -> LoadedRecipe:
-    """Read the recipe at `path`. Reads that file and nothing else.
+    """Read the recipe at `path`: that file (of NeMo's evaluation also the archive it names) and nothing else.
 
     Args:
         overrides: `--set` arguments such as `optim.lr=1e-4`.
@@ -81,8 +84,8 @@ def load(
     Raises RecipeError with every fault, one a line: `file:line key: what; how to mend`.
     """
     path = Path(path)
-    text, root = read_tree(path)
-    root = with_keys(apply(root, _overrides(overrides, nodes, devices_per_node)))
+    text, root, _ = translated(path, overrides, nodes=nodes, devices_per_node=devices_per_node)
+    root = with_keys(root)
     broken = _root_faults(root)
     trees = _stage_trees(root, broken)
     directory = os.path.abspath(path.parent)  # noqa: PTH100 - resolve() would follow links out of the recipe's folder
@@ -95,6 +98,34 @@ def load(
     assert isinstance(name, str)
     sections = tuple((key, str(node.place)) for key, node in root.value.items() if key in SECTIONS)
     return LoadedRecipe(path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections)
+
+
+def translated(
+    path: Path, overrides: Sequence[str] = (), *, nodes: int | None = None, devices_per_node: int | None = None
+) -> tuple[str, Node, list[KeyNote]]:
+    """The file's text, its tree with every override in it, and where the file is NeMo's own, a note for each key.
+
+    For NeMo's file `--set` has NeMo's keys, as its users know them; `--set hpclm.KEY=…` reaches the recipe made of it.
+    """
+    text, root = read_tree(path)
+    wanted = _overrides(overrides, nodes, devices_per_node)
+    if not is_nemo(root):
+        return text, apply(root, wanted), []
+    ours = [one for one in wanted if one.key.startswith(OURS) or one.origin.startswith(("--nodes", "--devices"))]
+    theirs = interpolated(apply(root, [one for one in wanted if one not in ours]))
+    made = translate(theirs, lambda archive: _templates_in(path.parent / archive))
+    return text, apply(made.root, [replace(one, key=one.key.removeprefix(OURS)) for one in ours]), made.notes
+
+
+def _templates_in(path: Path) -> Any:
+    """The task templates of a prompt-learning archive, None where it cannot be read."""
+    from hpclm.archives.config import read_config
+
+    try:
+        with Archive(path) as archive:
+            return read_config(archive).get("task_templates")
+    except CheckpointError:
+        return None
 
 
 def _overrides(texts: Sequence[str], nodes: int | None, devices_per_node: int | None) -> list[Override]:

@@ -72,7 +72,8 @@ def _here() -> Any:
 def _checkpoint(path: Path) -> Path:
     from hpclm.worker.checkpoints.manager import resolve
 
-    return resolve(path, prefer="best")
+    # as a stage takes them: trained prompts at their best, a model as it is now
+    return resolve(path, prefer="best" if (path / PROMPTS_FILE).is_file() else "latest")
 
 
 def _build(model: ModelSpec, precision: str = "fp32") -> Any:

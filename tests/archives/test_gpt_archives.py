@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import os
@@ -23,7 +24,7 @@ from hpclm.archives.container import Archive
 from hpclm.archives.pickled import read_index
 from hpclm.errors import CheckpointError
 from hpclm.plan.spec import ModelSpec, ParallelSpec
-from hpclm.worker.archives import load_gpt
+from hpclm.worker.archives import load_gpt, tensor_of
 from hpclm.worker.checkpoints.shards import sharded_tensors
 from hpclm.worker.engine.groups import Groups
 from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
@@ -305,3 +306,12 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, monkeypatch: py
     path = write_members(tmp_path / "x.nemo", {"model_config.yaml": text.encode()})
     refused(path, "model_config.yaml")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_tensor_outlives_its_archive(tmp_path: Path, alone: Groups) -> None:
+    path = write_archive(tmp_path / "gpt.nemo", state_of(gpt_of(DEEP, alone)), DEEP)
+    with Archive(path) as archive:
+        index = read_index(archive, archive.members["model_weights.ckpt"])
+        tensor = tensor_of(archive, index["model.language_model.encoder.final_layernorm.bias"])
+    gc.collect()
+    assert torch.equal(tensor, state_of(gpt_of(DEEP, alone))["decoder.final_layernorm.bias"])

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from hpclm.archives.container import Archive
 from hpclm.errors import CheckpointError, RecipeError
+from hpclm.recipe.extending import read_extended
 from hpclm.recipe.mending import faults, unknown_key
 from hpclm.recipe.merge import merge
 from hpclm.recipe.nemo import KeyNote, interpolated, is_nemo, translate
 from hpclm.recipe.overrides import Override, apply, flag, parse_override
 from hpclm.recipe.schema.base import plain_name
 from hpclm.recipe.schema.stage import SECTIONS, TASKS, VERSION, Stage
-from hpclm.recipe.tree import Node, Place, read_tree, with_keys
+from hpclm.recipe.tree import Node, Place, with_keys
 
 MAX_STAGES = 50
 OURS = "hpclm."
@@ -74,7 +75,7 @@ def load(
     nodes: int | None = None,
     devices_per_node: int | None = None,
 ) -> LoadedRecipe:
-    """Read the recipe at `path`: that file (of NeMo's evaluation also the archive it names) and nothing else.
+    """Read the recipe at `path`: that file, those it extends, of NeMo's evaluation the archive it names; nothing else.
 
     Args:
         overrides: `--set` arguments such as `optim.lr=1e-4`.
@@ -107,7 +108,7 @@ def translated(
 
     For NeMo's file `--set` has NeMo's keys, as its users know them; `--set hpclm.KEY=…` reaches the recipe made of it.
     """
-    text, root = read_tree(path)
+    text, root = read_extended(path)
     wanted = _overrides(overrides, nodes, devices_per_node)
     if not is_nemo(root):
         return text, apply(root, wanted), []

@@ -26,6 +26,15 @@ model: {checkpoint: ../models/gpt}
 # … every other section
 ```
 
+## Recipes from others
+
+`extends: base.yaml` lays a recipe over another, or over several (`extends: [base.yaml, tasks/squad.yaml]`), later ones
+over earlier ones and the recipe itself over all: mappings key by key, lists and values whole, stages by their name.
+Paths in all of them are relative to the folder of the recipe that is submitted.
+
+NeMo 1.x's own YAML of prompt learning and its evaluation is a recipe, too: `--set` then has NeMo's keys
+(`--set model.optim.lr=1e-4`), and `--set hpclm.KEY=…` the ones below. `hpclm recipe import FILE` writes what it means.
+
 ## Several stages
 
 A recipe with `stages:` in place of `task:` is a chain of jobs. Each stage is laid over the sections at the top level:

@@ -33,7 +33,8 @@ def collect(run: Run, *, pred_file: Path | None = None, out: Path | None = None,
     """Gather the run's results.
 
     Args:
-        pred_file: where the predictions go as well, one line a test example in the test files' order.
+        pred_file: where the predictions go as well, one line a test example in the test files' order; beside it, with
+            .jsonl added to its name, the same with ids, prompt, prediction and answer apart.
         out: the folder (default: `results` in the run); replaced when an earlier collect made it.
         stage: the evaluate stage, when there are several and the last is not meant.
 
@@ -64,6 +65,7 @@ def collect(run: Run, *, pred_file: Path | None = None, out: Path | None = None,
         written = pred_file.expanduser().absolute() if pred_file else folder / PRED_FILE
         if pred_file is not None:
             write_text(written, _lines(rows))
+            write_text(written.with_name(f"{written.name}.jsonl"), _json_lines(rows))
     return Collected(folder, written, facts)
 
 
@@ -100,7 +102,7 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
         shutil.copyfile(source, folder / source.name)
     if chosen is not None:
         write_text(folder / PRED_FILE, _lines(rows))
-        write_text(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(folder / "predictions.jsonl", _json_lines(rows))
         write_json(folder / "scores.json", facts["scores"])
     for stage in run.record.stages:
         paths = run.paths.stage(stage.name)
@@ -204,6 +206,10 @@ def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
 def _environment(paths: RunPaths) -> dict[str, Any]:
     known = read_object(paths.environment) or {}
     return {key: known.get(key) for key in ("command", "user", "host", "python", "git")}
+
+
+def _json_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

@@ -59,6 +59,18 @@ def test_one_line_an_example_in_the_test_files_order(run: Run, tmp_path: Path) -
     assert (collected.folder / "test-results.txt").read_text().splitlines() == expected
     rows = [json.loads(text) for text in (collected.folder / "predictions.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
+    beside = tmp_path / "deep" / "test-results.txt.jsonl"
+    assert [json.loads(text) for text in beside.read_text().splitlines()] == rows
+
+
+def test_rows_that_the_evaluation_left_out_are_no_holes(run: Run) -> None:
+    """NeMo's semantics leave out what does not fit; the result says which."""
+    paths = run.paths.stage("evaluate")
+    paths.prediction(1).unlink()
+    predict(run, 1, 3)
+    paths.result.write_text(json.dumps(json.loads(paths.result.read_text()) | {"examples": 3, "left_out": [1]}))
+    rows = (collect(run).folder / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(text)["index"] for text in rows] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])

@@ -43,6 +43,8 @@ def run(context: StageContext) -> dict[str, Any]:
     dataset = rows_to_answer(spec, templates, tokenizer)
     if groups.rank == 0 and dataset.left_out:
         say(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
+    if groups.rank == 0 and dataset.truncated:
+        say(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
     answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
     began = time.time()
     made, at_limit = _generate(context, dataset, answerer)

@@ -152,4 +152,7 @@ class PromptBatches:
     def _batch(self, dataset: PromptDataset, rows: list[int]) -> Batch:
         """Rows of a micro-batch; a row of -1 is none."""
         batch = pack([dataset.examples[row] for row in rows if row >= 0], self.pad_id, self.multiple_of)
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        # moved as it is, a view of many equal entries would become as many
+        layout = batch.pop("layout")
+        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return moved | {"layout": layout[0].to(self.device).expand(layout.shape)}

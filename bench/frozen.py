@@ -54,30 +54,10 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, float]:
-    import torch
-    import torch.distributed as dist
-
+    parallel, groups, model = shared._world(arguments)
     from hpclm.plan import spec as plan
-    from hpclm.worker.engine import cpu
-
-    torch.set_num_threads(arguments.threads)
-    cpu.install()
-    from hpclm.worker.engine import groups as process_groups
     from hpclm.worker.engine.model import initialize_weights
 
-    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
-    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
-    model = plan.ModelSpec(
-        num_layers=arguments.layers,
-        hidden_size=arguments.hidden,
-        ffn_hidden_size=4 * arguments.hidden,
-        num_attention_heads=arguments.heads,
-        num_query_groups=arguments.heads,
-        kv_channels=arguments.hidden // arguments.heads,
-        max_position_embeddings=arguments.tokens + shared.VIRTUAL,
-        vocab_size=arguments.vocab,
-        padded_vocab_size=arguments.vocab,
-    )
     frozen = arguments.side == "p-tuning"
     trainer, gpt, _ = shared._trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3), frozen=frozen)
     initialize_weights(gpt, model, 1)

@@ -81,32 +81,13 @@ def _timed(answer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
-    import torch.distributed as dist
 
+    parallel, groups, model = shared._world(arguments, init_std=0.2)
     from hpclm.plan import spec as plan
-    from hpclm.worker.engine import cpu
-
-    torch.set_num_threads(arguments.threads)
-    cpu.install()
-    from hpclm.worker.engine import groups as process_groups
     from hpclm.worker.engine.generation import Generator
     from hpclm.worker.engine.language_model import LanguageModel
     from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
 
-    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
-    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
-    model = plan.ModelSpec(
-        num_layers=arguments.layers,
-        hidden_size=arguments.hidden,
-        ffn_hidden_size=4 * arguments.hidden,
-        num_attention_heads=arguments.heads,
-        num_query_groups=arguments.heads,
-        kv_channels=arguments.hidden // arguments.heads,
-        max_position_embeddings=arguments.tokens + shared.VIRTUAL,
-        vocab_size=arguments.vocab,
-        padded_vocab_size=arguments.vocab,
-        init_std=0.2,
-    )
     config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
     gpt = build_gpt(model, config, groups)
     # weights large enough that the likeliest token is likelier by more than rounding

@@ -91,7 +91,8 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
+def _world(arguments: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any]:
+    """A world of this process alone on the CPU: its split, its groups, and the model of the arguments' sizes."""
     import torch
     import torch.distributed as dist
 
@@ -101,7 +102,6 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(arguments.threads)
     cpu.install()
     from hpclm.worker.engine import groups as process_groups
-    from hpclm.worker.engine.model import initialize_weights
 
     parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
     groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
@@ -115,7 +115,18 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
         max_position_embeddings=arguments.tokens + VIRTUAL,
         vocab_size=arguments.vocab,
         padded_vocab_size=arguments.vocab,
+        **changes,
     )
+    return parallel, groups, model
+
+
+def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
+    import torch
+
+    parallel, groups, model = _world(arguments)
+    from hpclm.plan import spec as plan
+    from hpclm.worker.engine.model import initialize_weights
+
     trainer, gpt, prompts = _trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3))
     initialize_weights(gpt, model, 1)
     if not arguments.weights.exists():

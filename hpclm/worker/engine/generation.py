@@ -60,7 +60,9 @@ class Generator:
         generators = [named_generator(self.spec.seed, f"row {index}") for index in indices]
         real = batch["attention"]
         positions = batch["position_ids"][:, -1:]
-        logits = self._forward(batch, prefill_mask(real), context)
+        # prompts of one length need no mask: causal attention is all there is to it
+        padded = not bool(real.all())
+        logits = self._forward(batch, prefill_mask(real) if padded else None, context)
         seen = self._seen(batch) if logits is not None and self.spec.repetition_penalty != 1.0 else None
         answers: list[list[int]] = [[] for _ in range(rows)]
         finished = [False] * rows
@@ -73,10 +75,11 @@ class Generator:
                 break
             if seen is not None:
                 seen.scatter_(1, chosen.unsqueeze(1), True)
-            real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
+            if padded:
+                real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
             positions = positions + 1
             step = {"tokens": chosen.unsqueeze(1), "position_ids": positions}
-            logits = self._forward(step, real[:, None, None, :], context)
+            logits = self._forward(step, real[:, None, None, :] if padded else None, context)
         return answers
 
     def _take(self, tokens: list[int], answers: list[list[int]], finished: list[bool]) -> None:
@@ -107,7 +110,7 @@ class Generator:
             logits[:, self.end_ids] = -torch.inf
         return logits
 
-    def _forward(self, batch: Batch, mask: Tensor, context: StaticInferenceContext) -> Tensor | None:
+    def _forward(self, batch: Batch, mask: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
         """One pass over all stages. Logits fp32 [b, vocabulary] of the last position on the last stage, else None."""
         gpt, groups = self.model.gpt, self.groups
         rows, length = batch["tokens"].shape

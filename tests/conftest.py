@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +38,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing: GPT-2's vocabulary and the assistant set; set HPCLM_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator[Any]:
+    """A world of one rank in this process, for tests of the engine's parts. There is one world a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from hpclm.worker.engine import cpu
+
+        cpu.install()
+        import torch.distributed as dist
+
+        from hpclm.plan.spec import ParallelSpec
+        from hpclm.worker.engine import groups
+
+        yield groups.initialize(dist.HashStore(), 0, 0, ParallelSpec(1, 1, 1, 1, 1, 1), "cpu", 1)
+        dist.destroy_process_group()

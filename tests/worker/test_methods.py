@@ -141,7 +141,7 @@ def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
     ]
 
 
-@pytest.mark.parametrize("split", [ALONE, Split(2, sequence=True), Split(1, 2), Split(1, 1, 2)], ids=str)
+@pytest.mark.parametrize("split", [ALONE, Split(2, sequence=True), Split(1, 2, 2)], ids=str)
 def test_metrics_of_made_answers_stand_beside_the_loss(bench: Bench, split: Split) -> None:
     """And they change nothing of what is learnt, sequence parallelism or not."""
     spec = bench.spec(f"scored-{split}", "prompt-tuning", split)

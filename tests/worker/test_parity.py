@@ -133,6 +133,7 @@ RECOMPUTED = [
     ("p-tuning", Split(2, sequence=True), RecomputeSpec("selective")),
     ("p-tuning", Split(2, sequence=True), RecomputeSpec("full", "uniform", 2)),
     ("p-tuning", Split(1, 1, 2), RecomputeSpec("full", "block", 1)),
+    ("prompt-tuning", Split(2, 1, 2, sequence=True), RecomputeSpec("full", "uniform", 1)),
     ("pretrain", Split(2, sequence=True), RecomputeSpec("selective")),
     ("pretrain", Split(1, 2), RecomputeSpec("full", "uniform", 1)),
 ]
@@ -146,7 +147,7 @@ def test_recomputed_activations_change_nothing(
     where = {} if task == "pretrain" else {"base": str(workshop.base().checkpoints)}
     spec = stage_spec(folder, workshop.data, task, split, steps=10, **where)
     ours = run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))
-    reference = workshop.base() if task == "pretrain" else workshop.tuned("p-tuning", ALONE)
+    reference = workshop.base() if task == "pretrain" else workshop.tuned(task, ALONE)
     same(losses(ours), losses(reference)[:10])
 
 

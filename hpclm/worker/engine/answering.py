@@ -29,9 +29,22 @@ class Answer:
 
 
 class Answerer:
-    """Answers rows with a model as it is now. Every rank makes one and calls it with the same rows."""
+    """Answers rows with a model as it is now. Every rank makes one and calls it with the same rows.
 
-    def __init__(self, groups: Groups, model: LanguageModel, tokenizer: Tokenizer, spec: GenerationSpec) -> None:
+    Args:
+        trains_on: see `Generator`.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        spec: GenerationSpec,
+        *,
+        trains_on: bool = False,
+    ) -> None:
+        self.trains_on = trains_on
         self.groups, self.model, self.tokenizer, self.spec = groups, model, tokenizer, spec
         self.ends = EndStrings(spec.end_strings, tokenizer)
 
@@ -48,6 +61,7 @@ class Answerer:
             vocab_size=self.tokenizer.vocab_size,
             eos_id=self.tokenizer.eos_id,
             ends=self.ends,
+            trains_on=self.trains_on,
         )
         for batch in batches[groups.data_rank :: groups.data_size]:
             pulse.beat()

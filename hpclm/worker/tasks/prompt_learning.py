@@ -74,7 +74,7 @@ def answers_scored(
     def score() -> dict[str, float]:
         context.progress.update(phase="answering")
         assert spec.generation is not None
-        made = Answerer(context.groups, model, tokenizer, spec.generation).texts(known)
+        made = Answerer(context.groups, model, tokenizer, spec.generation, trains_on=True).texts(known)
         return validation_metrics(spec.trainer.val_metrics, made, answers)
 
     return score

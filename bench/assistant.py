@@ -83,7 +83,7 @@ def _timed(step: Any, steps: int) -> dict[str, float]:
 
 
 def _scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
-    from hpclm.scoring import scores
+    from hpclm.metrics import scores
 
     rows = [{"taskname": "task", "prediction": prediction, "answer": answer} for prediction, answer in pairs]
     keys = ("exact_match", "intent_accuracy", "slot_f1")
@@ -94,23 +94,23 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
-    from hpclm.worker.engine import cpu
+    from hpclm.engines.megatron.ranks import cpu_standins
 
     torch.set_num_threads(arguments.threads)
-    cpu.install()
-    from hpclm.plan.spec import ParallelSpec
-    from hpclm.runs.paths import StagePaths
-    from hpclm.worker.checkpoints.manager import CheckpointManager
-    from hpclm.worker.context import StageContext
-    from hpclm.worker.engine import groups as process_groups
-    from hpclm.worker.engine.language_model import LanguageModel
-    from hpclm.worker.engine.training import Trainer
-    from hpclm.worker.models import base_checkpoint, config_for, load_base
+    cpu_standins.install()
+    from hpclm.core.layout import StagePaths
+    from hpclm.core.spec import ParallelSpec
+    from hpclm.data.tokenizers import load_tokenizer
+    from hpclm.engines.megatron.ranks import groups as process_groups
+    from hpclm.engines.megatron.ranks.language_model import LanguageModel
+    from hpclm.engines.megatron.ranks.rank_context import StageContext
+    from hpclm.engines.megatron.ranks.stage_models import base_checkpoint, config_for, load_base
+    from hpclm.engines.megatron.ranks.tasks.prompt_learning import PromptBatches
+    from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
+    from hpclm.engines.megatron.ranks.training import Trainer
+    from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
     from hpclm.worker.report import Progress
     from hpclm.worker.signals import StopFlag
-    from hpclm.worker.tasks.beginning import starting_prompts
-    from hpclm.worker.tasks.prompt_learning import PromptBatches
-    from hpclm.worker.tokenizer import load_tokenizer
 
     spec = _spec(arguments)
     groups = process_groups.initialize(dist.HashStore(), 0, 0, ParallelSpec(1, 1, 1, 1, 1, 1), "cpu", 1)
@@ -134,7 +134,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
 
 def _spec(arguments: argparse.Namespace) -> Any:
     """The run's p-tuning stage on one rank, with PEFT's encoder and a prompt that leads."""
-    from hpclm.plan import spec as plan
+    from hpclm.core import spec as plan
 
     stages = arguments.run.resolve() / "stages"
     raw = json.loads((stages / "ptune" / "spec.json").read_text())
@@ -158,7 +158,7 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
     """What the other side needs: weights, rows as tokens, and the order they are taken in."""
     import torch
 
-    from hpclm.worker.engine.optimizer import learning_rate
+    from hpclm.engines.megatron.ranks.optimizer import learning_rate
 
     def rows(dataset: Any) -> list[list[Any]]:
         """Tokens without the virtual ones, and where the answer starts."""
@@ -183,9 +183,9 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
 
 
 def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer: Any) -> list[tuple[str, str]]:
-    from hpclm.worker.data.packing import collate_left
-    from hpclm.worker.engine.generation import Generator
-    from hpclm.worker.tasks.evaluate import rows_to_answer
+    from hpclm.data.ranks.packing import collate_left
+    from hpclm.engines.megatron.ranks.generation import Generator
+    from hpclm.engines.megatron.ranks.tasks.evaluate import rows_to_answer
 
     dataset = rows_to_answer(dataclasses.replace(spec, prompts="these"), spec.templates, tokenizer)
     generator = Generator(model, groups, spec.generation, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
@@ -263,7 +263,7 @@ def _peft_validation(model: Any, facts: dict[str, Any]) -> float:
 def _peft_answers(arguments: argparse.Namespace, model: Any) -> list[tuple[str, str]]:
     import torch
 
-    from hpclm.worker.tokenizer import Tokenizer
+    from hpclm.data.tokenizers import Tokenizer
 
     tests = json.loads((arguments.shared / "tests.json").read_text())
     tokenizer = Tokenizer.load(arguments.shared)

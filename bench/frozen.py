@@ -55,8 +55,8 @@ def main() -> None:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, float]:
     parallel, groups, model = shared._world(arguments)
-    from hpclm.plan import spec as plan
-    from hpclm.worker.engine.model import initialize_weights
+    from hpclm.core import spec as plan
+    from hpclm.engines.megatron.ranks.gpt_model import initialize_weights
 
     frozen = arguments.side == "p-tuning"
     trainer, gpt, _ = shared._trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3), frozen=frozen)

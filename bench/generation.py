@@ -83,10 +83,10 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     parallel, groups, model = shared._world(arguments, init_std=0.2)
-    from hpclm.plan import spec as plan
-    from hpclm.worker.engine.generation import Generator
-    from hpclm.worker.engine.language_model import LanguageModel
-    from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
+    from hpclm.core import spec as plan
+    from hpclm.engines.megatron.ranks.generation import Generator
+    from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+    from hpclm.engines.megatron.ranks.language_model import LanguageModel
 
     config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
     gpt = build_gpt(model, config, groups)

@@ -96,12 +96,12 @@ def _world(arguments: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any
     import torch
     import torch.distributed as dist
 
-    from hpclm.plan import spec as plan
-    from hpclm.worker.engine import cpu
+    from hpclm.core import spec as plan
+    from hpclm.engines.megatron.ranks import cpu_standins
 
     torch.set_num_threads(arguments.threads)
-    cpu.install()
-    from hpclm.worker.engine import groups as process_groups
+    cpu_standins.install()
+    from hpclm.engines.megatron.ranks import groups as process_groups
 
     parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
     groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
@@ -124,8 +124,8 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     parallel, groups, model = _world(arguments)
-    from hpclm.plan import spec as plan
-    from hpclm.worker.engine.model import initialize_weights
+    from hpclm.core import spec as plan
+    from hpclm.engines.megatron.ranks.gpt_model import initialize_weights
 
     trainer, gpt, prompts = _trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3))
     initialize_weights(gpt, model, 1)
@@ -138,12 +138,12 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
 def _trainer(
     model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace, optim: Any, *, frozen: bool = True
 ) -> tuple[Any, Any, Any]:
-    from hpclm.plan import spec as plan
-    from hpclm.worker.checkpoints.manager import CheckpointManager
-    from hpclm.worker.engine.language_model import LanguageModel
-    from hpclm.worker.engine.model import build_gpt, transformer_config
-    from hpclm.worker.engine.training import Trainer
-    from hpclm.worker.prompts import PromptsCard, build_prompts
+    from hpclm.adapters.ranks import PromptsCard, build_prompts
+    from hpclm.core import spec as plan
+    from hpclm.engines.megatron.ranks.gpt_model import build_gpt, transformer_config
+    from hpclm.engines.megatron.ranks.language_model import LanguageModel
+    from hpclm.engines.megatron.ranks.training import Trainer
+    from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
     from hpclm.worker.report import Progress
     from hpclm.worker.signals import StopFlag
 
@@ -179,8 +179,8 @@ class _Batches:
     steps_per_epoch = 1
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        from hpclm.worker.data.packing import pack
-        from hpclm.worker.data.templates import Example
+        from hpclm.data.ranks.packing import pack
+        from hpclm.data.templates import Example
 
         rows = _rows(arguments).tolist()
         virtual = [*range(VIRTUAL)] + [-1] * len(rows[0])

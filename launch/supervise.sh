@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
 # What a job does on its first node, sourced by job.sh: check the nodes, start the ranks, and when they end without a
-# result, ask `hpclm.runs.verdict` (a step inside the image: a node needs no Python of its own) whether to start them
+# result, ask `hpclm.recovery.restart_decision` (a step inside the image: a node needs no Python of its own) whether to start them
 # again here, to give the allocation back and be requeued, or to stop. Slurm's commands are called from here alone:
 # an image has none of them.
 #
@@ -147,7 +147,7 @@ hpclm_ask_verdict() { # sets hpclm_action and hpclm_detail
   for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 4); do
     hpclm_wait_for timeout --kill-after=5 "$hpclm_verdict_s" \
       "${hpclm_srun[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
-      "${hpclm_python[@]}" -m hpclm.runs.verdict "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
+      "${hpclm_python[@]}" -m hpclm.recovery.restart_decision "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
       "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)"
     [ -s "$hpclm_attempt/verdict" ] && break
     [ "$hpclm_signal" = - ] || break
@@ -178,7 +178,7 @@ while :; do
   if [ "$hpclm_preflight_s" -gt 0 ]; then
     hpclm_wait_for timeout --kill-after=5 "$hpclm_preflight_s" \
       "${hpclm_srun[@]}" --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" \
-      "${hpclm_python[@]}" -m hpclm.hardware.preflight "$hpclm_stage" "$hpclm_attempt"
+      "${hpclm_python[@]}" -m hpclm.nodes.preflight "$hpclm_stage" "$hpclm_attempt"
   fi
   if [ "$hpclm_code" -eq 0 ] && [ "$hpclm_signal" = - ]; then
     hpclm_wait_for "${hpclm_srun[@]}" --kill-on-bad-exit=1 --output="$hpclm_attempt/logs/%5t.log" "${hpclm_ranks[@]}"

@@ -45,13 +45,13 @@ def alone() -> Iterator[Any]:
     """A world of one rank in this process, for tests of the engine's parts. There is one world a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from hpclm.worker.engine import cpu
+        from hpclm.engines.megatron.ranks import cpu_standins
 
-        cpu.install()
+        cpu_standins.install()
         import torch.distributed as dist
 
-        from hpclm.plan.spec import ParallelSpec
-        from hpclm.worker.engine import groups
+        from hpclm.core.spec import ParallelSpec
+        from hpclm.engines.megatron.ranks import groups
 
         yield groups.initialize(dist.HashStore(), 0, 0, ParallelSpec(1, 1, 1, 1, 1, 1), "cpu", 1)
         dist.destroy_process_group()

@@ -10,12 +10,10 @@ from typing import Annotated
 import typer
 
 import hpclm
-from hpclm.cli.data import data_app
-from hpclm.cli.doctor import doctor
-from hpclm.cli.model import model_app
-from hpclm.cli.recipe import recipe_app
-from hpclm.cli.score import evaluate_app
-from hpclm.cli.show import (
+from hpclm.cli.data_commands import data_app
+from hpclm.cli.doctor_command import doctor
+from hpclm.cli.model_commands import model_app
+from hpclm.cli.output import (
     finish,
     follow_shown,
     print_dry_run,
@@ -23,9 +21,11 @@ from hpclm.cli.show import (
     print_json,
     print_submitted,
 )
-from hpclm.cli.site import site_app
-from hpclm.cli.sweeps import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
-from hpclm.errors import HpclmError
+from hpclm.cli.recipe_commands import recipe_app
+from hpclm.cli.score_command import evaluate_app
+from hpclm.cli.site_commands import site_app
+from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
+from hpclm.core.errors import HpclmError
 
 # rich would be imported for help and tracebacks alone, and takes longer than everything else.
 app = typer.Typer(
@@ -118,7 +118,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show which rank does what where, and everything the checks found."""
-    from hpclm.plan import make_plan, picture
+    from hpclm.planning import make_plan, picture
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
 
@@ -163,7 +163,7 @@ def status(
         runs = {"runs": [one.to_dict() for one in found]}
         print_json(runs | ({"sweeps": [one.to_dict() for one in sweeps]} if sweeps else {}))
         return
-    from hpclm.cli.text import run_lines, sweep_lines
+    from hpclm.cli.tables import run_lines, sweep_lines
 
     if hidden:
         typer.echo(f"({hidden} older runs not shown; --limit 0 shows all)\n")
@@ -183,7 +183,7 @@ def logs(
     runs_dir: RunsOption = None,
 ) -> None:
     """Print what a rank printed."""
-    from hpclm.runs import logs as logging
+    from hpclm.runs import rank_logs as logging
     from hpclm.runs.record import find_run
     from hpclm.runs.status import status_of
 
@@ -231,7 +231,7 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Gather predictions, scores, checkpoints, metrics and provenance into one folder."""
-    from hpclm.cli.text import collected_lines
+    from hpclm.cli.tables import collected_lines
     from hpclm.runs.collect import collect as collect_run
     from hpclm.runs.record import find_run
 
@@ -276,17 +276,17 @@ def nodes(
     """Show the nodes that runs found to be at fault; for a day, new runs go without them."""
     import dataclasses
 
-    from hpclm.cli.text import fault_lines
-    from hpclm.errors import HpclmError
-    from hpclm.runs import ledger
+    from hpclm.cli.tables import fault_lines
+    from hpclm.core.errors import HpclmError
+    from hpclm.recovery import bad_nodes
 
     folder = _folder(runs_dir, site)
     if forget is not None:
-        if not ledger.forget(folder, forget):
-            raise HpclmError(f"nothing is known against {forget!r} in {ledger.path_in(folder)}")
+        if not bad_nodes.forget(folder, forget):
+            raise HpclmError(f"nothing is known against {forget!r} in {bad_nodes.path_in(folder)}")
         typer.echo(f"{forget}: forgotten")
         return
-    known = ledger.faults(folder)
+    known = bad_nodes.faults(folder)
     if as_json:
         print_json({"faults": [dataclasses.asdict(fault) for fault in known]})
     else:
@@ -318,8 +318,8 @@ def version() -> None:
 
 
 def _folder(runs_dir: Path | None, site: str) -> Path:
-    from hpclm.site import load_site
-    from hpclm.site.runs_dir import runs_folder
+    from hpclm.core.site import load_site
+    from hpclm.runs.runs_folder import runs_folder
 
     return runs_folder(runs_dir, load_site(site))
 

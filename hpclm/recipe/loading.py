@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpclm.archives.container import Archive
-from hpclm.errors import CheckpointError, RecipeError
-from hpclm.recipe.extending import read_extended
-from hpclm.recipe.mending import faults, unknown_key
-from hpclm.recipe.merge import merge
-from hpclm.recipe.nemo import KeyNote, interpolated, is_nemo, translate
+from hpclm.core.errors import CheckpointError, RecipeError
+from hpclm.formats.nemo.archive import Archive
+from hpclm.recipe.error_messages import faults, unknown_key
+from hpclm.recipe.extends import read_extended
+from hpclm.recipe.importers.nemo import KeyNote, interpolated, is_nemo, translate
+from hpclm.recipe.inheritance import merge
 from hpclm.recipe.overrides import Override, apply, flag, parse_override
 from hpclm.recipe.schema.base import plain_name
 from hpclm.recipe.schema.stage import SECTIONS, TASKS, VERSION, Stage
@@ -120,7 +120,7 @@ def translated(
 
 def _templates_in(path: Path) -> Any:
     """The task templates of a prompt-learning archive, None where it cannot be read."""
-    from hpclm.archives.config import read_config
+    from hpclm.formats.nemo.model_config import read_config
 
     try:
         with Archive(path) as archive:

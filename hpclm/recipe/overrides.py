@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from hpclm.errors import RecipeError
-from hpclm.recipe.merge import without_alternatives
+from hpclm.core.errors import RecipeError
+from hpclm.recipe.inheritance import without_alternatives
 from hpclm.recipe.tree import Node, Place, parse
 
 

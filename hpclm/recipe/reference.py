@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hpclm.recipe.mending import section_of
+from hpclm.recipe.error_messages import section_of
 from hpclm.recipe.schema.stage import SECTIONS, Stage
 
 _INTRO = """\

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from hpclm.errors import RecipeError
+from hpclm.core.errors import RecipeError
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20

@@ -7,8 +7,9 @@ import time
 
 from hpclm.runs.record import Run
 from hpclm.runs.status import status_of
-from hpclm.scheduler import client, local
-from hpclm.scheduler.jobs import OVER
+from hpclm.schedulers.jobs import OVER
+from hpclm.schedulers.local import executor
+from hpclm.schedulers.slurm import client
 
 
 def cancel(run: Run) -> list[str]:
@@ -29,7 +30,7 @@ def cancel(run: Run) -> list[str]:
             )
     run = run.save(record)
     if run.record.scheduler == "local":
-        local.cancel(run.paths.local(run.record.submits[-1].number))
+        executor.cancel(run.paths.local(run.record.submits[-1].number))
     else:
         client.scancel(stage.job_id for stage in status.stages if stage.name in live and stage.job_id)
     return live

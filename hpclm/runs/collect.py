@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.errors import HpclmError, IncompleteError, RunNotFoundError
+from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
+from hpclm.core.files import read_object, write_json, write_text
+from hpclm.core.layout import RunPaths, StagePaths
 from hpclm.runs import predictions, summary
-from hpclm.runs.files import read_object, write_json, write_text
-from hpclm.runs.paths import RunPaths, StagePaths
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.container import cache, parse_image
-from hpclm.errors import SiteError
-from hpclm.runs.jobs import images_folder
-from hpclm.scheduler import slurm
-from hpclm.scheduler.discovery import discover
-from hpclm.site import load_site
-from hpclm.site.runs_dir import runs_folder
+from hpclm.containers import image_cache, parse_image
+from hpclm.core.errors import SiteError
+from hpclm.core.site import load_site
+from hpclm.runs.job_building import images_folder
+from hpclm.runs.runs_folder import runs_folder
+from hpclm.schedulers.discovery import discover
+from hpclm.schedulers.slurm import job_script
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def pull(
     site = discover(load_site(site_name), gpu=False, container=True).site
     if site.container.runtime == "none":
         raise SiteError(f"site {site.name} has no container runtime; name one in a site profile (container.runtime)")
-    wanted = cache.planned(parsed, site.container.runtime, images_folder(site, runs_folder(runs_dir, site)))
+    wanted = image_cache.planned(parsed, site.container.runtime, images_folder(site, runs_folder(runs_dir, site)))
     assert wanted is not None
     if in_job and not wanted.target.exists():
         if site.scheduler != "slurm":
             raise SiteError(f"--job: site {site.name} has no scheduler; leave it out")
-        return Pulled(str(wanted.target), False, slurm.submit_import(wanted, site))
-    return Pulled(str(wanted.target), cache.pull(wanted, say))
+        return Pulled(str(wanted.target), False, job_script.submit_import(wanted, site))
+    return Pulled(str(wanted.target), image_cache.pull(wanted, say))

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from hpclm.container import Mount
-from hpclm.site import Site
+from hpclm.containers import Mount
+from hpclm.core.site import Site
 
 if TYPE_CHECKING:
-    from hpclm.plan import StagePlan
+    from hpclm.planning import StagePlan
 
 
 def mounts_of(stage: StagePlan, site: Site, root: Path) -> tuple[Mount, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hpclm.errors import IncompleteError
-from hpclm.runs.files import read_object
-from hpclm.runs.paths import StagePaths
+from hpclm.core.errors import IncompleteError
+from hpclm.core.files import read_object
+from hpclm.core.layout import StagePaths
 
 _SHOWN = 10
 

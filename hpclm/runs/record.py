@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpclm.container import LaunchSpec
-from hpclm.errors import HpclmError, RunNotFoundError
-from hpclm.runs.files import read_json, write_json
-from hpclm.runs.paths import RunPaths
-from hpclm.scheduler.jobs import StageJob, job_tag
-from hpclm.site.profile import Site, SiteContainer
+from hpclm.containers import LaunchSpec
+from hpclm.core.errors import HpclmError, RunNotFoundError
+from hpclm.core.files import read_json, write_json
+from hpclm.core.layout import RunPaths
+from hpclm.core.site import Site, SiteContainer
+from hpclm.schedulers.jobs import StageJob, job_tag
 
 VERSION = 1
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from hpclm.errors import HpclmError, SchedulerError, SiteError
+from hpclm.core.errors import HpclmError, SchedulerError, SiteError
 from hpclm.runs.record import Run, SubmitRecord, read_run
 from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
-from hpclm.scheduler.discovery import discover, misfits
-from hpclm.scheduler.jobs import OVER, StageJob
+from hpclm.schedulers.discovery import discover, misfits
+from hpclm.schedulers.jobs import OVER, StageJob
 
 SETTLED_S = 60.0
 

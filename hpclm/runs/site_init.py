@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpclm.errors import SchedulerError, SiteError
-from hpclm.runs.files import write_text
-from hpclm.scheduler import client
-from hpclm.scheduler.client import Partition
-from hpclm.scheduler.discovery import container_runtime
-from hpclm.site.profile import NAME, read_profile, search_folders
+from hpclm.core.errors import SchedulerError, SiteError
+from hpclm.core.files import write_text
+from hpclm.core.site import NAME, read_profile, search_folders
+from hpclm.schedulers.discovery import container_runtime
+from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm.client import Partition
 
 # Where clusters tell users their large folders are, best first.
 _SCRATCH = ("SCRATCH", "PSCRATCH", "WORK", "WORKDIR", "PROJECT")

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpclm.errors import SchedulerError
-from hpclm.runs import story
-from hpclm.runs.files import read_object, write_json
-from hpclm.runs.judge import judge
+from hpclm.core.errors import SchedulerError
+from hpclm.core.files import read_object, write_json
+from hpclm.runs import attempt_history as story
 from hpclm.runs.record import Run
-from hpclm.scheduler import client, local
-from hpclm.scheduler.jobs import BAD, OVER, STATES, JobInfo
-from hpclm.scheduler.words import state_word
+from hpclm.runs.stage_state import judge
+from hpclm.schedulers.jobs import BAD, OVER, STATES, JobInfo
+from hpclm.schedulers.local import executor
+from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm.words import state_word
 
 _FOLLOW_S, _FOLLOW_MAX_S = 1.0, 5.0
 
@@ -186,7 +187,7 @@ def _local_infos(run: Run) -> dict[str, JobInfo]:
     for stage in run.record.stages:
         number = run.record.last_submit(stage.name).number
         if number not in looked:
-            looked[number] = local.look(run.paths.local(number))
+            looked[number] = executor.look(run.paths.local(number))
         if stage.name in looked[number]:
             infos[stage.name] = looked[number][stage.name]
     return infos

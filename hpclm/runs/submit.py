@@ -19,25 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpclm.container.cache import Import, pull
-from hpclm.errors import PlanError, SchedulerError, SiteError
-from hpclm.runs import ledger
+from hpclm.containers.image_cache import Import, pull
+from hpclm.core.errors import PlanError, SchedulerError, SiteError
+from hpclm.core.files import write_json, write_text
+from hpclm.core.layout import RunPaths
+from hpclm.core.payload import stage_payload
+from hpclm.core.site import Site, load_site
+from hpclm.recovery import bad_nodes
 from hpclm.runs.environment import capture, user_name
-from hpclm.runs.files import write_json, write_text
-from hpclm.runs.jobs import import_of, stage_jobs
+from hpclm.runs.job_building import import_of, stage_jobs
 from hpclm.runs.mounts import mount_notes
-from hpclm.runs.paths import RunPaths
-from hpclm.runs.payload import stage_payload
 from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, write_record
-from hpclm.scheduler import client, local, slurm
-from hpclm.scheduler.discovery import Offer, discover, misfits
-from hpclm.scheduler.jobs import StageJob
-from hpclm.site import Site, load_site
-from hpclm.site.runs_dir import runs_folder
+from hpclm.runs.runs_folder import runs_folder
+from hpclm.schedulers.discovery import Offer, discover, misfits
+from hpclm.schedulers.jobs import StageJob
+from hpclm.schedulers.local import executor
+from hpclm.schedulers.slurm import client, job_script
 
 if TYPE_CHECKING:
-    from hpclm.plan import Plan
-    from hpclm.plan.spec import ProgramStageSpec, StageSpec
+    from hpclm.core.spec import ProgramStageSpec, StageSpec
+    from hpclm.planning import Plan
     from hpclm.recipe import LoadedRecipe
 
 
@@ -105,7 +106,7 @@ def prepare(request: Request, root: Path | None = None) -> Prepared:
 
     `root`: the run's folder where it is no new one beside the others (a member of a sweep).
     """
-    from hpclm.plan import make_plan, stage_specs
+    from hpclm.planning import make_plan, stage_specs
     from hpclm.recipe import load
 
     site = load_site(request.site)
@@ -135,7 +136,7 @@ def _excluded(offer: Offer, folder: Path, plan: Plan) -> tuple[str, ...]:
     """Nodes the ledger has against this site, unless too few would be left without them."""
     if offer.partition is None:
         return ()
-    bad = ledger.suspects(folder, offer.site.name)
+    bad = bad_nodes.suspects(folder, offer.site.name)
     most = max(stage.resources.nodes for stage in plan.stages)
     return tuple(bad) if offer.partition.nodes - len(bad) >= most else ()
 
@@ -149,10 +150,10 @@ def refuse_errors(plan: Plan) -> None:
 def scripts(prepared: Prepared) -> list[tuple[StageJob, list[str], str]]:
     """Each stage's job, what its script is handed to, and the script: the very text that a submit uses."""
     if prepared.site.scheduler == "local":
-        return [(job, [], local.render(job, prepared.site)) for job in prepared.jobs]
+        return [(job, [], executor.render(job, prepared.site)) for job in prepared.jobs]
     words = {job.stage: f"<job id of {job.stage}>" for job in prepared.jobs}
     return [
-        (job, ["sbatch", *slurm.submission_argv(job, words), "job.sh"], slurm.render(job, prepared.site))
+        (job, ["sbatch", *job_script.submission_argv(job, words), "job.sh"], job_script.render(job, prepared.site))
         for job in prepared.jobs
     ]
 
@@ -185,7 +186,7 @@ def import_images(prepared: Prepared, say: Callable[[str], None]) -> tuple[str, 
     """Have every image that is missing; returns the jobs that do it where the site wants jobs for that."""
     missing = [one for one in dict.fromkeys(prepared.imports) if not one.target.exists()]
     if prepared.site.container.pull == "job" and prepared.site.scheduler == "slurm":
-        return tuple(slurm.submit_import(one, prepared.site) for one in missing)
+        return tuple(job_script.submit_import(one, prepared.site) for one in missing)
     for one in missing:
         pull(one, say)
     return ()
@@ -197,7 +198,7 @@ def start(run: Run, jobs: list[StageJob], parents: dict[str, str] | None = None)
     `parents`: job ids, by stage, of an earlier submit's jobs that these wait for.
     """
     if run.record.scheduler == "local":
-        local.submit(run.paths.local(jobs[0].submit), jobs, run.record.site, run.paths.payload)
+        executor.submit(run.paths.local(jobs[0].submit), jobs, run.record.site, run.paths.payload)
         return run
     return _start_slurm(run, jobs, parents or {})
 
@@ -208,8 +209,8 @@ def _start_slurm(run: Run, jobs: list[StageJob], parents: dict[str, str]) -> Run
         known = {**parents, **taken}
         try:
             if job.depends_on:
-                slurm.verify([known[parent] for parent in job.depends_on], run.record.user)
-            taken[job.stage] = slurm.submit(job, run.record.site, known, run.record.submits[-1].image_jobs)
+                job_script.verify([known[parent] for parent in job.depends_on], run.record.user)
+            taken[job.stage] = job_script.submit(job, run.record.site, known, run.record.submits[-1].image_jobs)
         except (SchedulerError, KeyboardInterrupt) as error:
             why = str(error) or "interrupted"
             lost = _found_by_tag(run, job, taken, why)
@@ -296,7 +297,7 @@ def _sweep_up(folder: Path) -> None:
 
 
 def _spec_dict(spec: StageSpec | ProgramStageSpec) -> dict[str, Any]:
-    from hpclm.plan.spec import to_dict
+    from hpclm.core.spec import to_dict
 
     return to_dict(spec)
 

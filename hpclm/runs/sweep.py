@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.errors import HpclmError, RecipeError, SiteError
-from hpclm.runs.files import read_json, write_json
+from hpclm.core.errors import HpclmError, RecipeError, SiteError
+from hpclm.core.files import read_json, write_json
+from hpclm.core.site import load_site
 from hpclm.runs.record import Run, read_run
+from hpclm.runs.runs_folder import runs_folder
 from hpclm.runs.submit import Prepared, Request, import_images, prepare, run_id, write
-from hpclm.scheduler import client, local, slurm
-from hpclm.scheduler.jobs import ArrayJob, StageJob, member_run
-from hpclm.site import load_site
-from hpclm.site.runs_dir import runs_folder
+from hpclm.schedulers.jobs import ArrayJob, StageJob, member_run
+from hpclm.schedulers.local import executor
+from hpclm.schedulers.slurm import client, job_script
 
 _FILE = "sweep.json"
 # Keys that users write short.
@@ -184,15 +185,15 @@ def _start_local(sweep: Sweep, runs: list[Run], made: list[Prepared]) -> None:
     queue = []
     for run, one in zip(runs, made, strict=True):
         paths = run.paths.local(1)
-        local.write_jobs(paths, list(one.jobs), run.record.site)
+        executor.write_jobs(paths, list(one.jobs), run.record.site)
         queue.append({"local": str(paths.root), "payload": str(run.paths.payload)})
-    local.submit_queue(sweep.root, queue, sweep.max_running or 1)
+    executor.submit_queue(sweep.root, queue, sweep.max_running or 1)
 
 
 def _start_slurm(sweep: Sweep, runs: list[Run], made: list[Prepared]) -> None:
     for run, one in zip(runs, made, strict=True):
         for job in one.jobs:
-            (run.paths.stage(job.stage).script).write_text(slurm.render(job, one.site))
+            (run.paths.stage(job.stage).script).write_text(job_script.render(job, one.site))
     size = client.max_array_size() - 1
     for start in range(0, len(runs), size):
         _submit_arrays(sweep, start, runs[start : start + size], made[start])
@@ -208,7 +209,7 @@ def _submit_arrays(sweep: Sweep, start: int, runs: list[Run], first: Prepared) -
     taken: dict[str, str] = {}
     for job in first.jobs:
         after = [taken[parent] for parent in job.depends_on]
-        taken[job.stage] = slurm.submit_array(job, first.site, array, after)
+        taken[job.stage] = job_script.submit_array(job, first.site, array, after)
         for index, run in enumerate(runs):
             submit = run.record.submits[0]
             ids = {**submit.job_ids, job.stage: f"{taken[job.stage]}_{index}"}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.errors import IncompleteError
+from hpclm.core.errors import IncompleteError
+from hpclm.core.files import read_object, write_json, write_text
 from hpclm.runs.collect import collect
-from hpclm.runs.files import read_object, write_json, write_text
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
 from hpclm.runs.sweep import Sweep

@@ -1,1 +1,1 @@
-"""What runs inside the job: the only rooms that import torch."""
+"""A rank's life whatever the engine: entry, rendezvous, heartbeat, orderly stop, report."""

@@ -14,10 +14,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hpclm.plan.spec import ProgramStageSpec, StageSpec, from_dict
-from hpclm.runs.files import write_json
-from hpclm.runs.paths import AttemptPaths, StagePaths
-from hpclm.worker.ranks import RankFacts, rank_facts
+from hpclm.core.files import write_json
+from hpclm.core.layout import AttemptPaths, StagePaths
+from hpclm.core.spec import ProgramStageSpec, StageSpec, from_dict
+from hpclm.worker.rank_identity import RankFacts, rank_facts
 from hpclm.worker.signals import StopFlag
 
 
@@ -35,9 +35,9 @@ def main(stage_dir: str, attempt: str) -> None:
     spec = from_dict(ProgramStageSpec if raw["task"] == "program" else StageSpec, raw)
     _prepare_environment(spec)
 
-    from hpclm.worker import programs
+    from hpclm.engines.command import run
     from hpclm.worker.report import RankRecord
-    from hpclm.worker.watch import StallWatch
+    from hpclm.worker.stall_watch import StallWatch
 
     record = RankRecord(paths.rank(facts.rank), facts)
     watch = StallWatch(record, paths, facts.rank, spec.recovery.stall_timeout_s)
@@ -45,7 +45,7 @@ def main(stage_dir: str, attempt: str) -> None:
     error: BaseException | None = None
     try:
         if isinstance(spec, ProgramStageSpec):
-            programs.run(spec, stage, paths, facts, stop)
+            run.run(spec, stage, paths, facts, stop)
         else:
             _run(spec, stage, paths, facts, stop)
     except BaseException as caught:
@@ -76,14 +76,14 @@ def _run(spec: StageSpec, stage: StagePaths, paths: AttemptPaths, facts: RankFac
     if facts.world_size != spec.parallel.world_size:
         raise RuntimeError(f"{facts.world_size} ranks were started where the plan has {spec.parallel.world_size}")
     if spec.device == "cpu":
-        from hpclm.worker.engine import cpu
+        from hpclm.engines.megatron.ranks import cpu_standins
 
-        cpu.install()
-    from hpclm.worker.context import StageContext
-    from hpclm.worker.engine import groups as process_groups
-    from hpclm.worker.rendezvous import meet
+        cpu_standins.install()
+    from hpclm.engines.megatron.ranks import groups as process_groups
+    from hpclm.engines.megatron.ranks.rank_context import StageContext
+    from hpclm.engines.megatron.ranks.tasks import RUNNERS
+    from hpclm.worker.ranks.rendezvous import meet
     from hpclm.worker.report import Progress
-    from hpclm.worker.tasks import RUNNERS
 
     store = meet(paths.rendezvous, facts)
     groups = process_groups.initialize(

@@ -11,10 +11,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hpclm.errors import CheckpointError, DataError
-from hpclm.runs.files import append_line, finite, write_json
-from hpclm.worker import pulse
-from hpclm.worker.ranks import RankFacts
+from hpclm.core import heartbeat
+from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.files import append_line, finite, write_json
+from hpclm.worker.rank_identity import RankFacts
 
 EXIT_OK, EXIT_BUG, EXIT_DATA, EXIT_PEER, EXIT_STOPPED, EXIT_STALL, EXIT_HARDWARE = 0, 1, 10, 20, 30, 40, 50
 _PROGRESS_INTERVAL_S = 1.0
@@ -82,7 +82,7 @@ class RankRecord:
             exit_code=EXIT_STALL,
             error_type=None,
             message=f"{what} for {timeout_s:.0f} s {place}; its stack is in {stack}",
-            beats=pulse.count(),
+            beats=heartbeat.count(),
         )
         write_json(self.path, self.record)
         return EXIT_STALL
@@ -162,7 +162,7 @@ class Progress:
 
         They reach the disk at most once a second unless `force` or the phase changes.
         """
-        pulse.beat()
+        heartbeat.beat()
         force = force or values.get("phase", self.state["phase"]) != self.state["phase"]
         self.state.update(values)
         now = time.monotonic()

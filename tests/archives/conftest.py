@@ -6,11 +6,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from hpclm.worker.engine import cpu
+from hpclm.engines.megatron.ranks import cpu_standins
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "worker"))
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    cpu.install()
-    import hpclm.worker.tasks  # noqa: F401
+    cpu_standins.install()
+    import hpclm.engines.megatron.ranks.tasks  # noqa: F401

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpclm.plan.spec import ModelSpec
+from hpclm.core.spec import ModelSpec
 
 NAMES = {
     "input_layernorm": "input_layernorm",

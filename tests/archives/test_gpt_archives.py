@@ -19,15 +19,15 @@ from engine_harness import MODERN, SMALL
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from nemo_files import config_text, saved, shard, write_archive, write_members
 
-from hpclm.archives.config import model_spec
-from hpclm.archives.container import Archive
-from hpclm.archives.pickled import read_index
-from hpclm.errors import CheckpointError
-from hpclm.plan.spec import ModelSpec, ParallelSpec
-from hpclm.worker.archives import load_gpt, tensor_of
-from hpclm.worker.checkpoints.shards import sharded_tensors
-from hpclm.worker.engine.groups import Groups
-from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
+from hpclm.core.errors import CheckpointError
+from hpclm.core.spec import ModelSpec, ParallelSpec
+from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.model_config import model_spec
+from hpclm.formats.nemo.pickles import read_index
+from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
+from hpclm.formats.ranks.shards import sharded_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -148,7 +148,7 @@ def test_a_padded_vocabulary_is_cut_or_filled(tmp_path: Path, alone: Groups) -> 
 
 
 def test_the_tokenizer_comes_along(tmp_path: Path, alone: Groups, shared_data: Path) -> None:
-    from hpclm.worker.tokenizer import Tokenizer
+    from hpclm.data.tokenizers import Tokenizer
 
     folder = shared_data / "gpt2-bpe"
     files = {

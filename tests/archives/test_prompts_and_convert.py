@@ -14,19 +14,19 @@ from engine_harness import SMALL
 from nemo_files import config_text, saved, write_archive, write_members
 from test_gpt_archives import DEEP, gpt_of, logits, state_of
 
-from hpclm.archives.inspect import look
-from hpclm.archives.prompts import counts
+from hpclm.adapters.ranks import PromptsCard, build_prompts
 from hpclm.cli import app as cli
-from hpclm.errors import CheckpointError
-from hpclm.plan.spec import ParallelSpec, PromptSpec, TaskTemplate, to_dict
-from hpclm.runs.files import write_json
-from hpclm.worker.archives import load_gpt
-from hpclm.worker.checkpoints import store
-from hpclm.worker.checkpoints.shards import sharded_tensors
-from hpclm.worker.convert import _tables, convert
-from hpclm.worker.engine.groups import Groups
-from hpclm.worker.engine.model import transformer_config
-from hpclm.worker.prompts import PromptsCard, build_prompts
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import write_json
+from hpclm.core.spec import ParallelSpec, PromptSpec, TaskTemplate, to_dict
+from hpclm.engines.megatron.ranks.convert import _tables, convert
+from hpclm.engines.megatron.ranks.gpt_model import transformer_config
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.formats.inspection import look
+from hpclm.formats.nemo.prompt_tables import counts
+from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks.nemo_weights import load_gpt
+from hpclm.formats.ranks.shards import sharded_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -88,7 +88,9 @@ def test_what_was_trained_here_converts_with_every_encoder(tmp_path: Path, alone
     card = PromptsCard("p-tuning" if encoder else "prompt-tuning", prompt, [LEADING, SPLIT])
     module = build_prompts(card, config, 5, alone.device)
     written = to_dict(card)
-    store.save(tmp_path / "run", module.shards(), {}, lambda folder: write_json(folder / "prompts.json", written))
+    checkpoint_store.save(
+        tmp_path / "run", module.shards(), {}, lambda folder: write_json(folder / "prompts.json", written)
+    )
     convert(tmp_path / "run", tmp_path / "p.nemo", "nemo", None)
     found = tables(tmp_path / "p.nemo")
     with torch.no_grad():

@@ -16,11 +16,11 @@ from harness import CHAIN, Stage, prepared, until_over, use_fake_worker, words
 from samples import changed, write
 from standin_programs import STANDINS, install
 
-from hpclm.plan.result import ContainerPlan, MountPlan
-from hpclm.runs.files import read_object
+from hpclm.core.files import read_object
+from hpclm.core.site import Site, SiteContainer
+from hpclm.planning.plan import ContainerPlan, MountPlan
 from hpclm.runs.record import Run
 from hpclm.runs.submit import submit
-from hpclm.site.profile import Site, SiteContainer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

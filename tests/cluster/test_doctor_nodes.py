@@ -14,9 +14,9 @@ from dev_cluster import Cluster
 from harness import Stage, prepared, until_over, use_fake_worker
 
 from hpclm.cli.app import run
+from hpclm.core.site import SLURM
 from hpclm.runs.submit import submit
-from hpclm.scheduler import client
-from hpclm.site.profile import SLURM
+from hpclm.schedulers.slurm import client
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hardware"))
 from stand_in import pretend

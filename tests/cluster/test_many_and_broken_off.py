@@ -14,13 +14,13 @@ import pytest
 from dev_cluster import Cluster
 from harness import CHAIN, Stage, prepared, until_over, use_fake_worker
 
+from hpclm.core.site import SLURM
 from hpclm.runs import resume as resuming
 from hpclm.runs.record import Run, all_runs, find_run
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
-from hpclm.scheduler import client
-from hpclm.scheduler.slurm import verify
-from hpclm.site.profile import SLURM
+from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm.job_script import verify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

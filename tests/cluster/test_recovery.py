@@ -18,8 +18,8 @@ import pytest
 from dev_cluster import Cluster
 from samples import changed, write
 
-from hpclm.runs.files import read_lines, read_object
-from hpclm.runs.paths import StagePaths
+from hpclm.core.files import read_lines, read_object
+from hpclm.core.layout import StagePaths
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -199,7 +199,7 @@ def test_a_rank_that_gives_no_sign_any_more(shop: Shop) -> None:
     assert "rank 1 on" in run.story
     assert "hung, and the others waited in vain" in run.story or "did not run at all" in run.story
     first = run.stage.all_attempts()[0]
-    assert "hpclm/worker/engine/training.py" in first.stack(0).read_text()
+    assert "hpclm/engines/megatron/ranks/training.py" in first.stack(0).read_text()
 
 
 def test_a_damaged_checkpoint_is_passed_over(shop: Shop) -> None:

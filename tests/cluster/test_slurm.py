@@ -14,16 +14,16 @@ import pytest
 from dev_cluster import Cluster
 from harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
-from hpclm.errors import SchedulerError, SiteError
+from hpclm.core.errors import SchedulerError, SiteError
+from hpclm.core.site import SLURM
 from hpclm.runs.cancel import cancel
 from hpclm.runs.collect import collect
-from hpclm.runs.logs import choose_stage, log_path
+from hpclm.runs.rank_logs import choose_stage, log_path
 from hpclm.runs.record import Run, find_run
 from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
-from hpclm.scheduler import client
-from hpclm.site.profile import SLURM
+from hpclm.schedulers.slurm import client
 
 pytestmark = pytest.mark.cluster
 
@@ -82,7 +82,7 @@ def test_the_script_submitted_is_the_dry_runs(monkeypatch: pytest.MonkeyPatch, r
 def test_gpu_stages_ask_for_gpus_and_every_rank_sees_all_of_its_node(
     monkeypatch: pytest.MonkeyPatch, runs: Path, cluster: Cluster
 ) -> None:
-    monkeypatch.setattr("hpclm.runs.jobs._PREFLIGHT_S", 0)  # it would say, rightly, that there is no driver
+    monkeypatch.setattr("hpclm.runs.job_building._PREFLIGHT_S", 0)  # it would say, rightly, that there is no driver
     run = start(monkeypatch, runs, Stage("train", device="gpu", devices_per_node=4, behaviour={"seconds": 3}))
     until(run, "train", "running")
     job_id = run.record.last_submit("train").job_ids["train"]

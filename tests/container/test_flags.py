@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.container import PASSED, ContainerRequest, Mount, launch_spec
-from hpclm.errors import SiteError
+from hpclm.containers import PASSED, ContainerRequest, Mount, launch_spec
+from hpclm.core.errors import SiteError
 
 REQUEST = ContainerRequest(
     image="nvcr.io/nvidia/nemo:23.02",

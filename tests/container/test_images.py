@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hpclm.container import parse_image, singularity
-from hpclm.errors import SiteError
+from hpclm.containers import parse_image, singularity
+from hpclm.core.errors import SiteError
 
 DIGEST = "sha256:" + "a1" * 32
 NEMO = ("nvcr.io#nvidia/nemo:23.02", "docker://nvcr.io#nvidia/nemo:23.02", "docker://nvcr.io/nvidia/nemo:23.02")

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from hpclm.cli import app as cli
-from hpclm.container import cache, parse_image
-from hpclm.errors import SiteError
+from hpclm.containers import image_cache, parse_image
+from hpclm.core.errors import SiteError
 
 
-def wanted(folder: Path, image: str = "nvcr.io/nvidia/nemo:23.02", runtime: str = "enroot") -> cache.Import:
-    found = cache.planned(parse_image(image), runtime, folder / "images")
+def wanted(folder: Path, image: str = "nvcr.io/nvidia/nemo:23.02", runtime: str = "enroot") -> image_cache.Import:
+    found = image_cache.planned(parse_image(image), runtime, folder / "images")
     assert found is not None
     return found
 
 
 def test_a_file_needs_no_import(tmp_path: Path) -> None:
-    assert cache.planned(parse_image("/images/a.sqsh"), "enroot", tmp_path) is None
+    assert image_cache.planned(parse_image("/images/a.sqsh"), "enroot", tmp_path) is None
 
 
 @pytest.mark.parametrize("runtime", ["enroot", "singularity", "apptainer"])
@@ -34,10 +34,10 @@ def test_an_image_is_imported_once(runtime: str, tmp_path: Path, runtimes: Calla
     runtimes(runtime)
     said: list[str] = []
     one = wanted(tmp_path, runtime=runtime)
-    assert cache.pull(one, said.append)
+    assert image_cache.pull(one, said.append)
     assert json.loads(one.target.read_text())["source"].startswith("docker://nvcr.io")
     assert said[0].startswith("importing docker://nvcr.io/nvidia/nemo:23.02")
-    assert not cache.pull(one, said.append)
+    assert not image_cache.pull(one, said.append)
     assert [path.name for path in one.target.parent.iterdir() if not path.name.endswith(".lock")] == [one.target.name]
 
 
@@ -45,7 +45,7 @@ def test_many_at_once_import_once(tmp_path: Path, runtimes: Callable[..., None])
     runtimes("enroot")
     one = wanted(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from hpclm.container import cache, parse_image; "
+        "import sys; from pathlib import Path; from hpclm.containers import image_cache as cache, parse_image; "
         "one = cache.planned(parse_image('nvcr.io/nvidia/nemo:23.02'), 'enroot', Path(sys.argv[1])); "
         "print(cache.pull(one, lambda line: None))"
     )
@@ -69,7 +69,7 @@ def test_the_lock_of_a_dead_importer_holds_nobody(tmp_path: Path, runtimes: Call
         holder.stdout.readline()
         with ThreadPoolExecutor(1) as pool:
             said: list[str] = []
-            pulling = pool.submit(cache.pull, one, said.append)
+            pulling = pool.submit(image_cache.pull, one, said.append)
             time.sleep(0.3)
             assert not pulling.done()
             holder.kill()
@@ -84,10 +84,10 @@ def test_an_import_that_dies_leaves_nothing(
     monkeypatch.setenv("STANDIN_DIES", "1")
     one = wanted(tmp_path)
     with pytest.raises(SiteError, match="could not be imported"):
-        cache.pull(one, lambda line: None)
+        image_cache.pull(one, lambda line: None)
     assert [path.name for path in one.target.parent.iterdir()] == [f".{one.target.name}.lock"]
     monkeypatch.delenv("STANDIN_DIES")
-    assert cache.pull(one, lambda line: None)
+    assert image_cache.pull(one, lambda line: None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -112,7 +112,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(
         # Nobody was left to clean up: the next one does.
         for pid in at_work:
             os.kill(pid, signal.SIGKILL)
-        assert cache.pull(one, lambda line: None)
+        assert image_cache.pull(one, lambda line: None)
     else:
         assert at_work == []
     assert not half.exists()
@@ -127,7 +127,7 @@ def test_a_folder_of_images_that_is_somebody_elses_is_one_message(
     # A folder in the lock's place: root, too, is refused.
     one.target.with_name(f".{one.target.name}.lock").mkdir(parents=True)
     with pytest.raises(SiteError, match=r"the folder of images cannot be written to.*container.images"):
-        cache.pull(one, lambda line: None)
+        image_cache.pull(one, lambda line: None)
 
 
 def processes_that_name(path: Path) -> list[int]:
@@ -151,15 +151,15 @@ def test_missing_credentials_are_said_and_never_written(
     with pytest.raises(
         SiteError, match=r"401 Unauthorized\n.*\.credentials is not there.*machine private.example login"
     ):
-        cache.pull(wanted(tmp_path, image), lambda line: None)
+        image_cache.pull(wanted(tmp_path, image), lambda line: None)
     assert not config.exists()
     config.mkdir()
     (config / ".credentials").write_text("machine private.example login me password x\n")
     with pytest.raises(SiteError, match=r"\.credentials has a line"):
-        cache.pull(wanted(tmp_path, image), lambda line: None)
+        image_cache.pull(wanted(tmp_path, image), lambda line: None)
     monkeypatch.delenv("APPTAINER_DOCKER_USERNAME", raising=False)
     with pytest.raises(SiteError, match=r"APPTAINER_DOCKER_USERNAME \(is not set"):
-        cache.pull(wanted(tmp_path, image, "apptainer"), lambda line: None)
+        image_cache.pull(wanted(tmp_path, image, "apptainer"), lambda line: None)
 
 
 def test_the_command(tmp_path: Path, runtimes: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +183,7 @@ def test_the_script_of_an_import_job(tmp_path: Path, runtimes: Callable[..., Non
     folder = tmp_path / "it's a $(touch pwned) folder"
     one = wanted(folder)
     one.target.parent.mkdir(parents=True)
-    script = cache.job_script(one, {"partition": "cpu", "time": "60"}, folder / "log")
+    script = image_cache.job_script(one, {"partition": "cpu", "time": "60"}, folder / "log")
     assert "#SBATCH --partition=cpu" in script
     for _ in range(2):
         subprocess.run(["bash", "-u", "-c", script], check=True, env=os.environ, cwd=tmp_path)

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from samples import changed, write
 
-from hpclm.container import ContainerRequest, launch_spec, parse_image
-from hpclm.errors import SiteError
+from hpclm.containers import ContainerRequest, launch_spec, parse_image
+from hpclm.core.errors import SiteError
+from hpclm.core.site import read_profile
 from hpclm.recipe import load
 from hpclm.runs.submit import Prepared, Request, prepare
-from hpclm.site.profile import read_profile
 
 
 def prepared(folder: Path, container: dict[str, object], *, mounts: str = "[]", extra: str = "") -> Prepared:

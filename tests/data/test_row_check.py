@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.cli import app as cli
-from hpclm.plan.spec import ModelSpec, to_dict
+from hpclm.core.spec import ModelSpec, to_dict
 
 RECIPE = """
 version: 1

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from hpclm.hardware.doctor import probe_of
-from hpclm.hardware.nvml import Probe
+from hpclm.nodes.diagnosis import probe_of
+from hpclm.nodes.nvml import Probe
 
 _SOURCE = Path(__file__).with_name("fake_nvml.c")
 _ROOT = Path(__file__).parents[2]
@@ -53,9 +53,7 @@ def call(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess
 
 def probed(what: str, *flags: str) -> Probe:
     """What NVML says on this machine. A process of its own: a library is loaded once."""
-    code = (
-        "import json, dataclasses; from hpclm.hardware import nvml; print(json.dumps(dataclasses.asdict(nvml.probe())))"
-    )
+    code = "import json, dataclasses; from hpclm.nodes import nvml; print(json.dumps(dataclasses.asdict(nvml.probe())))"
     done = call(machine(what, *flags), "-c", code)
     assert done.returncode == 0, done.stderr
     raw: dict[str, Any] = json.loads(done.stdout)

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from hpclm.container import LaunchSpec
-from hpclm.scheduler import client
-from hpclm.scheduler.discovery import Offer, misfits
-from hpclm.scheduler.jobs import StageJob
-from hpclm.site.profile import SLURM
+from hpclm.containers import LaunchSpec
+from hpclm.core.site import SLURM
+from hpclm.schedulers.discovery import Offer, misfits
+from hpclm.schedulers.jobs import StageJob
+from hpclm.schedulers.slurm import client
 
 JOB = StageJob(
     run="r", stage="train", submit=1, title="t", stage_dir="/r/stages/train", payload="/r/payload", device="gpu",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hpclm.hardware.capability import driver_problem, gpu_type, precision_problem
-from hpclm.hardware.checks import odd_ones
-from hpclm.hardware.doctor import precision_words
+from hpclm.core.gpu_types import driver_problem, gpu_type, precision_problem
+from hpclm.nodes.diagnosis import precision_words
+from hpclm.nodes.gpu_checks import odd_ones
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from samples import changed, write
 from stand_in import call, machine
 
-from hpclm.errors import SiteError
-from hpclm.hardware.doctor import compare
-from hpclm.hardware.survey import NodeState, choose, options, script
-from hpclm.site.profile import SLURM, SiteContainer
+from hpclm.core.errors import SiteError
+from hpclm.core.site import SLURM, SiteContainer
+from hpclm.nodes.diagnosis import compare
+from hpclm.nodes.survey import NodeState, choose, options, script
 
 
 def recipe(folder: Path, precision: str, **model: int) -> str:

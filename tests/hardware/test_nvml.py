@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from stand_in import call, machine, probed
 
-from hpclm.hardware.checks import Need, examine, visible
-from hpclm.hardware.nvml import Probe, probe
+from hpclm.nodes.gpu_checks import Need, examine, visible
+from hpclm.nodes.nvml import Probe, probe
 
 
 def errors(found: Probe, need: Need) -> list[tuple[str, str | None]]:
@@ -88,7 +88,7 @@ def test_a_lost_gpu_does_not_hide_the_others() -> None:
 
 def test_without_a_driver_or_the_bindings_the_state_says_so() -> None:
     assert probe().state in ("no-library", "ok", "no-driver")
-    code = "import sys; sys.modules['pynvml'] = None; from hpclm.hardware.nvml import probe; print(probe().state)"
+    code = "import sys; sys.modules['pynvml'] = None; from hpclm.nodes.nvml import probe; print(probe().state)"
     assert call(machine("a100"), "-c", code).stdout.strip() == "no-bindings"
     missing = list(examine(Probe("no-bindings", "not installed"), Need(devices=4), None, 3))
     assert [(one.severity, one.check) for one in missing] == [("error", "gpu count"), ("warning", "gpu")]
@@ -118,7 +118,7 @@ def test_a_neighbours_sick_gpu_is_not_this_jobs() -> None:
 
 
 def test_the_facts_of_a_node_are_json(tmp_path: Path) -> None:
-    done = call(machine("h100,x2"), "-m", "hpclm.hardware.node", str(tmp_path), f"{tmp_path}/out")
+    done = call(machine("h100,x2"), "-m", "hpclm.nodes.node_facts", str(tmp_path), f"{tmp_path}/out")
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "out").glob("*.json")
     facts = json.loads(written.read_text())

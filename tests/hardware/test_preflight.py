@@ -11,11 +11,11 @@ import pytest
 from harness import Stage, _spec
 from stand_in import call, machine, probed
 
-from hpclm.hardware import preflight
-from hpclm.hardware.checks import Need
-from hpclm.plan.spec import to_dict
-from hpclm.runs.files import write_json
-from hpclm.runs.paths import RunPaths
+from hpclm.core.files import write_json
+from hpclm.core.layout import RunPaths
+from hpclm.core.spec import to_dict
+from hpclm.nodes import preflight
+from hpclm.nodes.gpu_checks import Need
 
 _ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
 
@@ -44,7 +44,7 @@ class Node:
         write_json(self.stage_dir / "spec.json", self.spec)
         environment = machine(what) | {"SLURMD_NODENAME": "node7", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
         environment["PYTHONPATH"] = f"{self.image}:{environment['PYTHONPATH']}"
-        done = call(environment, *flags, "-m", "hpclm.hardware.preflight", str(self.stage_dir), str(self.attempt))
+        done = call(environment, *flags, "-m", "hpclm.nodes.preflight", str(self.stage_dir), str(self.attempt))
         assert "Traceback" not in done.stderr, done.stderr
         report = json.loads((self.attempt / "preflight" / "node7.json").read_text())
         lines = [f"node7: {one['severity']}: {one['check']}: {one['message']}" for one in report["findings"]]
@@ -164,7 +164,7 @@ def test_a_clock_that_is_off_and_a_full_disk(
 
 
 def test_a_run_folder_that_is_not_there_is_a_message(tmp_path: Path) -> None:
-    done = call(machine("a100"), "-m", "hpclm.hardware.preflight", f"{tmp_path}/no", "/proc/no/001-00")
+    done = call(machine("a100"), "-m", "hpclm.nodes.preflight", f"{tmp_path}/no", "/proc/no/001-00")
     assert done.returncode == 60
     assert f"{tmp_path}/no/spec.json cannot be read here" in done.stdout
     assert done.stderr == ""

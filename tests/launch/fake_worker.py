@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from hpclm.runs.files import append_line, read_object, write_json
-from hpclm.runs.paths import StagePaths
+from hpclm.core.files import append_line, read_object, write_json
+from hpclm.core.layout import StagePaths
 
 _NAMES = (
     ("HPCLM_RANK", "SLURM_PROCID"),

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hpclm.plan.result import ContainerPlan, Plan, ResourcePlan, StagePlan
-from hpclm.plan.spec import (
+from hpclm.core.files import write_json
+from hpclm.core.layout import RunPaths
+from hpclm.core.payload import stage_payload
+from hpclm.core.site import Site
+from hpclm.core.spec import (
     BatchSpec,
     CheckpointSpec,
     ModelSpec,
@@ -21,15 +24,12 @@ from hpclm.plan.spec import (
     TokenizerSpec,
     TrainerSpec,
 )
+from hpclm.planning.plan import ContainerPlan, Plan, ResourcePlan, StagePlan
 from hpclm.runs import submit as submitting
-from hpclm.runs.files import write_json
-from hpclm.runs.jobs import import_of, stage_jobs
-from hpclm.runs.paths import RunPaths
-from hpclm.runs.payload import stage_payload
+from hpclm.runs.job_building import import_of, stage_jobs
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
-from hpclm.scheduler.discovery import discover, misfits
-from hpclm.site import Site
+from hpclm.schedulers.discovery import discover, misfits
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 

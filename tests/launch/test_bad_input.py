@@ -12,11 +12,11 @@ from broken import CASES, HOSTILE, Case
 from harness import use_fake_worker
 
 from hpclm.cli import app as cli
-from hpclm.errors import SiteError
+from hpclm.core.errors import SiteError
+from hpclm.core.layout import StagePaths
+from hpclm.core.shipped import launch_folder
 from hpclm.runs import submit as submitting
-from hpclm.runs.paths import StagePaths
-from hpclm.scheduler import slurm
-from hpclm.site.shipped import launch_folder
+from hpclm.schedulers.slurm import job_script
 
 RUNTIMES = ("pyxis", "enroot", "singularity", "apptainer")
 
@@ -80,7 +80,7 @@ def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
         (Path(job.payload) / "launch").mkdir(parents=True, exist_ok=True)
         shutil.copy(launch_folder() / "supervise.sh", Path(job.payload) / "launch")
         environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}
-        script = slurm.render(job, prepared.site)
+        script = job_script.render(job, prepared.site)
         subprocess.run(["bash", "-u", "-c", script], cwd=stage.root, check=True, env=environment)
         given = (tmp_path / "srun-arguments").read_bytes().decode().split("\0")[:-1]
         assert given[-6:] == ["python3", "-u", "-m", "hpclm.worker", job.stage_dir, "001"]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from harness import CHAIN, prepared
 
-from hpclm.errors import HpclmError, IncompleteError, RunNotFoundError
+from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
+from hpclm.core.files import append_line, read_object, write_json
+from hpclm.core.site import LOCAL
 from hpclm.runs import submit as submitting
 from hpclm.runs.collect import collect
-from hpclm.runs.files import append_line, read_object, write_json
 from hpclm.runs.predictions import line
 from hpclm.runs.record import Run
-from hpclm.site.profile import LOCAL
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from hpclm.scheduler import discovery
+from hpclm.schedulers import discovery
 
 
 def test_what_the_ranks_would_miss_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.runs import files
-from hpclm.runs.paths import RunPaths, attempt_name
+from hpclm.core import files
+from hpclm.core.layout import RunPaths, attempt_name
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_attempts_sort_by_submit_then_restart(tmp_path: Path) -> None:
 def test_what_a_rank_imports_needs_the_standard_library_alone() -> None:
     code = (
         "import sys; before = set(sys.modules)\n"
-        "import hpclm.runs.paths, hpclm.runs.files, hpclm.scheduler.supervisor, hpclm.scheduler.process\n"
+        "import hpclm.core.layout, hpclm.core.files, hpclm.schedulers.local.supervisor, hpclm.core.processes\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(*sorted(new - set(sys.stdlib_module_names)))"
     )

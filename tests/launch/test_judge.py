@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from harness import CHAIN, prepared
 
-from hpclm.runs.files import write_json
-from hpclm.runs.judge import judge
-from hpclm.runs.paths import RunPaths
-from hpclm.runs.ranks import first_failure
+from hpclm.core.files import write_json
+from hpclm.core.layout import RunPaths
+from hpclm.core.site import SLURM
+from hpclm.recovery.rank_failures import first_failure
 from hpclm.runs.record import Record, read_run, write_record
+from hpclm.runs.stage_state import judge
 from hpclm.runs.submit import _record
-from hpclm.scheduler.jobs import JobInfo
-from hpclm.site.profile import SLURM
+from hpclm.schedulers.jobs import JobInfo
 
 
 def rank(number: int, state: str, kind: str = "", ended: float = 0.0, message: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpclm.runs.ranks import last_words
+from hpclm.recovery.rank_failures import last_words
 
 
 def test_a_ranks_own_words_come_before_slurms(tmp_path: Path) -> None:

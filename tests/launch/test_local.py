@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
-from hpclm.errors import HpclmError, SchedulerError, SiteError
+from hpclm.core.errors import HpclmError, SchedulerError, SiteError
+from hpclm.core.processes import is_alive
+from hpclm.core.site import LOCAL
 from hpclm.runs.cancel import cancel
-from hpclm.runs.logs import choose_stage, follow, log_path, read
+from hpclm.runs.rank_logs import choose_stage, follow, log_path, read
 from hpclm.runs.record import Run, find_run
 from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
-from hpclm.scheduler import local
-from hpclm.scheduler.process import is_alive
-from hpclm.site.profile import LOCAL
+from hpclm.schedulers.local import executor
 
 
 def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *stages: Stage) -> Run:
@@ -62,7 +62,7 @@ def test_stages_run_in_order_each_rank_with_its_place_and_share_of_threads(
 def test_a_run_outlives_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
         "import sys, pytest; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from harness import *; from hpclm.site.profile import LOCAL\n"
+        "from harness import *; from hpclm.core.site import LOCAL\n"
         "stages = (Stage('train', behaviour={'seconds': 1.5}),)\n"
         "use_fake_worker(pytest.MonkeyPatch(), stages)\n"
         "print(submitting.submit(prepared(Path(sys.argv[1]) / 'runs', stages, LOCAL)).paths.root)"
@@ -113,8 +113,8 @@ def test_a_failing_rank_ends_the_others_and_the_reason_is_its_own(
 
 
 def test_ranks_that_do_not_notice_are_ended_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(local, "GRACE_S", 0.3)
-    monkeypatch.setattr(local, "KILL_WAIT_S", 0.3)
+    monkeypatch.setattr(executor, "GRACE_S", 0.3)
+    monkeypatch.setattr(executor, "KILL_WAIT_S", 0.3)
     run = start(monkeypatch, tmp_path, Stage("train", behaviour={"seconds": 60, "kill": 1, "deaf": True}))
     status = until_over(run)
     assert status.state == "failed"
@@ -132,7 +132,7 @@ def test_memory_exhaustion_has_its_own_word(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_killed_rank_is_said_to_be_and_resume_does_only_what_is_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(local, "GRACE_S", 0.3)
+    monkeypatch.setattr(executor, "GRACE_S", 0.3)
     dies = dataclasses.replace(CHAIN[1], behaviour={"kill": 1, "seconds": 60})
     run = start(monkeypatch, tmp_path, CHAIN[0], dies, CHAIN[2])
     status = until_over(run)
@@ -163,9 +163,9 @@ def test_a_run_that_goes_on_is_not_resumed(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_the_time_limit_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deaf: bool) -> None:
-    whole = local.describe
-    monkeypatch.setattr(local, "describe", lambda *a: {**whole(*a), "time_limit_s": 1.0, "warning_s": 0.4})
-    monkeypatch.setattr(local, "KILL_WAIT_S", 0.3)
+    whole = executor.describe
+    monkeypatch.setattr(executor, "describe", lambda *a: {**whole(*a), "time_limit_s": 1.0, "warning_s": 0.4})
+    monkeypatch.setattr(executor, "KILL_WAIT_S", 0.3)
     run = start(monkeypatch, tmp_path, dataclasses.replace(CHAIN[0], behaviour={"seconds": 60, "deaf": deaf}), CHAIN[1])
     status = until_over(run)
     assert words(status) == {"pretrain": "timeout", "ptune": "skipped"}
@@ -221,7 +221,7 @@ def test_gpus_that_are_not_here_are_refused_and_nothing_is_left(
 
 
 def test_a_supervisor_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    monkeypatch.setattr(executor.sys, "executable", "/bin/false")
     with pytest.raises(SchedulerError, match="the local supervisor did not start"):
         start(monkeypatch, tmp_path, Stage("train"))
     assert list(tmp_path.iterdir()) == []

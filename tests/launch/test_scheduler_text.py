@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.errors import SchedulerError
-from hpclm.scheduler import client
-from hpclm.scheduler.jobs import STATES, JobInfo
-from hpclm.scheduler.words import pending_words, state_word
+from hpclm.core.errors import SchedulerError
+from hpclm.schedulers.jobs import STATES, JobInfo
+from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm.words import pending_words, state_word
 
 
 def when(text: str) -> float:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.errors import SiteError
-from hpclm.site import load_site
-from hpclm.site.profile import read_profile
-from hpclm.site.runs_dir import runs_folder
+from hpclm.core.errors import SiteError
+from hpclm.core.site import load_site, read_profile
+from hpclm.runs.runs_folder import runs_folder
 
 FULL = """
 scheduler: slurm

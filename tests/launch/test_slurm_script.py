@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.container import ContainerRequest, LaunchSpec, Mount, launch_spec
-from hpclm.errors import SiteError
-from hpclm.scheduler import local, slurm
-from hpclm.scheduler.jobs import StageJob
-from hpclm.site.profile import LOCAL, SLURM, Site
+from hpclm.containers import ContainerRequest, LaunchSpec, Mount, launch_spec
+from hpclm.core.errors import SiteError
+from hpclm.core.site import LOCAL, SLURM, Site
+from hpclm.schedulers.jobs import StageJob
+from hpclm.schedulers.local import executor
+from hpclm.schedulers.slurm import job_script
 
 JOB = StageJob(
     run="gpt-20261120-120000-ab12",
@@ -64,33 +65,36 @@ def test_the_whole_script(runtime: str, golden: Callable[[str, str], None]) -> N
         image = "/images/nemo.sqsh" if runtime == "enroot" else REQUEST.image
         launch = launch_spec(runtime, dataclasses.replace(REQUEST, image=image))
         job = dataclasses.replace(JOB, launch=launch, python=launch.python, in_container=True)
-    script = slurm.render(job, SITE)
+    script = job_script.render(job, SITE)
     golden(f"slurm-{runtime}.sh", script)
     shellcheck(script)
 
 
 def test_a_cpu_stage_on_a_discovered_site_asks_for_no_gpu(golden: Callable[[str, str], None]) -> None:
     job = dataclasses.replace(JOB, device="cpu", memory_gib=4, time_limit_min=1, depends_on=())
-    script = slurm.render(job, SLURM)
+    script = job_script.render(job, SLURM)
     golden("slurm-cpu.sh", script)
     assert "gpu" not in script.replace("gpt", "")
-    assert slurm.submission_argv(job, {}) == []
+    assert job_script.submission_argv(job, {}) == []
 
 
 def test_the_local_script(golden: Callable[[str, str], None]) -> None:
-    script = local.render(dataclasses.replace(JOB, device="cpu", nodes=1), LOCAL)
+    script = executor.render(dataclasses.replace(JOB, device="cpu", nodes=1), LOCAL)
     golden("local.sh", script)
     shellcheck(script)
 
 
 def test_a_dependency_is_verified_and_never_pends_for_ever() -> None:
-    assert slurm.submission_argv(JOB, {"pretrain": "17"}) == ["--dependency=afterok:17", "--kill-on-invalid-dep=yes"]
+    assert job_script.submission_argv(JOB, {"pretrain": "17"}) == [
+        "--dependency=afterok:17",
+        "--kill-on-invalid-dep=yes",
+    ]
 
 
 def test_the_parent_must_be_known_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm.client, "jobs_of", lambda users, ids=(): [])
-    with pytest.raises(slurm.SchedulerError, match="does not know job 17"):
-        slurm.verify(["17"], "me")
+    monkeypatch.setattr(job_script.client, "jobs_of", lambda users, ids=(): [])
+    with pytest.raises(job_script.SchedulerError, match="does not know job 17"):
+        job_script.verify(["17"], "me")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_the_parent_must_be_known_to_the_controller(monkeypatch: pytest.MonkeyPa
 )
 def test_control_characters_are_refused_everywhere(change: dict[str, object]) -> None:
     with pytest.raises(SiteError, match="control character"):
-        slurm.render(dataclasses.replace(JOB, **change), SLURM)  # type: ignore[arg-type]
+        job_script.render(dataclasses.replace(JOB, **change), SLURM)  # type: ignore[arg-type]
 
 
 def test_a_job_name_is_plain_whatever_the_title() -> None:
@@ -155,7 +159,7 @@ def shellcheck(script: str) -> None:
 
 def test_a_sites_own_python_path_stands_behind_our_code() -> None:
     site = dataclasses.replace(SITE, environment={"PYTHONPATH": "/site/lib"})
-    lines = slurm.render(JOB, site).splitlines()
+    lines = job_script.render(JOB, site).splitlines()
     shown = subprocess.run(
         ["bash", "-c", "\n".join([*(line for line in lines if "PYTHONPATH" in line), "echo $PYTHONPATH"])],
         capture_output=True,
@@ -164,4 +168,4 @@ def test_a_sites_own_python_path_stands_behind_our_code() -> None:
         check=True,
     )
     assert shown.stdout.strip() == f"{JOB.payload}:/site/lib"
-    assert local.describe(JOB, site)["environment"]["PYTHONPATH"] == f"{JOB.payload}:/site/lib"
+    assert executor.describe(JOB, site)["environment"]["PYTHONPATH"] == f"{JOB.payload}:/site/lib"

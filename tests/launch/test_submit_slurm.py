@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from harness import CHAIN, prepared, use_fake_worker, words
 
-from hpclm.errors import SchedulerError
+from hpclm.core.errors import SchedulerError
+from hpclm.core.site import SLURM
 from hpclm.runs import submit as submitting
 from hpclm.runs.record import find_run
 from hpclm.runs.status import status_of
-from hpclm.scheduler import slurm
-from hpclm.site.profile import SLURM
+from hpclm.schedulers.slurm import job_script
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def test_the_first_refusal_leaves_nothing(tmp_path: Path, programs: Path) -> Non
 def test_ctrl_c_between_two_stages_takes_the_first_back(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = slurm.submit
+    real = job_script.submit
 
     def interrupted(job, site, parents, first):  # type: ignore[no-untyped-def]
         if job.stage == "ptune":
             raise KeyboardInterrupt
         return real(job, site, parents, first)
 
-    monkeypatch.setattr(slurm, "submit", interrupted)
+    monkeypatch.setattr(job_script, "submit", interrupted)
     with pytest.raises(SchedulerError, match="stage ptune: interrupted"):
         submit(tmp_path)
     assert (tmp_path / "cancelled").read_text().split() == ["1"]

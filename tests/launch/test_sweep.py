@@ -14,7 +14,7 @@ from harness import Stage, use_fake_worker
 from samples import DROP, changed, write
 
 from hpclm.cli import app as cli
-from hpclm.errors import RecipeError
+from hpclm.core.errors import RecipeError
 from hpclm.runs.sweep import parse_axis
 
 MANY_SEEDS = "seed=" + ",".join(map(str, range(200)))

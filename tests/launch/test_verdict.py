@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from hpclm.runs import story
-from hpclm.runs.files import append_line, write_json
-from hpclm.runs.paths import StagePaths
-from hpclm.runs.verdict import STOP_CODES, Verdict, decide, read_verdict, write_verdict
+from hpclm.core.files import append_line, write_json
+from hpclm.core.layout import StagePaths
+from hpclm.recovery.restart_decision import STOP_CODES, Verdict, decide, read_verdict, write_verdict
+from hpclm.runs import attempt_history
 
 NODES = ("node0", "node1")
 
@@ -176,16 +176,18 @@ def test_the_story_is_told_attempt_by_attempt(trial: Trial) -> None:
     tell("start", "node[0-1]")
     trial.attempt(rank(0, "signal"), rank(1, "signal"), step=7)
     tell("requeue", "preemption")
-    assert story.why_again(trial.stage, 1) == "preempted: its nodes went to a job of higher priority; requeued"
+    assert (
+        attempt_history.why_again(trial.stage, 1) == "preempted: its nodes went to a job of higher priority; requeued"
+    )
     tell("start", "node[2-3]")
     trial.attempt(rank(0, "data"))
     tell("stop", "verdict")
-    lines = [sentence for _, sentence in story.sentences(trial.stage, 1)]
+    lines = [sentence for _, sentence in attempt_history.sentences(trial.stage, 1)]
     assert lines[0].startswith("attempt 1 on node[0-1]: rank 1 on node1 vanished without a word")
     assert lines[0].endswith("; started again on the same nodes")
     assert lines[1] == "attempt 2 on node[0-1]: preempted: its nodes went to a job of higher priority; requeued"
     assert lines[2].endswith("; given up")
-    ending = story.ending(trial.stage, 1)
+    ending = attempt_history.ending(trial.stage, 1)
     assert ending is not None
     assert (ending.state, ending.rank) == ("failed", 0)
-    assert story.sentences(trial.stage, 2) == []
+    assert attempt_history.sentences(trial.stage, 2) == []

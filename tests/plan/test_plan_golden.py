@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from samples import changed, write
 
-from hpclm.plan import make_plan, picture
+from hpclm.planning import make_plan, picture
 from hpclm.recipe import load
 
 RECIPES = Path(__file__).parents[2] / "recipes"

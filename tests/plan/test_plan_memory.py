@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from hpclm.plan import memory
-from hpclm.plan.spec import BatchSpec, GenerationSpec, ModelSpec, ParallelSpec, PromptSpec, TaskTemplate
+from hpclm.core.spec import BatchSpec, GenerationSpec, ModelSpec, ParallelSpec, PromptSpec, TaskTemplate
+from hpclm.planning import memory
 
 GPT2 = ModelSpec(12, 768, 3072, 12, 12, 64, 1024, 50257, 50304)
 GPT20B = ModelSpec(44, 6144, 24576, 48, 48, 128, 2048, 50257, 50304)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from samples import changed, single, write, write_checkpoint
 
-from hpclm.plan import Finding, Plan, make_plan
+from hpclm.planning import Finding, Plan, make_plan
 from hpclm.recipe import load
 
 # rule, key that is at fault, the value it breaks on, choices offered, other changes that the case needs

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from samples import ROW, changed, single, write, write_checkpoint
 
-from hpclm.errors import PlanError
-from hpclm.plan import make_plan, stage_specs
-from hpclm.plan.spec import ModelSpec, StageSpec, from_dict, to_dict
+from hpclm.core.errors import PlanError
+from hpclm.core.spec import ModelSpec, StageSpec, from_dict, to_dict
+from hpclm.planning import make_plan, stage_specs
 from hpclm.recipe import load
 
 
@@ -135,12 +135,12 @@ def test_a_plan_with_errors_gives_no_specs(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_checked_in_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpclm.plan import rows
+    from hpclm.data import row_checks
 
     path = write(tmp_path, changed(("stages.1.trainer", {"max_epochs": 3})))
     line = json.dumps(ROW) + "\n"
-    monkeypatch.setattr(rows, "MIN_FILE_BYTES", len(line) * 5)
-    monkeypatch.setattr(rows.Budget, "__init__", lambda self: setattr(self, "left", 0))
+    monkeypatch.setattr(row_checks, "MIN_FILE_BYTES", len(line) * 5)
+    monkeypatch.setattr(row_checks.Budget, "__init__", lambda self: setattr(self, "left", 0))
     plan = make_plan(load(path))
     assert not plan.errors
     found = [finding for finding in plan.findings if "only the first" in finding.message]

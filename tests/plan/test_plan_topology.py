@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpclm.plan.nearest import closest, divisors, either, multiples
-from hpclm.plan.rules import padded_vocab_size
-from hpclm.plan.topology import Topology
+from hpclm.core.nearest import closest, divisors, either, multiples
+from hpclm.planning.rules import padded_vocab_size
+from hpclm.planning.topology import Topology
 
 
 @st.composite

@@ -12,8 +12,8 @@ import pytest
 from samples import changed, write
 
 from hpclm.cli import app as cli
-from hpclm.plan import make_plan
-from hpclm.plan.nemo import as_yaml
+from hpclm.engines.nemo.config import as_yaml
+from hpclm.planning import make_plan
 from hpclm.recipe import load
 
 STANDINS = Path(__file__).with_name("standins")

@@ -14,7 +14,7 @@ from broken_case import Case, changed_case, recipe_case
 from broken_files import checkpoint_cases, missing_files, row_cases, template_cases
 from samples import DROP, changed, dump, single, write, write_checkpoint
 
-from hpclm.recipe.mending import section_of
+from hpclm.recipe.error_messages import section_of
 from hpclm.recipe.schema.stage import SECTIONS, Stage
 
 

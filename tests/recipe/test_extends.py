@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.errors import RecipeError
-from hpclm.plan import make_plan
+from hpclm.core.errors import RecipeError
+from hpclm.planning import make_plan
 from hpclm.recipe import load
 
 RECIPES = Path(__file__).parents[2] / "recipes"

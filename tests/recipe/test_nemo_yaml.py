@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from hpclm.cli import app as cli
-from hpclm.errors import RecipeError
-from hpclm.plan import make_plan
+from hpclm.core.errors import RecipeError
+from hpclm.planning import make_plan
 from hpclm.recipe import load
 
 NEMO = Path(__file__).with_name("nemo_squad.yaml")
@@ -66,7 +66,7 @@ def test_the_recipes_own_keys_are_reached_too() -> None:
     settings = [
         "hpclm.data.semantics=nemo",
         "hpclm.resources.time_limit_min=600",
-        "hpclm.container.image=nvcr.io/x/y:1",
+        "hpclm.containers.image=nvcr.io/x/y:1",
     ]
     loaded = load(NEMO, [*GIVEN, *settings], nodes=3, devices_per_node=8)
     recipe = loaded.stages[0].recipe

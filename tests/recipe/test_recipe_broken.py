@@ -9,8 +9,8 @@ import pytest
 from broken import CASES, HOSTILE, Case
 from samples import changed, write
 
-from hpclm.errors import RecipeError
-from hpclm.plan import make_plan, picture, stage_specs
+from hpclm.core.errors import RecipeError
+from hpclm.planning import make_plan, picture, stage_specs
 from hpclm.recipe import load
 
 # `file:line key: what; how to mend`, or the command-line argument in the place's stead.

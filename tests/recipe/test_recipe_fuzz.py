@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import RECIPE, changed, dump, write_checkpoint, write_files
 
-from hpclm.errors import RecipeError
-from hpclm.plan import Plan, make_plan, picture, stage_specs
+from hpclm.core.errors import RecipeError
+from hpclm.planning import Plan, make_plan, picture, stage_specs
 from hpclm.recipe import load
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from samples import changed, single, write, write_checkpoint
 
-from hpclm.errors import RecipeError
-from hpclm.plan import make_plan
+from hpclm.core.errors import RecipeError
+from hpclm.planning import make_plan
 from hpclm.recipe import load
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -170,7 +170,7 @@ def test_loading_and_planning_import_no_engine_and_are_quick(tmp_path: Path) -> 
     path = write(tmp_path, changed())
     code = (
         "import sys, time; began = time.perf_counter()\n"
-        "from hpclm.recipe import load\nfrom hpclm.plan import make_plan, picture\n"
+        "from hpclm.recipe import load\nfrom hpclm.planning import make_plan, picture\n"
         f"picture(make_plan(load({str(path)!r})))\n"
         "print(time.perf_counter() - began)\n"
         "heavy = {'torch', 'numpy', 'megatron', 'transformers', 'tokenizers', 'rich', 'typer', 'submitit'}\n"
@@ -182,7 +182,7 @@ def test_loading_and_planning_import_no_engine_and_are_quick(tmp_path: Path) -> 
 
 
 def test_a_rank_gets_its_contract_without_pydantic_or_yaml() -> None:
-    code = "import sys, hpclm.plan.spec; assert not {'pydantic', 'yaml', 'hpclm.recipe'} & set(sys.modules)"
+    code = "import sys, hpclm.core.spec; assert not {'pydantic', 'yaml', 'hpclm.recipe'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -191,7 +191,7 @@ def test_planning_is_standard_library_only() -> None:
         "architecture context drawing finding foundation inputs memory nearest planning requirements result rows rules"
     )
     imports = "; ".join(
-        f"import hpclm.plan.{name}" for name in f"{names} specs templates topology vocabulary work".split()
+        f"import hpclm.planning.{name}" for name in f"{names} specs templates topology vocabulary work".split()
     )
     code = f"import sys; {imports}; assert not {{'pydantic', 'yaml', 'hpclm.recipe'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

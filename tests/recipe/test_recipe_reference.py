@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from hpclm.recipe.mending import section_of
+from hpclm.recipe.error_messages import section_of
 from hpclm.recipe.reference import markdown
 from hpclm.recipe.schema.stage import Stage
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpclm.errors import RecipeError
+from hpclm.core.errors import RecipeError
 from hpclm.recipe.tree import parse, resolve_scalar
 
 

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from hpclm.scoring import validation_metrics
-from hpclm.scoring.tasks import classification, intents, kind_of, squad
-from hpclm.scoring.text import bleu, exact_match, rouge, token_f1
+from hpclm.metrics import validation_metrics
+from hpclm.metrics.task_scores import classification, intents, kind_of, squad
+from hpclm.metrics.text_scores import bleu, exact_match, rouge, token_f1
 
 WORDS = [
     "the",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from hpclm.worker.engine import cpu
+from hpclm.engines.megatron.ranks import cpu_standins
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # megatron-core says that Apex and Transformer Engine are absent
-    cpu.install()
-    import hpclm.worker.tasks  # noqa: F401 - all that warns when imported, imported here
+    cpu_standins.install()
+    import hpclm.engines.megatron.ranks.tasks  # noqa: F401 - all that warns when imported, imported here

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpclm.plan import spec as plan
-from hpclm.runs.files import read_lines, write_json
-from hpclm.runs.paths import StagePaths
+from hpclm.core import spec as plan
+from hpclm.core.files import read_lines, write_json
+from hpclm.core.layout import StagePaths
 
 NAMES = ["path", "name", "self", "node", "list", "dict", "file", "mode", "type", "args", "item", "data"]
 VOCAB = 384

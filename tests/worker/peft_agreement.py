@@ -20,17 +20,17 @@ import prompt_learning as bench
 import torch
 import torch.distributed as dist
 
-from hpclm.plan import spec as plan
-from hpclm.worker.engine import cpu
+from hpclm.core import spec as plan
+from hpclm.engines.megatron.ranks import cpu_standins
 
-cpu.install()
+cpu_standins.install()
 
 from peft import PromptEncoder, PromptEncoderConfig, get_peft_model
 from transformers import GPT2LMHeadModel
 
-from hpclm.worker.engine import groups as process_groups
-from hpclm.worker.engine.model import initialize_weights, transformer_config
-from hpclm.worker.prompts import PromptsCard, build_prompts
+from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.engines.megatron.ranks import groups as process_groups
+from hpclm.engines.megatron.ranks.gpt_model import initialize_weights, transformer_config
 
 HIDDEN, INNER = 64, 48
 SIZES = argparse.Namespace(layers=2, hidden=HIDDEN, heads=4, vocab=512, tokens=22, batch=4)

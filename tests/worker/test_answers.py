@@ -12,15 +12,15 @@ import pytest
 import torch
 from engine_harness import SMALL
 
-from hpclm.plan.spec import GenerationSpec, ParallelSpec
-from hpclm.worker.data.templates import Example
-from hpclm.worker.engine.answering import Answerer
-from hpclm.worker.engine.generation import Generator
-from hpclm.worker.engine.groups import Groups
-from hpclm.worker.engine.language_model import LanguageModel
-from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
-from hpclm.worker.engine.stopping import EndStrings
-from hpclm.worker.tokenizer import Tokenizer
+from hpclm.core.spec import GenerationSpec, ParallelSpec
+from hpclm.data.templates import Example
+from hpclm.data.tokenizers import Tokenizer
+from hpclm.engines.megatron.ranks.answering import Answerer
+from hpclm.engines.megatron.ranks.end_strings import EndStrings
+from hpclm.engines.megatron.ranks.generation import Generator
+from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

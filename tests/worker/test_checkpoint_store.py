@@ -10,11 +10,11 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from hpclm.errors import CheckpointError
-from hpclm.plan.spec import CheckpointSpec
-from hpclm.worker.checkpoints import store
-from hpclm.worker.checkpoints.manager import CheckpointManager, checkpoints_in, resolve, step_of
-from hpclm.worker.engine.groups import Groups
+from hpclm.core.errors import CheckpointError
+from hpclm.core.spec import CheckpointSpec
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks.checkpoint_manager import CheckpointManager, checkpoints_in, resolve, step_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -32,7 +32,7 @@ def shard(
 def saved(tmp_path: Path, alone: Groups) -> Path:
     folder = tmp_path / "step-00000001"
     # two pieces in one file, as two ranks would hold them
-    store.save(folder, [shard(WHOLE[:3].clone(), (0, 2)), shard(WHOLE[3:].clone(), (1, 2))], {"step": 1})
+    checkpoint_store.save(folder, [shard(WHOLE[:3].clone(), (0, 2)), shard(WHOLE[3:].clone(), (1, 2))], {"step": 1})
     return folder
 
 
@@ -42,13 +42,13 @@ def test_any_cut_reads_what_another_wrote(saved: Path, parts: tuple[int, int]) -
     for row in range(parts[0]):
         for column in range(parts[1]):
             data = torch.full((height, width), -1.0)
-            store.load(saved, [shard(data, (row, parts[0]), (column, parts[1]))])
+            checkpoint_store.load(saved, [shard(data, (row, parts[0]), (column, parts[1]))])
             assert torch.equal(data, WHOLE[row * height :, column * width :][:height, :width])
 
 
 def test_values_take_the_type_of_where_they_go(saved: Path) -> None:
     data = torch.zeros(6, 4, dtype=torch.bfloat16)
-    store.load(saved, [shard(data)])
+    checkpoint_store.load(saved, [shard(data)])
     assert torch.equal(data, WHOLE.bfloat16())
 
 
@@ -56,7 +56,7 @@ def test_a_table_of_another_padding_takes_what_both_have(saved: Path) -> None:
     longer = torch.full((8, 4), 9.0)
     piece = shard(longer)
     piece.allow_shape_mismatch = True
-    store.load(saved, [piece])
+    checkpoint_store.load(saved, [piece])
     assert torch.equal(longer[:6], WHOLE)
     assert not longer[6:].any()
 
@@ -70,7 +70,7 @@ def test_a_table_of_another_padding_takes_what_both_have(saved: Path) -> None:
 )
 def test_a_checkpoint_of_another_model_is_refused(saved: Path, piece: ShardedTensor, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        store.load(saved, [piece])
+        checkpoint_store.load(saved, [piece])
 
 
 def _shard_file(folder: Path) -> Path:
@@ -106,9 +106,9 @@ def _escape(folder: Path) -> None:
     ],
 )
 def test_damage_is_found_and_named(saved: Path, harm: Callable[[Path], object], words: str) -> None:
-    assert store.damage(saved) is None
+    assert checkpoint_store.damage(saved) is None
     harm(saved)
-    wrong = store.damage(saved)
+    wrong = checkpoint_store.damage(saved)
     assert wrong is not None
     assert words in wrong
 

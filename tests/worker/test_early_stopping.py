@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from engine_harness import losses, result, run, stage_spec, write_data
 
-from hpclm.plan.spec import EarlyStoppingSpec
-from hpclm.worker.engine.patience import Patience
+from hpclm.core.spec import EarlyStoppingSpec
+from hpclm.engines.megatron.ranks.early_stopping import Patience
 
 
 def test_only_a_loss_lower_by_more_than_min_delta_counts() -> None:

@@ -10,15 +10,15 @@ import pytest
 from engine_harness import SMALL
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpclm.plan import spec as plan
-from hpclm.worker.checkpoints.manager import CheckpointManager
-from hpclm.worker.data.packing import pack
-from hpclm.worker.data.templates import Example
-from hpclm.worker.engine.groups import Groups
-from hpclm.worker.engine.language_model import Batch, LanguageModel
-from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
-from hpclm.worker.engine.training import Trainer
-from hpclm.worker.prompts import PromptsCard, build_prompts
+from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.core import spec as plan
+from hpclm.data.ranks.packing import pack
+from hpclm.data.templates import Example
+from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.training import Trainer
+from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.worker.report import Progress
 from hpclm.worker.signals import StopFlag
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from engine_harness import MODERN, SMALL
 
-from hpclm.plan.spec import GenerationSpec, ModelSpec, ParallelSpec
-from hpclm.worker.engine.generation import Generator, prefill_mask, sample
-from hpclm.worker.engine.groups import Groups
-from hpclm.worker.engine.language_model import LanguageModel
-from hpclm.worker.engine.model import build_gpt, initialize_weights, transformer_config
-from hpclm.worker.engine.seeds import named_generator
+from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
+from hpclm.engines.megatron.ranks.generation import Generator, prefill_mask, sample
+from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
+from hpclm.engines.megatron.ranks.seeds import named_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
 
-from hpclm.plan.spec import StageSpec
-from hpclm.runs.files import read_object
-from hpclm.runs.paths import StagePaths
+from hpclm.core.files import read_object
+from hpclm.core.layout import StagePaths
+from hpclm.core.spec import StageSpec
 from hpclm.worker.report import EXIT_PEER, EXIT_STOPPED
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 
-from hpclm.plan.spec import PromptSpec, StageSpec
-from hpclm.runs.files import read_lines
-from hpclm.runs.paths import StagePaths
-from hpclm.worker.checkpoints import store
+from hpclm.core.files import read_lines
+from hpclm.core.layout import StagePaths
+from hpclm.core.spec import PromptSpec, StageSpec
+from hpclm.formats.ranks import checkpoint_store
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_in_nemos_way_the_name_of_a_task_changes_what_it_learns(bench: Bench) ->
 def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
     """Each task's input is drawn by its name, so what is compared is that no embedding of it is in the checkpoint."""
     made = run(bench.spec("plain", "p-tuning", steps=2, validate=2))
-    tensors = store.read_manifest(made.checkpoint(2))["tensors"]
+    tensors = checkpoint_store.read_manifest(made.checkpoint(2))["tensors"]
     assert sorted(name for name in tensors if not name.startswith("optimizer.")) == [
         "prompts.encoder.first.bias",
         "prompts.encoder.first.weight",

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from hpclm.plan.spec import OptimSpec
-from hpclm.worker.engine.groups import Groups
-from hpclm.worker.engine.optimizer import LossScale, Optimizer, learning_rate
-from hpclm.worker.engine.training import masked_mean
+from hpclm.core.spec import OptimSpec
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
+from hpclm.engines.megatron.ranks.training import masked_mean
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -12,8 +12,8 @@ import engine_harness
 import pytest
 from engine_harness import MODERN, SPLITS, Split, losses, predictions, run, stage_spec
 
-from hpclm.plan.spec import BatchSpec, GenerationSpec, RecomputeSpec
-from hpclm.runs.paths import StagePaths
+from hpclm.core.layout import StagePaths
+from hpclm.core.spec import BatchSpec, GenerationSpec, RecomputeSpec
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.errors import CheckpointError, DataError
-from hpclm.worker.ranks import RankFacts, rank_facts
-from hpclm.worker.rendezvous import RendezvousError, meet
+from hpclm.core.errors import CheckpointError, DataError
+from hpclm.worker.rank_identity import RankFacts, rank_facts
+from hpclm.worker.ranks.rendezvous import RendezvousError, meet
 from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, StoppedError
 from hpclm.worker.signals import StopFlag
 
@@ -112,8 +112,8 @@ def test_a_signal_sets_a_flag_and_nothing_else() -> None:
 MEET = """
 import sys
 from pathlib import Path
-from hpclm.worker.ranks import RankFacts
-from hpclm.worker.rendezvous import meet
+from hpclm.worker.rank_identity import RankFacts
+from hpclm.worker.ranks.rendezvous import meet
 rank, world = int(sys.argv[2]), int(sys.argv[3])
 store = meet(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=20)
 store.set(f"hello/{rank}", str(rank))
@@ -140,7 +140,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
 
 IMPORTS = """
 import importlib, pkgutil, sys
-from hpclm.worker.engine import cpu
+from hpclm.engines.megatron.ranks import cpu
 cpu.install()
 import hpclm.worker
 for module in pkgutil.walk_packages(hpclm.worker.__path__, "hpclm.worker."):

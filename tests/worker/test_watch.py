@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.runs.paths import AttemptPaths
+from hpclm.core.layout import AttemptPaths
 from hpclm.worker.report import EXIT_STALL
 
 RANK = """
 import sys, time
 from pathlib import Path
-from hpclm.runs.paths import AttemptPaths
-from hpclm.worker import pulse
-from hpclm.worker.ranks import RankFacts
+from hpclm.core.layout import AttemptPaths
+from hpclm.core import heartbeat
+from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.report import PeerError, RankRecord
-from hpclm.worker.watch import StallWatch
+from hpclm.worker.stall_watch import StallWatch
 
 paths, rank, timeout = AttemptPaths(Path(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
 record = RankRecord(paths.rank(rank), RankFacts(rank, 2, 0, 0, "node0", 0))
@@ -36,7 +36,7 @@ def computing_for_ever():
 def working():
     for _ in range(20):
         time.sleep(0.1)
-        pulse.beat()
+        heartbeat.beat()
 
 exec(sys.argv[4])
 watch.stop()
@@ -87,7 +87,10 @@ def test_a_rank_that_was_stopped_is_the_one_the_others_waited_for(tmp_path: Path
     """It goes on when the job ends it, and finds the others gone before it can notice that it stood still."""
     what = "time.sleep(1.0); sys.exit(record.finish(PeerError('gone'), watch.stood_still_s()))"
     process = start(tmp_path, 1, 4.0, what)
+    until = time.monotonic() + 60
     while not AttemptPaths(tmp_path).rank(1).exists():
+        assert process.poll() is None, "the rank ended before it began"
+        assert time.monotonic() < until, "the rank did not begin"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(2.5)

@@ -4,5 +4,5 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import hpclm.worker.data.packing
-    import hpclm.worker.data.text  # noqa: F401
+    import hpclm.data.ranks.packing
+    import hpclm.data.ranks.text_corpus  # noqa: F401

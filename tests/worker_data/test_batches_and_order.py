@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpclm.errors import DataError
-from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.packing import collate_left, pack
-from hpclm.worker.data.rows import PromptDataset
-from hpclm.worker.data.sampler import FILL, GlobalBatchSampler
-from hpclm.worker.data.templates import Example
-from hpclm.worker.engine.attention import SdpaAttention
-from hpclm.worker.tokenizer import Tokenizer
+from hpclm.core.errors import DataError
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.data.examples import PromptDataset
+from hpclm.data.ranks.packing import collate_left, pack
+from hpclm.data.ranks.sampler import FILL, GlobalBatchSampler
+from hpclm.data.templates import Example
+from hpclm.data.tokenizers import Tokenizer
+from hpclm.engines.megatron.ranks.attention import SdpaAttention
 
 TOKENIZER = Tokenizer.train(["a b c d e f"] * 5, 300)
 SHORT = Example([9, 1, 2, 3], [0, -1, -1, -1], [0, 0, 1, 1], "t", 0, 0, "", None)

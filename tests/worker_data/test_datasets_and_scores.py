@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.datasets import assistant, demo
-from hpclm.errors import DataError
-from hpclm.scoring import scores
+from hpclm.core.errors import DataError
+from hpclm.data.sources import assistant, demo
+from hpclm.metrics import scores
 
 
 def rows(path: Path) -> list[dict[str, str]]:

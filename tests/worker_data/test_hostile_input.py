@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from hpclm.datasets import assistant
-from hpclm.errors import DataError
-from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.scoring import scores
-from hpclm.worker.data.packing import collate_left, pack
-from hpclm.worker.data.rows import PromptDataset
-from hpclm.worker.data.templates import Example, Template
-from hpclm.worker.tokenizer import Tokenizer
+from hpclm.core.errors import DataError
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.data.examples import PromptDataset
+from hpclm.data.ranks.packing import collate_left, pack
+from hpclm.data.sources import assistant
+from hpclm.data.templates import Example, Template
+from hpclm.data.tokenizers import Tokenizer
+from hpclm.metrics import scores
 
 TOKENIZER = Tokenizer.train(["the quick brown fox 日本語 answer: yes no"] * 20, 320)
 TEMPLATE = TaskTemplate("t", "<|VIRTUAL_PROMPT_0|> {q} {answer}", 2, [2])

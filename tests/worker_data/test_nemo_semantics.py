@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.errors import DataError
-from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.nemo_templates import NemoTemplate
-from hpclm.worker.data.packing import pack
-from hpclm.worker.data.rows import PromptDataset
-from hpclm.worker.data.templates import Example, Template
-from hpclm.worker.tokenizer import Tokenizer
+from hpclm.core.errors import DataError
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.data.examples import PromptDataset
+from hpclm.data.nemo_templates import NemoTemplate
+from hpclm.data.ranks.packing import pack
+from hpclm.data.templates import Example, Template
+from hpclm.data.tokenizers import Tokenizer
 
 SPEC = TaskTemplate(
     "squad", "<|VIRTUAL_PROMPT_0|> Context: {context} Answer: {answer}", 3, [3], truncate_field="context"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from hpclm.datasets import assistant
-from hpclm.datasets.assistant import FOLD
-from hpclm.plan.spec import PromptData, TaskTemplate
-from hpclm.worker.data.rows import PromptDataset
-from hpclm.worker.tokenizer import Tokenizer
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.data.examples import PromptDataset
+from hpclm.data.sources import assistant
+from hpclm.data.sources.assistant import FOLD
+from hpclm.data.tokenizers import Tokenizer
 
 TEMPLATE = TaskTemplate(
     "intent_and_slot",

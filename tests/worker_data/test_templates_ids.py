@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpclm.errors import DataError
-from hpclm.plan.spec import TaskTemplate
-from hpclm.worker.data.templates import Example, Template, check_row
-from hpclm.worker.tokenizer import Tokenizer
+from hpclm.core.errors import DataError
+from hpclm.core.spec import TaskTemplate
+from hpclm.data.templates import Example, Template, check_row
+from hpclm.data.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the quick brown fox jumps over the lazy dog = yes no answer: question"] * 20, 320)
 SPEC = TaskTemplate("qa", "<|VIRTUAL_PROMPT_0|> Q: {question} <|VIRTUAL_PROMPT_1|> A: {answer}", 5, [3, 2])

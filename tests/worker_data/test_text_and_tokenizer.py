@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpclm.errors import DataError
-from hpclm.plan import spec as plan
-from hpclm.worker.data.text import DType, IndexedDatasetBuilder, TextDataset, prepare_text
-from hpclm.worker.tokenizer import Tokenizer, load_tokenizer
+from hpclm.core import spec as plan
+from hpclm.core.errors import DataError
+from hpclm.data.ranks.text_corpus import DType, IndexedDatasetBuilder, TextDataset, prepare_text
+from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 
 TOKENIZER = Tokenizer.train(["hello world, this is a text"] * 10, 300)
 

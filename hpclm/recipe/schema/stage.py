@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, plain_name
-from hpclm.recipe.schema.container import Container
-from hpclm.recipe.schema.data import Data, Generation, Prompt, TaskTemplate, Text
-from hpclm.recipe.schema.model import Model
-from hpclm.recipe.schema.program import Program
-from hpclm.recipe.schema.recovery import Recovery
-from hpclm.recipe.schema.resources import Parallel, Resources
-from hpclm.recipe.schema.tokenizer import Tokenizer
-from hpclm.recipe.schema.trainers import Megatron, Nemo
-from hpclm.recipe.schema.training import Batch, Checkpointing, Optim, Trainer
+from hpclm.recipe.schema.container_section import Container
+from hpclm.recipe.schema.data_sections import Data, Generation, Prompt, TaskTemplate, Text
+from hpclm.recipe.schema.model_section import Model
+from hpclm.recipe.schema.program_section import Program
+from hpclm.recipe.schema.recovery_section import Recovery
+from hpclm.recipe.schema.resource_sections import Parallel, Resources
+from hpclm.recipe.schema.tokenizer_section import Tokenizer
+from hpclm.recipe.schema.trainer_programs import Megatron, Nemo
+from hpclm.recipe.schema.training_sections import Batch, Checkpointing, Optim, Trainer
 
 VERSION = 1
 TASKS = ("pretrain", "p-tuning", "prompt-tuning", "evaluate", "program")

@@ -1,0 +1,77 @@
+"""`hpclm data`: make data sets, and look at rows as a model will."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(help="Make data sets, and check rows.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class DataSet(str, Enum):
+    assistant = "assistant"
+    squad = "squad"
+    financial_phrasebank = "financial-phrasebank"
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[DataSet, typer.Argument(help="The data set.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Its files as published.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the shuffle; default: as NeMo's script.")] = None,
+) -> None:
+    """Prompt-learning rows of a public data set, split as NeMo's scripts split it, with ground-truth files."""
+    from hpclm.data import sources
+
+    chosen = {} if seed is None or name is DataSet.squad else {"seed": seed}
+    makers = {
+        DataSet.assistant: sources.assistant,
+        DataSet.squad: sources.squad,
+        DataSet.financial_phrasebank: sources.phrasebank,
+    }
+    for path in makers[name](source, out, **chosen):
+        if path.suffix == ".jsonl":
+            with path.open("rb") as stream:
+                typer.echo(f"{path}: {sum(1 for _ in stream)} rows")
+
+
+@data_app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("demo-data"),
+    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same files.")] = 1234,
+) -> None:
+    """The data of recipes/demo.yaml: text, and two small tasks."""
+    from hpclm.data import sources
+
+    sources.demo(out, seed)
+    typer.echo(f"written to {out}")
+
+
+@data_app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe whose rows are checked.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="Which stage; default: all that have rows.")] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Rows shown of each file.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Every row against its template: faults, lengths, what is cut or left out, and what the model will see."""
+    from hpclm.cli.output import print_findings, print_json
+    from hpclm.cli.tables import row_check_lines
+    from hpclm.data.row_report import check_rows
+    from hpclm.planning import make_plan
+    from hpclm.recipe import load
+    from hpclm.runs.submit import refuse_errors
+
+    plan = make_plan(load(recipe, overrides or []))
+    print_findings(plan, ("warning",))
+    refuse_errors(plan)
+    found = check_rows(plan, stage, examples)
+    if as_json:
+        print_json({"files": [one.to_dict() for one in found]})
+    else:
+        typer.echo("\n\n".join("\n".join(row_check_lines(one)) for one in found))

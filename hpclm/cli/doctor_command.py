@@ -1,0 +1,155 @@
+"""`hpclm doctor`: this machine, the cluster, and what they mean for a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpclm.cli.output import print_json
+
+if TYPE_CHECKING:
+    from hpclm.nodes.diagnosis import Row
+    from hpclm.nodes.gpu_checks import Need
+    from hpclm.nodes.survey import Survey
+    from hpclm.schedulers.discovery import Offer
+
+_WRONG = 4  # as of a SiteError
+
+
+def doctor(
+    site: Annotated[
+        str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, a profile's name or path.")
+    ] = "local",
+    nodes: Annotated[
+        str | None, typer.Option("--nodes", help="Ask nodes by a short job: a number, names, or all that are free.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Say what it means for this recipe.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option("--runs-dir", help="The folder of runs.")] = None,
+    wait_s: Annotated[int, typer.Option("--wait-s", min=1, help="Seconds to wait for the nodes.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check GPUs, scheduler, container runtime and file system, here and on the nodes."""
+    from hpclm.core.errors import SiteError
+    from hpclm.core.site import load_site
+    from hpclm.nodes import diagnosis as judging
+    from hpclm.nodes.node_facts import facts
+    from hpclm.runs.runs_folder import runs_folder
+    from hpclm.schedulers.discovery import discover
+
+    where = load_site(site)
+    if nodes is not None and where.scheduler != "slurm":
+        raise SiteError(f"--nodes: site {where.name} has no scheduler to ask; name one with --site")
+    folder = _existing(runs_folder(runs_dir, where))
+    offer = discover(where, gpu=True, container=True)
+    here = facts(folder)
+    needs, rows = _recipe(recipe, overrides or [], site, runs_dir)
+    local = where.scheduler == "local"
+    rows = [*judging.diagnose("here", here, needs if local else {}), *_scheduler(offer, here), *rows]
+    asked = _ask(offer, folder, nodes, wait_s) if nodes is not None and offer.partition else None
+    if asked is not None:
+        rows += _nodes(asked, here, needs)
+    _show(rows, {"here": here, "nodes": asked.facts if asked else {}}, as_json)
+    if judging.worst(rows) == "error":
+        raise typer.Exit(_WRONG)
+
+
+def _existing(folder: Path) -> Path:
+    """The runs folder, or where it would be made."""
+    return next(one for one in (folder, *folder.parents) if one.is_dir())
+
+
+def _recipe(
+    recipe: Path | None, overrides: list[str], site: str, runs_dir: Path | None
+) -> tuple[dict[str, Need], list[Row]]:
+    """What its GPU stages need, and what speaks against a submit. Raises what `submit` would for its mistakes."""
+    if recipe is None:
+        return {}, []
+    from hpclm.nodes.diagnosis import Row
+    from hpclm.nodes.gpu_checks import Need
+    from hpclm.runs.submit import Request, prepare
+
+    prepared = prepare(Request(recipe, tuple(overrides), site=site, runs_dir=runs_dir))
+    needs = {
+        stage.name: Need(
+            devices=stage.resources.devices_per_node,
+            precision=stage.work.trainer.precision if stage.work else None,
+            memory_mib=stage.memory.total >> 20 if stage.memory else None,
+        )
+        for stage in prepared.plan.stages
+        if stage.resources.device == "gpu"
+    }
+    rows = [Row("recipe", "submit", "error", problem, "a submit would be refused") for problem in prepared.problems]
+    return needs, rows or [Row("recipe", "submit", "info", "nothing known here speaks against a submit")]
+
+
+def _scheduler(offer: Offer, here: dict[str, Any]) -> list[Row]:
+    from hpclm.nodes.diagnosis import Row
+
+    site = offer.site
+    runtime = site.container.runtime
+    there = runtime in ("none", "pyxis") or runtime in here["runtimes"]
+    found: str = runtime if runtime != "none" else "none named by the site" if here["runtimes"] else "none found"
+    if here["runtimes"]:
+        found += f"; on this machine: {', '.join(here['runtimes'])}"
+    means = "recipes with a container cannot run" if runtime == "none" else ""
+    box = Row("site", "container", "info" if there else "warning", found, means if there else f"{runtime} is not here")
+    if site.scheduler == "local":
+        return [box, Row("site", "scheduler", "info", "none: runs start on this machine", "one node only")]
+    if offer.partition is None:
+        return [box, Row("site", "scheduler", "error", str(offer.trouble), "nothing can be submitted")]
+    part = offer.partition
+    types = ", ".join(f"{count} × {name}" for name, count in part.gpu_types) or f"{part.gpus_per_node} of no type"
+    limit = "no time limit" if part.time_limit_min is None else f"{part.time_limit_min} min a job"
+    found = f"partition {part.name}: {part.nodes} nodes, GPUs a node: {types}, {limit}"
+    up = Row("site", "scheduler", "info", found, "" if part.gpus_per_node else "only stages with device: cpu")
+    down = Row("site", "scheduler", "error", f"partition {part.name} is not up", "nothing starts there")
+    return [box, up if part.up else down]
+
+
+def _ask(offer: Offer, folder: Path, nodes: str, wait_s: float) -> Survey:
+    from hpclm.nodes.survey import survey
+
+    assert offer.partition is not None
+    try:
+        return survey(
+            offer.site,
+            offer.partition.name,
+            folder,
+            nodes,
+            wait_s,
+            lambda line: typer.echo(f"doctor: {line}", err=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo("\ndoctor: stopped; its job was cancelled", err=True)
+        raise typer.Exit(130) from None
+
+
+def _nodes(asked: Survey, here: dict[str, Any], needs: dict[str, Need]) -> list[Row]:
+    from hpclm.nodes.diagnosis import Row, compare, diagnose
+
+    rows = []
+    for name, facts in sorted(asked.facts.items()):
+        gpus = asked.known[name].gpus if name in asked.known else None
+        rows += diagnose(name, facts, needs, expect_gpus=gpus if gpus and gpus == asked.gpus_asked else None)
+    rows += compare(here, asked.facts)
+    for name, why in sorted(asked.silent.items()):
+        busy = why.startswith("is busy")
+        means = "" if busy else "no run can use it"
+        rows.append(Row(name, "node", "info" if busy else "error", why, means))
+    return rows
+
+
+def _show(rows: list[Row], facts: dict[str, Any], as_json: bool) -> None:
+    from hpclm.cli.tables import table
+    from hpclm.nodes.diagnosis import worst
+
+    if as_json:
+        print_json({"state": worst(rows), "findings": [dataclasses.asdict(row) for row in rows], **facts})
+        return
+    words = {"info": "ok", "warning": "warning", "error": "WRONG"}
+    cells = [(row.node, row.check, words[row.severity], row.found, row.means) for row in rows]
+    typer.echo("\n".join(table([("where", "what", "state", "found", "for the recipe"), *cells], indent="")))

@@ -1,0 +1,117 @@
+"""Printing: for people, for programs, and while a run goes on. What a print needs is imported when it happens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hpclm.planning import Plan
+    from hpclm.runs.record import Run
+    from hpclm.runs.status import RunStatus
+    from hpclm.runs.submit import Prepared
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
+    from hpclm.core.files import finite
+
+    typer.echo(json.dumps(finite(value), indent=indent, ensure_ascii=False))
+
+
+def print_findings(made: Plan, severities: tuple[str, ...]) -> None:
+    for finding in made.findings:
+        if finding.severity in severities:
+            typer.echo(f"{finding.severity}: {finding}", err=True)
+
+
+def print_dry_run(prepared: Prepared, as_json: bool) -> None:
+    from hpclm.cli.tables import dry_run_lines
+    from hpclm.planning import picture
+    from hpclm.runs.submit import scripts
+
+    made = scripts(prepared)
+    if as_json:
+        stages = [{"name": job.stage, "argv": argv, "script": script} for job, argv, script in made]
+        print_json(
+            {
+                "run": prepared.run,
+                "path": str(prepared.paths.root),
+                "plan": prepared.plan.to_dict(),
+                "stages": stages,
+                "problems": list(prepared.problems),
+            }
+        )
+    else:
+        typer.echo("\n".join(dry_run_lines(picture(prepared.plan), made, prepared.problems)))
+
+
+def print_submitted(run: Run, stages: list[str], as_json: bool) -> None:
+    ids = run.record.submits[-1].job_ids
+    if as_json:
+        jobs = [{"name": stage, "job_id": ids.get(stage)} for stage in stages]
+        print_json({"run": run.record.run, "path": str(run.paths.root), "site": run.record.site.name, "stages": jobs})
+        return
+    where = ", ".join(f"{stage} (job {ids[stage]})" if stage in ids else stage for stage in stages)
+    typer.echo(f"{run.record.run} in {run.paths.root}\nsubmitted to {run.record.site.name}: {where}")
+    typer.echo(f"next: hpclm status {run.record.run} --watch, hpclm logs {run.record.run} -f")
+
+
+def follow_shown(run: Run, quiet: bool) -> Iterable[RunStatus]:
+    """Each status as it comes, and shown: redrawn on a terminal, a line a change elsewhere. Ctrl-C ends the looking."""
+    from hpclm.runs.status import follow
+
+    try:
+        if quiet:
+            yield from follow(run)
+        elif sys.stdout.isatty():
+            yield from _follow_live(run)
+        else:
+            yield from _follow_plain(run)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nno longer following; {run.record.run} goes on (`hpclm cancel {run.record.run}` ends it)", err=True
+        )
+        raise typer.Exit(130) from None
+
+
+def _follow_live(run: Run) -> Iterable[RunStatus]:
+    from rich.live import Live
+    from rich.text import Text
+
+    from hpclm.cli.tables import run_lines
+    from hpclm.runs.status import follow
+
+    with Live(refresh_per_second=4) as live:
+        for one in follow(run):
+            live.update(Text("\n".join(run_lines(one))), refresh=True)
+            yield one
+
+
+def _follow_plain(run: Run) -> Iterable[RunStatus]:
+    from hpclm.cli.tables import change, run_lines
+    from hpclm.runs.status import follow
+
+    before = ""
+    for one in follow(run):
+        line = change(one)
+        if line != before:
+            typer.echo(line)
+        before = line
+        if one.over:
+            typer.echo("\n".join(run_lines(one)))
+        yield one
+
+
+def finish(statuses: Iterable[RunStatus], as_json: bool) -> None:
+    """Follow to the end. Raises RunFailedError with the reason when that is not a good one."""
+    from hpclm.core.errors import RunFailedError
+
+    *_, last = statuses
+    if as_json:
+        print_json(last.to_dict())
+    if last.state != "completed":
+        raise RunFailedError(f"run {last.run} ended {last.state}: {last.reason}")

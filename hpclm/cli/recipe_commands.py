@@ -1,0 +1,42 @@
+"""`hpclm recipe`: recipes from other files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+recipe_app = typer.Typer(help="Recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@recipe_app.callback()
+def root() -> None:
+    """Recipes."""
+
+
+@recipe_app.command("import")
+def import_recipe(
+    file: Annotated[Path, typer.Argument(help="NeMo 1.x's YAML of prompt learning.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value, by NeMo's key.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to; left out: standard output.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Write the recipe that NeMo's file means, and say of each of its keys what became of it."""
+    from hpclm.cli.output import print_json
+    from hpclm.core.errors import HpclmError
+    from hpclm.core.files import write_text
+    from hpclm.recipe.importers.nemo.report import imported, lines_of
+
+    if out is not None and out.exists():
+        raise HpclmError(f"{out}: is there already; give another name")
+    text, notes = imported(file, overrides or [], out.parent if out else file.parent)
+    if out is not None:
+        write_text(out, text)
+    if as_json:
+        print_json({"recipe": text, "keys": [dataclasses.asdict(note) for note in notes]})
+    elif out is None:
+        typer.echo(text, nl=False)
+    else:
+        typer.echo("\n".join([*lines_of(notes), f"written to {out}"]))

@@ -1,0 +1,54 @@
+"""`hpclm evaluate`: what predictions are worth."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+evaluate_app = typer.Typer(help="Score predictions.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class Kind(str, Enum):
+    auto = "auto"
+    squad = "squad"
+    classification = "classification"
+    intent_slot = "intent-slot"
+
+
+@evaluate_app.callback()
+def root() -> None:
+    """Score predictions."""
+
+
+@evaluate_app.command()
+def score(
+    predictions: Annotated[
+        Path, typer.Argument(help="predictions.jsonl of a run, or a prediction file, a line a row.", show_default=False)
+    ],
+    truth: Annotated[Path, typer.Argument(help="The ground-truth file.", show_default=False)],
+    kind: Annotated[Kind, typer.Option("--task", help="auto: what the answers look like.")] = Kind.auto,
+    split: Annotated[
+        str | None,
+        typer.Option("--split-string", help="For a prediction file: what stands before an answer."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """SQuAD's EM and F1, accuracy and macro F1, or intents and slots, of predictions paired with the truth by id."""
+    from hpclm.cli.output import print_json
+    from hpclm.metrics.answer_files import paired
+    from hpclm.metrics.task_scores import kind_of
+    from hpclm.metrics.task_scores import score as score_task
+
+    results = {}
+    for task, (made, wanted) in paired(predictions, truth, split).items():
+        which = kind_of(wanted) if kind is Kind.auto else kind.value
+        results[task] = {"task": which, **score_task(which, made, wanted)}
+    if as_json:
+        print_json({"scores": results})
+        return
+    for task, found in results.items():
+        numbers = [f"{key} {value:.4f}" for key, value in found.items() if isinstance(value, float)]
+        typer.echo(f"{task} ({found['task']}, {found['examples']} rows): {', '.join(numbers)}")

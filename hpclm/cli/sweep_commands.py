@@ -1,0 +1,156 @@
+"""What the commands do when a sweep is meant. Each returns False where the name is no sweep's."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hpclm.cli.output import print_findings, print_json
+
+if TYPE_CHECKING:
+    from hpclm.runs.submit import Request
+    from hpclm.runs.sweep_results import SweepStatus
+
+_FOLLOW_S = 2.0
+
+
+def submit_sweep(
+    request: Request,
+    texts: list[str],
+    max_running: int | None,
+    metric: str | None,
+    *,
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """`submit --sweep`: plan all, then start them."""
+    from hpclm.runs import sweep as sweeping
+
+    axes = [sweeping.parse_axis(text) for text in texts]
+    sweep, made = sweeping.prepare_sweep(request, axes, max_running=max_running, metric=metric)
+    print_findings(made[0].plan, ("warning",))
+    if dry_run:
+        settings = [{"run": member.run, "settings": member.settings} for member in sweep.members]
+        problems = sorted({problem for one in made for problem in one.problems})
+        if as_json:
+            print_json({"sweep": sweep.name, "metric": sweep.metric, "members": settings, "problems": problems})
+            return
+        for one in settings:
+            typer.echo(f"{one['run']}  {one['settings']}")
+        typer.echo(f"dry run: nothing was submitted; {len(settings)} runs, compared by {sweep.metric}")
+        for problem in problems:
+            typer.echo(f"a submit would be refused: {problem}")
+        return
+    sweeping.submit_sweep(sweep, made, lambda line: typer.echo(line, err=True))
+    if not as_json:
+        typer.echo(f"{sweep.name}: {len(made)} runs in {sweep.root}\nnext: hpclm status {sweep.name}")
+    if wait:
+        _follow(sweep.root)
+    if as_json:
+        from hpclm.runs.sweep_results import sweep_status
+
+        print_json(sweep_status(sweep).to_dict())
+
+
+def _follow(root: Path) -> None:
+    from hpclm.core.errors import RunFailedError
+    from hpclm.runs.sweep import read_sweep
+    from hpclm.runs.sweep_results import sweep_status
+
+    before = ""
+    while True:
+        status = sweep_status(read_sweep(root))
+        line = ", ".join(f"{count} {state}" for state, count in status.counts.items())
+        if line != before:
+            typer.echo(line, err=True)
+        before = line
+        if not {"pending", "running", "unknown"} & set(status.counts):
+            break
+        time.sleep(_FOLLOW_S)
+    if set(status.counts) != {"completed"}:
+        raise RunFailedError(f"sweep {status.sweep.name}: {line}")
+
+
+def sweep_statuses(folder: Path, limit: int) -> list[SweepStatus]:
+    """The newest sweeps of a folder; `limit` 0: all."""
+    from hpclm.runs.sweep import all_sweeps
+    from hpclm.runs.sweep_results import sweep_status
+
+    sweeps = all_sweeps(folder)
+    return [sweep_status(sweep) for sweep in (sweeps[-limit:] if limit else sweeps)]
+
+
+def show_sweep(folder: Path, name: str | None, metric: str | None, *, as_json: bool) -> bool:
+    """`status SWEEP`."""
+    from hpclm.cli.tables import sweep_lines
+    from hpclm.runs.sweep import find_sweep
+    from hpclm.runs.sweep_results import sweep_status
+
+    sweep = find_sweep(folder, name)
+    if sweep is None:
+        return False
+    status = sweep_status(sweep, metric)
+    if as_json:
+        print_json(status.to_dict())
+    else:
+        typer.echo("\n".join(sweep_lines(status)))
+    return True
+
+
+def gather_sweep(folder: Path, name: str | None, out: Path | None, metric: str | None, *, as_json: bool) -> bool:
+    """`collect SWEEP`."""
+    from hpclm.cli.tables import sweep_lines
+    from hpclm.runs.sweep import find_sweep
+    from hpclm.runs.sweep_results import collect_sweep
+
+    sweep = find_sweep(folder, name)
+    if sweep is None:
+        return False
+    gathered, status = collect_sweep(sweep, out, metric)
+    if as_json:
+        print_json({"folder": str(gathered), **status.to_dict()})
+        return True
+    typer.echo("\n".join(sweep_lines(status)))
+    best = status.best
+    if best is not None:
+        settings = ", ".join(f"{key}={value}" for key, value in best.settings.items())
+        typer.echo(f"best: {best.run} ({settings})")
+    typer.echo(f"gathered in {gathered}")
+    return True
+
+
+def cancel_sweep(folder: Path, name: str | None) -> bool:
+    """`cancel SWEEP`: every member that is not over."""
+    from hpclm.runs.cancel import cancel
+    from hpclm.runs.sweep import find_sweep
+
+    sweep = find_sweep(folder, name)
+    if sweep is None:
+        return False
+    ended = [run.record.run for run in reversed(sweep.runs()) if cancel(run)]
+    typer.echo(f"{sweep.name}: cancelled {len(ended)} of {len(sweep.members)} runs" if ended else "already over")
+    return True
+
+
+def resume_sweep(folder: Path, name: str | None) -> bool:
+    """`resume SWEEP`: every member that is over and not complete, each as a run of its own."""
+    from hpclm.runs.resume import resume
+    from hpclm.runs.status import status_of
+    from hpclm.runs.sweep import find_sweep
+
+    sweep = find_sweep(folder, name)
+    if sweep is None:
+        return False
+    runs = sweep.runs()
+    again = [run for run, status in zip(runs, status_of(runs), strict=True) if status.over]
+    again = [run for run, status in zip(again, status_of(again), strict=True) if status.state != "completed"]
+    for run in again:
+        resume(run)
+        typer.echo(f"{run.record.run}: submitted again")
+    if not again:
+        typer.echo(f"{sweep.name}: nothing to resume")
+    return True

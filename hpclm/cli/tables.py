@@ -1,0 +1,175 @@
+"""What people see: aligned text without colours or boxes, so that a pipe gets the same as a terminal. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpclm.data.row_report import RowCheck
+    from hpclm.recovery.bad_nodes import Fault
+    from hpclm.runs.collect import Collected
+    from hpclm.runs.status import RunStatus, StageStatus
+    from hpclm.runs.sweep_results import SweepStatus
+    from hpclm.schedulers.jobs import StageJob
+
+_STORY_LINES = 6
+_SHOWN_ROWS = 10
+_HEADINGS = ("stage", "state", "step", "loss", "val loss", "tokens/s", "left", "job")
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Columns as wide as their widest cell; columns that are empty but for the heading are left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(cell for cell in column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        lines.append((indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip())
+    return lines
+
+
+def run_lines(status: RunStatus) -> list[str]:
+    """A run as a block: what it is, its stages, and the reasons that there are."""
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created_at))
+    lines = [f"{status.run}  {status.state}  on {status.site}, submitted {when}"]
+    lines += table([_HEADINGS, *(_stage_cells(stage) for stage in status.stages)])
+    lines += [line for stage in status.stages for line in _story(stage)]
+    lines += [f"  {stage.name}: {stage.reason}" for stage in status.stages if stage.reason]
+    lines += [f"  {stage.name}: {task} {_scores(one)}" for stage in status.stages for task, one in _scored(stage)]
+    lines += [f"  warning: {warning}" for warning in status.warnings]
+    return lines
+
+
+def _story(stage: StageStatus) -> list[str]:
+    """What disturbed a stage that went on all the same; the newest of it."""
+    hidden = len(stage.story) - _STORY_LINES
+    lines = [f"  {stage.name}: ({hidden} earlier attempts not shown)"] if hidden > 0 else []
+    for at, sentence in stage.story[-_STORY_LINES:]:
+        lines.append(f"  {stage.name}: {time.strftime('%H:%M:%S', time.localtime(at))} {sentence}")
+    return lines
+
+
+def _stage_cells(stage: StageStatus) -> list[str]:
+    state = stage.state if stage.phase in (None, "training") else f"{stage.state} ({stage.phase})"
+    step = "" if stage.step is None else f"{stage.step}/{'?' if stage.total_steps is None else stage.total_steps}"
+    return [
+        stage.name,
+        state,
+        step,
+        figure(stage.loss),
+        figure(stage.val_loss),
+        "" if stage.tokens_per_s is None else f"{stage.tokens_per_s:,.0f}",
+        duration(stage.seconds_left),
+        stage.job_id or "",
+    ]
+
+
+def _scored(stage: StageStatus) -> list[tuple[str, dict[str, Any]]]:
+    return list((stage.scores or {}).items())
+
+
+def _scores(one: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {figure(value)}" for key, value in one.items())
+
+
+def figure(value: Any) -> str:
+    """A number in four digits; nothing where it is not known."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """`1:02:03` or `2:03`."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def change(status: RunStatus) -> str:
+    """A run on one line, for following where there is no terminal: printed when it is not the line before."""
+    parts = []
+    for stage in status.stages:
+        step = (
+            f" {stage.step}/{stage.total_steps or '?'}" if stage.state == "running" and stage.step is not None else ""
+        )
+        loss = f" loss {figure(stage.loss)}" if stage.state == "running" and stage.loss is not None else ""
+        parts.append(f"{stage.name} {stage.state}{step}{loss}")
+    return "; ".join(parts)
+
+
+def dry_run_lines(picture: str, scripts: list[tuple[StageJob, list[str], str]], problems: Sequence[str]) -> list[str]:
+    """The plan, and each stage's script as it would be submitted."""
+    lines = [picture.rstrip()]
+    for job, argv, script in scripts:
+        lines += ["", f"# ---- stage {job.stage}: {job.stage_dir}/job.sh ----"]
+        if argv:
+            lines.append(f"# {' '.join(argv)}")
+        lines.append(script.rstrip())
+    lines += ["", "dry run: nothing was submitted"]
+    lines += [f"a submit would be refused: {problem}" for problem in problems]
+    return lines
+
+
+def sweep_lines(status: SweepStatus) -> list[str]:
+    """A sweep as a table, best first."""
+    sweep = status.sweep
+    counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
+    lines = [f"{sweep.name}  {len(sweep.members)} runs: {counts}; by {sweep.metric}"]
+    keys = [axis.key for axis in sweep.axes]
+    rows = [["run", *keys, "state", "step", "loss", sweep.metric]]
+    for row in status.rows:
+        settings = [row.settings[key] for key in keys]
+        rows.append([row.run.rpartition(".")[2], *settings, row.state, row.step, figure(row.loss), figure(row.metric)])
+    lines += table(rows)
+    told = dict.fromkeys(row.reason for row in status.rows if row.reason and row.state not in ("completed", "pending"))
+    return [*lines, *(f"  {reason}" for reason in told), *(f"  warning: {warning}" for warning in status.warnings)]
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """Nodes at fault, newest last."""
+    rows = [["node", "site", "when", "run", "reason"]]
+    for fault in faults:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault.at))
+        rows.append([fault.node, fault.site, when, fault.run, fault.reason])
+    return table(rows, indent="") if faults else []
+
+
+def collected_lines(collected: Collected) -> list[str]:
+    """Where things are, and the scores."""
+    lines = [f"{collected.summary['run']}: gathered in {collected.folder}"]
+    if collected.pred_file is not None:
+        lines.append(f"predictions: {collected.pred_file}")
+    for task, one in (collected.summary["scores"] or {}).items():
+        lines.append(f"{task}: {_scores(one)}")
+    return lines
+
+
+def row_check_lines(found: RowCheck) -> list[str]:
+    """Rows of a stage and role: counts, lengths, and examples as the model sees them."""
+    counts = f"{found.rows} rows, {found.truncated} cut to fit, {len(found.left_out)} left out"
+    lengths = ", ".join(f"{name} {count}" for name, count in found.lengths.items())
+    lines = [f"{found.stage} {found.role}: {counts}", f"  tokens: {lengths} (limit {found.limit})"]
+    if found.left_out:
+        first = ", ".join(str(place + 1) for place in found.left_out[:_SHOWN_ROWS])
+        lines.append(f"  left out: row {first}" + (", …" if len(found.left_out) > _SHOWN_ROWS else ""))
+    for text in found.shown:
+        lines += ["  |" + line for line in text.split("\n")] + ["  +"]
+    return lines
+
+
+def held_lines(found: dict[str, Any]) -> list[str]:
+    """What a model or its prompts are, and their tensors."""
+    lines = [found["kind"]]
+    for key, value in found["facts"].items():
+        for name, item in value.items() if isinstance(value, dict) else [(key, value)]:
+            if item not in (None, [], {}):
+                lines.append(f"  {name}: {item}")
+    rows = [
+        ["tensor", "dtype", "shape"],
+        *([name, dtype, " × ".join(map(str, shape))] for name, dtype, shape in found["tensors"]),
+    ]
+    return [*lines, *table(rows)]

@@ -1,0 +1,235 @@
+"""One import of an image for everybody: a file in a shared folder, made under a lock and put in place whole.
+
+Credentials are the user's own: Enroot reads them from its netrc, Apptainer from its environment or login. They are
+never written here; where a registry refuses, the message says where they belong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from hpclm.containers.image import Image
+from hpclm.core.errors import SiteError
+
+_REFUSED = re.compile(r"\b(401|403)\b|unauthorized|denied|authentication required", re.IGNORECASE)
+_SUFFIX = {"enroot": ".sqsh", "pyxis": ".sqsh", "singularity": ".sif", "apptainer": ".sif"}
+_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Import:
+    """An image to be had as a file: where it comes from, where it goes, and the program that fetches it."""
+
+    image: Image
+    runtime: str
+    target: Path
+
+    @property
+    def program(self) -> str:
+        return "enroot" if self.runtime == "pyxis" else self.runtime
+
+    def argv(self, to: Path) -> list[str]:
+        """The command that makes the file `to`, which must not be there."""
+        if self.program == "enroot":
+            return ["enroot", "import", "--output", str(to), self.image.enroot]
+        return [self.program, "pull", str(to), self.image.singularity]
+
+
+def planned(image: Image, runtime: str, folder: Path) -> Import | None:
+    """What is to be imported before a job can start; None for an image that is a file already."""
+    if image.path is not None or runtime not in _SUFFIX:
+        return None
+    return Import(image, runtime, folder / image.file_name(_SUFFIX[runtime]))
+
+
+def pull(wanted: Import, say: Callable[[str], None]) -> bool:
+    """Import unless it is there; returns whether it was this call that did. `say` takes a line for the user.
+
+    Raises SiteError with the program's last words; nothing is left behind then.
+    """
+    if wanted.target.exists():
+        return False
+    if shutil.which(wanted.program) is None:
+        raise SiteError(
+            f"{wanted.program} is not here, so {wanted.image.singularity} cannot be imported to {wanted.target}; "
+            "do it where it is (a compute node: `hpclm image pull --job`), or name a file as the image"
+        )
+    try:
+        wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SiteError(f"{wanted.target.parent}: the folder of images cannot be made: {error.strerror}") from None
+    with _lock(wanted.target, say) as alone:
+        if wanted.target.exists():
+            return False
+        if alone:
+            _sweep(wanted.target)
+        with _terminable():
+            _run(wanted, say)
+    return True
+
+
+def _sweep(target: Path) -> None:
+    """Remove what importers that were killed outright have left. Called under the lock, so nobody is writing it."""
+    for leftover in target.parent.glob(f".{glob.escape(target.stem)}.*{target.suffix}"):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Remove an image: a file, or the folder of one being made."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise, so that an import cleans up behind itself; threads other than the main cannot."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _lock(target: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """One importer at a time, over all nodes that share the file system; the kernel frees a dead one's lock.
+
+    Gives whether the lock is held. Where a file system has no locks, two may import at once: each makes its own file,
+    and the last one stays.
+    """
+    try:
+        handle = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise SiteError(
+            f"{target.parent}: the folder of images cannot be written to: {error.strerror}; name another as "
+            "container.images in the site profile"
+        ) from None
+    try:
+        held, told = False, False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+                break
+            except (BlockingIOError, PermissionError):
+                if not told:
+                    say(f"another import of {target.name} is under way; waiting for it")
+                told = True
+                time.sleep(_WAIT_S)
+            except OSError:
+                break
+        yield held
+    finally:
+        os.close(handle)
+
+
+def _run(wanted: Import, say: Callable[[str], None]) -> None:
+    partial = wanted.target.with_name(
+        f".{wanted.target.stem}.{os.uname().nodename}-{os.getpid()}{wanted.target.suffix}"
+    )
+    argv = wanted.argv(partial)
+    say(f"importing {wanted.image.singularity} to {wanted.target}")
+    lines: list[str] = []
+    try:
+        # Without a terminal nothing can ask for a password and wait for ever.
+        with subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # A group of its own: the programs that fetch and pack are children of enroot's shell and must end with it.
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    if line.strip():
+                        lines = [*lines[-19:], line.strip()]
+                        say(f"  {line.rstrip()}")
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+        if process.returncode or not partial.exists():
+            raise SiteError(_refusal(wanted, lines, process.returncode))
+        partial.replace(wanted.target)
+    finally:
+        _remove(partial)
+
+
+def _refusal(wanted: Import, lines: list[str], code: int) -> str:
+    text = "\n".join(lines)
+    what = f"{wanted.image.singularity} could not be imported: {lines[-1] if lines else f'exit code {code}'}"
+    if not _REFUSED.search(text):
+        return what
+    return f"{what}\n{credentials_hint(wanted)}"
+
+
+def job_script(wanted: Import, options: Mapping[str, str], log: Path) -> str:
+    """The same as a job of its own: a script for sbatch, every value quoted. `options`: sbatch's, by long name."""
+    partial = wanted.target.with_name(f".{wanted.target.stem}.job{wanted.target.suffix}")
+    lock = wanted.target.with_name(f".{wanted.target.name}.lock")
+    own = {"job-name": "hpclm.image", "nodes": "1", "ntasks": "1", "output": str(log), "open-mode": "append"}
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{key}={shlex.quote(value)}" for key, value in {**own, **options}.items()),
+        f"target={shlex.quote(str(wanted.target))} partial={shlex.quote(str(partial))}",
+        '[ ! -e "$target" ] || exit 0',
+        f"exec 9>{shlex.quote(str(lock))} && flock 9",
+        '[ ! -e "$target" ] || exit 0',
+        'rm -rf "$partial"',
+        f'{shlex.join(wanted.argv(partial))} </dev/null || {{ code=$?; rm -rf "$partial"; exit "$code"; }}',
+        'mv "$partial" "$target"',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def credentials_hint(wanted: Import) -> str:
+    """Where the runtime looks for the registry's credentials, and whether anything is there. Only reads."""
+    registry = wanted.image.registry or "auth.docker.io"
+    if wanted.program != "enroot":
+        name = wanted.program.upper()
+        held = "is set" if os.environ.get(f"{name}_DOCKER_USERNAME") else "is not set"
+        return (
+            f"{registry} wants credentials: export {name}_DOCKER_USERNAME ({held}; for NGC: $oauthtoken, quoted) and "
+            f"{name}_DOCKER_PASSWORD, or log in once with `{wanted.program} registry login docker://{registry}`"
+        )
+    folder = os.environ.get("ENROOT_CONFIG_PATH") or Path(os.environ.get("XDG_CONFIG_HOME", "~/.config"), "enroot")
+    file = Path(folder).expanduser() / ".credentials"
+    try:
+        held = (
+            "has" if re.search(rf"^\s*machine\s+{re.escape(registry)}\s", file.read_text(), re.MULTILINE) else "lacks"
+        )
+    except OSError:
+        held = "is not there, and would need"
+    also = " and one for authn.nvidia.com" if registry == "nvcr.io" else ""
+    return (
+        f"{registry} wants credentials: {file} {held} a line `machine {registry} login NAME password KEY`{also} "
+        "(for NGC the name is $oauthtoken); write it yourself, for nobody else to read (chmod 600)"
+    )

@@ -1,0 +1,106 @@
+"""From an image and its mounts to argv: the request, the answer, and which runtime gives it.
+
+Nothing outside this room knows a container runtime's flags. Everything is argv; who puts it into a script quotes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hpclm.core.errors import SiteError
+
+# What tells a rank its place and changes from one to the next: it must reach the inside as it is outside.
+PASSED = (
+    "CUDA_VISIBLE_DEVICES",
+    "HPCLM_LOCAL_RANK",
+    "HPCLM_NODE_RANK",
+    "HPCLM_RANK",
+    "HPCLM_RESTART",
+    "HPCLM_WORLD_SIZE",
+    "SLURMD_NODENAME",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_LOCALID",
+    "SLURM_NNODES",
+    "SLURM_NODEID",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_STEP_ID",
+)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A folder of the host seen at `target` inside."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class ContainerRequest:
+    """What a recipe and a site together ask for.
+
+    Attributes:
+        image: as the user wrote it (see `image.parse_image`), or the path of an imported copy.
+        environment: variables that must hold inside, whatever the image says of them.
+        gpu: whether the ranks use GPUs.
+        writable: whether the ranks may write into the image's own folders; what they write is lost.
+        home: whether the user's home is seen inside. What lies in ~/.local there must not shadow the image.
+    """
+
+    image: str
+    mounts: tuple[Mount, ...] = ()
+    workdir: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    gpu: bool = True
+    writable: bool = False
+    home: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """How a rank's command is wrapped.
+
+    Attributes:
+        environment: exported by the job before anything starts.
+        srun_args: further arguments of srun.
+        prefix: argv put in front of the rank's interpreter.
+        python: argv of the interpreter where the profile names none.
+    """
+
+    environment: dict[str, str] = field(default_factory=dict)
+    srun_args: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
+    python: tuple[str, ...] = ("python3",)
+
+
+def launch_spec(runtime: str, request: ContainerRequest) -> LaunchSpec:
+    """Render `request` for pyxis, enroot, singularity or apptainer. Raises SiteError for paths it cannot take."""
+    from hpclm.containers import enroot, pyxis, singularity
+
+    for mount in request.mounts:
+        for path in (mount.source, mount.target):
+            if not path.startswith("/"):
+                raise SiteError(f"container mount {path!r}: must be absolute")
+    if runtime == "pyxis":
+        return pyxis.render(request)
+    if runtime == "enroot":
+        return enroot.render(request)
+    if runtime in ("singularity", "apptainer"):
+        return singularity.render(runtime, request)
+    raise SiteError(f"container runtime {runtime!r}: choose pyxis, enroot, singularity, apptainer or none")
+
+
+def refuse_in_mounts(request: ContainerRequest, characters: str, why: str) -> None:
+    """Raises SiteError for a mounted path that holds one of `characters`."""
+    for mount in request.mounts:
+        for path in (mount.source, mount.target):
+            bad = next((character for character in path if character in characters), None)
+            if bad is not None:
+                raise SiteError(f"container mount {path!r}: holds {bad!r}, and {why}; rename or link it")

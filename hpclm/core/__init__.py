@@ -1,0 +1,1 @@
+"""What every other room stands on: errors, files, the layout of a run, the spec of a stage. Standard library only."""

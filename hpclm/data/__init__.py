@@ -1,0 +1,1 @@
+"""What models read: rows, templates, tokenizers, text, and the sources they come from."""

@@ -1,0 +1,110 @@
+"""JSONL rows as examples. Imports no torch: a login node checks rows by it, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import DataError
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.data.nemo_templates import NemoTemplate
+from hpclm.data.templates import Example, Template, check_row
+from hpclm.data.tokenizers import Tokenizer
+
+
+class PromptDataset:
+    """The examples of some files, in the files' and lines' order.
+
+    Args:
+        data: with `semantics: nemo` rows are read by `NemoTemplate`, which may leave out one to be answered, too.
+        training: prompt and answer; a row that cannot fit is left out. Otherwise prompts alone, every row.
+        kept: tasks that stay as they are; their rows are no examples.
+
+    Attributes:
+        left_out: places, among all rows, of those left out.
+        of_kept_tasks: rows of such tasks.
+        truncated: rows that lost tokens to fit.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        templates: list[TaskTemplate],
+        tokenizer: Tokenizer,
+        data: PromptData,
+        *,
+        training: bool,
+        with_virtual: bool = True,
+        kept: Sequence[str] = (),
+    ) -> None:
+        kind = NemoTemplate if data.semantics == "nemo" else Template
+        ready = {
+            template.taskname: kind(
+                template,
+                task,
+                tokenizer,
+                max_seq_length=data.max_seq_length,
+                min_seq_length=data.min_seq_length,
+                add_bos=data.add_bos,
+                add_eos=data.add_eos,
+                with_virtual=with_virtual,
+            )
+            for task, template in enumerate(templates)
+        }
+        self.examples: list[Example] = []
+        self.left_out: list[int] = []
+        self.of_kept_tasks = 0
+        by_name = {template.taskname: template for template in templates}
+        for index, row in enumerate(read_rows(files, by_name, training=training)):
+            if row["taskname"] in kept:
+                self.of_kept_tasks += 1
+                continue
+            example = ready[row["taskname"]].example(row, index, training=training)
+            if example is None:
+                self.left_out.append(index)
+            else:
+                self.examples.append(example)
+        self.truncated = sum(example.truncated > 0 for example in self.examples)
+        if not self.examples:
+            raise DataError(
+                f"{', '.join(files)}: no row is left"
+                + (f"; all {self.of_kept_tasks} are of tasks learnt before" if self.of_kept_tasks else "")
+                + (f"; {self.skipped} do not fit in {data.max_seq_length} tokens" if self.skipped else "")
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def skipped(self) -> int:
+        """How many rows were left out."""
+        return len(self.left_out)
+
+
+def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[dict[str, Any]]:
+    """The rows of all files. Raises DataError with file and line."""
+    rows = []
+    for name in files:
+        try:
+            # by bytes, not splitlines(): JSON strings may hold U+2028 and its kin as they are
+            lines = Path(name).read_bytes().split(b"\n")
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror})") from error
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{name}:{number}"
+                rows.append(check_row(_parse(line, where), where, templates, training=training))
+    return rows
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: nested too deep; a row is a flat object of strings") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); write one object a line") from error

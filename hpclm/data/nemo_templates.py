@@ -1,0 +1,122 @@
+"""Rows as NeMo reads them, faults included: `data.semantics: nemo`.
+
+Source: NeMo r1.22, nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py, with the
+tokenizer of nemo/collections/nlp/modules/common/huggingface/auto_tokenizer.py. What differs from `templates.Template`:
+
+- fields are put in one after another, so a value that holds "{answer}" takes the answer in;
+- prompt and answer are one text, and the answer's place in it is guessed from the length of its own tokens;
+- special tokens in a row's text are special tokens;
+- a truncated example has lost its BOS and EOS, and its mask still counts the EOS: it starts one token early;
+- a row that does not fit is dropped, one to be answered too;
+- a row to be answered that holds its answer shows it to the model.
+
+One fault is refused instead of repeated, since NeMo fails on it too: a row whose text holds a virtual token's name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hpclm.core.errors import DataError
+from hpclm.core.spec import TaskTemplate
+from hpclm.data.templates import FIELD, SLOT, VIRTUAL, Example
+from hpclm.data.tokenizers import Tokenizer
+
+
+class NemoTemplate:
+    """One task's template. Arguments as `templates.Template`'s."""
+
+    def __init__(
+        self,
+        template: TaskTemplate,
+        task: int,
+        tokenizer: Tokenizer,
+        *,
+        max_seq_length: int,
+        min_seq_length: int = 1,
+        add_bos: bool,
+        add_eos: bool,
+        with_virtual: bool = True,
+    ) -> None:
+        self.spec, self.task, self.tokenizer = template, task, tokenizer
+        self.max_seq_length, self.min_seq_length = max_seq_length, min_seq_length
+        self.add_bos, self.add_eos = add_bos, add_eos
+        self.text = template.prompt_template if with_virtual else VIRTUAL.sub("", template.prompt_template)
+        self.fields = FIELD.findall(self.text)
+        self.virtual_count = template.total_virtual_tokens if with_virtual else 0
+        special = sorted(tokenizer.special_ids, key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
+
+    def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
+        """Fill the template with a row; None where the result is too long or too short."""
+        add_eos = self.add_eos and training
+        ids = [self.tokenizer.bos_id] * self.add_bos + self._ids(row, index) + [self.tokenizer.eos_id] * add_eos
+        length = len(ids)
+        if length > self.max_seq_length and self.spec.truncate_field in row:
+            row = self._cut(row, length)
+            ids = self._ids(row, index)
+        if not self.min_seq_length <= len(ids) <= self.max_seq_length:
+            return None
+        places = iter(range(self.virtual_count))
+        virtual = [next(places) if token is None else SLOT for token in ids]
+        answer = self.spec.answer_field
+        return Example(
+            tokens=[self.tokenizer.pad_id if token is None else token for token in ids],
+            virtual=virtual,
+            loss_mask=self._mask(row, virtual, training=training),
+            taskname=self.spec.taskname,
+            task=self.task,
+            index=index,
+            prompt=VIRTUAL.sub("", self._fill(row)).strip(" "),
+            answer=row.get(answer) if answer else None,
+            truncated=length - len(ids),
+        )
+
+    def _fill(self, row: dict[str, Any]) -> str:
+        text = self.text
+        for field in self.fields:
+            text = text.replace("{" + field + "}", row.get(field, ""))
+        return text.strip(" ")
+
+    def _ids(self, row: dict[str, Any], index: int) -> list[int | None]:
+        """Token ids, None at virtual slots: the k-th takes the k-th virtual token, whatever number its marker has."""
+        ids: list[int | None] = []
+        for place, piece in enumerate(VIRTUAL.split(self._fill(row))):
+            if place % 2:
+                count = self.spec.virtual_token_splits[int(piece) : int(piece) + 1]
+                ids += [None] * sum(count)
+            else:
+                ids += self._text_ids(piece)
+        if ids.count(None) != self.virtual_count:
+            raise DataError(
+                f"task {self.spec.taskname}, row {index + 1}: its text holds a virtual token's marker, which NeMo "
+                "takes for one and fails on; take it out of the row, or choose data.semantics: strict"
+            )
+        return ids
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of a piece between virtual tokens, special tokens read as such."""
+        if self._special is None:
+            return self.tokenizer.encode(text)
+        ids: list[int] = []
+        for place, part in enumerate(self._special.split(text)):
+            ids += [self.tokenizer.special_ids[part]] if place % 2 else self.tokenizer.encode(part)
+        return ids
+
+    def _cut(self, row: dict[str, Any], length: int) -> dict[str, Any]:
+        """The row with overflow and one more tokens off the right of its `truncate_field`."""
+        field = self.spec.truncate_field
+        assert field is not None
+        ids = self._text_ids(row[field])
+        kept = ids[: -min(length - self.max_seq_length + 1, len(ids))] if ids else ids
+        return {**row, field: self.tokenizer.decode(kept)}
+
+    def _mask(self, row: dict[str, Any], virtual: list[int], *, training: bool) -> list[float]:
+        answer = self.spec.answer_field
+        if not (self.spec.answer_only_loss and training) or answer is None:
+            return [float(number == SLOT) for number in virtual]
+        place = self.text.find("{" + answer + "}")
+        lead = " " if place > 0 and self.text[place - 1] == " " else ""
+        start = len(virtual) - len(self._text_ids(lead + row[answer])) - self.add_eos
+        return [float(position >= start) for position in range(len(virtual))]

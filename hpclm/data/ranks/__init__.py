@@ -1,0 +1,1 @@
+"""Batches of token ids, made on the ranks."""

@@ -1,0 +1,215 @@
+"""NeMo's prompt templates: a row and a template become token ids with slots for virtual tokens.
+
+NeMo's rules (nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py) hold but for its
+bugs, which `nemo_templates` repeats: fields are filled in one pass, so a value that contains "{answer}" stays text; no
+test row is ever dropped; and the prompt and the answer are tokenised apart, so that training and inference see the same
+prompt tokens and the mask starts exactly at the answer. The one space that stands before `{answer}` in a template goes
+to the answer, whose first token it is part of, as in "… Answer: yes".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from hpclm.core.errors import DataError
+from hpclm.core.spec import TaskTemplate
+from hpclm.data.tokenizers import Tokenizer
+
+# as the plan reads them (plan/templates.py)
+VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d{1,6})\|>")
+FIELD = re.compile(r"\{(.*?)\}")
+SLOT = -1
+# markers go with the space behind them where there is one in front as well, or nothing
+_REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as the model sees it.
+
+    Attributes:
+        tokens: ids, the padding id at virtual slots.
+        virtual: per position the number of the virtual token there, -1 elsewhere.
+        loss_mask: per position 1.0 where that token is to be predicted.
+        taskname, task: the row's template by name, and its place in the recipe.
+        index: place of the row among all rows of its files.
+        prompt, answer: the text in front of the answer, a cut field as it was cut, and the answer (None where the row
+            has none).
+        truncated: tokens cut off to fit.
+    """
+
+    tokens: list[int]
+    virtual: list[int]
+    loss_mask: list[float]
+    taskname: str
+    task: int
+    index: int
+    prompt: str
+    answer: str | None
+    truncated: int = 0
+
+    @property
+    def weight(self) -> float:
+        """How many of its tokens are learnt; the first never is."""
+        return sum(self.loss_mask[1:])
+
+
+class Template:
+    """One task's template, ready to fill.
+
+    Args:
+        with_virtual: False leaves the virtual tokens out, to ask the model alone.
+
+    Raises DataError where virtual tokens stand behind the answer, or do not fit in max_seq_length.
+    """
+
+    def __init__(
+        self,
+        template: TaskTemplate,
+        task: int,
+        tokenizer: Tokenizer,
+        *,
+        max_seq_length: int,
+        min_seq_length: int = 1,
+        add_bos: bool,
+        add_eos: bool,
+        with_virtual: bool = True,
+    ) -> None:
+        self.spec, self.task, self.tokenizer = template, task, tokenizer
+        self.max_seq_length, self.min_seq_length = max_seq_length, min_seq_length
+        self.add_bos, self.add_eos = add_bos, add_eos
+        self.with_virtual = with_virtual
+        text = template.prompt_template if with_virtual else _REMOVED.sub("", template.prompt_template)
+        marker = f"{{{template.answer_field}}}" if template.answer_field else None
+        self.has_answer = marker is not None and marker in text
+        self.before, self.after = text.split(marker, 1) if self.has_answer and marker else (text, "")
+        if behind := VIRTUAL.search(self.after):
+            raise DataError(
+                f"task template {template.taskname!r}: {behind[0]} stands behind {marker}, where "
+                "an answer to be made never sees it; move it in front"
+            )
+        fixed = add_bos + sum(template.virtual_token_splits) * with_virtual
+        if fixed > max_seq_length:
+            raise DataError(
+                f"task template {template.taskname!r}: {fixed} virtual and begin tokens do not fit in {max_seq_length} "
+                "tokens (data.max_seq_length, or the model's positions less generation.max_new_tokens)"
+            )
+
+    def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
+        """Fill the template with a row.
+
+        For training, prompt and answer: None when it is too short, or too long and there is no `truncate_field` (left)
+        to cut.
+        Otherwise the prompt alone; a too long one loses its beginning if there is no field to cut.
+        """
+        tokens, virtual, tail, text = self._tokens(row, training=training)
+        length, cut = len(tokens) + len(tail), row
+        while (excess := len(tokens) + len(tail) - self.max_seq_length) > 0 and self._can_cut(cut):
+            cut = self._cut(cut, excess)
+            tokens, virtual, tail, text = self._tokens(cut, training=training)
+        if training and (excess > 0 or len(tokens) + len(tail) < self.min_seq_length):
+            return None
+        if excess > 0:
+            tokens, virtual = self._without_beginning(tokens, virtual, excess)
+        mask = [0.0] * len(tokens) if self.spec.answer_only_loss else [float(number == SLOT) for number in virtual]
+        return Example(
+            tokens=tokens + tail,
+            virtual=virtual + [SLOT] * len(tail),
+            loss_mask=mask + [1.0] * len(tail),
+            taskname=self.spec.taskname,
+            task=self.task,
+            index=index,
+            prompt=text,
+            answer=row.get(self.spec.answer_field) if self.spec.answer_field else None,
+            truncated=length - len(tokens) - len(tail),
+        )
+
+    def _fill(self, text: str, row: dict[str, Any]) -> str:
+        return FIELD.sub(lambda match: row.get(match[1], ""), text)
+
+    def _tokens(self, row: dict[str, Any], *, training: bool) -> tuple[list[int], list[int], list[int], str]:
+        """Ids, virtual slots and (last) text of all before the answer, and ids from the answer on (training only)."""
+        tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
+        virtual = [SLOT] * len(tokens)
+        pieces, texts = VIRTUAL.split(self.before), []
+        for place, piece in enumerate(pieces):
+            if place % 2:
+                start = sum(self.spec.virtual_token_splits[: int(piece)])
+                count = self.spec.virtual_token_splits[int(piece)]
+                tokens += [self.tokenizer.pad_id] * count
+                virtual += range(start, start + count)
+                continue
+            text = self._fill(piece, row)
+            if place == 0:
+                text = text.lstrip(" ")
+            if place == len(pieces) - 1:
+                text = text.removesuffix(" ") if self._takes_space() else text
+                text = text if self.has_answer else text.rstrip(" ")
+            ids = self.tokenizer.encode(text)
+            tokens += ids
+            virtual += [SLOT] * len(ids)
+            texts.append(text)
+        if not tokens:
+            # a model needs something to continue
+            tokens, virtual = [self.tokenizer.bos_id], [SLOT]
+        return tokens, virtual, self._tail(row) if training else [], "".join(texts).strip(" ")
+
+    def _takes_space(self) -> bool:
+        return self.has_answer and self.before.endswith(" ")
+
+    def _tail(self, row: dict[str, Any]) -> list[int]:
+        text = ""
+        if self.has_answer:
+            lead = " " if self._takes_space() else ""
+            text = (lead + row.get(self.spec.answer_field, "") + self._fill(self.after, row)).rstrip(" ")
+        return self.tokenizer.encode(text) + [self.tokenizer.eos_id] * self.add_eos
+
+    def _can_cut(self, row: dict[str, Any]) -> bool:
+        return self.spec.truncate_field is not None and bool(row.get(self.spec.truncate_field))
+
+    def _cut(self, row: dict[str, Any], excess: int) -> dict[str, Any]:
+        """The row with `excess` tokens, and as NeMo one more for what joining may add, off the right of the field."""
+        field = self.spec.truncate_field
+        assert field is not None
+        count = len(self.tokenizer.encode(row[field])) - excess - 1
+        return {**row, field: self.tokenizer.beginning(row[field], count)}
+
+    def _without_beginning(self, tokens: list[int], virtual: list[int], excess: int) -> tuple[list[int], list[int]]:
+        """Drop the first `excess` tokens of text; BOS and virtual tokens stay."""
+        kept = []
+        for place, (token, number) in enumerate(zip(tokens, virtual, strict=True)):
+            is_text = number == SLOT and not (place == 0 and self.add_bos)
+            if is_text and excess > 0:
+                excess -= 1
+            else:
+                kept.append((token, number))
+        return [token for token, _ in kept], [number for _, number in kept]
+
+
+def check_row(row: Any, where: str, templates: dict[str, TaskTemplate], *, training: bool) -> dict[str, Any]:
+    """A row that can be filled in: an object of strings with a known `taskname`, and the answer if it is to be learnt.
+
+    Raises DataError, which begins with `where`.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+    for key, value in row.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {key} must be a string, not {type(value).__name__}; quote it")
+        if _has_surrogate(value):
+            raise DataError(f"{where}: {key} holds half a surrogate pair, which is no character; mend the \\u escape")
+    template = templates.get(row.get("taskname", ""))
+    if template is None:
+        raise DataError(
+            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(templates)}"
+        )
+    answer = template.answer_field
+    if training and answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
+        raise DataError(f"{where}: no {answer!r}, the answer to learn; add it or drop the row")
+    return row
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

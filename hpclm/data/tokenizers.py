@@ -1,0 +1,168 @@
+"""Byte-level BPE on the `tokenizers` library: trained here, GPT-2's two files, or any tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.spec import TokenizerSpec
+from hpclm.formats.nemo import archive_tokenizer as archived
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.gpt_weights import is_archive
+
+FILE = "tokenizer.json"
+END = "<|endoftext|>"
+# What else marks an end, in tokenizers that are not GPT-2's
+_END_NAMES = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+_PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]")
+_BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+        vocab_size: the largest id and one.
+        special_ids: special tokens by their text, which `encode` never gives.
+        eos_id, bos_id, pad_id: special tokens; where a vocabulary has no begin or padding token of its own, the end
+            token stands in, as in GPT-2.
+    """
+
+    def __init__(self, backend: Backend, source: str) -> None:
+        self.backend = backend
+        # special tokens in a user's text are text: a row must not be able to end or forge a prompt
+        self.backend.encode_special_tokens = True
+        # files published for other uses often pad and cut to a fixed length
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        # ids may have holes, and the model's table must hold the largest
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        eos = self._first(_END_NAMES)
+        if eos is None:
+            raise DataError(f"{source}: no end token ({', '.join(_END_NAMES)}) in the vocabulary")
+        self.eos_id = eos
+        self.bos_id = self._either(_BEGIN_NAMES)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = {token.content: number for number, token in added.items() if token.special}
+        self.pad_id = self._either(_PAD_NAMES)
+
+    def _first(self, names: Iterable[str]) -> int | None:
+        ids = (self.backend.token_to_id(name) for name in names)
+        return next((number for number in ids if number is not None), None)
+
+    def _either(self, names: Iterable[str]) -> int:
+        found = self._first(names)
+        return self.eos_id if found is None else found
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.backend.encode_batch(texts, add_special_tokens=False)]
+
+    def beginning(self, text: str, count: int) -> str:
+        """The first whole characters of `text`, of at most its first `count` tokens."""
+        if count <= 0:
+            return ""
+        offsets = self.backend.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[count][0]] if count < len(offsets) else text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def check_fits(self, rows: int) -> None:
+        """Raises DataError where a model's table of `rows` has no row for some id."""
+        if self.vocab_size > rows:
+            raise DataError(
+                f"the tokenizer has {self.vocab_size} entries, the model's table only {rows}; set model.vocab_size to "
+                f"{self.vocab_size} or leave it out, or give the tokenizer the model was trained with"
+            )
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / FILE))
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """The tokenizer saved in a folder. Raises DataError."""
+        return cls.from_json(folder / FILE)
+
+    @classmethod
+    def from_json(cls, path: Path) -> Tokenizer:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        try:
+            return cls(Backend.from_file(str(path)), str(path))
+        except DataError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"{path}: not a tokenizer.json ({error})") from error
+
+    @classmethod
+    def from_bpe(cls, vocab: Path, merges: Path) -> Tokenizer:
+        """GPT-2's `vocab.json` and `merges.txt`."""
+        for path in (vocab, merges):
+            if not path.is_file():
+                raise DataError(f"{path}: no such file")
+        try:
+            model = models.BPE.from_file(str(vocab), str(merges))
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"{vocab}, {merges}: not a GPT-2 vocabulary and its merges ({error})") from error
+        return cls(_byte_level(model), str(vocab))
+
+    @classmethod
+    def from_archive(cls, path: Path) -> Tokenizer:
+        """The tokenizer in a NeMo archive. Raises CheckpointError."""
+        with Archive(path) as archive:
+            which = archived.kind(archive)
+            if which is None:
+                raise CheckpointError(f"{path}: {archived.absent(archive)}")
+            if which == "json":
+                member = archive.ending("tokenizer.json")
+                assert member is not None
+                return cls(Backend.from_str(archive.read(member).decode()), str(path))
+            vocabulary = archived.read_json(archive, "vocab.json")
+            model = models.BPE(vocab=vocabulary, merges=archived.merges(archive))
+        return cls(_byte_level(model), str(path))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn a byte-level BPE of at most `vocab_size` entries, the end token among them."""
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, "the trained tokenizer")
+
+
+def _byte_level(model: models.BPE) -> Backend:
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([END])
+    return backend
+
+
+def load_tokenizer(spec: TokenizerSpec, base: Path | None) -> Tokenizer:
+    """The tokenizer of a stage that does not train one. Raises DataError where its files are missing or broken.
+
+    Args:
+        base: the base model's checkpoint, for `kind: base`.
+    """
+    if spec.kind == "bpe":
+        assert spec.vocab_file is not None
+        assert spec.merges_file is not None
+        return Tokenizer.from_bpe(Path(spec.vocab_file), Path(spec.merges_file))
+    if spec.kind == "json":
+        assert spec.tokenizer_file is not None
+        return Tokenizer.from_json(Path(spec.tokenizer_file))
+    assert base is not None
+    return Tokenizer.from_archive(base) if is_archive(str(base)) else Tokenizer.load(base)

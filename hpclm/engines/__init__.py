@@ -1,0 +1,1 @@
+"""Who trains and answers: one folder an engine."""

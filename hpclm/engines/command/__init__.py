@@ -1,0 +1,1 @@
+"""Any program, under our topology, rendezvous, recovery and collection."""

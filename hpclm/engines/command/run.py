@@ -1,0 +1,305 @@
+"""A stage that runs a program of the user's: rendezvous, environment, signals, progress, and how it ended.
+
+Nothing here imports torch: the image may hold anything. Ranks meet by files in the attempt's folder; rank 0 offers an
+address and a port that are free, which the program may then use as MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from hpclm.core import heartbeat
+from hpclm.core.files import read_object, write_json, write_text
+from hpclm.core.layout import AttemptPaths, StagePaths
+from hpclm.core.spec import ProgramStageSpec
+from hpclm.worker.addresses import addresses, boot_id
+from hpclm.worker.rank_identity import RankFacts
+from hpclm.worker.report import PeerError, ProgramError, Progress, RendezvousError, StoppedError
+from hpclm.worker.signals import StopFlag
+
+_WAIT_S = 300.0
+_POLL_S = 0.1
+_CONNECT_S = 3.0
+_FAILED = ("failed", "stopped")
+
+
+def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
+    """Run this rank's share. Returns when the stage is complete; raises what `report` knows to classify."""
+    began = time.time()
+    progress = Progress(stage.progress, stage.metrics, active=True)
+    if facts.rank == 0:
+        progress.update(phase="starting")
+        for name, text in spec.program.files.items():
+            write_text(stage.root / name, text)
+    address, port = _meet(attempt, facts)
+    values = _values(spec, stage, facts, address, port)
+    starts = spec.program.launcher == "rank" or facts.local_rank == 0
+    if starts:
+        _run_child(spec, stage, attempt, values, progress, stop)
+    _done(attempt, facts.rank).touch()
+    _wait_for_all(attempt, facts, stop)
+    if facts.rank == 0:
+        outputs = _outputs(spec, stage)
+        # another rank may have been the one that knew steps and losses
+        progress.update(**{**(read_object(stage.progress) or {}), "phase": "done"}, force=True)
+        result = {"task": "program", "world_size": facts.world_size, "outputs": outputs, "seconds": time.time() - began}
+        write_json(stage.result, result | _last_metrics(progress))
+
+
+def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
+    """Where rank 0 is, as seen from here, and a port that was free there a moment ago."""
+    deadline = time.monotonic() + _WAIT_S
+    if facts.rank == 0:
+        with socket.socket() as probe, socket.socket() as reserved:
+            probe.bind(("0.0.0.0", 0))
+            probe.listen(1024)
+            reserved.bind(("0.0.0.0", 0))
+            port = reserved.getsockname()[1]
+            offer = {
+                "probe": probe.getsockname()[1],
+                "port": port,
+                "addresses": list(addresses()),
+                "boot_id": boot_id(),
+            }
+            write_json(attempt.rendezvous, offer)
+            _wait_for_files([_met(attempt, rank) for rank in range(1, facts.world_size)], attempt, deadline, "arrive")
+        one_machine = all(_met(attempt, rank).read_text() == boot_id() for rank in range(1, facts.world_size))
+        return "127.0.0.1" if one_machine else next(iter(addresses()), "127.0.0.1"), port
+    while time.monotonic() < deadline:
+        offer = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
+        if offer is not None:
+            address = _reachable(offer)
+            if address is not None:
+                _met(attempt, facts.rank).write_text(boot_id())
+                return address, int(offer["port"])
+        time.sleep(_POLL_S)
+    raise RendezvousError(f"rank 0 could not be reached within {_WAIT_S:.0f} s; see {attempt.rendezvous}")
+
+
+def _reachable(offer: dict[str, Any]) -> str | None:
+    for address in ["127.0.0.1"] if offer["boot_id"] == boot_id() else offer["addresses"]:
+        with contextlib.suppress(OSError):
+            socket.create_connection((address, offer["probe"]), timeout=_CONNECT_S).close()
+            return str(address)
+    return None
+
+
+def _met(attempt: AttemptPaths, rank: int) -> Path:
+    return attempt.root / f"met-{rank:05d}"
+
+
+def _done(attempt: AttemptPaths, rank: int) -> Path:
+    return attempt.root / f"done-{rank:05d}"
+
+
+def _values(
+    spec: ProgramStageSpec, stage: StagePaths, facts: RankFacts, address: str, port: int
+) -> dict[str, str | int]:
+    """What the placeholders stand for."""
+    split = spec.parallel
+    return {
+        "rank": facts.rank,
+        "world_size": facts.world_size,
+        "local_rank": facts.local_rank,
+        "local_world_size": split.devices_per_node,
+        "node_rank": facts.node_rank,
+        "num_nodes": split.nodes,
+        "devices_per_node": split.devices_per_node,
+        "master_addr": address,
+        "master_port": port,
+        "tensor": split.tensor,
+        "pipeline": split.pipeline,
+        "data": split.data,
+        "run": spec.run,
+        "run_dir": str(stage.root.parent.parent),
+        "stage": spec.stage,
+        "stage_dir": spec.stage_dir,
+        "checkpoints": str(stage.checkpoints),
+        "restart": facts.restart,
+    }
+
+
+def command(spec: ProgramStageSpec, values: dict[str, str | int]) -> list[str]:
+    """argv of the child: the user's with its placeholders filled, or torchrun's in front of it. Never a shell's."""
+    argv = [argument.format_map(values) for argument in spec.program.argv]
+    if spec.program.launcher == "rank":
+        return argv
+    flags = {
+        "nnodes": values["num_nodes"],
+        "nproc-per-node": values["devices_per_node"],
+        "node-rank": values["node_rank"],
+        "master-addr": values["master_addr"],
+        "master-port": values["master_port"],
+        "max-restarts": 0,
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *(f"--{name}={value}" for name, value in flags.items())]
+    # torchrun starts a Python script; its own interpreter stands for a `python` in front of one
+    interpreter = Path(argv[0]).name.startswith("python")
+    return [*torchrun, *(argv[1:] if interpreter else ["--no-python", *argv])]
+
+
+def _environment(spec: ProgramStageSpec, values: dict[str, str | int]) -> dict[str, str]:
+    names = ("master_addr", "master_port", "rank", "world_size", "local_rank", "local_world_size", "node_rank")
+    own = {name.upper(): str(values[name]) for name in names}
+    if spec.program.launcher == "torchrun":
+        own = {}
+    return {**os.environ, **own, **spec.program.environment}
+
+
+def _run_child(
+    spec: ProgramStageSpec,
+    stage: StagePaths,
+    attempt: AttemptPaths,
+    values: dict[str, str | int],
+    progress: Progress,
+    stop: StopFlag,
+) -> None:
+    stage.checkpoints.mkdir(parents=True, exist_ok=True)
+    argv = command(spec, values)
+    try:
+        child = subprocess.Popen(
+            argv,
+            cwd=spec.program.workdir or spec.stage_dir,
+            env=_environment(spec, values),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ProgramError(f"{argv[0]} cannot be started: {error.strerror}", retry=False) from None
+    assert child.stdout is not None
+    reader = _Reader(child.stdout, spec.program.progress, progress, attempt.root / "reporter")
+    reader.start()
+    try:
+        told = _watch(child, stop)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    reader.join(5.0)
+    code = child.wait()
+    if told:
+        # Well-behaved programs save and end with 0; that is no sign that they were through.
+        raise StoppedError(f"told to stop, as was {Path(argv[0]).name}; it ended with {_how(code)}")
+    if code == 0:
+        return
+    retry = code < 0 or code in spec.program.retry_exit_codes
+    raise ProgramError(f"{Path(argv[0]).name} ended with {_how(code)}; its last line: {reader.last}", retry=retry)
+
+
+def _watch(child: subprocess.Popen[str], stop: StopFlag) -> bool:
+    """Wait for the child; what this rank is told by signal is passed on once, to it alone. Returns whether it was."""
+    told = False
+    while child.poll() is None:
+        if stop.requested and not told:
+            told = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, stop.number or signal.SIGTERM)
+        time.sleep(_POLL_S)
+    return told
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+class _Reader(threading.Thread):
+    """Passes the child's output on, and takes steps and losses out of it. Every line is a sign of life."""
+
+    def __init__(self, stream: IO[str], pattern: str | None, progress: Progress, claim: Path) -> None:
+        super().__init__(daemon=True)
+        self.stream, self.progress, self.claim = stream, progress, claim
+        self.reports: bool | None = None
+        self.step = -1
+        self.pattern = re.compile(pattern) if pattern else None
+        self.last = "(none)"
+
+    def run(self) -> None:
+        for line in self.stream:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            heartbeat.beat()
+            if line.strip():
+                self.last = line.strip()[:500]
+            match = self.pattern.search(line) if self.pattern else None
+            if match and self._reports():
+                self._take(match.groupdict())
+        if self.reports:
+            self.progress.update(force=True)
+
+    def _reports(self) -> bool:
+        """Of ranks that print the same, the first one is taken at its word."""
+        if self.reports is None:
+            try:
+                os.close(os.open(self.claim, os.O_CREAT | os.O_EXCL))
+                self.reports = True
+            except OSError:
+                self.reports = False
+        return self.reports
+
+    def _take(self, found: dict[str, str | None]) -> None:
+        values: dict[str, Any] = {}
+        for name, kind in (("step", int), ("total_steps", int), ("loss", float), ("val_loss", float)):
+            with contextlib.suppress(TypeError, ValueError):
+                values[name] = kind(found.get(name))  # type: ignore[arg-type]
+        if "step" in values and values["step"] <= self.step:
+            return  # another rank of the node, that prints the same
+        self.step = values.get("step", self.step)
+        if "step" in values and "loss" in values:
+            self.progress.metric("train", values["step"], loss=values["loss"], silent=True)
+        self.progress.update(phase="training", **values)
+
+
+def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
+    """Until every rank's program is done: a job whose first task leaves early may be ended by the scheduler."""
+    waiting = set(range(facts.world_size))
+    while waiting:
+        waiting = {rank for rank in waiting if not _done(attempt, rank).exists()}
+        for rank in waiting:
+            record = read_object(attempt.rank(rank)) or {}
+            if record.get("state") in _FAILED:
+                raise PeerError(f"rank {rank} failed: {record.get('message', '')}")
+        heartbeat.beat()
+        time.sleep(_POLL_S)
+
+
+def _wait_for_files(paths: list[Path], attempt: AttemptPaths, deadline: float, what: str) -> None:
+    while missing := [path for path in paths if not path.exists()]:
+        if time.monotonic() > deadline:
+            raise RendezvousError(f"{missing[0].name} did not {what} within {_WAIT_S:.0f} s")
+        list(attempt.root.iterdir())  # makes an NFS client ask the server again
+        time.sleep(_POLL_S)
+
+
+def _outputs(spec: ProgramStageSpec, stage: StagePaths) -> list[str]:
+    """Files of the stage's folder that match what the recipe says is left. Raises ProgramError for a pattern that
+    matches nothing."""
+    found: list[str] = []
+    for pattern in spec.program.outputs:
+        matches = sorted(str(path.relative_to(stage.root)) for path in stage.root.glob(pattern) if path.is_file())
+        if not matches:
+            raise ProgramError(f"the program ended well but left nothing that matches {pattern!r}", retry=False)
+        found += matches
+    return found
+
+
+def _last_metrics(progress: Progress) -> dict[str, Any]:
+    written = read_object(progress.progress_path) or {}
+    return {"steps": written.get("step"), "loss": written.get("loss"), "val_loss": written.get("val_loss")}

@@ -1,0 +1,1 @@
+"""GPT on megatron-core, and prompt learning on a frozen one."""

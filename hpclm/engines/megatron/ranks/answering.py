@@ -1,0 +1,108 @@
+"""Answers to rows: batches of like length, generation, text; shared out among the model's replicas and gathered."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from hpclm.core import heartbeat
+from hpclm.core.spec import GenerationSpec
+from hpclm.data.ranks.packing import collate_left
+from hpclm.data.templates import Example
+from hpclm.data.tokenizers import Tokenizer
+from hpclm.engines.megatron.ranks.end_strings import EndStrings
+from hpclm.engines.megatron.ranks.generation import Generator
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for a row. `at_limit`: it has all the tokens it may have, and might have gone on."""
+
+    text: str
+    tokens: int
+    at_limit: bool
+
+
+class Answerer:
+    """Answers rows with a model as it is now. Every rank makes one and calls it with the same rows.
+
+    Args:
+        trains_on: see `Generator`.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        spec: GenerationSpec,
+        *,
+        trains_on: bool = False,
+    ) -> None:
+        self.trains_on = trains_on
+        self.groups, self.model, self.tokenizer, self.spec = groups, model, tokenizer, spec
+        self.ends = EndStrings(spec.end_strings, tokenizer)
+
+    def batches(self, examples: list[Example]) -> Iterator[list[tuple[Example, Answer]]]:
+        """This replica's share, a batch at a time."""
+        groups, size = self.groups, self.spec.batch_size
+        # rows of like length together: less padding, and batches that do not depend on the number of replicas
+        order = sorted(range(len(examples)), key=lambda place: len(examples[place].tokens))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        generator = Generator(
+            self.model,
+            groups,
+            self.spec,
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+            ends=self.ends,
+            trains_on=self.trains_on,
+        )
+        for batch in batches[groups.data_rank :: groups.data_size]:
+            heartbeat.beat()
+            chosen = [examples[place] for place in batch]
+            inputs = {k: v.to(groups.device) for k, v in collate_left(chosen, self.tokenizer.pad_id).items()}
+            with without_sequence_parallelism(self.model):
+                made = generator(inputs, [example.index for example in chosen])
+            yield [(example, self._answer(ids)) for example, ids in zip(chosen, made, strict=True)]
+
+    def _answer(self, ids: list[int]) -> Answer:
+        text, cut = self.ends.cut(self.tokenizer.decode(ids))
+        return Answer(text, len(ids), len(ids) >= self.spec.max_new_tokens and not cut)
+
+    def texts(self, examples: list[Example]) -> list[str]:
+        """The answers to all rows, in their order, on every rank."""
+        mine = {example.index: answer.text for batch in self.batches(examples) for example, answer in batch}
+        found: list[dict[int, str] | None] = [None] * self.groups.world_size
+        dist.all_gather_object(found, mine)
+        every: dict[int, str] = {}
+        for one in found:
+            every.update(one or {})
+        return [every[example.index] for example in examples]
+
+
+@contextlib.contextmanager
+def without_sequence_parallelism(model: LanguageModel) -> Iterator[None]:
+    """Switch a training model's sequence parallelism off: one token at a time cannot be split over the sequence.
+
+    The weights are the same either way; megatron-core's layers look at the flag in each forward pass.
+    """
+    config = model.gpt.config
+    if not config.sequence_parallel:
+        yield
+        return
+    switched = [one for one in model.gpt.modules() if getattr(one, "sequence_parallel", False) is True]
+    config.sequence_parallel = False
+    for module in switched:
+        module.sequence_parallel = False
+    try:
+        yield
+    finally:
+        config.sequence_parallel = True
+        for module in switched:
+            module.sequence_parallel = True

@@ -1,0 +1,297 @@
+"""Models and prompts from one form into another, on one machine's CPU: `hpclm model convert`."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import read_object, write_json
+from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate, from_dict, to_dict
+from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.formats.inspection import ADAPTER, ADAPTER_CONFIG, look
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
+from hpclm.formats.nemo.gpt_weights import nemo_name
+from hpclm.formats.nemo.model_config import model_spec, read_config
+from hpclm.formats.nemo.prompt_tables import read_tables
+
+PARALLEL = ParallelSpec(1, 1, 1, 1, 1, 1)
+PROMPTS_FILE, MODEL_FILE = "prompts.json", "model.json"
+
+Tables = list[tuple[TaskTemplate, Tensor]]
+
+
+def convert(source: Path, out: Path, form: str, task: str | None) -> str:
+    """Write `source` to `out` in another form; returns what was done, in words. Raises CheckpointError."""
+    kind = look(source)["kind"]
+    folder = _checkpoint(source) if kind == "hpclm-checkpoint" else source
+    holds_prompts = kind in ("nemo-prompts", "peft-adapter") or (folder / PROMPTS_FILE).is_file()
+    _here()
+    if holds_prompts:
+        writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
+            "nemo": _prompts_to_nemo,
+            "hpclm": _prompts_to_hpclm,
+            "peft": _prompts_to_peft,
+        }
+        return writers[form](out, _tables(folder, kind), task)
+    if form == "peft":
+        raise CheckpointError(f"{source}: is a model, and a PEFT adapter holds prompts; give trained prompts")
+    if kind == "nemo-gpt" and form == "hpclm":
+        return _gpt_to_hpclm(folder, out)
+    if kind == "hpclm-checkpoint" and form == "nemo":
+        return _gpt_to_nemo(folder, out)
+    raise CheckpointError(f"{source}: is in that form already")
+
+
+@functools.cache
+def _here() -> Any:
+    """The groups of a world of this process alone, on the CPU."""
+    import torch.distributed as dist
+
+    started = dist.is_initialized()
+    if not started:
+        cpu_standins.install()
+    from hpclm.engines.megatron.ranks import groups
+
+    if started:
+        return groups.Groups(0, 1, 0, 0, 0, 1, 1, 1, torch.device("cpu"))
+    return groups.initialize(dist.HashStore(), 0, 0, PARALLEL, "cpu", 1)
+
+
+def _checkpoint(path: Path) -> Path:
+    from hpclm.formats.ranks.checkpoint_manager import resolve
+
+    # as a stage takes them: trained prompts at their best, a model as it is now
+    return resolve(path, prefer="best" if (path / PROMPTS_FILE).is_file() else "latest")
+
+
+def _build(model: ModelSpec, precision: str = "fp32") -> Any:
+    from hpclm.engines.megatron.ranks.gpt_model import build_gpt, transformer_config
+
+    config = transformer_config(model, PARALLEL, precision, _here().device, variable_lengths=True)
+    return build_gpt(model, config, _here())
+
+
+def _gpt_to_hpclm(source: Path, out: Path) -> str:
+    from hpclm.data.tokenizers import Tokenizer
+    from hpclm.formats.nemo.gpt_weights import read_weights
+    from hpclm.formats.ranks import checkpoint_store
+    from hpclm.formats.ranks.nemo_weights import load_gpt
+    from hpclm.formats.ranks.shards import sharded_tensors
+
+    with Archive(source) as archive:
+        model = model_spec(archive)
+        weights = read_weights(archive, model.num_attention_heads, gated=model.activation == "swiglu")
+    stored = weights["embedding.word_embeddings.weight"].dtype
+    gpt = _build(model, {"bfloat16": "bf16", "float16": "fp16"}.get(stored, "fp32"))
+    load_gpt(source, sharded_tensors(gpt), model)
+    notes = []
+
+    def finish(folder: Path) -> None:
+        write_json(folder / MODEL_FILE, to_dict(model))
+        try:
+            Tokenizer.from_archive(source).save(folder)
+        except CheckpointError as error:
+            notes.append(str(error))
+
+    checkpoint_store.save(out, sharded_tensors(gpt), _state(), finish)
+    return "\n".join([f"{out}: a checkpoint of {stored} weights", *notes])
+
+
+def _state() -> dict[str, Any]:
+    return {"step": 0, "val_loss": None, "best": []}
+
+
+def _gpt_to_nemo(folder: Path, out: Path) -> str:
+    from hpclm.formats.ranks import checkpoint_store
+    from hpclm.formats.ranks.shards import sharded_tensors
+
+    raw = read_object(folder / MODEL_FILE)
+    if raw is None:
+        raise CheckpointError(f"{folder}: holds no {MODEL_FILE}; give a whole checkpoint")
+    model = from_dict(ModelSpec, raw)
+    gpt = _build(model)
+    shards = sharded_tensors(gpt)
+    checkpoint_store.load(folder, shards)
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        # a gated MLP's halves are two pieces of one tensor, the gate first
+        name = nemo_name(shard.key)
+        part = shard.data.detach()
+        state[name] = torch.cat([state[name], part]) if name in state else part.clone()
+    tokenizer = _tokenizer_files(folder)
+    config = gpt_config(model, list(tokenizer))
+    _write_tar(out, {"model_config.yaml": config.encode(), "model_weights.ckpt": _saved(state), **tokenizer})
+    return f"{out}: a NeMo archive at tensor and pipeline parallel 1" + ("" if tokenizer else "; without a tokenizer")
+
+
+def _tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """GPT-2's two files from a byte-level BPE's tokenizer.json; none for other kinds."""
+    found = read_object(folder / "tokenizer.json") or {}
+    model = found.get("model") or {}
+    if model.get("type") != "BPE":
+        return {}
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    added = {token["content"]: token["id"] for token in found.get("added_tokens") or []}
+    return {
+        "hpclm_vocab.json": json.dumps(model["vocab"] | added, ensure_ascii=False).encode(),
+        "hpclm_merges.txt": ("#version: 0.2\n" + "".join(f"{one}\n" for one in merges)).encode(),
+    }
+
+
+def _tables(folder: Path, kind: str) -> Tables:
+    if kind == "nemo-prompts":
+        return _tables_of_archive(folder)
+    return _tables_of_adapter(folder) if kind == "peft-adapter" else _tables_of_checkpoint(folder)
+
+
+def _tables_of_archive(path: Path) -> Tables:
+    from hpclm.formats.ranks.nemo_weights import tensor_of
+
+    with Archive(path) as archive:
+        tables = {task: tensor_of(archive, facts).float().clone() for task, facts in read_tables(archive).items()}
+        written = read_config(archive).get("task_templates") or []
+    known = {str(one.get("taskname")): one for one in written if isinstance(one, dict)}
+    return [(_template(task, len(table), known.get(task, {})), table) for task, table in tables.items()]
+
+
+def _template(task: str, count: int, written: dict[str, Any]) -> TaskTemplate:
+    """NeMo's task template as ours; where the archive has none, one that only holds the virtual tokens."""
+    splits = [int(one) for one in written.get("virtual_token_splits") or [count]]
+    if sum(splits) != count:
+        raise CheckpointError(f"task {task}: its template splits {sum(splits)} virtual tokens, its table has {count}")
+    return TaskTemplate(
+        taskname=task,
+        prompt_template=str(written.get("prompt_template") or "<|VIRTUAL_PROMPT_0|>"),
+        total_virtual_tokens=count,
+        virtual_token_splits=splits,
+        truncate_field=written.get("truncate_field"),
+        answer_only_loss=bool(written.get("answer_only_loss", True)),
+        answer_field=written.get("answer_field"),
+    )
+
+
+def _tables_of_adapter(path: Path) -> Tables:
+    stored = load_file(path / ADAPTER)
+    if "prompt_embeddings" not in stored or stored["prompt_embeddings"].dim() != 2:
+        raise CheckpointError(f"{path}: holds no prompt_embeddings; adapters of prompt tuning and p-tuning can be read")
+    table = stored["prompt_embeddings"].float()
+    return [(_template(path.name, len(table), {}), table)]
+
+
+def _tables_of_checkpoint(folder: Path) -> Tables:
+    from hpclm.adapters.ranks import PromptsCard, build_prompts
+    from hpclm.formats.ranks import checkpoint_store
+
+    card = from_dict(PromptsCard, read_object(folder / PROMPTS_FILE) or {})
+    hidden = next(one["shape"][1] for name, one in _stored(folder).items() if name.startswith(_TABLES))
+    if card.prompt is not None and card.prompt.encoder == "biglstm":
+        hidden = _stored(folder)["prompts.encoder.head.2.weight"]["shape"][0]
+    module = build_prompts(card, _config(hidden), 1, _here().device)
+    checkpoint_store.load(folder, module.shards())
+    with torch.no_grad():
+        tables = module.eval()().cpu()
+    return [(one, tables[place, : one.total_virtual_tokens].clone()) for place, one in enumerate(card.task_templates)]
+
+
+_TABLES = ("prompts.free.", "prompts.inputs.", "prompts.kept.")
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    from hpclm.formats.ranks import checkpoint_store
+
+    tensors: dict[str, Any] = checkpoint_store.read_manifest(folder)["tensors"]
+    return tensors
+
+
+def _config(hidden: int) -> Any:
+    """A configuration as wide as the virtual tokens; nothing else of it counts."""
+    from hpclm.engines.megatron.ranks.gpt_model import transformer_config
+
+    model = ModelSpec(1, hidden, 4 * hidden, 1, 1, hidden, 8, 8, 8)
+    return transformer_config(model, PARALLEL, "fp32", _here().device, variable_lengths=True)
+
+
+def _prompts_to_nemo(out: Path, tables: Tables, _task: str | None) -> str:
+    stored: dict[str, Tensor] = {}
+    for template, table in tables:
+        stored[f"prompt_table.{template.taskname}.prompt_embeddings.weight"] = table
+        stored[f"prompt_table.{template.taskname}.indices"] = torch.arange(len(table))
+    config = prompts_config([template for template, _ in tables])
+    weights = _saved({"prompt_table": stored})
+    _write_tar(out, {"model_config.yaml": config.encode(), "model_weights.ckpt": weights})
+    return f"{out}: a prompt-learning archive of {', '.join(one.taskname for one, _ in tables)}, as up to NeMo r1.16"
+
+
+def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
+    from hpclm.adapters.ranks import PromptsCard, build_prompts
+    from hpclm.formats.ranks import checkpoint_store
+
+    templates = [template for template, _ in tables]
+    card = PromptsCard("prompt-tuning", None, templates, kept=[template.taskname for template in templates])
+    module = build_prompts(card, _config(tables[0][1].shape[1]), 1, _here().device)
+    for template, table in tables:
+        module.keep(template, table)
+    checkpoint_store.save(
+        out, module.shards(), _state(), lambda folder: write_json(folder / PROMPTS_FILE, to_dict(card))
+    )
+    return f"{out}: prompts of {', '.join(one.taskname for one in templates)}"
+
+
+def _prompts_to_peft(out: Path, tables: Tables, task: str | None) -> str:
+    names = [template.taskname for template, _ in tables]
+    if task is None and len(names) > 1:
+        raise CheckpointError(f"an adapter holds one task, and here are {', '.join(names)}; choose one with --task")
+    if task is not None and task not in names:
+        raise CheckpointError(f"there is no task {task!r}; choose {' or '.join(names)}")
+    template, table = tables[names.index(task) if task else 0]
+    text = template.prompt_template
+    if len(template.virtual_token_splits) > 1 or not text.startswith("<|VIRTUAL_PROMPT_0|>"):
+        raise CheckpointError(
+            f"task {template.taskname}: its virtual tokens stand within the template ({text[:60]!r}), and PEFT puts "
+            "all of them in front; only a single split that leads can be converted"
+        )
+    out.mkdir(parents=True)
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": len(table),
+        "token_dim": table.shape[1],
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+    }
+    (out / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({"prompt_embeddings": table.contiguous()}, str(out / ADAPTER))
+    return f"{out}: a PEFT adapter of {template.taskname}"
+
+
+def _saved(value: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def _write_tar(out: Path, members: dict[str, bytes]) -> None:
+    partial = out.with_name(out.name + ".partial")
+    try:
+        with tarfile.open(partial, "w") as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(f"./{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        shutil.move(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""GPT on megatron-core, built from a `ModelSpec` and initialised the same whatever the split."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+
+from hpclm.core.spec import ModelSpec, ParallelSpec, RecomputeSpec
+from hpclm.engines.megatron.ranks.attention import SdpaAttention
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.norm import Norm
+from hpclm.engines.megatron.ranks.seeds import named_generator
+from hpclm.formats.ranks.shards import sharded_tensors
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# GPT-2 and Megatron's fused kernel use the tanh form; torch's default is erf. One form everywhere.
+gelu = functools.partial(functional.gelu, approximate="tanh")
+
+
+def transformer_config(
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    precision: str,
+    device: torch.device,
+    *,
+    variable_lengths: bool,
+    recompute: RecomputeSpec | None = None,
+) -> TransformerConfig:
+    """megatron-core's configuration of `model` at a split.
+
+    Args:
+        variable_lengths: let pipeline stages tell each other a micro-batch's shape (prompt learning pads each
+            micro-batch to its own longest example).
+        recompute: activation checkpointing while training.
+    """
+    dtype = DTYPES[precision]
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
+        layernorm_epsilon=model.layernorm_epsilon,
+        activation_func=functional.silu if model.activation == "swiglu" else gelu,
+        gated_linear_unit=model.activation == "swiglu",
+        add_bias_linear=model.add_bias_linear,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        init_method_std=model.init_std,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence_parallel,
+        variable_seq_lengths=variable_lengths,
+        moe_token_dispatcher_type="alltoall",  # unused without experts, but the default forbids variable lengths
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        # weights are set by `initialize_weights`, which does not depend on the split
+        perform_initialization=False,
+        use_cpu_initialization=device.type == "cpu",
+        bias_activation_fusion=False,
+        bias_dropout_fusion=device.type == "cuda",
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        recompute_granularity=recompute.granularity if recompute else None,
+        recompute_method=recompute.method if recompute else None,
+        recompute_num_layers=recompute.num_layers if recompute else None,
+    )
+
+
+def build_gpt(model: ModelSpec, config: TransformerConfig, groups: Groups) -> GPTModel:
+    """This rank's shard of the model, weights not yet set."""
+    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+    layer.submodules.self_attention.submodules.core_attention = SdpaAttention
+    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)
+    gpt = GPTModel(
+        config=config,
+        transformer_layer_spec=block,
+        vocab_size=model.padded_vocab_size,
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=groups.is_first_stage,
+        post_process=groups.is_last_stage,
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
+        rotary_base=int(model.rotary_base),
+    )
+    # Soft prompts are put between the embedding lookup and the scatter over the sequence, so the lookup must give
+    # the whole sequence (with learned positions it always does).
+    if groups.is_first_stage:
+        gpt.embedding.reduce_scatter_embeddings = False
+        gpt.embedding.word_embeddings.reduce_scatter_embeddings = False
+    gpt.to(groups.device)
+    for parameter in gpt.parameters():
+        # the position table does not follow params_dtype
+        parameter.data = parameter.data.to(config.params_dtype)
+    mark_tensor_parallel(gpt)
+    return gpt
+
+
+def mark_tensor_parallel(module: torch.nn.Module) -> None:
+    """Say of each parameter whether tensor ranks hold parts of it, which the gradient norm must know.
+
+    megatron-core does it while it initialises weights, and it is told not to.
+    """
+    parameters = {parameter.data_ptr(): parameter for parameter in module.parameters()}
+    for shard in sharded_tensors(module):
+        parameter = parameters.get(shard.data.data_ptr())
+        if parameter is not None and shard.local_shape != shard.global_shape:
+            parameter.tensor_model_parallel = True
+
+
+@torch.no_grad()
+def initialize_weights(gpt: GPTModel, model: ModelSpec, seed: int) -> None:
+    """GPT-2's initialisation: N(0, init_std), the projections into the residual stream divided by √(2L).
+
+    Every tensor is drawn whole from a generator seeded by (seed, its global name), then cut, so that each split of
+    the model starts from the same weights. One tensor is held whole at a time, never the model.
+    """
+    residual_std = model.init_std / math.sqrt(2 * model.num_layers)
+    for shard in sharded_tensors(gpt):
+        name = shard.key.rpartition(".")[2]
+        if name in ("bias", "layer_norm_bias"):
+            shard.data.zero_()
+        elif name == "layer_norm_weight" or shard.key.endswith("layernorm.weight"):
+            shard.data.fill_(1.0)
+        else:
+            is_residual = shard.key.endswith(("linear_proj.weight", "linear_fc2.weight"))
+            shard.data.copy_(_drawn(shard, seed, residual_std if is_residual else model.init_std))
+
+
+def _drawn(shard: ShardedTensor, seed: int, std: float) -> torch.Tensor:
+    generator = named_generator(seed, shard.key)
+    whole = torch.randn(shard.global_shape, generator=generator, dtype=torch.float32).mul_(std)
+    return whole[shard.global_slice()]

@@ -1,0 +1,82 @@
+"""Process groups: torch.distributed over our rendezvous, then megatron-core's TP×PP×DP grid on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from hpclm.core.spec import ParallelSpec
+from hpclm.engines.megatron.ranks.seeds import named_seed
+
+COLLECTIVE_TIMEOUT_MIN = 30
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's place in the grid. `device` is where its tensors live."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    tensor_size: int
+    pipeline_size: int
+    data_size: int
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def is_reporter(self) -> bool:
+        """True on the one rank that knows the loss and writes it down: last stage, first data and tensor rank."""
+        return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0
+
+
+def initialize(store: dist.Store, rank: int, local_rank: int, parallel: ParallelSpec, device: str, seed: int) -> Groups:
+    """Join the world through `store` and build Megatron's groups (order tp-cp-ep-dp-pp)."""
+    timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MIN)
+    if device == "gpu":
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        target = torch.device("cuda", torch.cuda.current_device())
+        backend = "nccl"
+    else:
+        target = torch.device("cpu")
+        backend = "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=parallel.world_size, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        distributed_timeout_minutes=COLLECTIVE_TIMEOUT_MIN,
+        create_gloo_process_groups=False,
+    )
+    groups = Groups(
+        rank=rank,
+        world_size=parallel.world_size,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        tensor_size=parallel.tensor,
+        pipeline_size=parallel.pipeline,
+        data_size=parallel.data,
+        device=target,
+    )
+    seed_step(seed, 0, groups)
+    return groups
+
+
+def seed_step(seed: int, step: int, groups: Groups) -> None:
+    """Seed every generator from (seed, step, stage); megatron-core adds the tensor rank where it must differ."""
+    number = named_seed(seed, f"step {step} stage {groups.pipeline_rank}") % (1 << 31)
+    torch.manual_seed(number)
+    tensor_parallel.model_parallel_cuda_manual_seed(number)

@@ -1,0 +1,216 @@
+"""AdamW over fp32 master weights, for full training and for soft prompts alike.
+
+megatron-core's optimizer classes assert CUDA tensor types, so they cannot run the same recipe on a CPU; this one is
+the same arithmetic (Megatron's mixed-precision optimizer: fp32 masters, fp32 gradients, one global norm over the
+model-parallel group) on torch's fused AdamW. Gradients come from megatron-core's DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
+
+from hpclm.core.spec import OptimSpec
+
+
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), at 1 and inert otherwise.
+
+    The loss is multiplied before the backward pass so that small gradients survive fp16. An overflow halves the scale
+    and skips the step; `GROWTH_STEPS` steps without one double it. Constants are Megatron's (optimizer/grad_scaler.py
+    with its default arguments).
+    """
+
+    INITIAL, MINIMUM, GROWTH_STEPS = 2.0**32, 1.0, 1000
+
+    def __init__(self, precision: str) -> None:
+        self.active = precision == "fp16"
+        self.scale = self.INITIAL if self.active else 1.0
+        self.good_steps = 0
+
+    def apply(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss * self.scale if self.active else loss
+
+    def update(self, *, overflow: bool) -> None:
+        self.good_steps = 0 if overflow else self.good_steps + 1
+        if overflow:
+            self.scale = max(self.MINIMUM, self.scale / 2)
+        elif self.good_steps == self.GROWTH_STEPS:
+            self.scale, self.good_steps = self.scale * 2, 0
+
+    def state(self) -> list[float]:
+        return [self.scale, self.good_steps]
+
+    def restore(self, state: list[float]) -> None:
+        self.scale, self.good_steps = float(state[0]), int(state[1])
+
+
+class Optimizer:
+    """Updates the trainable parameters this rank holds; there may be none (prompt learning on a later stage)."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        optim: OptimSpec,
+        clip_norm: float,
+        device: torch.device,
+        loss_scale: LossScale,
+    ) -> None:
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self.parameters]
+        self.clip_norm, self.loss_scale = clip_norm, loss_scale
+        self.updates = 0
+        self.device = device
+        # Megatron's rule (optimizer/__init__.py, _get_param_groups): no decay for biases and one-dimensional weights
+        decay = [m for m, p in zip(self.masters, self.parameters, strict=True) if p.dim() > 1]
+        no_decay = [m for m, p in zip(self.masters, self.parameters, strict=True) if p.dim() <= 1]
+        groups = [
+            {"params": decay, "weight_decay": optim.weight_decay},
+            {"params": no_decay, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.adam = (
+            torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.epsilon, fused=True)
+            if groups
+            else None
+        )
+
+    @torch.no_grad()
+    def step(self, lr: float) -> float:
+        """One update from the parameters' `main_grad` (fp32). Returns the global gradient norm before clipping.
+
+        In fp16 an overflow skips the update and the norm is infinite or NaN; elsewhere, and where no smaller loss
+        scale would help, that raises FloatingPointError.
+        """
+        norm = self._gradient_norm() / self.loss_scale.scale
+        overflow = not math.isfinite(norm)
+        if overflow and self.loss_scale.scale <= LossScale.MINIMUM:
+            raise FloatingPointError(f"the gradient norm is {norm}: the training diverged; lower optim.lr")
+        if self.loss_scale.active:
+            factor = 1.0 / self.loss_scale.scale
+            self.loss_scale.update(overflow=overflow)
+            if overflow:
+                return norm
+        else:
+            factor = 1.0
+        if self.clip_norm > 0:
+            factor *= min(1.0, self.clip_norm / (norm + 1e-6))
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            master.grad = parameter.main_grad.mul_(factor) if factor != 1.0 else parameter.main_grad
+        if self.adam is not None:
+            for group in self.adam.param_groups:
+                group["lr"] = lr
+            self.adam.step()
+        self.updates += 1
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                parameter.copy_(master)
+            master.grad = None
+        return norm
+
+    def _gradient_norm(self) -> float:
+        counted = [
+            parameter.main_grad
+            for parameter in self.parameters
+            if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
+        ]
+        square = torch.zeros(1, dtype=torch.float32, device=self.device)
+        if counted:
+            square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))) ** 2
+        dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
+        return float(square.item()) ** 0.5
+
+    def sharded_state(self, shards: Iterable[ShardedTensor]) -> list[ShardedTensor]:
+        """Masters and Adam moments as pieces named `optimizer.<what>.<parameter>`, placed as their parameters are.
+
+        Makes zero moments where there are none yet, so that the result can also be loaded into.
+        """
+        state: list[ShardedTensor] = []
+        by_pointer = {p.data_ptr(): m for p, m in zip(self.parameters, self.masters, strict=True)}
+        for shard in shards:
+            master = _owner(shard, by_pointer, self.parameters, self.masters)
+            if master is None:
+                continue
+            moments = self._moments(master)
+            values: dict[str, torch.Tensor] = {"exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+            if shard.data.dtype != torch.float32:
+                values["master"] = master
+            for what, value in values.items():
+                data = _same_view(shard, value)
+                state.append(replace(shard, key=f"optimizer.{what}.{shard.key}", data=data, dtype=data.dtype))
+        return state
+
+    def _moments(self, master: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert self.adam is not None
+        state = self.adam.state[master]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            state["exp_avg"] = torch.zeros_like(master)
+            state["exp_avg_sq"] = torch.zeros_like(master)
+        return state
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside `sharded_state`: updates made (skipped steps make none) and the loss scale."""
+        return {"updates": self.updates, "loss_scale": self.loss_scale.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; Adam's bias correction counts the updates."""
+        self.updates = int(state["updates"])
+        self.loss_scale.restore(state["loss_scale"])
+        for master in self.masters:
+            self._moments(master)["step"].fill_(float(self.updates))
+
+
+def _owner(
+    shard: ShardedTensor,
+    by_pointer: dict[int, torch.Tensor],
+    parameters: list[torch.nn.Parameter],
+    masters: list[torch.Tensor],
+) -> torch.Tensor | None:
+    """The master of the parameter whose storage `shard` is, or a part of."""
+    if shard.data.data_ptr() in by_pointer:
+        return by_pointer[shard.data.data_ptr()]
+    storage = shard.data.untyped_storage().data_ptr()
+    start = shard.data.data_ptr()
+    for parameter, master in zip(parameters, masters, strict=True):
+        begin = parameter.data_ptr()
+        end = begin + parameter.numel() * parameter.element_size()
+        if parameter.untyped_storage().data_ptr() == storage and begin <= start < end:
+            return master
+    return None
+
+
+def _same_view(shard: ShardedTensor, value: Any) -> torch.Tensor:
+    """The part of `value` (shaped as the whole parameter) that `shard.data` is of the parameter."""
+    if tuple(value.shape) == tuple(shard.data.shape):
+        return value
+    # SwiGLU's fused weight is stored as two pieces along the first axis
+    rows = shard.data.shape[0]
+    first = shard.data.storage_offset() // max(1, math.prod(shard.data.shape[1:]))
+    return value[first % value.shape[0] :][:rows]
+
+
+def learning_rate(optim: OptimSpec, step: int, total_steps: int) -> float:
+    """The rate of update `step` (from 0): linear warm-up, the schedule over what is left before the constant tail of
+    `constant_steps`, then `min_lr`. The warm-up is NeMo's (step+1)/(warmup+1) (nemo/core/optim/lr_scheduler.py,
+    WarmupPolicy), whose first step is not lost at a rate of 0.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / (optim.warmup_steps + 1)
+    if optim.schedule == "constant":
+        return optim.lr
+    last = total_steps - optim.constant_steps
+    span = max(1, last - optim.warmup_steps)
+    progress = min(1.0, (step - optim.warmup_steps) / span)
+    if optim.schedule == "linear":
+        return optim.min_lr + (optim.lr - optim.min_lr) * (1.0 - progress)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,173 @@
+"""Putting a stage's model together: the GPT shard, its weights, and the soft prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.ranks.soft_prompts import SoftPrompts
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import read_object, write_json
+from hpclm.core.spec import StageSpec, TaskTemplate, from_dict, to_dict
+from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+from hpclm.engines.megatron.ranks.rank_context import StageContext
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.formats.nemo.prompt_tables import read_tables
+from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks.checkpoint_manager import resolve
+from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
+from hpclm.formats.ranks.shards import sharded_tensors
+
+MODEL_FILE, PROMPTS_FILE = "model.json", "prompts.json"
+
+
+def config_for(
+    context: StageContext, *, variable_lengths: bool, generates: bool = False, frozen: bool = False
+) -> TransformerConfig:
+    """megatron-core's configuration for the stage.
+
+    Decoding one token at a time cannot be split over the sequence. A frozen base drops nothing out: that would only be
+    noise for the prompts (in evaluation mode megatron-core would recompute no activations).
+    """
+    spec = context.spec
+    parallel = replace(spec.parallel, sequence_parallel=False) if generates else spec.parallel
+    model = replace(spec.model, hidden_dropout=0.0, attention_dropout=0.0) if frozen else spec.model
+    return transformer_config(
+        model,
+        parallel,
+        spec.trainer.precision,
+        context.groups.device,
+        variable_lengths=variable_lengths,
+        recompute=spec.trainer.recompute,
+    )
+
+
+def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
+    """The base model's shard of this rank, read piece by piece from its checkpoint."""
+    assert context.spec.base is not None
+    gpt = build_gpt(context.spec.model, config, context.groups)
+    path = base_checkpoint(context.spec)
+    if is_archive(str(path)):
+        load_gpt(path, sharded_tensors(gpt), context.spec.model)
+    else:
+        checkpoint_store.load(path, sharded_tensors(gpt))
+    return gpt
+
+
+def base_checkpoint(spec: StageSpec) -> Path:
+    """The checkpoint or archive that the stage's model starts from."""
+    assert spec.base is not None
+    if is_archive(spec.base):
+        return Path(spec.base)
+    return resolve(Path(spec.base), prefer="latest")
+
+
+def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
+    """A model to train in full: the base's weights where the recipe names one, else drawn from the seed."""
+    if context.spec.base is not None:
+        return load_base(context, config)
+    gpt = build_gpt(context.spec.model, config, context.groups)
+    initialize_weights(gpt, context.spec.model, context.spec.trainer.seed)
+    return gpt
+
+
+def write_model_card(folder: Path, spec: StageSpec) -> None:
+    """`model.json` beside the tensors: the architecture a later recipe needs to use them."""
+    write_json(folder / MODEL_FILE, to_dict(spec.model))
+
+
+def write_prompts_card(folder: Path, card: PromptsCard) -> None:
+    """`prompts.json` beside the tensors: what is needed to build the same soft prompts again."""
+    write_json(folder / PROMPTS_FILE, to_dict(card))
+
+
+@dataclass(frozen=True)
+class TrainedPrompts:
+    """Prompts from a checkpoint. `module`: None on later pipeline stages."""
+
+    module: SoftPrompts | None
+    card: PromptsCard
+    checkpoint: Path
+
+
+def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPrompts:
+    """The trained prompts that the stage names. Raises CheckpointError."""
+    spec = context.spec
+    assert spec.prompts is not None
+    if is_archive(spec.prompts):
+        return _from_archive(context, config)
+    checkpoint = resolve(Path(spec.prompts), prefer="best")
+    found = read_object(checkpoint / PROMPTS_FILE)
+    if found is None:
+        raise CheckpointError(f"{checkpoint}: holds no {PROMPTS_FILE}; prompts must name a prompt-learning stage")
+    card = from_dict(PromptsCard, found)
+    module = None
+    if context.groups.is_first_stage:
+        module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
+        checkpoint_store.load(checkpoint, module.shards())
+    return TrainedPrompts(module, card, checkpoint)
+
+
+def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPrompts:
+    """Prompts of a NeMo archive: tables that are asked with as they are."""
+    spec = context.spec
+    path = Path(spec.prompts or "")
+    with Archive(path) as archive:
+        tables = {task: tensor_of(archive, facts).float() for task, facts in read_tables(archive).items()}
+    templates = [_template_of(task, len(table), spec.templates) for task, table in tables.items()]
+    widths = {table.shape[1] for table in tables.values()}
+    if widths != {spec.model.hidden_size}:
+        raise CheckpointError(
+            f"{path}: its virtual tokens are {sorted(widths)} wide, the model {spec.model.hidden_size}; they belong to "
+            "another model"
+        )
+    card = PromptsCard("prompt-tuning", None, templates, kept=list(tables))
+    module = None
+    if context.groups.is_first_stage:
+        module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
+        for template in templates:
+            module.keep(template, tables[template.taskname])
+    return TrainedPrompts(module, card, path)
+
+
+def _template_of(task: str, count: int, known: list[TaskTemplate]) -> TaskTemplate:
+    """The stage's template of a task in an archive, or one that only says how many virtual tokens it has."""
+    found = next((one for one in known if one.taskname == task and one.total_virtual_tokens == count), None)
+    return found or TaskTemplate(task, "<|VIRTUAL_PROMPT_0|>", count, [count])
+
+
+def templates_for(wanted: list[TaskTemplate], trained: TrainedPrompts) -> list[TaskTemplate]:
+    """The stage's own templates where it has them, in the order of the prompts' table."""
+    return _in_order(wanted, trained.card.task_templates, trained.checkpoint)
+
+
+def _in_order(wanted: list[TaskTemplate], trained: list[TaskTemplate], checkpoint: Path) -> list[TaskTemplate]:
+    """The evaluation's templates as the prompts' table counts them; one that is not evaluated keeps its place."""
+    by_name = {template.taskname: template for template in wanted}
+    known = [template.taskname for template in trained]
+    missing = sorted(set(by_name) - set(known))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint}: no prompts for {', '.join(missing)}; it was trained on {', '.join(known)}"
+        )
+    for template in trained:
+        other = by_name.get(template.taskname)
+        if other is not None and other.total_virtual_tokens != template.total_virtual_tokens:
+            raise CheckpointError(
+                f"{checkpoint}: {template.taskname} was trained with {template.total_virtual_tokens} virtual tokens, "
+                f"the recipe's template has {other.total_virtual_tokens}"
+            )
+    return [by_name.get(template.taskname, template) for template in trained]
+
+
+@torch.no_grad()
+def vocabulary_embeddings(gpt: GPTModel, tokens: list[int], device: torch.device) -> torch.Tensor:
+    """The word embeddings [n, h] of `tokens`, fp32, gathered over tensor ranks. First pipeline stage only."""
+    ids = torch.tensor([tokens], dtype=torch.int64, device=device)
+    return gpt.embedding.word_embeddings(ids)[0].float()

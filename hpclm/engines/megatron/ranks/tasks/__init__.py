@@ -1,0 +1,16 @@
+"""What a stage can do: one module a task, each with `run(context) -> result`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hpclm.engines.megatron.ranks.rank_context import StageContext
+from hpclm.engines.megatron.ranks.tasks import evaluate, pretrain, prompt_learning
+
+RUNNERS: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+    "pretrain": pretrain.run,
+    "p-tuning": prompt_learning.run,
+    "prompt-tuning": prompt_learning.run,
+    "evaluate": evaluate.run,
+}

@@ -1,0 +1,123 @@
+"""Answer the test rows with a model and its trained prompts, or with the model alone, and score the answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from hpclm.core.files import read_lines, write_text
+from hpclm.core.spec import StageSpec, TaskTemplate
+from hpclm.data.examples import PromptDataset
+from hpclm.data.templates import Example
+from hpclm.data.tokenizers import Tokenizer, load_tokenizer
+from hpclm.engines.megatron.ranks.answering import Answer, Answerer
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
+from hpclm.engines.megatron.ranks.rank_context import StageContext
+from hpclm.engines.megatron.ranks.stage_models import (
+    base_checkpoint,
+    config_for,
+    load_base,
+    load_prompts,
+    templates_for,
+)
+from hpclm.metrics import scores
+from hpclm.worker.report import StoppedError, say
+
+# NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).
+_NEMO_LONGEST = 8192
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Generate an answer for every test row; returns the stage's result with a score a task."""
+    spec, groups = context.spec, context.groups
+    assert spec.generation is not None
+    context.progress.update(phase="data")
+    tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
+    tokenizer.check_fits(spec.model.padded_vocab_size)
+    config = config_for(context, variable_lengths=True, generates=True)
+    gpt = load_base(context, config)
+    prompts, templates, source = None, spec.templates, None
+    if spec.prompts is not None:
+        trained = load_prompts(context, config)
+        prompts, source = trained.module, trained.checkpoint
+        templates = templates_for(spec.templates, trained)
+    dataset = rows_to_answer(spec, templates, tokenizer)
+    if groups.rank == 0 and dataset.left_out:
+        say(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
+    if groups.rank == 0 and dataset.truncated:
+        say(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
+    answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
+    began = time.time()
+    made, at_limit = _generate(context, dataset, answerer)
+    seconds = time.time() - began
+    return {
+        "examples": len(dataset),
+        "examples_truncated": dataset.truncated,
+        "left_out": dataset.left_out,
+        "scores": scores(read_predictions(context)),
+        "answers_at_limit": at_limit,
+        "generated_tokens": made,
+        "generated_tokens_per_s": made / seconds,
+        "seconds": seconds,
+        "prompts": None if source is None else str(source),
+        "base": str(base_checkpoint(spec)),
+    }
+
+
+def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: Tokenizer) -> PromptDataset:
+    """The test rows as prompts that leave room for an answer among the model's positions."""
+    assert spec.data is not None
+    assert spec.generation is not None
+    data, wanted = spec.data, spec.generation
+    room = spec.model.max_position_embeddings - wanted.max_new_tokens
+    # NeMo's evaluation knows nothing of the training's max_seq_length
+    limit = min(room, _NEMO_LONGEST) if data.semantics == "nemo" else min(room, data.max_seq_length)
+    data = replace(data, add_bos=data.add_bos if wanted.add_bos is None else wanted.add_bos, max_seq_length=limit)
+    with_virtual = spec.prompts is not None
+    return PromptDataset(data.test, templates, tokenizer, data, training=False, with_virtual=with_virtual)
+
+
+def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer) -> tuple[int, int]:
+    """Answer this replica's share of the rows and write them down.
+
+    Returns tokens made, and answers as long as they may be, over all replicas.
+    """
+    groups, done = context.groups, 0
+    lines, tokens, at_limit = [], 0, 0
+    for batch in answerer.batches(dataset.examples):
+        for example, answer in batch:
+            lines.append(_line(example, answer))
+            tokens += answer.tokens
+            at_limit += answer.at_limit
+        done = min(len(dataset), done + answerer.spec.batch_size * groups.data_size)
+        context.progress.update(phase="generating", step=done, total_steps=len(dataset))
+        if context.stop.requested:
+            raise StoppedError("told to stop while generating; an evaluation begins again")
+    writes = groups.is_last_stage and groups.tensor_rank == 0
+    if writes:
+        write_text(context.paths.prediction(groups.data_rank), "".join(lines))
+    counts: list[Any] = [None] * groups.world_size
+    dist.all_gather_object(counts, (tokens, at_limit) if writes else (0, 0))
+    return sum(made for made, _ in counts), sum(limited for _, limited in counts)
+
+
+def _line(example: Example, answer: Answer) -> str:
+    row = {
+        "index": example.index,
+        "taskname": example.taskname,
+        "prompt": example.prompt,
+        "prediction": answer.text,
+        "answer": example.answer,
+    }
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def read_predictions(context: StageContext) -> list[dict[str, Any]]:
+    """All replicas' predictions in the order of the test rows."""
+    files: list[Path] = [context.paths.prediction(rank) for rank in range(context.groups.data_size)]
+    return sorted((row for file in files for row in read_lines(file)), key=lambda row: row["index"])

@@ -1,0 +1,64 @@
+"""The soft prompts that a prompt-learning stage begins with: new, started from text, or added to trained ones."""
+
+from __future__ import annotations
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.ranks.p_tuning import PTuning
+from hpclm.adapters.ranks.prompt_tuning import PromptTuning
+from hpclm.adapters.ranks.soft_prompts import SoftPrompts
+from hpclm.core.errors import DataError
+from hpclm.core.spec import StageSpec
+from hpclm.data.tokenizers import Tokenizer
+from hpclm.engines.megatron.ranks.rank_context import StageContext
+from hpclm.engines.megatron.ranks.stage_models import (
+    TrainedPrompts,
+    base_checkpoint,
+    load_prompts,
+    templates_for,
+    vocabulary_embeddings,
+)
+
+
+def starting_prompts(
+    context: StageContext, config: TransformerConfig, gpt: GPTModel, tokenizer: Tokenizer
+) -> tuple[PromptsCard, SoftPrompts | None]:
+    """The stage's card and, on the first pipeline stage, its prompts with every weight set."""
+    spec = context.spec
+    trained = load_prompts(context, config) if spec.prompts is not None else None
+    card = _card(spec, trained, tokenizer)
+    if not context.groups.is_first_stage:
+        return card, None
+    prompts = build_prompts(card, config, spec.trainer.seed, context.groups.device)
+    for template in prompts.learnt:
+        if isinstance(prompts, PromptTuning) and template.prompt_init == "text":
+            ids = tokenizer.encode(template.prompt_init_text or "")
+            prompts.start_from(template, vocabulary_embeddings(gpt, ids, context.groups.device))
+        elif isinstance(prompts, PTuning) and prompts.by_name:
+            ids = tokenizer.encode(template.taskname)
+            prompts.set_name(template, vocabulary_embeddings(gpt, ids, context.groups.device))
+    if trained is not None and trained.module is not None:
+        for template, table in zip(trained.card.task_templates, trained.module(), strict=True):
+            prompts.keep(template, table)
+    return card, prompts
+
+
+def _card(spec: StageSpec, trained: TrainedPrompts | None, tokenizer: Tokenizer) -> PromptsCard:
+    assert spec.data is not None
+    templates, kept = spec.templates, []
+    if trained is not None:
+        kept = [template.taskname for template in trained.card.task_templates]
+        new = [template for template in templates if template.taskname not in kept]
+        if not new:
+            raise DataError(
+                f"{trained.checkpoint} has learnt {', '.join(kept)} already, and these stay as they are: there is no "
+                "new task; add its template to task_templates, or leave prompts out to learn all of them anew"
+            )
+        old = [template for template in templates if template.taskname in kept]
+        templates = [*templates_for(old, trained), *new]
+    lengths = None
+    if spec.task == "p-tuning" and spec.data.semantics == "nemo":
+        lengths = {t.taskname: len(tokenizer.encode(t.taskname)) for t in templates if t.taskname not in kept}
+    return PromptsCard(spec.task, spec.prompt, templates, kept, lengths, str(base_checkpoint(spec)))

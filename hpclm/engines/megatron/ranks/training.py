@@ -1,0 +1,285 @@
+"""The training loop: steps, validation, checkpoints, and an orderly stop."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from hpclm.core import heartbeat
+from hpclm.core.spec import StageSpec
+from hpclm.engines.megatron.ranks.early_stopping import Patience
+from hpclm.engines.megatron.ranks.groups import Groups, seed_step
+from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
+from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
+from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.worker.report import Progress, StoppedError, say
+from hpclm.worker.signals import StopFlag
+
+
+class Batches(Protocol):
+    """What a stage trains on, as this data-parallel rank sees it."""
+
+    steps_per_epoch: int
+
+    def train(self, step: int) -> list[Batch]:
+        """The micro-batches of global step `step` (from 0, over all epochs)."""
+
+    def weight(self, step: int) -> float | None:
+        """Tokens that count in the global batch of `step`, whose mean loss is then the step's; None takes the mean of
+        each micro-batch, and the mean of those."""
+
+    def validation(self) -> Iterator[list[Batch]]:
+        """The validation set in groups of micro-batches, as many groups and micro-batches on every rank."""
+
+
+@dataclass
+class StepOutcome:
+    """One step, summed over all ranks: mean loss, real tokens, and whether any rank was told to stop."""
+
+    loss: float
+    grad_norm: float
+    tokens: float
+    stop: bool
+
+
+class Trainer:
+    """Runs a stage's steps from wherever its newest checkpoint left off.
+
+    Args:
+        metrics: what else a validation finds out, by name; called on every rank, and the same on all.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        groups: Groups,
+        model: LanguageModel,
+        batches: Batches,
+        manager: CheckpointManager,
+        progress: Progress,
+        stop: StopFlag,
+        metrics: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        self.spec, self.groups, self.batches = spec, groups, batches
+        self.metrics = metrics
+        self.val_metrics: dict[str, float] = {}
+        self.manager, self.progress, self.stop = manager, progress, stop
+        self.module = model
+        self.model = DistributedDataParallel(
+            config=model.config,
+            ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True),
+            module=model,
+        )
+        model.config.finalize_model_grads_func = finalize_model_grads
+        model.config.no_sync_func = self.model.no_sync
+        loss_scale = LossScale(spec.trainer.precision)
+        if loss_scale.active:
+            model.config.grad_scale_func = loss_scale.apply
+        self.optimizer = Optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device, loss_scale)
+        trainer = spec.trainer
+        self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
+        self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
+        self.has_dropout = _has_dropout(model, spec)
+        self.patience = Patience(trainer.early_stopping)
+        self.val_loss: float | None = None
+        self.loss: float | None = None
+
+    def shards(self) -> list[Any]:
+        """What a checkpoint of this stage holds: all weights, or in prompt learning the prompts alone."""
+        if self.module.frozen:
+            return self.module.prompts.shards() if self.module.prompts is not None else []
+        return sharded_tensors(self.module.gpt)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end. Returns the stage's result; raises StoppedError after saving when told to stop."""
+        step = self._resume()
+        began, first = time.time(), step
+        while step < self.total_steps:
+            started = time.time()
+            outcome = self._step(step)
+            step += 1
+            self._report(step, outcome, time.time() - started, (time.time() - began) / (step - first))
+            is_last = step == self.total_steps
+            validated = (step % self.val_interval == 0 or is_last) and not outcome.stop
+            if validated:
+                self.val_loss = self._validate(step)
+                self.patience.saw(self.val_loss)
+            if validated or outcome.stop or self._save_due(step):
+                self._save(step, self.val_loss if validated else None)
+            if outcome.stop:
+                raise StoppedError(f"told to stop; saved step {step} of {self.total_steps}")
+            if self.patience.is_over and not is_last:
+                say(f"stopped early: {self.patience.stale} validations in a row without a lower val_loss")
+                break
+        return self._result(step, time.time() - began)
+
+    def _resume(self) -> int:
+        state = self.manager.resume()
+        if state is None:
+            self.progress.forget_after(0)
+            return 0
+        shards = self.shards()
+        checkpoint_store.load(state["path"], [*shards, *self.optimizer.sharded_state(shards)])
+        step = int(state["step"])
+        self.optimizer.restore(state["optimizer"])
+        self.val_loss = state["val_loss"]
+        self.loss = state["loss"]
+        self.patience.restore(state["patience"])
+        self.progress.forget_after(step)
+        say(f"resumed from {state['path'].name}")
+        return step
+
+    def _step(self, step: int) -> StepOutcome:
+        self.model.train()
+        self.model.zero_grad_buffer()
+        if self.has_dropout:
+            # Seeded by the step, so that a resumed run draws the masks the uninterrupted one would have drawn.
+            seed_step(self.spec.trainer.seed, step, self.groups)
+        micro_batches = self.batches.train(step)
+        weight = self.batches.weight(step)
+        share = None if weight is None else max(1.0, weight) / (len(micro_batches) * self.groups.data_size)
+        losses = self._forward_backward(micro_batches, forward_only=False, weight=share)
+        norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
+        owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
+        owns_tokens = self.groups.is_first_stage and self.groups.tensor_rank == 0
+        mean = sum(float(item["loss"]) for item in losses) / len(micro_batches) if owns_loss else 0.0
+        tokens = sum(_real_tokens(batch) for batch in micro_batches) if owns_tokens else 0
+        sums = torch.tensor([mean, tokens, float(self.stop.requested)], dtype=torch.float64, device=self.groups.device)
+        dist.all_reduce(sums)
+        loss, tokens, stops = sums.tolist()
+        return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
+
+    def _forward_backward(
+        self, micro_batches: list[Batch], *, forward_only: bool, weight: float | None = None
+    ) -> list[dict[str, Tensor]]:
+        rows, length = micro_batches[0]["tokens"].shape
+        return get_forward_backward_func()(
+            forward_step_func=functools.partial(forward_step, weight=weight),
+            data_iterator=iter(micro_batches),
+            model=[self.model],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> float | None:
+        """Mean loss over every answer token (or every token) of the validation set, the same on all ranks; None where
+        there is no such set."""
+        self.progress.update(phase="validating")
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.groups.device)
+        for micro_batches in self.batches.validation():
+            for item in self._forward_backward(micro_batches, forward_only=True):
+                if self.groups.is_last_stage and self.groups.tensor_rank == 0:
+                    sums += torch.stack([item["total"], item["weight"]]).double()
+        dist.all_reduce(sums)
+        if sums[1] == 0:
+            return None
+        loss = float(sums[0] / sums[1])
+        self.val_metrics = self.metrics() if self.metrics is not None else {}
+        self.progress.update(phase="training", val_loss=loss)
+        self.progress.metric("validation", step, loss=loss, **self.val_metrics)
+        return loss
+
+    def _save_due(self, step: int) -> bool:
+        interval = self.spec.checkpoint.save_interval_steps
+        return interval is not None and step % interval == 0
+
+    def _save(self, step: int, val_loss: float | None) -> None:
+        self.progress.update(phase="saving")
+        shards = self.shards()
+        tensors = [*shards, *self.optimizer.sharded_state(shards)]
+        self.manager.save(step, tensors, self._state(), val_loss)
+        self.progress.update(phase="training")
+
+    def _state(self) -> dict[str, Any]:
+        return {"loss": self.loss, "optimizer": self.optimizer.state(), "patience": self.patience.state()}
+
+    def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:
+        self.loss = outcome.loss
+        rate = outcome.tokens / seconds
+        self.progress.update(
+            phase="training",
+            step=step,
+            total_steps=self.total_steps,
+            epoch=(step - 1) // self.batches.steps_per_epoch + 1,
+            loss=outcome.loss,
+            tokens_per_s=rate,
+            seconds_left=(self.total_steps - step) * mean_seconds,
+        )
+        if step % self.spec.trainer.log_interval_steps == 0 or step == self.total_steps:
+            self.progress.metric(
+                "train",
+                step,
+                loss=outcome.loss,
+                lr=learning_rate(self.spec.optim, step - 1, self.total_steps),
+                grad_norm=outcome.grad_norm,
+                tokens_per_s=rate,
+                seconds_per_step=seconds,
+            )
+
+    def _result(self, step: int, seconds: float) -> dict[str, Any]:
+        best = self.manager.best[0] if self.manager.best else (None, None)
+        return {
+            "steps": step,
+            "stopped_early": step < self.total_steps,
+            "loss": self.loss,
+            "val_loss": self.val_loss,
+            **({"val_metrics": self.val_metrics} if self.val_metrics else {}),
+            "best_val_loss": best[0],
+            "best_checkpoint": None if best[1] is None else f"step-{best[1]:08d}",
+            "last_checkpoint": f"step-{step:08d}",
+            "seconds": seconds,
+            "optimizer": "torch.optim.AdamW(fused)",
+        }
+
+
+def forward_step(
+    batches: Iterator[Batch], model: torch.nn.Module, *, weight: float | None = None
+) -> tuple[Tensor, Any]:
+    """megatron-core's forward step: output of this stage and, for the last stage, how to make the loss of it."""
+    heartbeat.beat()
+    batch = next(batches)
+    return model(batch), functools.partial(masked_mean, batch["loss_mask"], share=weight)
+
+
+def masked_mean(loss_mask: Tensor, losses: Tensor, *, share: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many.
+
+    Args:
+        share: divides in place of Σmask: the global batch's tokens that count over its number of micro-batches, so
+            that the mean over the micro-batches is the mean over all those tokens.
+    """
+    losses = losses.float()
+    total, weight = (losses * loss_mask).sum(), loss_mask.sum()
+    loss = total / (weight.clamp(min=1.0) if share is None else share)
+    # megatron-core divides the returned loss in place
+    return loss, {"loss": loss.detach().clone(), "total": total.detach(), "weight": weight.detach()}
+
+
+def _interval(setting: int | float, steps_per_epoch: int) -> int:
+    return setting if isinstance(setting, int) else max(1, int(setting * steps_per_epoch))
+
+
+def _real_tokens(batch: Batch) -> int:
+    lengths = batch.get("lengths")
+    return int(lengths.sum()) if lengths is not None else batch["tokens"].numel()
+
+
+def _has_dropout(model: LanguageModel, spec: StageSpec) -> bool:
+    base = 0.0 if model.frozen else max(spec.model.hidden_dropout, spec.model.attention_dropout)
+    prompts = spec.prompt.encoder_dropout if spec.prompt is not None else 0.0
+    return max(base, prompts) > 0.0

@@ -1,0 +1,98 @@
+"""Megatron-LM's pretrain_gpt.py as another's program: its flags, from the sections of a recipe.
+
+Source: NVIDIA/Megatron-LM core_r0.12 and later, megatron/training/arguments.py.
+"""
+
+from __future__ import annotations
+
+from hpclm.core.spec import ModelSpec, ParallelSpec, ProgramSpec
+from hpclm.planning.stage_context import StageContext
+
+# As Megatron-LM's logger prints a step.
+PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
+
+
+def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> ProgramSpec:
+    """pretrain_gpt.py for a pretrain stage."""
+    recipe = stage.recipe
+    megatron, trainer, batch, optim = recipe.megatron, recipe.trainer, recipe.batch, recipe.optim
+    assert megatron is not None
+    assert trainer is not None
+    assert trainer.max_steps is not None
+    assert batch is not None
+    assert optim is not None
+    length = recipe.text.seq_length if recipe.text else model.max_position_embeddings
+    interval = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else trainer.max_steps
+    flags: dict[str, object] = {
+        "tensor-model-parallel-size": split.tensor,
+        "pipeline-model-parallel-size": split.pipeline,
+        "num-layers": model.num_layers,
+        "hidden-size": model.hidden_size,
+        "ffn-hidden-size": model.ffn_hidden_size,
+        "num-attention-heads": model.num_attention_heads,
+        "kv-channels": model.kv_channels,
+        "seq-length": length,
+        "max-position-embeddings": model.max_position_embeddings,
+        "position-embedding-type": "rope" if model.position_embedding == "rope" else "learned_absolute",
+        "normalization": "RMSNorm" if model.normalization == "rmsnorm" else "LayerNorm",
+        "norm-epsilon": model.layernorm_epsilon,
+        "hidden-dropout": model.hidden_dropout,
+        "attention-dropout": model.attention_dropout,
+        "init-method-std": model.init_std,
+        "micro-batch-size": batch.micro_size,
+        "global-batch-size": batch.global_size,
+        "train-iters": trainer.max_steps,
+        "lr": optim.lr,
+        "min-lr": optim.min_lr,
+        "lr-decay-style": optim.schedule.name,
+        "lr-warmup-iters": optim.schedule.warmup_steps,
+        "weight-decay": optim.weight_decay,
+        "adam-beta1": optim.betas[0],
+        "adam-beta2": optim.betas[1],
+        "adam-eps": optim.epsilon,
+        "clip-grad": trainer.gradient_clip_norm,
+        "seed": trainer.seed,
+        "log-interval": trainer.log_interval_steps,
+        "eval-interval": interval,
+        "eval-iters": trainer.val_batches or 10,
+        "save-interval": recipe.checkpoint.save_interval_steps or interval,
+        "split": megatron.split,
+        "distributed-backend": "nccl" if recipe.resources.device == "gpu" else "gloo",
+    }
+    argv = ["python", "-u", _braces(megatron.script)]
+    for name, value in {**flags, **_tokenizer(stage)}.items():
+        argv += [f"--{name}", _braces(str(value))]
+    argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
+    argv += ["--data-path", *map(_braces, megatron.data_path), *_switches(stage, split, model)]
+    argv += map(_braces, megatron.arguments)
+    return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
+
+
+def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> list[str]:
+    precision = stage.recipe.trainer.precision if stage.recipe.trainer else "fp32"
+    grouped = model.num_query_groups != model.num_attention_heads
+    chosen = {
+        "--bf16": precision == "bf16",
+        "--fp16": precision == "fp16",
+        "--sequence-parallel": split.sequence_parallel,
+        "--swiglu": model.activation == "swiglu",
+        "--disable-bias-linear": not model.add_bias_linear,
+        "--untie-embeddings-and-output-weights": not model.tie_embeddings,
+    }
+    groups = ["--group-query-attention", "--num-query-groups", str(model.num_query_groups)] if grouped else []
+    return [*(flag for flag, wanted in chosen.items() if wanted), *groups]
+
+
+def _tokenizer(stage: StageContext) -> dict[str, str]:
+    written = stage.recipe.tokenizer
+    if written is not None and written.vocab_file and written.merges_file:
+        return {
+            "tokenizer-type": "GPT2BPETokenizer",
+            "vocab-file": written.vocab_file,
+            "merge-file": written.merges_file,
+        }
+    return {}
+
+
+def _braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

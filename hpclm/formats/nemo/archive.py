@@ -1,0 +1,128 @@
+"""A .nemo archive's members: a tar, plain or gzipped, or the folder it was unpacked to."""
+
+from __future__ import annotations
+
+import gzip
+import mmap
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from hpclm.core.errors import CheckpointError
+
+_MAX_SMALL = 256 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of the archive: where its bytes are."""
+
+    name: str
+    file: Path | None
+    offset: int
+    size: int
+
+
+class Archive:
+    """Members by name, with paths that stay inside; a context manager, since a gzipped one is spooled to disk.
+
+    Raises CheckpointError for what is no archive, is cut off, or has links, devices or paths that lead out of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._spooled: IO[bytes] | None = None
+        self._maps: dict[Path | None, mmap.mmap] = {}
+        self._files: list[IO[bytes]] = []
+        self.members = self._of_folder() if path.is_dir() else self._of_tar()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for opened in self._files:
+            opened.close()
+        # Maps are not closed but let go: a tensor made of one keeps it, and would look at nothing otherwise.
+        self._maps.clear()
+
+    def _of_folder(self) -> dict[str, Member]:
+        found = {}
+        root = self.path.resolve()
+        for file in sorted(self.path.rglob("*")):
+            if file.is_file():
+                if not file.resolve().is_relative_to(root):
+                    raise CheckpointError(f"{file}: leads out of the archive's folder; unpack the archive anew")
+                name = file.relative_to(self.path).as_posix()
+                found[name] = Member(name, file, 0, file.stat().st_size)
+        return found
+
+    def _of_tar(self) -> dict[str, Member]:
+        try:
+            stream = self._plain()
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                return dict(self._checked(tar, size))
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path}: no such file; put the archive there, or give its path") from None
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
+            raise CheckpointError(f"{self.path}: not a whole .nemo archive ({error}); copy it anew") from error
+
+    def _plain(self) -> IO[bytes]:
+        """The tar's bytes; a gzipped one is unpacked to a file that goes when it is closed."""
+        opened = self.path.open("rb")
+        self._files.append(opened)
+        if opened.read(2) != b"\x1f\x8b":
+            return opened
+        self._spooled = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the archive
+        self._files.append(self._spooled)
+        opened.seek(0)
+        with gzip.GzipFile(fileobj=opened) as unpacked:
+            shutil.copyfileobj(unpacked, self._spooled, 1 << 22)
+        self._spooled.flush()
+        return self._spooled
+
+    def _checked(self, tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, Member]]:
+        for one in tar:
+            path = PurePosixPath(one.name)
+            if path.is_absolute() or ".." in path.parts or "\\" in one.name:
+                raise CheckpointError(f"{self.path}: holds {one.name!r}, a path that leads out of it; do not trust it")
+            if one.isdir():
+                continue
+            if not one.isreg():
+                raise CheckpointError(f"{self.path}: holds {one.name!r}, a link or device; do not trust it")
+            if one.offset_data + one.size > size:
+                raise CheckpointError(f"{self.path}: ends within {one.name}; copy it anew")
+            name = str(path)
+            yield name, Member(name, None, one.offset_data, one.size)
+
+    def find(self, name: str) -> Member | None:
+        """The member called `name`, in whatever folder; the one nearest the top."""
+        fitting = [member for member in self.members.values() if PurePosixPath(member.name).name == name]
+        return min(fitting, key=lambda member: member.name.count("/"), default=None)
+
+    def ending(self, suffix: str) -> Member | None:
+        """The first member whose name ends so (NeMo puts a hash in front of a file's name)."""
+        return next((member for name, member in sorted(self.members.items()) if name.endswith(suffix)), None)
+
+    def read(self, member: Member) -> bytes:
+        """All bytes of a small member."""
+        if member.size > _MAX_SMALL:
+            raise CheckpointError(f"{self.path}: {member.name} is {member.size} bytes, too large for what it should be")
+        return bytes(self.map(member)[member.offset : member.offset + member.size])
+
+    def map(self, member: Member) -> mmap.mmap:
+        """The file that holds the member, in memory as it is looked at; the member begins at its `offset`."""
+        if member.file not in self._maps:
+            if member.file is not None:
+                source: IO[bytes] = member.file.open("rb")
+                self._files.append(source)
+            else:
+                source = self._spooled or self._files[0]
+            # private: what a reader writes to it stays with the reader
+            self._maps[member.file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[member.file]

@@ -1,0 +1,67 @@
+"""The tokenizer that an archive brings with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hpclm.core.errors import CheckpointError
+from hpclm.formats.nemo.archive import Archive
+
+
+def kind(archive: Archive) -> str | None:
+    """`json`, `bpe` (GPT-2's two files) or None where it has none that can be read."""
+    if archive.ending("tokenizer.json"):
+        return "json"
+    if archive.ending("vocab.json") and (archive.ending("merges.txt") or archive.ending("merge.txt")):
+        return "bpe"
+    return None
+
+
+def absent(archive: Archive) -> str:
+    """What to do about an archive whose tokenizer cannot be had."""
+    if archive.ending(".model"):
+        return (
+            "its tokenizer is a SentencePiece model; make a tokenizer.json of it (transformers' AutoTokenizer does), "
+            "and give that as tokenizer.tokenizer_file"
+        )
+    return "it holds no tokenizer; give tokenizer.vocab_file and merges_file, or tokenizer_file"
+
+
+def vocabulary_size(archive: Archive) -> int | None:
+    """Entries of the archive's own tokenizer: its largest id and one. Raises CheckpointError for a damaged one."""
+    which = kind(archive)
+    if which is None:
+        return None
+    raw = read_json(archive, "tokenizer.json" if which == "json" else "vocab.json")
+    try:
+        entries = raw["model"]["vocab"] if which == "json" else raw
+        ids = list(range(len(entries))) if isinstance(entries, list) else list(entries.values())
+        added = [token["id"] for token in raw.get("added_tokens") or []] if which == "json" else []
+        return int(max(ids + added)) + 1
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{archive.path}: its tokenizer cannot be read ({error!r})") from None
+
+
+def read_json(archive: Archive, suffix: str) -> dict[str, Any]:
+    """A JSON object of the archive."""
+    member = archive.ending(suffix)
+    assert member is not None
+    try:
+        found = json.loads(archive.read(member))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{archive.path}: {member.name} cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{archive.path}: {member.name} is no object")
+    return found
+
+
+def merges(archive: Archive) -> list[tuple[str, str]]:
+    """GPT-2's merges, in order."""
+    member = archive.ending("merges.txt") or archive.ending("merge.txt")
+    assert member is not None
+    lines = archive.read(member).decode().split("\n")
+    parts = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(part) != 2 for part in parts):
+        raise CheckpointError(f"{archive.path}: {member.name} is no list of merges")
+    return [(part[0], part[1]) for part in parts]

@@ -1,0 +1,80 @@
+"""The configurations of archives that NeMo 1.x reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from hpclm.core.spec import ModelSpec, TaskTemplate
+
+# What NeMo calls the classes that restore the archives.
+_GPT = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
+_PROMPTS = (
+    "nemo.collections.nlp.models.language_modeling.megatron_gpt_prompt_learning_model.MegatronGPTPromptLearningModel"
+)
+
+
+def gpt_config(model: ModelSpec, files: list[str]) -> str:
+    """model_config.yaml of a GPT model. `files`: its tokenizer's, GPT-2's vocabulary and merges."""
+    vocabulary = next((f"nemo:{name}" for name in files if name.endswith("vocab.json")), None)
+    merges = next((f"nemo:{name}" for name in files if name.endswith("merges.txt")), None)
+    config: dict[str, Any] = {
+        "target": _GPT,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "encoder_seq_length": model.max_position_embeddings,
+        "max_position_embeddings": model.max_position_embeddings,
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": None if model.num_query_groups == model.num_attention_heads else model.num_query_groups,
+        "kv_channels": model.kv_channels,
+        "position_embedding_type": "rope" if model.position_embedding == "rope" else "learned_absolute",
+        "normalization": model.normalization,
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "activation": "fast-swiglu" if model.activation == "swiglu" else "gelu",
+        "bias": model.add_bias_linear,
+        "share_embeddings_and_output_weights": model.tie_embeddings,
+        "hidden_dropout": model.hidden_dropout,
+        "attention_dropout": model.attention_dropout,
+        "init_method_std": model.init_std,
+        "make_vocab_size_divisible_by": 128,
+        "pre_process": True,
+        "post_process": True,
+        "megatron_legacy": False,
+        "megatron_amp_O2": False,
+        "precision": 32,
+        "tokenizer": {
+            "library": "megatron",
+            "type": "GPT2BPETokenizer",
+            "model": None,
+            "vocab_file": vocabulary,
+            "merge_file": merges,
+        },
+    }
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def prompts_config(templates: list[TaskTemplate]) -> str:
+    """model_config.yaml of trained prompts, to be asked with."""
+    config: dict[str, Any] = {
+        "target": _PROMPTS,
+        "virtual_prompt_style": "inference",
+        "existing_tasks": [template.taskname for template in templates],
+        "new_tasks": [],
+        "task_templates": [
+            {
+                "taskname": one.taskname,
+                "prompt_template": one.prompt_template,
+                "total_virtual_tokens": one.total_virtual_tokens,
+                "virtual_token_splits": list(one.virtual_token_splits),
+                "truncate_field": one.truncate_field,
+                "answer_only_loss": one.answer_only_loss,
+                "answer_field": one.answer_field,
+            }
+            for one in templates
+        ],
+    }
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,165 @@
+"""torch.save's file as an index of tensors, read without torch.
+
+The format (torch/serialization.py): an uncompressed zip with `<name>/data.pkl`, a pickle whose tensors are calls of
+`torch._utils._rebuild_tensor_v2` on storages named by persistent ids, and `<name>/data/<key>`, each storage's bytes.
+The pickle is run with stand-ins for exactly those names; any other name in it is refused, so nothing of it can act.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import struct
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+from hpclm.core.errors import CheckpointError
+from hpclm.formats.nemo.archive import Archive, Member
+
+DTYPES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_MAX_PICKLE = 256 << 20
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor in a member. `start`: its first byte in the member's file; `strides` are in values."""
+
+    member: Member
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+
+    def __setstate__(self, state: object) -> None:
+        """A pickle may not change what has been checked."""
+        raise TypeError("a tensor with a state of its own")
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    start: int
+    count: int
+
+    def __setstate__(self, state: object) -> None:
+        raise TypeError("a storage with a state of its own")
+
+
+def read_index(archive: Archive, member: Member) -> Any:
+    """What torch.save wrote, with TensorFacts in place of tensors. Raises CheckpointError."""
+    window = _Window(archive, member)
+    where = f"{archive.path}: {member.name}"
+    try:
+        with zipfile.ZipFile(window) as opened:
+            names = opened.namelist()
+            pickles = [name for name in names if name.endswith("/data.pkl") or name == "data.pkl"]
+            if len(pickles) != 1:
+                raise CheckpointError(f"{where}: no data.pkl in it; it is not what torch.save writes")
+            prefix = pickles[0].removesuffix("data.pkl")
+            if opened.getinfo(pickles[0]).file_size > _MAX_PICKLE:
+                raise CheckpointError(f"{where}: its index is larger than {_MAX_PICKLE >> 20} MiB")
+            return _Reader(opened.read(pickles[0]), member, opened, window, prefix).load()
+    except zipfile.BadZipFile:
+        raise CheckpointError(
+            f"{where}: damaged, or in torch's format from before 1.6, which only unpickling could read; load and save "
+            "it once with torch.load(…, weights_only=True) and torch.save"
+        ) from None
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(error).startswith(str(archive.path)) else f"{where}: {error}") from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its index is damaged ({type(error).__name__}: {error})") from None
+
+
+class _Window(io.RawIOBase):
+    """A member as a file of its own."""
+
+    def __init__(self, archive: Archive, member: Member) -> None:
+        self.bytes, self.base, self.size, self.place = archive.map(member), member.offset, member.size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.place = max(0, offset + (0, self.place, self.size)[whence])
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def read(self, count: int | None = -1) -> bytes:
+        stop = self.size if count is None or count < 0 else min(self.size, self.place + count)
+        found = bytes(self.bytes[self.base + self.place : self.base + max(stop, self.place)])
+        self.place += len(found)
+        return found
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, text: bytes, member: Member, zipped: zipfile.ZipFile, window: _Window, prefix: str) -> None:
+        super().__init__(io.BytesIO(text), encoding="utf-8")
+        self.member, self.zipped, self.window, self.prefix = member, zipped, window, prefix
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch", "Size"): tuple,
+            # transformer-engine's extra state, which nothing here looks into
+            ("_io", "BytesIO"): io.BytesIO,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
+        raise CheckpointError(f"its pickle asks for {module}.{name}, which no weights need; do not trust it")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, str) or not str(key).isdigit():
+            raise CheckpointError("its pickle holds what is no tensor")
+        info = self.zipped.getinfo(f"{self.prefix}data/{key}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError("its tensors are compressed, which torch.save never does")
+        self.window.seek(info.header_offset)
+        header = self.window.read(30)
+        name, extra = struct.unpack("<HH", header[26:30])
+        start = self.member.offset + info.header_offset + 30 + name + extra
+        if (
+            info.file_size < int(count) * BYTES.get(dtype, 1)
+            or start + info.file_size > self.window.base + self.window.size
+        ):
+            raise CheckpointError(f"a tensor's bytes are cut off ({info.filename})")
+        return _Storage(dtype, start, int(count))
+
+    def _tensor(self, storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> TensorFacts:
+        shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size)
+        if offset < 0 or min((*shape, *strides, 0)) < 0 or last >= max(1, storage.count):
+            raise CheckpointError("a tensor reaches beyond its storage")
+        return TensorFacts(
+            self.member, storage.dtype, shape, strides, storage.start + offset * BYTES.get(storage.dtype, 1)
+        )

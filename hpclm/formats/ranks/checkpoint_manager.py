@@ -1,0 +1,115 @@
+"""A stage's checkpoints: which to keep, which is best, which one a restart goes on from.
+
+checkpoints/
+  step-00000040/    one checkpoint (see store), with model.json, and tokenizer.json where the stage has one
+  latest.json       {"checkpoint", "step"}
+  best.json         {"checkpoint", "step", "val_loss"}
+  model.json        what the checkpoints hold (ModelSpec)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import write_json
+from hpclm.core.spec import CheckpointSpec
+from hpclm.formats.ranks import checkpoint_store
+from hpclm.worker.report import say
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointManager:
+    """Saves, prunes and finds the checkpoints of one stage. Every method is collective unless it says otherwise."""
+
+    def __init__(self, folder: Path, policy: CheckpointSpec, finish: Callable[[Path], None]) -> None:
+        self.folder, self.policy, self.finish = folder, policy, finish
+        self.best: list[tuple[float, int]] = []
+
+    def save(self, step: int, shards: Iterable[ShardedTensor], state: dict[str, Any], val_loss: float | None) -> None:
+        """Write the checkpoint of `step` and drop those the policy no longer keeps."""
+        if val_loss is not None:
+            self.best = sorted({*self.best, (val_loss, step)})[: max(1, self.policy.keep_best)]
+        state = {**state, "step": step, "val_loss": val_loss, "best": [list(item) for item in self.best]}
+        checkpoint_store.save(self._path(step), shards, state, self.finish)
+        if dist.get_rank() == 0:
+            write_json(self.folder / "latest.json", {"checkpoint": self._path(step).name, "step": step})
+            if self.best:
+                loss, best = self.best[0]
+                record = {"checkpoint": self._path(best).name, "step": best, "val_loss": loss}
+                write_json(self.folder / "best.json", record)
+            self._prune(step)
+        dist.barrier()
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state of the newest undamaged checkpoint, with its `path`, or None for a fresh start.
+
+        Every byte is checked against the manifest, the files shared out among the ranks, and all ranks hear of any
+        damage, so that they go on from the same one.
+        """
+        candidates: list[Any] = [[str(path) for path in sorted(checkpoints_in(self.folder), reverse=True)]]
+        dist.broadcast_object_list(candidates, src=0)
+        for path in map(Path, candidates[0]):
+            wrong = self._damage(path)
+            if wrong is None:
+                state = checkpoint_store.read_manifest(path)["state"]
+                self.best = [(loss, step) for loss, step in state["best"] if self._path(step).is_dir()]
+                return {**state, "path": path}
+            if dist.get_rank() == 0:
+                say(f"not resuming from {path.name}: {wrong}")
+        return None
+
+    def _damage(self, path: Path) -> str | None:
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, checkpoint_store.damage(path, share=(dist.get_rank(), len(found))))
+        return next((wrong for wrong in found if wrong is not None), None)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _prune(self, newest: int) -> None:
+        keep = {newest, *(step for _, step in self.best[: self.policy.keep_best])}
+        steps = sorted(step_of(path) for path in checkpoints_in(self.folder))
+        keep.update(steps[-max(1, self.policy.keep_last) :])
+        for step in steps:
+            if step not in keep:
+                shutil.rmtree(self._path(step))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoint directories of a stage, complete ones only. Not collective."""
+    if not folder.is_dir():
+        return []
+    return [
+        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / checkpoint_store.MANIFEST).exists()
+    ]
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint directory's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
+
+
+def resolve(path: Path, *, prefer: str) -> Path:
+    """The checkpoint meant by `path`: itself, or the `best` or `latest` (as `prefer`) of a stage's folder.
+
+    Not collective. Raises CheckpointError when there is none.
+    """
+    if (path / checkpoint_store.MANIFEST).exists():
+        return path
+    for name in dict.fromkeys((prefer, "latest")):
+        record = path / f"{name}.json"
+        if record.exists():
+            return path / Path(json.loads(record.read_text())["checkpoint"]).name
+    raise CheckpointError(f"{path}: holds no checkpoint; give a checkpoint directory or a stage that has finished")

@@ -1,0 +1,254 @@
+"""One checkpoint on disk: a safetensors file a rank and a manifest that names every piece of every tensor.
+
+Layout of a checkpoint directory, complete if and only if `manifest.json` is there:
+
+    shard-00000.safetensors   the pieces rank 0 wrote
+    manifest.json             files (bytes, sha256), tensors (dtype, shape, pieces: file, name, offset, shape), state
+
+Any split can read what any other wrote, a piece at a time, and nothing in it is a pickle. torch's and megatron-core's
+own formats were not taken: their index is a pickle, so a checkpoint from elsewhere could run code, they carry no
+checksums, and megatron-core's writer starts processes of its own, each importing torch anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hpclm.core import heartbeat
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import write_json
+from hpclm.formats.ranks.shards import is_main_replica
+
+MANIFEST = "manifest.json"
+FORMAT = "hpclm-checkpoint"
+FORMAT_VERSION = 1
+_HASH_BLOCK = 1 << 22
+
+
+def save(
+    directory: Path,
+    shards: Iterable[ShardedTensor],
+    state: dict[str, Any],
+    finish: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Write a checkpoint from every rank at once (collective).
+
+    It grows in a neighbour directory and takes its name in one rename, after the last byte is on disk, so a crash
+    leaves either the whole checkpoint or none.
+
+    Args:
+        state: JSON-ready values kept in the manifest.
+        finish: called on rank 0 with the directory before it is renamed, to put files beside the tensors.
+    """
+    rank = dist.get_rank()
+    partial = directory.with_name(directory.name + ".partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    entry = _write_shard(partial, rank, [shard for shard in shards if is_main_replica(shard)])
+    entries: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(entries, entry)
+    if rank == 0:
+        finish(partial)
+        write_json(partial / MANIFEST, _manifest(entries, state))
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.replace(directory)
+        _sync_directory(directory.parent)
+    dist.barrier()
+
+
+def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> dict[str, Any]:
+    name = f"shard-{rank:05d}.safetensors"
+    tensors, pieces = {}, []
+    for number, shard in enumerate(shards):
+        tensors[str(number)] = shard.data.detach().contiguous().cpu()
+        pieces.append(
+            {
+                "key": shard.key,
+                "name": str(number),
+                "dtype": str(shard.data.dtype).removeprefix("torch."),
+                "global_shape": list(shard.global_shape),
+                "offset": list(shard.global_offset),
+                "shape": list(shard.local_shape),
+            }
+        )
+    if not tensors:
+        return {"file": None, "pieces": []}
+    path = folder / name
+    save_file(tensors, str(path))
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return {"file": name, "bytes": path.stat().st_size, "sha256": _sha256(path), "pieces": pieces}
+
+
+def _manifest(entries: list[dict[str, Any]], state: dict[str, Any]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for entry in entries:
+        for piece in entry["pieces"]:
+            tensor = tensors.setdefault(
+                piece["key"], {"dtype": piece["dtype"], "shape": piece["global_shape"], "pieces": []}
+            )
+            tensor["pieces"].append(
+                {"file": entry["file"], "name": piece["name"], "offset": piece["offset"], "shape": piece["shape"]}
+            )
+    files = {e["file"]: {"bytes": e["bytes"], "sha256": e["sha256"]} for e in entries if e["file"]}
+    return {"format": FORMAT, "version": FORMAT_VERSION, "state": state, "files": files, "tensors": tensors}
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a complete checkpoint. Raises CheckpointError when there is none or it is not ours."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: no {MANIFEST}: not a checkpoint, or one that was never finished") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not an hpclm checkpoint")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format version {manifest.get('version')}; this hpclm reads {FORMAT_VERSION}")
+    return manifest
+
+
+def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a checkpoint, in words, or None.
+
+    Args:
+        share: (k, n) looks into every n-th file from the k-th on, so that n ranks check a checkpoint together.
+    """
+    try:
+        manifest = read_manifest(directory)
+        files = {_inside(directory, name): facts for name, facts in manifest["files"].items()}
+    except CheckpointError as error:
+        return str(error)
+    except (KeyError, TypeError, AttributeError):
+        return f"{directory / MANIFEST}: incomplete; the checkpoint is damaged"
+    first, step = share
+    for path, facts in list(files.items())[first::step]:
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{path}: {path.stat().st_size} bytes where {facts['bytes']} were written"
+        if _sha256(path) != facts["sha256"]:
+            return f"{path}: its bytes are not those that were written (sha256 differs)"
+    return None
+
+
+def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[str], str] = lambda key: key) -> None:
+    """Fill `shards` in place from a checkpoint of any split, reading only the bytes that overlap.
+
+    Values are cast to the shards' dtype. A tensor marked `allow_shape_mismatch` (the padded vocabulary) takes what
+    both have, the rest zero.
+
+    Args:
+        rename: the name in the checkpoint for a shard's key.
+
+    Raises:
+        CheckpointError: a tensor is missing, of another shape, or not wholly covered by its pieces.
+    """
+    tensors = read_manifest(directory)["tensors"]
+    with _Files(directory) as files:
+        for shard in shards:
+            key = rename(shard.key)
+            if key not in tensors:
+                raise CheckpointError(f"{directory}: holds no tensor {key}; is it a checkpoint of this kind of model?")
+            _fill(directory, shard, tensors[key], files)
+
+
+@torch.no_grad()
+def _fill(directory: Path, shard: ShardedTensor, tensor: dict[str, Any], files: _Files) -> None:
+    stored = tuple(tensor["shape"])
+    if stored != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
+        raise CheckpointError(
+            f"{directory}: {shard.key} has shape {stored}, the model of the recipe needs {tuple(shard.global_shape)}"
+        )
+    if shard.allow_shape_mismatch:
+        shard.data.zero_()
+    heartbeat.beat()
+    filled = 0
+    for piece in tensor["pieces"]:
+        found = overlap(shard.global_offset, shard.local_shape, piece["offset"], piece["shape"])
+        if found is None:
+            continue
+        ours, theirs = found
+        part = files.slice(piece["file"], piece["name"], theirs)
+        shard.data[ours].copy_(part)
+        filled += part.numel()
+    if filled != shard.data.numel() and not shard.allow_shape_mismatch:
+        raise CheckpointError(f"{directory}: {shard.key}: {filled} of {shard.data.numel()} values found")
+
+
+def overlap(
+    offset: tuple[int, ...], shape: tuple[int, ...], other_offset: list[int], other_shape: list[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    ours, theirs = [], []
+    for start, length, other_start, other_length in zip(offset, shape, other_offset, other_shape, strict=True):
+        low, high = max(start, other_start), min(start + length, other_start + other_length)
+        if low >= high:
+            return None
+        ours.append(slice(low - start, high - start))
+        theirs.append(slice(low - other_start, high - other_start))
+    return tuple(ours), tuple(theirs)
+
+
+class _Files:
+    """The shard files of a checkpoint, each mapped once."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.open: dict[str, Any] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.open.clear()
+
+    def slice(self, file: str, name: str, where: tuple[slice, ...]) -> torch.Tensor:
+        try:
+            if file not in self.open:
+                self.open[file] = safe_open(str(_inside(self.directory, file)), framework="pt")
+            if not where:
+                return self.open[file].get_tensor(name)
+            return self.open[file].get_slice(name)[where]
+        except CheckpointError:
+            raise
+        except Exception as error:  # safetensors raises its own kinds for a damaged file
+            raise CheckpointError(f"{self.directory / file}: cannot be read ({error}); it is damaged") from error
+
+
+def _inside(directory: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise CheckpointError(f"{directory / MANIFEST}: the file name {name!r} leaves the checkpoint")
+    return directory / name
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            heartbeat.beat()
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+"""Prediction and truth files, and which line belongs to which."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import DataError
+
+_ANSWERS = ("answer", "answers", "label", "output", "truth")
+_SHOWN = 5
+
+Paired = dict[str, tuple[list[str], list[list[str]]]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """`key`: what pairs it, an id or the place in the file."""
+
+    key: str
+    task: str | None
+    texts: list[str]
+
+
+def paired(predictions: Path, truth: Path, split: str | None = None) -> Paired:
+    """Predictions and right answers by task, in the truth's order.
+
+    Args:
+        predictions: JSONL with `prediction` (and `index` or `id`), or NeMo's file of prompt and answer on one line.
+        truth: JSONL: objects with an answer (text or a list) and an `id` or `index` where they have one; or lists, or
+            texts. Without ids, a row's id is its place, from 0.
+        split: for NeMo's file, the text in front of the answer.
+
+    Raises DataError unless each prediction has exactly one truth and the other way round.
+    """
+    made, wanted = _predictions(predictions, split), _truth(truth)
+    by_key = {row.key: row for row in made}
+    keys = {row.key for row in wanted}
+    problems = [
+        _double(predictions, made),
+        _double(truth, wanted),
+        _listed(f"without a prediction in {predictions}", [row.key for row in wanted if row.key not in by_key]),
+        _listed(f"without an answer in {truth}", [row.key for row in made if row.key not in keys]),
+    ]
+    found = [problem for problem in problems if problem]
+    if found:
+        raise DataError(
+            f"{predictions} ({len(made)} rows) and {truth} ({len(wanted)} rows) do not pair: " + "; ".join(found)
+        )
+    result: Paired = {}
+    for row in wanted:
+        other = by_key[row.key]
+        if row.task and other.task and row.task != other.task:
+            raise DataError(f"row {row.key} is of task {other.task} in {predictions} and of {row.task} in {truth}")
+        texts = result.setdefault(row.task or other.task or "all", ([], []))
+        texts[0].append(other.texts[0])
+        texts[1].append(row.texts)
+    return result
+
+
+def _predictions(path: Path, split: str | None) -> list[_Row]:
+    lines = _lines(path)
+    if lines and lines[0].lstrip().startswith("{") and (parsed := _object(lines[0])) and "prediction" in parsed:
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            row = _object(line)
+            if row is None or not isinstance(row.get("prediction"), str):
+                raise DataError(f"{path}:{number}: not an object with a prediction; the file was cut off or is another")
+            rows.append(_Row(_key(row, number), row.get("taskname"), [row["prediction"]]))
+        return rows
+    if split is None:
+        raise DataError(
+            f"{path}: holds prompts and answers on one line each; say what stands before an answer, as in "
+            '--split-string "Answer:"'
+        )
+    without = [str(number) for number, line in enumerate(lines) if split not in line]
+    if without:
+        raise DataError(f"{path}: {_listed(f'without {split!r}', without)}; give another --split-string")
+    return [_Row(str(number), None, [line.rsplit(split, 1)[1].strip()]) for number, line in enumerate(lines)]
+
+
+def _truth(path: Path) -> list[_Row]:
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            value: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError(f"{path}:{number}: not JSON; a truth file has an object, a list or a text a line") from None
+        row = value if isinstance(value, dict) else {"answer": value}
+        key = next((key for key in _ANSWERS if key in row), None)
+        if key is None:
+            raise DataError(f"{path}:{number}: no answer ({', '.join(_ANSWERS)}); is it the ground-truth file?")
+        texts = row[key] if isinstance(row[key], list) else [row[key]]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{path}:{number}: {key} must be a text or a list of texts, one at least")
+        rows.append(_Row(_key(row, number), row.get("taskname"), texts))
+    return rows
+
+
+def _key(row: dict[str, Any], number: int) -> str:
+    value = row.get("id", row.get("index", number - 1))
+    return str(value)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
+    lines = text.split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
+    if not lines:
+        raise DataError(f"{path}: is empty")
+    return lines
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _double(path: Path, rows: list[_Row]) -> str:
+    keys = [row.key for row in rows]
+    seen: set[str] = set()
+    double = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+    return _listed(f"there twice in {path}", list(dict.fromkeys(double)))
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    shown = ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+    return f"{len(keys)} {what} ({shown})" if keys else ""

@@ -1,0 +1,142 @@
+"""From facts to a diagnosis: what was found, whether it is well, and what it means for a recipe. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hpclm.core.gpu_types import PRECISION_NEEDS, Capability, dotted
+from hpclm.nodes.gpu_checks import Need, examine, odd_ones
+from hpclm.nodes.node_findings import Severity
+from hpclm.nodes.nvml import Gpu, GpuProcess, Probe
+from hpclm.nodes.preflight import folder_findings
+
+_WARN_SKEW_S = 5.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the diagnosis. `means`: what follows for a recipe, and how to mend it."""
+
+    node: str
+    check: str
+    severity: Severity
+    found: str
+    means: str = ""
+
+
+def probe_of(raw: dict[str, Any]) -> Probe:
+    """A probe back from JSON."""
+    gpus = []
+    for one in raw["gpus"]:
+        processes = one["processes"]
+        capability = one["capability"]
+        restored = {
+            **one,
+            "capability": tuple(capability) if capability else None,
+            "processes": None if processes is None else tuple(GpuProcess(**process) for process in processes),
+        }
+        gpus.append(Gpu(**restored))
+    return Probe(**{**raw, "gpus": tuple(gpus)})
+
+
+def diagnose(node: str, facts: dict[str, Any], needs: dict[str, Need], *, expect_gpus: int | None = None) -> list[Row]:
+    """Everything about one node.
+
+    Args:
+        needs: of the recipe's GPU stages, by name; empty without a recipe.
+        expect_gpus: how many the scheduler says there are; None: not known.
+    """
+    probe = probe_of(facts["gpu"])
+    rows = [_machine(node, facts), *_gpu_rows(node, probe)]
+    wanted = [*needs.items()] or [("", Need(devices=expect_gpus))]
+    chosen, files = facts.get("visible_devices"), facts["device_files"]
+    for stage, need in wanted:
+        means = f"stage {stage} cannot run here" if stage else "runs that use this node's GPUs fail"
+        for one in examine(probe, need, chosen if stage else None, files):
+            rows.append(Row(node, one.check, one.severity, one.message, means if one.severity == "error" else ""))
+    rows += _folder_rows(node, facts["folder"])
+    return list(dict.fromkeys(rows))
+
+
+def _machine(node: str, facts: dict[str, Any]) -> Row:
+    memory = "unknown" if facts["memory_gib"] is None else f"{facts['memory_gib']:.0f} GiB"
+    shm = "unknown" if facts["shm_gib"] is None else f"{facts['shm_gib']:.1f} GiB"
+    return Row(node, "machine", "info", f"{facts['cpus']} CPUs, {memory} memory, {shm} free in /dev/shm")
+
+
+def _gpu_rows(node: str, probe: Probe) -> Iterator[Row]:
+    if probe.state != "ok":
+        return
+    if not probe.gpus:
+        yield Row(node, "gpu", "info", "the driver shows none", "only stages with device: cpu")
+    driver = f"driver {probe.driver or 'unknown'}, CUDA up to {probe.cuda or 'unknown'}"
+    yield Row(node, "driver", "info", driver, _image_words(probe.cuda))
+    kinds: dict[tuple[Any, ...], list[Gpu]] = {}
+    for gpu in probe.gpus:
+        if gpu.trouble is None:
+            kinds.setdefault((gpu.name, gpu.memory_total_mib, gpu.capability, gpu.nvlinks), []).append(gpu)
+    for (name, memory, capability, links), gpus in kinds.items():
+        size = "memory unknown" if memory is None else f"{memory / 1024:.0f} GiB"
+        linked = "NVLink none or unknown" if links is None else f"{links} NVLinks up"
+        able = f"capability {dotted(capability)}" if capability else "capability unknown"
+        found = f"{len(gpus)} × {name or 'name unknown'}, {size}, {able}, {linked}"
+        yield Row(node, "gpu", "info", found, precision_words(capability))
+    unknown = [what for what, field in _CARED_FOR.items() if any(getattr(gpu, field) is None for gpu in probe.gpus)]
+    if unknown:
+        yield Row(node, "gpu", "info", f"unknown to this driver or GPU: {', '.join(unknown)}")
+
+
+_CARED_FOR = {"ECC errors": "ecc_uncorrected", "row remapping": "remap_failed", "running processes": "processes"}
+
+
+def _image_words(cuda: str | None) -> str:
+    return f"images for CUDA {cuda.split('.')[0]} and older" if cuda else ""
+
+
+def precision_words(capability: Capability | None) -> str:
+    """Which precisions a recipe may ask for: `fp32, fp16, bf16, tf32; no fp8`."""
+    if capability is None:
+        return f"unknown whether it has {', '.join(PRECISION_NEEDS)}"
+    able = [name for name, needed in PRECISION_NEEDS.items() if capability >= needed]
+    lacking = [name for name in PRECISION_NEEDS if name not in able]
+    return ", ".join(["fp32", "fp16", *able]) + (f"; no {', '.join(lacking)}" if lacking else "")
+
+
+def _folder_rows(node: str, folder: dict[str, Any]) -> Iterator[Row]:
+    wrong = list(folder_findings(folder))
+    for one in wrong:
+        yield Row(node, one.check, one.severity, one.message, "no run can be kept there from here")
+    if not wrong:
+        free = "unknown" if folder["free_gib"] is None else f"{folder['free_gib']:.1f} GiB"
+        skew = "unknown" if folder["skew_s"] is None else f"{abs(folder['skew_s']):.1f} s off"
+        found = f"{folder['path']}: writable, {free} free, clock {skew}"
+        yield Row(node, "runs folder", "info", found)
+    if folder["locks"] is False:
+        found = f"{folder['path']} takes no locks"
+        yield Row(node, "runs folder", "warning", found, "what locks files there (caches of libraries) may hang")
+
+
+def compare(here: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    """What no node can see by itself: unlike GPUs, and clocks that differ from the login node's."""
+    probes = {name: probe_of(one["gpu"]) for name, one in nodes.items()}
+    types = {name: tuple(gpu.name or "unknown" for gpu in one.gpus) for name, one in probes.items() if one.gpus}
+    for node, what in odd_ones(types).items():
+        yield Row(node, "gpu types", "warning", what, "a run over both waits for the slower; split them by constraint")
+    drivers = {name: (one.driver,) for name, one in probes.items() if one.driver}
+    if len(set(drivers.values())) > 1:
+        said = ", ".join(f"{name}: {driver}" for name, (driver,) in sorted(drivers.items()))
+        yield Row("cluster", "driver", "warning", f"not the same on all nodes: {said}", "the oldest decides the image")
+    own = here["folder"]["skew_s"]
+    for name, one in sorted(nodes.items()):
+        skew = one["folder"]["skew_s"]
+        if own is not None and skew is not None and abs(skew - own) > _WARN_SKEW_S:
+            off = f"its clock is {abs(skew - own):.0f} s off this machine's"
+            yield Row(name, "clock", "warning", off, "times in logs and status are off by as much")
+
+
+def worst(rows: Iterable[Row]) -> Severity:
+    """The gravest severity there is."""
+    found = {row.severity for row in rows}
+    return "error" if "error" in found else "warning" if "warning" in found else "info"

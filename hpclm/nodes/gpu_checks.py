@@ -1,0 +1,175 @@
+"""From what a node's driver says and what a stage needs to findings. Pure; standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hpclm.core.gpu_types import driver_problem, precision_problem
+from hpclm.nodes.node_findings import Finding, Severity
+from hpclm.nodes.nvml import Gpu, Probe
+
+_GIB_MIB = 1024
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage asks of each node; None is not known, and not checked.
+
+    Attributes:
+        memory_mib: estimate of the most loaded rank.
+        cuda: the CUDA its engine was built for.
+        compat: whether the image brings NVIDIA's forward compatibility libraries.
+    """
+
+    devices: int | None = None
+    precision: str | None = None
+    memory_mib: int | None = None
+    cuda: str | None = None
+    compat: bool = False
+
+
+def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
+    """Those of CUDA_VISIBLE_DEVICES (indices or UUIDs; None: all). CUDA stops at the first name it does not know."""
+    if chosen is None:
+        return tuple(gpus)
+    found: list[Gpu] = []
+    for word in (piece.strip() for piece in chosen.split(",")):
+        if not word:
+            break
+        if word.startswith("MIG-"):
+            return tuple(gpus)  # slices: NVML names their GPUs only
+        one = next((gpu for gpu in gpus if word == str(gpu.index) or (gpu.uuid or "").startswith(word)), None)
+        if one is None:
+            break
+        found.append(one)
+    return tuple(found)
+
+
+def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: int = 0) -> Iterator[Finding]:
+    """Everything that a node's GPUs have against a stage.
+
+    Args:
+        chosen: CUDA_VISIBLE_DEVICES, None where it is not set.
+        device_files: how many /dev/nvidia<N> there are, for where NVML cannot be asked.
+    """
+    if probe.state != "ok":
+        yield from _unanswered(probe, need, device_files)
+        return
+    gpus = visible(probe.gpus, chosen)
+    slices = (chosen or "").count("MIG-")  # each is a device of its own to CUDA
+    seen = slices or len(gpus)
+    if need.devices is not None and seen < need.devices:
+        yield Finding("error", "gpu count", _missing(need.devices, seen, len(probe.gpus)), "node")
+    for gpu in gpus:
+        yield from health(gpu)
+        yield from _fits(gpu, need)
+    yield from _alike(gpus)
+    yield from _precision(gpus, need)
+    if need.cuda and probe.driver and (problem := driver_problem(need.cuda, probe.driver)):
+        if need.compat:
+            yield Finding("warning", "driver", f"{problem} (the image brings libraries that may bridge it)")
+        else:
+            yield Finding("error", "driver", problem, "node")
+
+
+def _missing(wanted: int, seen: int, there: int) -> str:
+    hidden = f" ({there} are in the node, CUDA_VISIBLE_DEVICES hides the rest)" if there > seen else ""
+    return f"{wanted} GPUs are needed, {seen} are there{hidden}"
+
+
+def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[Finding]:
+    wanted = need.devices or 0
+    if probe.state == "no-bindings":
+        if device_files < wanted:
+            yield Finding("error", "gpu count", f"{wanted} GPUs are needed, /dev has {device_files}", "node")
+        severity: Severity = "warning" if wanted or device_files else "info"
+        yield Finding(severity, "gpu", f"unknown: {probe.detail}; /dev has {device_files} GPUs")
+    elif wanted:
+        # Device files without the library: the container is entered without the driver, here and everywhere.
+        everywhere = probe.state == "no-library" and device_files >= wanted
+        yield Finding("error", "gpu", str(probe.detail), "run" if everywhere else "node")
+    else:
+        yield Finding("info" if probe.state == "no-library" else "warning", "gpu", str(probe.detail))
+
+
+def health(gpu: Gpu) -> Iterator[Finding]:
+    """What is wrong with one GPU whatever it is to run."""
+    who = f"GPU {gpu.index}" + (f" ({gpu.bus})" if gpu.bus else "")
+    if gpu.trouble is not None:
+        yield Finding("error", "gpu", f"{who} {gpu.trouble}", "node")
+    if gpu.ecc_uncorrected:
+        what = f"{who} has had {gpu.ecc_uncorrected} uncorrectable memory errors since its driver was loaded"
+        yield Finding("error", "ecc", f"{what}; have it reset or replaced", "node")
+    if gpu.remap_failed:
+        yield Finding("error", "row remap", f"{who} could not replace a damaged row of memory; replace it", "node")
+    elif gpu.remap_pending:
+        yield Finding("error", "row remap", f"{who} waits for a reset to replace a damaged row of memory", "node")
+
+
+def _fits(gpu: Gpu, need: Need) -> Iterator[Finding]:
+    """Memory against the estimate, and who else is there."""
+    others = gpu.processes or ()
+    held = ", ".join(f"process {one.pid}" + (f" {one.memory_mib} MiB" if one.memory_mib else "") for one in others)
+    needed, free, total = need.memory_mib, gpu.memory_free_mib, gpu.memory_total_mib
+    if needed is not None and total is not None and needed > total:
+        yield Finding("error", "gpu memory", too_large(needed, total, gpu.name or "the GPU"), "run")
+    elif needed is not None and free is not None and needed > free:
+        why = f"held by {held}" if held else "held by what NVML does not name"
+        what = f"GPU {gpu.index} has {_gib(free)} of {_gib(total)} GiB free, a rank needs {_gib(needed)}; {why}"
+        yield Finding("error", "gpu memory", what, "node")
+    elif held:
+        yield Finding("warning", "processes", f"GPU {gpu.index} is in use by others: {held}")
+
+
+def too_large(needed_mib: float, total_mib: float, gpu: str) -> str:
+    """A rank's estimate against a device that can never hold it."""
+    return (
+        f"a rank needs an estimated {_gib(needed_mib)} GiB, {gpu} has {_gib(total_mib)} "
+        f"({_gib(needed_mib - total_mib)} too little); raise parallel.tensor or parallel.pipeline, or lower batch.micro"
+    )
+
+
+def _gib(mib: float | None) -> str:
+    return "?" if mib is None else f"{mib / _GIB_MIB:.1f}"
+
+
+def _alike(gpus: Sequence[Gpu]) -> Iterator[Finding]:
+    names = sorted({gpu.name for gpu in gpus if gpu.name})
+    if len(names) > 1:
+        yield Finding("warning", "gpu types", f"unlike GPUs in one node: {', '.join(names)}; the slowest sets the pace")
+    links = {gpu.nvlinks for gpu in gpus if gpu.nvlinks is not None}
+    if len(links) > 1:
+        counts = ", ".join(f"GPU {gpu.index}: {gpu.nvlinks}" for gpu in gpus)
+        yield Finding("warning", "nvlink", f"links are down, tensor parallelism is slower: {counts}")
+
+
+def _precision(gpus: Sequence[Gpu], need: Need) -> Iterator[Finding]:
+    if need.precision is None:
+        return
+    for capability in sorted({gpu.capability for gpu in gpus if gpu.capability}):
+        name = next(gpu.name for gpu in gpus if gpu.capability == capability) or "this GPU"
+        if problem := precision_problem(need.precision, capability, name):
+            yield Finding("error", "precision", problem, "run")
+    if gpus and all(gpu.capability is None for gpu in gpus):
+        yield Finding("warning", "precision", f"unknown whether these GPUs have {need.precision}: NVML does not say")
+
+
+def odd_ones(types: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Nodes whose GPUs are unlike those of most nodes, each with how. `types`: the GPU names of each node."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for node in sorted(types):
+        kinds.setdefault(types[node], []).append(node)
+    if len(kinds) < 2:
+        return {}
+    usual = max(kinds, key=lambda kind: len(kinds[kind]))
+    return {
+        node: f"has {_counted(kind)} where most nodes have {_counted(usual)}"
+        for kind, nodes in kinds.items()
+        if kind != usual
+        for node in nodes
+    }
+
+
+def _counted(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names)) or "no GPU"

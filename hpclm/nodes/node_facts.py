@@ -1,0 +1,111 @@
+"""What a node is, as JSON: `python -m hpclm.nodes.node_facts SHARED_FOLDER OUT_FOLDER` writes OUT_FOLDER/<node>.json.
+
+Standard library only, and nvidia-ml-py where it is there. None is unknown.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.files import write_json
+from hpclm.nodes.nvml import probe
+
+_RUNTIMES = ("apptainer", "singularity", "enroot")
+_GIB = 1 << 30
+
+
+def node_name() -> str:
+    """What the scheduler calls this machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Everything about this node. `folder` is on the file system that runs use."""
+    began = time.monotonic()
+    return {
+        "node": node_name(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_gib": _memory_gib("MemTotal"),
+        "memory_available_gib": _memory_gib("MemAvailable"),
+        "shm_gib": free_gib(Path("/dev/shm")),
+        "tmp_free_gib": free_gib(Path("/tmp")),
+        "device_files": device_files(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "runtimes": [name for name in _RUNTIMES if shutil.which(name)],
+        "gpu": asdict(probe()),
+        "folder": shared_folder(folder),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def device_files() -> int:
+    """How many GPUs have a device file here."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def free_gib(folder: Path) -> float | None:
+    """GiB that this user may still write there; None where there is no such folder."""
+    try:
+        return round(shutil.disk_usage(folder).free / _GIB, 3)
+    except OSError:
+        return None
+
+
+def shared_folder(folder: Path) -> dict[str, Any]:
+    """Whether the folder is seen, written to and locked from here, what is free, and how far the clocks are apart.
+
+    `skew_s` is this clock less the one that stamps files: the server's on a network file system.
+    """
+    found: dict[str, Any] = {"path": str(folder), "visible": folder.is_dir(), "writable": False, "trouble": None}
+    found |= {"locks": None, "skew_s": None, "free_gib": free_gib(folder)}
+    mark = folder / f".hpclm-{node_name()}-{os.getpid()}"
+    try:
+        with mark.open("w") as stream:
+            stream.write("x")
+            stream.flush()
+            os.fsync(stream.fileno())
+            found |= {"writable": True, "skew_s": round(time.time() - os.fstat(stream.fileno()).st_mtime, 3)}
+            found["locks"] = _locks(stream.fileno())
+    except OSError as error:
+        found["trouble"] = error.strerror
+    finally:
+        if found["writable"]:
+            mark.unlink(missing_ok=True)
+    return found
+
+
+def _locks(handle: int) -> bool:
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(handle, fcntl.LOCK_UN)
+    except OSError:
+        return False
+    return True
+
+
+def _memory_gib(key: str) -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = next((line.split()[1] for line in lines if line.startswith(f"{key}:")), None)
+    return round(int(kib) / (1 << 20), 1) if kib else None
+
+
+def main(folder: str, out: str) -> None:
+    write_json(Path(out) / f"{node_name()}.json", facts(Path(folder)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

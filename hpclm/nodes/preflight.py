@@ -1,0 +1,133 @@
+"""The check of a node before the ranks start: `python -m hpclm.nodes.preflight STAGE_DIR ATTEMPT_DIR`.
+
+One task a node, in the image the ranks will run in, in about a second: it imports no torch. What it finds goes to
+`<attempt>/preflight/<node>.json`: {"node", "verdict", "ok", "findings", "facts", "seconds"}. The verdict is `ok`,
+`node` (this node is at fault: the run goes on without it) or `run` (it would be the same everywhere). Exit codes: 0,
+60, 61.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.files import write_json
+from hpclm.nodes import gpu_checks
+from hpclm.nodes.need import need_of
+from hpclm.nodes.node_facts import device_files, free_gib, node_name, shared_folder
+from hpclm.nodes.node_findings import Finding, verdict
+from hpclm.nodes.nvml import Probe, probe
+
+EXIT = {"ok": 0, "node": 60, "run": 61}
+_ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
+_MIN_FREE_GIB = 1.0
+_MIN_SHM_GIB = 1.0
+_MAX_SKEW_S = 60.0
+# Ranks of an attempt that was killed a moment ago may still hold memory.
+_PATIENCE_S, _PAUSE_S = 10.0, 1.0
+
+
+def examine(stage_dir: Path, spec: dict[str, Any], gpu: Probe | None) -> Iterator[Finding]:
+    """Everything that speaks against starting the stage here. `gpu` is None for a stage on the CPU."""
+    yield from folder_findings(shared_folder(stage_dir))
+    if spec.get("task") != "program":
+        yield from _packages()
+    yield from _inputs(spec)
+    if gpu is not None:
+        yield from _gpus(spec, gpu)
+
+
+def folder_findings(folder: dict[str, Any]) -> Iterator[Finding]:
+    """What `node.shared_folder` saw, as findings."""
+    path = folder["path"]
+    if not folder["visible"]:
+        yield Finding("error", "run folder", f"{path} is not there; is its file system mounted?", "node")
+        return
+    if not folder["writable"]:
+        yield Finding("error", "run folder", f"{path} cannot be written to: {folder['trouble']}", "node")
+        return
+    if folder["skew_s"] is not None and abs(folder["skew_s"]) > _MAX_SKEW_S:
+        off = f"its clock is {abs(folder['skew_s']):.0f} s off the file system's; have its time service mended"
+        yield Finding("error", "clock", off, "node")
+    if folder["free_gib"] is not None and folder["free_gib"] < _MIN_FREE_GIB:
+        yield Finding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; make room", "run")
+
+
+def _packages() -> Iterator[Finding]:
+    missing = [name for name in _ENGINE if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"{sys.executable} has no {', '.join(missing)}; name an image or an interpreter that has them"
+        yield Finding("error", "packages", what, "run")
+
+
+def _inputs(spec: dict[str, Any]) -> Iterator[Finding]:
+    data, text, tokenizer = (spec.get(key) or {} for key in ("data", "text", "tokenizer"))
+    paths = [path for part in ("train", "validation", "test") for path in data.get(part) or []]
+    paths += text.get("paths") or []
+    paths += [tokenizer.get(key) for key in ("vocab_file", "merges_file", "tokenizer_file")]
+    paths += [spec.get("base"), spec.get("prompts")]
+    for path in filter(None, paths):
+        if not os.access(path, os.R_OK):
+            yield Finding("error", "inputs", f"{path} cannot be read here; is its folder mounted?", "node")
+
+
+def _gpus(spec: dict[str, Any], gpu: Probe) -> Iterator[Finding]:
+    need = need_of(spec)
+    if need.cuda == "":
+        what = f"torch of {sys.executable} was built without CUDA; name an image or an interpreter with a CUDA build"
+        yield Finding("error", "cuda", what, "run")
+    yield from gpu_checks.examine(gpu, need, os.environ.get("CUDA_VISIBLE_DEVICES"), device_files())
+    shm = free_gib(Path("/dev/shm"))
+    if shm is not None and shm < _MIN_SHM_GIB:
+        yield Finding("warning", "shared memory", f"/dev/shm has {shm:.2f} GiB free; NCCL between GPUs may need more")
+
+
+def _patient_look(stage_dir: Path, spec: dict[str, Any]) -> tuple[list[Finding], Probe | None]:
+    """Look; where GPU memory alone is short, look again for a while."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        gpu = probe() if spec.get("device") == "gpu" else None
+        findings = list(examine(stage_dir, spec, gpu))
+        wrong = [finding for finding in findings if finding.severity == "error"]
+        held = wrong and all(one.check == "gpu memory" and one.at_fault == "node" for one in wrong)
+        if not held or time.monotonic() >= until:
+            return findings, gpu
+        time.sleep(_PAUSE_S)
+
+
+def main(stage_dir: str, attempt_dir: str) -> int:
+    began = time.monotonic()
+    try:
+        spec = json.loads((Path(stage_dir) / "spec.json").read_text(encoding="utf-8"))
+        findings, gpu = _patient_look(Path(stage_dir), spec)
+    except (OSError, ValueError) as error:
+        what = f"{stage_dir}/spec.json cannot be read here ({error}); is the run's file system mounted?"
+        findings, gpu = [Finding("error", "run folder", what, "node")], None
+    word = verdict(findings)
+    for finding in findings:
+        print(f"{node_name()}: {finding.severity}: {finding.check}: {finding.message}", flush=True)
+    report = {
+        "node": node_name(),
+        "verdict": word,
+        "ok": word == "ok",
+        "findings": [asdict(finding) for finding in findings],
+        "facts": {"unix_time": time.time(), "gpu": asdict(gpu) if gpu else None},
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    try:
+        write_json(Path(attempt_dir) / "preflight" / f"{node_name()}.json", report)
+    except OSError as error:
+        print(f"{node_name()}: error: run folder: {attempt_dir} cannot be written to: {error.strerror}", flush=True)
+        return EXIT["node"]
+    return EXIT[word]
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

@@ -1,0 +1,235 @@
+"""The cluster's nodes, asked by a short job: one task a node writes `node.facts` into a folder that all see."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import SchedulerError, SiteError
+from hpclm.core.files import read_object, write_text
+from hpclm.core.payload import stage_payload
+from hpclm.core.site import Site
+from hpclm.runs.environment import user_name
+from hpclm.schedulers.jobs import OVER, JobInfo
+from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm.words import pending_words, state_word
+
+_LIST = re.compile(r"[A-Za-z0-9._,\[\]-]{1,4096}")
+_LIMIT_MIN = 5
+_POLL_S = 0.5
+# Folders on a network file system show what another machine wrote a few seconds late.
+_LATE_S = 5.0
+# `sh -c` calls its first argument, here the interpreter, $0.
+_CALL = 'command -v "$0" >/dev/null && exec "$0" "$@"; exec python3 "$@"'
+_FREE, _BUSY = ("idle", "planned"), ("mixed", "allocated", "completing")
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A node as the scheduler sees it. `reason` is why it is down or drained."""
+
+    name: str
+    state: str
+    gpus: int
+    reason: str = ""
+
+    @property
+    def free(self) -> bool:
+        return self._bare in _FREE
+
+    @property
+    def usable(self) -> bool:
+        return self.free or self._bare in _BUSY
+
+    @property
+    def _bare(self) -> str:
+        # `idle~` is powered down, and comes up when it is asked for; `idle*` does not answer.
+        return self.state.rstrip("~#%@+$^-")
+
+
+@dataclass
+class Survey:
+    """What came of it: facts by node, and why the others gave none."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
+    known: dict[str, NodeState] = field(default_factory=dict)
+    gpus_asked: int = 0
+
+
+def node_states(partition: str) -> dict[str, NodeState]:
+    """Every node of a partition. Raises SchedulerError."""
+    argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%T|%G|%E"]
+    done = client.run_command(argv, 15.0)
+    if done.code:
+        raise SchedulerError(f"sinfo: {done.said}")
+    found = {}
+    for line in done.out.splitlines():
+        name, state, gres, reason = [*line.split("|", 3), "", "", ""][:4]
+        gpus = sum(count for _, count in client.parse_gres(gres))
+        found[name] = NodeState(name, state, gpus, "" if reason == "none" else reason)
+    return found
+
+
+def choose(asked: str, known: dict[str, NodeState]) -> tuple[list[NodeState], dict[str, str]]:
+    """The nodes to ask, and why others are not: `all` (that are free), a number, or a list (`node[0-3],node7`).
+
+    Raises SiteError for nodes that the partition does not have.
+    """
+    down = {name: _why_down(node) for name, node in known.items() if not node.usable}
+    if asked == "all":
+        busy = {name: f"is busy ({node.state}), and was not asked" for name, node in known.items() if not node.free}
+        return [node for node in known.values() if node.free], {**busy, **down}
+    if asked.isdigit():
+        count = int(asked)
+        fit = sorted((node for node in known.values() if node.usable), key=lambda node: not node.free)
+        if not 1 <= count <= len(known):
+            raise SiteError(f"--nodes {asked}: the partition has {len(known)} nodes; ask for 1 to {len(known)}")
+        return fit[:count], down if count > len(fit) else {}
+    names = _expanded(asked)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SiteError(f"--nodes: the partition has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return [known[name] for name in names if known[name].usable], {name: down[name] for name in names if name in down}
+
+
+def _why_down(node: NodeState) -> str:
+    return f"is {node.state}" + (f": {node.reason}" if node.reason else "")
+
+
+def _expanded(asked: str) -> list[str]:
+    if not _LIST.fullmatch(asked) or asked.startswith("-"):
+        raise SiteError(f"--nodes {asked!r}: give a number, `all`, or names as Slurm writes them (node[0-3],node7)")
+    done = client.run_command(["scontrol", "show", "hostnames", asked])
+    if done.code:
+        raise SiteError(f"--nodes {asked}: {done.said}")
+    return list(dict.fromkeys(done.out.split()))
+
+
+def survey(
+    site: Site, partition: str, runs_dir: Path, asked: str, wait_s: float, tell: Callable[[str], None]
+) -> Survey:
+    """Ask the nodes and wait for their answers. The job is cancelled and the folder removed however this ends.
+
+    Args:
+        wait_s: seconds until nodes that have not answered are given up.
+        tell: is given a line whenever something changes.
+
+    Raises SchedulerError when the job is refused, SiteError for nodes that are not there.
+    """
+    known = node_states(partition)
+    nodes, silent = choose(asked, known)
+    found = Survey(silent=dict(silent), known=known, gpus_asked=min((node.gpus for node in nodes), default=0))
+    if not nodes:
+        return found
+    folder = runs_dir / f".doctor-{secrets.token_hex(4)}"
+    job_id = None
+    try:
+        (folder / "out").mkdir(parents=True)
+        stage_payload(folder / "payload")
+        write_text(folder / "job.sh", script(site, runs_dir, folder))
+        job_id = client.sbatch([*options(site, partition, nodes, found.gpus_asked, folder), str(folder / "job.sh")])
+        tell(f"job {job_id} asks {', '.join(node.name for node in nodes)}")
+        why = _wait(job_id, nodes, folder, wait_s, tell)
+        found.facts = _answers(folder)
+        found.silent |= {node.name: why for node in nodes if node.name not in found.facts}
+    except OSError as error:
+        raise SiteError(f"{folder}: cannot be written: {error.strerror}; name another runs_dir") from None
+    finally:
+        if job_id is not None:
+            with contextlib.suppress(SchedulerError):
+                client.scancel([job_id])
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def options(site: Site, partition: str, nodes: Sequence[NodeState], gpus: int, folder: Path) -> list[str]:
+    """What sbatch is given."""
+    given: dict[str, str | bool | None] = {
+        "job-name": "hpclm-doctor",
+        "partition": partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "nodes": str(len(nodes)),
+        "nodelist": ",".join(node.name for node in nodes),
+        "ntasks-per-node": "1",
+        "cpus-per-task": "1",
+        "mem": "512M",
+        "time": str(_LIMIT_MIN),
+        "output": str(folder / "log"),
+        "chdir": str(folder),
+        "no-requeue": True,
+        **site.sbatch,
+    }
+    if gpus and site.gpu_request == "gpus-per-node":
+        given["gpus-per-node"] = str(gpus)
+    elif gpus and site.gpu_request == "gres":
+        given["gres"] = f"gpu:{gpus}"
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items() if value]
+
+
+def script(site: Site, runs_dir: Path, folder: Path) -> str:
+    """The job: this interpreter where the nodes have it, else theirs. No container: the node is what matters."""
+    contained = site.container.runtime != "none"
+    python = sys.executable if contained or not site.python else site.python[0]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(site.environment.items())]
+    lines = [
+        "#!/bin/bash",
+        *exports,
+        f"export PYTHONPATH={shlex.quote(str(folder / 'payload'))} PYTHONNOUSERSITE=1",
+        "srun --mpi=none --kill-on-bad-exit=0 sh -c "
+        + shlex.join([_CALL, python, "-m", "hpclm.nodes.node_facts", str(runs_dir), str(folder / "out")]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _answers(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {path.stem: read_object(path) for path in sorted((folder / "out").glob("*.json"))}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _wait(job_id: str, nodes: Sequence[NodeState], folder: Path, wait_s: float, tell: Callable[[str], None]) -> str:
+    """Wait until all have answered; otherwise returns why the rest have not."""
+    until, shown, over_at = time.monotonic() + wait_s, "", None
+    while len(_answers(folder)) < len(nodes):
+        info = next((job for job in client.jobs_of([user_name()], [job_id]) if job.job_id == job_id), None)
+        words = _job_words(info)
+        if words != shown:
+            tell(f"job {job_id} {words}")
+            shown = words
+        now = time.monotonic()
+        if info is None or state_word(info.state) in OVER:
+            over_at = over_at or now
+            if now - over_at > _LATE_S:
+                return f"gave no answer: job {job_id} {words}; {_log_words(folder)}"
+        elif now > until:
+            return f"gave no answer within {wait_s:.0f} s: job {job_id} {words}"
+        time.sleep(_POLL_S)
+    return ""
+
+
+def _job_words(info: JobInfo | None) -> str:
+    if info is None:
+        return "is no longer known to the scheduler"
+    state = state_word(info.state)
+    return f"is {state}" + (f": {pending_words(info.reason)}" if state == "pending" and info.reason else "")
+
+
+def _log_words(folder: Path) -> str:
+    """The end of the job's log; without one the nodes do not see the folder."""
+    try:
+        lines = (folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return f"it left no log: do the nodes see {folder.parent}?"
+    said = [line.strip() for line in lines if line.strip()]
+    return f"its log ends: {said[-1][:300]}" if said else f"its log is empty: do the nodes see {folder.parent}?"

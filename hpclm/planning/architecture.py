@@ -1,0 +1,184 @@
+"""The model of a stage: from the recipe's keys, from a checkpoint's model.json, or from another stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from hpclm.core import spec
+from hpclm.core.errors import CheckpointError
+from hpclm.core.nearest import closest, divisors, either
+from hpclm.core.spec import ModelSpec
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.planning.rules import padded_vocab_size
+from hpclm.planning.stage_context import StageContext
+
+# Keys that belong to training and not to the weights: a stage may set its own.
+_FREE = ("hidden_dropout", "attention_dropout", "init_std")
+_NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
+_MAX_JSON_BYTES = 1 << 20
+
+
+def written_keys(stage: StageContext) -> dict[str, Any]:
+    """The architecture keys that the recipe gives."""
+    if stage.recipe.model is None:
+        return {}
+    given = stage.recipe.model.model_dump(exclude={"checkpoint"})
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def from_keys(stage: StageContext, vocab_size: int | None, default_positions: int | None) -> ModelSpec | None:
+    """The architecture from the recipe's keys alone, defaults resolved; findings for what is missing or cannot be."""
+    keys = written_keys(stage)
+    missing = [key for key in _NEEDED if key not in keys]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        stage.error(
+            ("model",),
+            f"{', '.join(missing)} {verb} missing; add what is missing, or give model.checkpoint",
+            "architecture",
+            missing,
+        )
+        return None
+    hidden, heads = keys["hidden_size"], keys["num_attention_heads"]
+    if not _heads_fit(stage, keys):
+        return None
+    vocabulary = keys.pop("vocab_size", None) or vocab_size
+    if vocabulary is None:
+        return None
+    swiglu = keys.get("activation") == "swiglu"
+    # Megatron-LM arguments.py: two thirds of 4h for the gated unit, in steps of 64.
+    ffn = int(4 * hidden * 2 / 3 / 64) * 64 or 64 if swiglu else 4 * hidden
+    defaults = {
+        "ffn_hidden_size": ffn,
+        "num_query_groups": heads,
+        "kv_channels": hidden // heads,
+        "max_position_embeddings": default_positions or 1024,
+    }
+    return ModelSpec(
+        vocab_size=vocabulary,
+        padded_vocab_size=padded_vocab_size(vocabulary, stage.recipe.parallel.tensor),
+        **{**defaults, **keys},
+    )
+
+
+def _heads_fit(stage: StageContext, keys: dict[str, Any]) -> bool:
+    """hidden % heads == 0 unless kv_channels is set, and heads % groups == 0."""
+    hidden, heads = keys["hidden_size"], keys["num_attention_heads"]
+    fine = True
+    if "kv_channels" not in keys and hidden % heads:
+        choices = closest(divisors(hidden), heads)
+        stage.error(
+            ("model", "num_attention_heads"),
+            f"{heads} does not divide hidden_size {hidden}; choose {either(choices)}, or set kv_channels",
+            "hidden_size % num_attention_heads == 0",
+            heads,
+            choices,
+        )
+        fine = False
+    groups = keys.get("num_query_groups", heads)
+    if heads % groups:
+        choices = closest(divisors(heads), groups)
+        stage.error(
+            ("model", "num_query_groups"),
+            f"{groups} does not divide num_attention_heads {heads}; choose {either(choices)}",
+            "num_attention_heads % num_query_groups == 0",
+            groups,
+            choices,
+        )
+        fine = False
+    width = keys.get("kv_channels", hidden // heads)
+    if keys.get("position_embedding") == "rope" and width % 2:
+        stage.error(
+            ("model", "position_embedding"),
+            f"rope turns pairs and a head is {width} wide; choose an even kv_channels",
+            "rope needs an even kv_channels",
+        )
+        fine = False
+    return fine
+
+
+def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
+    """The architecture in `path`/model.json; findings where there is none or it cannot be read."""
+    keys = ("model", "checkpoint")
+    if is_archive(path):
+        return _from_archive(stage, path)
+    file = Path(path) / "model.json"
+    if not Path(path).is_dir():
+        stage.error(
+            keys,
+            f"{path}: no such folder; put the model's checkpoint there, or set model.checkpoint to where it is",
+            "checkpoint exists",
+            path,
+        )
+        return None
+    try:
+        with file.open("rb") as opened:
+            raw = json.loads(opened.read(_MAX_JSON_BYTES))
+        if not isinstance(raw, dict):
+            raise ValueError("not an object")
+        model = spec.from_dict(ModelSpec, raw)
+    except FileNotFoundError:
+        stage.error(
+            keys,
+            f"{path}: holds no model.json, so it is no hpclm checkpoint; give a run's checkpoints "
+            "folder, or one step-… folder in it",
+            "checkpoint exists",
+            path,
+        )
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        stage.error(
+            keys, f"{file}: cannot be read as a model ({error}); give a complete checkpoint", "checkpoint", path
+        )
+        return None
+    wrong = [f.name for f in dataclasses.fields(ModelSpec) if type(getattr(model, f.name)) not in _types(f.name)]
+    if wrong:
+        stage.error(keys, f"{file}: {either(wrong)} has a wrong type; give a complete checkpoint", "checkpoint", path)
+        return None
+    return model
+
+
+def _from_archive(stage: StageContext, path: str) -> ModelSpec | None:
+    """The architecture of a NeMo archive, its table padded for the stage's split."""
+    from hpclm.formats.nemo.model_config import model_spec
+
+    written = stage.recipe.model.vocab_size if stage.recipe.model else None
+    try:
+        with Archive(Path(path)) as archive:
+            model = model_spec(archive, written)
+    except CheckpointError as error:
+        stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
+        return None
+    padded = padded_vocab_size(model.vocab_size, stage.recipe.parallel.tensor)
+    return dataclasses.replace(model, padded_vocab_size=padded)
+
+
+def _types(name: str) -> tuple[type, ...]:
+    hint = {field.name: str(field.type) for field in dataclasses.fields(ModelSpec)}[name]
+    if hint == "int":
+        return (int,)
+    if hint == "float":
+        return (int, float)
+    return (bool,) if hint == "bool" else (str,)
+
+
+def agree(stage: StageContext, model: ModelSpec, source: str) -> ModelSpec:
+    """`model` with the stage's own dropouts; a finding for each key that the recipe has otherwise."""
+    changes: dict[str, Any] = {}
+    for key, value in written_keys(stage).items():
+        if key in _FREE:
+            changes[key] = value
+        elif value != getattr(model, key):
+            theirs = getattr(model, key)
+            stage.error(
+                ("model", key),
+                f"{value} does not agree with {theirs} of {source}; write {theirs}, or leave the key out",
+                "architecture agrees with its checkpoint",
+                value,
+                (theirs,),
+            )
+    return dataclasses.replace(model, **changes)

@@ -1,0 +1,150 @@
+"""What a stage stands on: its model, its tokenizer, and where their files come from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hpclm.core.spec import ModelSpec, TokenizerSpec
+from hpclm.planning import architecture, vocabulary
+from hpclm.planning.plan import Origin
+from hpclm.planning.stage_context import StageContext
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """`base`: where the weights come from (None: drawn anew). A None elsewhere has a finding that says why."""
+
+    base: Origin | None
+    model: ModelSpec | None
+    tokenizer: TokenizerSpec | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A stage already planned: what later ones may take from it."""
+
+    context: StageContext
+    foundation: Foundation
+
+
+def find_stage(
+    stage: StageContext, key: str, name: str, earlier: Mapping[str, Earlier], tasks: tuple[str, ...], names: list[str]
+) -> Earlier | None:
+    """The earlier stage called `name`, whose task is one of `tasks`; a finding where there is none."""
+    fitting = [other for other, found in earlier.items() if found.context.recipe.task in tasks]
+    rule = f"{key} is an earlier stage"
+    hint = f"choose {' or '.join(fitting)}" if fitting else f"put a {' or '.join(tasks)} stage before this one"
+    found = earlier.get(name)
+    if found is None:
+        if name in names:
+            hint = f"move stage {name} before this one" if name != stage.recipe.name else hint
+            stage.error((key,), f"{name} is not an earlier stage; {hint}", rule, name, fitting)
+            return None
+        near = difflib.get_close_matches(name, fitting, n=1)
+        hint = f"did you mean {near[0]}?" if near else hint
+        path = ", or give a path with a / in it" if key == "prompts" else ", or give model.checkpoint"
+        stage.error((key,), f"no stage is called {name}; {hint}{path}", rule, name, fitting)
+        return None
+    if found.context.recipe.task not in tasks:
+        stage.error((key,), f"{name} is a {found.context.recipe.task} stage; {hint}", rule, name, fitting)
+        return None
+    return found
+
+
+def lay(
+    stage: StageContext,
+    earlier: Mapping[str, Earlier],
+    prompts: Earlier | None,
+    names: list[str],
+    seq_length: int | None,
+) -> Foundation:
+    """The foundation of a stage.
+
+    Args:
+        earlier: stages before it, by name.
+        prompts: for evaluate, the stage its prompts come from.
+        seq_length: of its data, the default for max_position_embeddings.
+    """
+    recipe = stage.recipe
+    checkpoint = recipe.model.checkpoint if recipe.model else None
+    if recipe.base is not None:
+        _one_base(stage)
+        parent = find_stage(stage, "base", recipe.base, earlier, ("pretrain",), names)
+        if parent is None:
+            return Foundation(None, None, None)
+        return _on_stage(stage, recipe.base, parent)
+    if checkpoint is not None:
+        return _on_checkpoint(stage, checkpoint, seq_length)
+    if prompts is not None:
+        model = prompts.foundation.model
+        if model is not None:
+            model = architecture.agree(stage, model, f"stage {prompts.context.recipe.name}")
+        return Foundation(prompts.foundation.base, model, prompts.foundation.tokenizer)
+    if recipe.task != "pretrain":
+        if recipe.task == "evaluate" and recipe.prompts is not None and "/" not in recipe.prompts:
+            # Its base would have come with its prompts stage, and that there is none has been said.
+            return Foundation(None, None, None)
+        stage.error(
+            ("base",),
+            f"{recipe.task} needs a trained model; give model.checkpoint, or base: a pretrain stage of this recipe",
+            "base or model.checkpoint",
+        )
+        return Foundation(None, None, None)
+    return _from_nothing(stage, seq_length)
+
+
+def _one_base(stage: StageContext) -> None:
+    """`base` wins over a checkpoint of the recipe's top level; beside one of the stage's own it is ambiguous."""
+    node = stage.loaded.tree.get("model", "checkpoint")
+    if node is not None and node.value is not None and node.place.key.startswith("stages."):
+        stage.error(("model", "checkpoint"), "stands beside base, which gives the model too; keep one", "one base")
+
+
+def _on_stage(stage: StageContext, name: str, parent: Earlier) -> Foundation:
+    model = parent.foundation.model
+    if model is not None:
+        model = architecture.agree(stage, model, f"stage {name}")
+    node = stage.loaded.tree.get("tokenizer")
+    if node is not None and node.value is not None and node.place.key.startswith("stages."):
+        stage.warning(("tokenizer",), f"is not used: the tokenizer of stage {name} is; leave it out", "unused section")
+    return Foundation(Origin(stage=name), model, TokenizerSpec("base", model.vocab_size) if model else None)
+
+
+def _on_checkpoint(stage: StageContext, checkpoint: str, seq_length: int | None) -> Foundation:
+    tokenizer, entries = vocabulary.from_recipe(stage)
+    model = architecture.from_checkpoint(stage, checkpoint) if stage.files else None
+    if model is not None:
+        model = architecture.agree(stage, model, f"{checkpoint}/model.json")
+    elif architecture.written_keys(stage) or not stage.files:
+        # The checkpoint could not be read (or is not to be): plan on what the recipe says of it.
+        model = architecture.from_keys(stage, entries, seq_length)
+        if model is None and entries is None and stage.recipe.model and stage.recipe.model.vocab_size is None:
+            _no_vocabulary(stage)
+    if model is not None:
+        if tokenizer is None and stage.recipe.tokenizer is None:
+            tokenizer = vocabulary.beside_checkpoint(stage, checkpoint, model.vocab_size)
+        vocabulary.fits(stage, entries, model.vocab_size)
+    return Foundation(Origin(path=checkpoint), model, tokenizer)
+
+
+def _from_nothing(stage: StageContext, seq_length: int | None) -> Foundation:
+    if stage.recipe.tokenizer is None:
+        stage.error(
+            ("tokenizer",),
+            "is missing; give tokenizer.train.vocab_size to learn one, or the files of an existing one",
+            "tokenizer",
+        )
+    tokenizer, entries = vocabulary.from_recipe(stage)
+    model = architecture.from_keys(stage, entries, seq_length)
+    if model is None and tokenizer is not None and entries is None and not stage.files:
+        _no_vocabulary(stage)
+    if model is not None:
+        vocabulary.fits(stage, entries, model.vocab_size)
+    return Foundation(None, model, tokenizer)
+
+
+def _no_vocabulary(stage: StageContext) -> None:
+    if not stage.files or stage.recipe.tokenizer is None:
+        stage.error(("model", "vocab_size"), "is not known without the checkpoint; add it", "vocab_size")

@@ -1,0 +1,160 @@
+"""The plan as a person sees it: nodes, the ranks on them, and what each rank holds."""
+
+from __future__ import annotations
+
+from hpclm.core.spec import ParallelSpec
+from hpclm.planning.memory import GIB, MemoryEstimate
+from hpclm.planning.plan import Plan, StagePlan
+from hpclm.planning.topology import RankPlace
+
+# Nodes drawn one by one; of more, the first and the last few.
+_MAX_NODES = 8
+_MAX_DEVICES = 16
+_WIDTH = 100
+
+
+def picture(plan: Plan) -> str:
+    """Plain text of about 100 columns; the findings are not in it."""
+    blocks = [f"{plan.name}   {plan.recipe}"]
+    drawn: dict[ParallelSpec | None, str] = {}
+    for stage in plan.stages:
+        # Stages mostly share a split: its nodes are drawn once.
+        twin = drawn.setdefault(stage.parallel, stage.name)
+        blocks.append(_stage(stage, twin))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _stage(stage: StagePlan, twin: str) -> str:
+    """A stage's facts and its nodes. `twin`: the first stage that is split like this one."""
+    resources = stage.resources
+    after = f"   after {' and '.join(stage.depends_on)}" if stage.depends_on else ""
+    lines = [f"stage {stage.name}   {stage.task}{after}"]
+    devices = f"{resources.devices_per_node} {resources.device}{'s' if resources.devices_per_node > 1 else ''}"
+    nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''} × {devices}"
+    split = stage.parallel
+    if split is None:
+        return "\n".join([*lines, f"  {nodes}: cannot be split as asked"])
+    ranks = f"{split.world_size} rank{'s' if split.world_size > 1 else ''}"
+    lines.append(
+        f"  {nodes} = {ranks} = tensor {split.tensor} × pipeline {split.pipeline} × data {split.data}"
+        + (", sequence parallel" if split.sequence_parallel else "")
+    )
+    lines += _batch(stage)
+    if stage.memory is not None:
+        lines += _memory(stage.memory)
+    lines.append(f"  time limit {resources.time_limit_min} min")
+    if stage.container is not None:
+        lines.append(f"  container {stage.container.image}")
+    if twin != stage.name:
+        return "\n".join([*lines, f"  ranks as in stage {twin}"])
+    return "\n".join([*lines, "", *_nodes(stage)])
+
+
+def _batch(stage: StagePlan) -> list[str]:
+    if stage.work is None or stage.parallel is None:
+        return []
+    batch = stage.work.batch
+    if stage.task == "evaluate":
+        replicas = "on one replica" if stage.parallel.data == 1 else f"on each of {stage.parallel.data} replicas"
+        return [f"  {batch.micro_batch_size} prompts at once {replicas}"]
+    steps = f", {stage.total_steps} steps" if stage.total_steps else ""
+    return [
+        f"  batch {batch.global_batch_size} = micro {batch.micro_batch_size} × data {stage.parallel.data} × "
+        f"accumulation {batch.gradient_accumulation_steps}{steps}"
+    ]
+
+
+def _memory(memory: MemoryEstimate) -> list[str]:
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+    }
+    words = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    trained = f", {_count(memory.trainable_parameters)} of them trained" if memory.trainable_parameters else ""
+    return [f"  {_count(memory.parameters)} parameters{trained}", f"  about {_size(memory.total)} a rank: {words}"]
+
+
+def _size(size: int) -> str:
+    if size >= GIB:
+        return f"{size / GIB:.1f} GiB"
+    return f"{max(1, round(size / (1 << 20)))} MiB"
+
+
+def _count(number: int) -> str:
+    for unit, word in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{word}"
+    return str(number)
+
+
+def _nodes(stage: StagePlan) -> list[str]:
+    """A row of cells for each node: rank above its coordinates."""
+    topology = stage.topology
+    assert topology is not None
+    lines = []
+    # The last rank has the longest numbers.
+    width = max(len(text) for text in _cell(topology.place(topology.world_size - 1), stage)) + 2
+    for node in _shown(topology.nodes, _MAX_NODES):
+        if node is None:
+            lines.append("  …")
+            continue
+        first = node * topology.devices_per_node
+        cells = [
+            _cell(None if local is None else topology.place(first + local), stage)
+            for local in _shown(topology.devices_per_node, _MAX_DEVICES)
+        ]
+        lines += _rows(f"node {node}", cells, width)
+    return [*lines, _legend(stage)]
+
+
+def _shown(count: int, limit: int) -> list[int | None]:
+    """Indices to draw; None stands for those left out."""
+    if count <= limit:
+        return list(range(count))
+    return [*range(limit - 2), None, count - 1]
+
+
+def _cell(place: RankPlace | None, stage: StagePlan) -> tuple[str, str]:
+    if place is None:
+        return "…", "…"
+    assert stage.parallel is not None
+    parts = [f"t{place.tensor}"]
+    parts += [f"p{place.pipeline}"] if stage.parallel.pipeline > 1 else []
+    parts += [f"d{place.data}"] if stage.parallel.data > 1 else []
+    return f"rank {place.rank}", " ".join(parts)
+
+
+def _rows(label: str, cells: list[tuple[str, str]], width: int) -> list[str]:
+    lines = []
+    for start in range(0, len(cells), _per_line(width)):
+        chunk = cells[start : start + _per_line(width)]
+        bar = "+".join("-" * width for _ in chunk)
+        name = label if start == 0 else ""
+        lines += [
+            f"  {'':9}+{bar}+",
+            f"  {name:9}|{'|'.join(f'{top:^{width}}' for top, _ in chunk)}|",
+            f"  {'':9}|{'|'.join(f'{bottom:^{width}}' for _, bottom in chunk)}|",
+            f"  {'':9}+{bar}+",
+        ]
+    return lines
+
+
+def _per_line(width: int) -> int:
+    return max(1, (_WIDTH - 12) // (width + 1))
+
+
+def _legend(stage: StagePlan) -> str:
+    split = stage.parallel
+    assert split is not None
+    parts = (
+        [f"t: part {'of' if split.tensor == 1 else 'of each layer,'} 0–{split.tensor - 1}"] if split.tensor > 1 else []
+    )
+    if not parts:
+        parts = ["t0: whole layers"]
+    if split.pipeline > 1:
+        parts.append(f"p: pipeline stage, 0–{split.pipeline - 1}")
+    if split.data > 1:
+        parts.append(f"d: replica, 0–{split.data - 1}")
+    return f"  ({'; '.join(parts)})"

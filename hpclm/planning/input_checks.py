@@ -1,0 +1,123 @@
+"""The files a stage reads: JSONL rows and text. Looked at on the login node, so that nobody queues for a typo."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpclm.core.spec import PROMPT_TASKS, PromptData, TaskTemplate, TextData
+from hpclm.data import row_checks
+from hpclm.planning.stage_context import StageContext
+
+# Directory entries looked at for a match before the check gives up and says so.
+MAX_ENTRIES = 200_000
+
+ReportKey = tuple[str, str, tuple[str, ...]]
+
+
+class Inputs:
+    """Checks the inputs of a plan's stages; a file that several stages read is read once."""
+
+    def __init__(self) -> None:
+        self.budget = row_checks.Budget()
+        self.reports: dict[ReportKey, row_checks.RowReport | str] = {}
+
+    def check_rows(
+        self,
+        stage: StageContext,
+        owner: StageContext,
+        writer: StageContext,
+        data: PromptData,
+        templates: tuple[TaskTemplate, ...],
+    ) -> int | None:
+        """Every row of the roles that `stage` reads.
+
+        Args:
+            owner: the stage that has `data`, for its places.
+            writer: the stage that has `templates`.
+
+        Returns the number of training rows; None where unknown.
+        """
+        roles: tuple[row_checks.Role, ...] = ("train", "validation") if stage.recipe.task in PROMPT_TASKS else ("test",)
+        train_rows: int | None = None
+        for role in roles:
+            reports = self._reports(owner, role, getattr(data, role), templates)
+            wheres = [writer.where("task_templates", i, "prompt_template") for i in range(len(templates))]
+            readable = [report for report in reports if report is not None]
+            if templates:
+                stage.findings.extend(row_checks.findings(readable, role, templates, wheres).items)
+            if readable and len(readable) == len(reports):
+                count = sum(report.rows for report in readable)
+                if not count and all(report.complete for report in readable):
+                    stage.error(("data", role), "the files hold no rows; give rows", "rows exist", 0)
+                if role == "train" and all(report.complete for report in readable):
+                    train_rows = count
+        return train_rows
+
+    def _reports(
+        self, owner: StageContext, role: row_checks.Role, paths: list[str], templates: tuple[TaskTemplate, ...]
+    ) -> list[row_checks.RowReport | None]:
+        found: list[row_checks.RowReport | None] = []
+        for index, path in enumerate(paths):
+            key = (path, role, tuple(template.taskname + "\0" + template.prompt_template for template in templates))
+            if key not in self.reports:
+                self.reports[key] = self._read(path, role, templates)
+            report = self.reports[key]
+            if isinstance(report, str):
+                owner.error(("data", role, index), report, "data exists", path)
+                found.append(None)
+            else:
+                found.append(report)
+        return found
+
+    def _read(
+        self, path: str, role: row_checks.Role, templates: tuple[TaskTemplate, ...]
+    ) -> row_checks.RowReport | str:
+        if Path(path).is_dir():
+            return f"{path}: is a folder; give the JSONL file in it"
+        # Opening a pipe would wait for its writer for ever.
+        if Path(path).exists() and not Path(path).is_file():
+            return f"{path}: is no ordinary file; give a JSONL file"
+        try:
+            return row_checks.read_rows(path, role, templates, self.budget)
+        except FileNotFoundError:
+            return f"{path}: no such file; put the rows there, or set data.{role} to where they are"
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror}); mend its permissions, or give another file"
+
+
+def check_text(stage: StageContext, text: TextData) -> None:
+    """Every path exists and something matches."""
+    for index, path in enumerate(text.paths):
+        keys = ("text", "paths", index)
+        if not Path(path).exists():
+            stage.error(
+                keys, f"{path}: no such file or folder; put the text there, or set text.paths", "text exists", path
+            )
+        elif Path(path).is_dir() and not any(_matches(path, text.pattern)):
+            stage.error(
+                keys,
+                f"{path}: no file in it matches {text.pattern!r}; change text.pattern or the folder",
+                "text exists",
+                path,
+            )
+
+
+def _matches(folder: str, pattern: str) -> Iterator[bool]:
+    """True for each non-empty file that matches, and once where there are too many entries to look through."""
+    entries = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            entries += 1
+            if entries > MAX_ENTRIES:
+                yield True
+                return
+            if fnmatch.fnmatchcase(name, pattern) and (Path(root) / name).is_file():
+                yield True
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder that can be looked at."""
+    return Path(path).is_dir()

@@ -1,0 +1,192 @@
+"""The plan itself: plain dataclasses that go to JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpclm.core.spec import (
+    BatchSpec,
+    CheckpointSpec,
+    GenerationSpec,
+    ModelSpec,
+    OptimSpec,
+    ParallelSpec,
+    ProgramSpec,
+    PromptData,
+    PromptSpec,
+    RecoverySpec,
+    TaskKind,
+    TaskTemplate,
+    TextData,
+    TokenizerSpec,
+    TrainerSpec,
+)
+from hpclm.planning.findings import Finding
+from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.topology import RankPlace, Topology
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """What the stage's job asks for. `memory_gib` a node (None: all); `cpus_per_device` None: the site's default."""
+
+    nodes: int
+    devices_per_node: int
+    device: str
+    time_limit_min: int
+    memory_gib: int | None
+    cpus_per_device: int | None
+    job_time_limit_min: int | None = None
+
+
+@dataclass(frozen=True)
+class MountPlan:
+    """A host path (absolute) seen at `target` inside."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """The image (a path is absolute) and what enters it."""
+
+    image: str
+    mounts: tuple[MountPlan, ...] = ()
+    workdir: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    runtime: str | None = None
+    writable: bool = False
+    home: bool | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a stage finds another's output: a stage of this recipe, or an absolute path."""
+
+    stage: str | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}" if self.stage else str(self.path)
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What the stage does, every default resolved; with a run directory it becomes a `StageSpec`."""
+
+    model: ModelSpec
+    tokenizer: TokenizerSpec
+    batch: BatchSpec
+    trainer: TrainerSpec
+    optim: OptimSpec
+    checkpoint: CheckpointSpec
+    text: TextData | None
+    data: PromptData | None
+    templates: tuple[TaskTemplate, ...]
+    prompt: PromptSpec | None
+    generation: GenerationSpec | None
+    base: Origin | None
+    prompts: Origin | None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One job.
+
+    Attributes:
+        depends_on: stages whose output it needs.
+        parallel: None where the devices cannot be split as asked (a finding says so).
+        gradient_accumulation_steps: micro-batches of a rank in a step; None where the batch cannot be split.
+        total_steps: optimizer steps; None where unknown before the data is read whole, and for evaluate.
+        memory: estimate of the most loaded rank; None where the architecture is not known.
+        work: None where a finding kept it from being resolved.
+    """
+
+    name: str
+    task: TaskKind
+    depends_on: tuple[str, ...]
+    resources: ResourcePlan
+    container: ContainerPlan | None
+    parallel: ParallelSpec | None
+    gradient_accumulation_steps: int | None
+    total_steps: int | None
+    memory: MemoryEstimate | None
+    work: StageWork | None
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    program: ProgramSpec | None = None
+
+    @property
+    def topology(self) -> Topology | None:
+        split = self.parallel
+        return Topology(split.tensor, split.pipeline, split.nodes, split.devices_per_node) if split else None
+
+    @property
+    def ranks(self) -> list[RankPlace]:
+        """Every rank with node and coordinates; empty where there is no split."""
+        topology = self.topology
+        return topology.places() if topology else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        split = self.parallel
+        return {
+            "name": self.name,
+            "task": self.task,
+            "depends_on": list(self.depends_on),
+            "tensor_parallel": split.tensor if split else None,
+            "pipeline_parallel": split.pipeline if split else None,
+            "data_parallel": split.data if split else None,
+            "sequence_parallel": split.sequence_parallel if split else None,
+            "world_size": self.resources.nodes * self.resources.devices_per_node,
+            "nodes": self.resources.nodes,
+            "devices_per_node": self.resources.devices_per_node,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "total_steps": self.total_steps,
+            "ranks": [dict(vars(place)) for place in self.ranks],
+            "memory_bytes": dataclasses.asdict(self.memory) | {"total": self.memory.total} if self.memory else None,
+            "resources": dataclasses.asdict(self.resources),
+            "container": dataclasses.asdict(self.container) if self.container else None,
+            "recovery": dataclasses.asdict(self.recovery),
+            "program": dataclasses.asdict(self.program) if self.program else None,
+            "work": dataclasses.asdict(self.work) if self.work else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's stages and everything the checks found. `recipe` is the file as the user gave it."""
+
+    name: str
+    recipe: str
+    stages: tuple[StagePlan, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that keep the run from being submitted."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready. The keys of the first stage's split stand at the top as well; `stages` has them all."""
+        stages = [stage.to_dict() for stage in self.stages]
+        top = (
+            "tensor_parallel",
+            "pipeline_parallel",
+            "data_parallel",
+            "world_size",
+            "nodes",
+            "devices_per_node",
+            "gradient_accumulation_steps",
+            "ranks",
+        )
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            **{key: stages[0][key] for key in top},
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "stages": stages,
+        }

@@ -1,0 +1,292 @@
+"""Megatron's arithmetic rules, each a finding with value, rule and the nearest values that pass.
+
+Sources: Megatron-LM megatron/training/arguments.py (validate_args), megatron/core/transformer/transformer_config.py,
+megatron/core/num_microbatches_calculator.py; for prompt learning NeMo r1.22's
+megatron_gpt_prompt_learning_model.py and megatron_gpt_prompt_learning_eval.py.
+"""
+
+from __future__ import annotations
+
+from math import lcm
+
+from hpclm.core.nearest import closest, divisors, either, multiples
+from hpclm.core.spec import PROMPT_TASKS, ModelSpec
+from hpclm.planning.memory import GIB
+from hpclm.planning.stage_context import StageContext
+from hpclm.planning.topology import Topology
+
+VOCABULARY_MULTIPLE = 128
+
+
+def padded_vocab_size(vocab_size: int, tensor: int) -> int:
+    """Rows of the embedding table: `vocab_size` rounded up to a multiple of lcm(128, tensor).
+
+    Megatron-LM pads to a multiple of 128·TP, which makes a model's shape depend on the split it was started with.
+    The least common multiple is the same 128 for every power of two up to 128, so that one checkpoint loads at any
+    usual split and all splits train the same weights; the table still divides evenly over the tensor ranks.
+    """
+    multiple = lcm(VOCABULARY_MULTIPLE, tensor)
+    return -(-vocab_size // multiple) * multiple
+
+
+def split_devices(stage: StageContext) -> Topology | None:
+    """devices % (TP·PP) == 0, and tensor groups within one node."""
+    parallel, resources = stage.recipe.parallel, stage.recipe.resources
+    model_size = parallel.tensor * parallel.pipeline
+    world = resources.nodes * resources.devices_per_node
+    if world % model_size:
+        fitting = [d for d in range(1, 65) if resources.nodes * d % model_size == 0]
+        choices = closest(fitting, resources.devices_per_node, 2)
+        nodes = [n for n in range(1, 4097) if n * resources.devices_per_node % model_size == 0]
+        hints = [f"devices_per_node {either(choices)}"] if choices else []
+        hints += [f"nodes {either(closest(nodes, resources.nodes, 2))}"] if nodes else []
+        splits = [t for t in divisors(world) if world % (t * parallel.pipeline) == 0]
+        hints += [f"tensor {either(closest(splits, parallel.tensor))}"] if splits else []
+        reason = ", the evaluation too" if stage.recipe.task == "evaluate" else ""
+        stage.error(
+            ("resources", "devices_per_node"),
+            f"{resources.nodes} × {resources.devices_per_node} = {world} devices are no multiple of "
+            f"tensor {parallel.tensor} × pipeline {parallel.pipeline} = {model_size}{reason}; "
+            f"choose {', or '.join(hints)}",
+            "devices % (tensor · pipeline) == 0",
+            world,
+            multiples(model_size, world),
+        )
+        return None
+    topology = Topology(parallel.tensor, parallel.pipeline, resources.nodes, resources.devices_per_node)
+    _tensor_within_node(stage, topology)
+    if stage.recipe.task == "evaluate" and topology.data > 1:
+        stage.info(
+            ("resources", "devices_per_node"),
+            f"the test rows are shared by {topology.data} replicas of the model "
+            f"(NeMo's own evaluation: one, on exactly {model_size})",
+            "evaluation devices % (tensor · pipeline) == 0",
+            world,
+        )
+    return topology
+
+
+def _tensor_within_node(stage: StageContext, topology: Topology) -> None:
+    across = topology.tensor_groups_across_nodes()
+    if across:
+        choices = closest(divisors(topology.devices_per_node), topology.tensor)
+        stage.warning(
+            ("parallel", "tensor"),
+            f"{across} of {topology.world_size // topology.tensor} tensor groups of {topology.tensor} reach over nodes "
+            f"(of {topology.devices_per_node} devices), which is slow; choose {either(choices)}, or larger nodes",
+            "tensor group within one node",
+            topology.tensor,
+            choices,
+        )
+
+
+def split_model(stage: StageContext, model: ModelSpec) -> None:
+    """Heads, key/value groups, MLP and vocabulary by TP; layers by PP."""
+    tensor, pipeline = stage.recipe.parallel.tensor, stage.recipe.parallel.pipeline
+    _divides(stage, ("parallel", "tensor"), tensor, "num_attention_heads", model.num_attention_heads)
+    _divides(stage, ("parallel", "tensor"), tensor, "ffn_hidden_size", model.ffn_hidden_size)
+    _divides(stage, ("parallel", "tensor"), tensor, "padded_vocab_size", model.padded_vocab_size)
+    _divides(stage, ("parallel", "pipeline"), pipeline, "num_layers", model.num_layers)
+    groups = model.num_query_groups
+    if groups % tensor and tensor % groups:
+        choices = closest([t for t in range(1, 1025) if groups % t == 0 or t % groups == 0], tensor)
+        stage.error(
+            ("parallel", "tensor"),
+            f"{tensor} neither divides num_query_groups {groups} nor is a multiple of it; choose {either(choices)}",
+            "num_query_groups % tensor == 0 or tensor % num_query_groups == 0",
+            tensor,
+            choices,
+        )
+
+
+def _divides(stage: StageContext, keys: tuple[str, ...], degree: int, name: str, number: int) -> None:
+    if number % degree:
+        # Of a large number's divisors only those near enough to be meant.
+        choices = closest([d for d in divisors(number) if d <= max(8, 4 * degree)], degree)
+        stage.error(
+            keys,
+            f"{degree} does not divide {name} {number}; choose {either(choices)}",
+            f"{name} % {keys[-1]} == 0",
+            degree,
+            choices,
+        )
+
+
+def split_batch(stage: StageContext, topology: Topology | None) -> int | None:
+    """GBS % (MBS·DP) == 0. Returns the gradient accumulation steps."""
+    batch = stage.recipe.batch
+    if batch is None or topology is None:
+        return None
+    step = batch.micro_size * topology.data
+    if batch.global_size % step:
+        choices = multiples(step, batch.global_size)
+        micros = [m for m in divisors(batch.global_size) if batch.global_size % (m * topology.data) == 0]
+        hint = f", or micro {either(closest(micros, batch.micro_size))}" if micros else ""
+        stage.error(
+            ("batch", "global"),
+            f"{batch.global_size} is no multiple of micro {batch.micro_size} × data parallel {topology.data} = {step}; "
+            f"choose {either(choices)}{hint}",
+            "global % (micro · data) == 0",
+            batch.global_size,
+            choices,
+        )
+        return None
+    accumulation = batch.global_size // step
+    if topology.pipeline > 1:
+        idle = (topology.pipeline - 1) / (accumulation + topology.pipeline - 1)
+        stage.info(
+            ("batch", "global"),
+            f"{accumulation} micro-batches over {topology.pipeline} pipeline stages leave devices idle "
+            f"{idle:.0%} of a step; more micro-batches make it less",
+            "pipeline bubble",
+            round(idle, 4),
+        )
+    return accumulation
+
+
+def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[str, ...]) -> None:
+    """Sequence parallelism needs TP > 1 and seq % TP == 0 (Megatron fails on the second only while running)."""
+    parallel = stage.recipe.parallel
+    if not parallel.sequence:
+        return
+    if parallel.tensor == 1:
+        stage.error(
+            ("parallel", "sequence"),
+            "sequence parallelism splits over the tensor ranks and there is one; choose false, or tensor 2 or more",
+            "sequence needs tensor > 1",
+            True,
+            (False,),
+        )
+    elif seq_length is not None and seq_length % parallel.tensor:
+        choices = multiples(parallel.tensor, seq_length)
+        stage.error(
+            keys,
+            f"{seq_length} is no multiple of tensor {parallel.tensor} under sequence parallelism; "
+            f"choose {either(choices)}",
+            "sequence length % tensor == 0",
+            seq_length,
+            choices,
+        )
+
+
+def learning_rate(stage: StageContext, total_steps: int | None) -> None:
+    """min_lr ≤ lr; min_lr 0 for prompt learning over a pipeline; a schedule that fits the steps."""
+    optim = stage.recipe.optim
+    if optim is None:
+        return
+    if optim.min_lr > optim.lr:
+        stage.error(
+            ("optim", "min_lr"),
+            f"{optim.min_lr:g} is over lr {optim.lr:g}; choose 0",
+            "min_lr <= lr",
+            optim.min_lr,
+            (0.0,),
+        )
+    if stage.recipe.task in PROMPT_TASKS and stage.recipe.parallel.pipeline > 1 and optim.min_lr != 0:
+        stage.error(
+            ("optim", "min_lr"),
+            f"{optim.min_lr:g} must be 0 for {stage.recipe.task} with pipeline {stage.recipe.parallel.pipeline} "
+            "(ranks without prompts have nothing to step); choose 0",
+            "pipeline > 1 needs min_lr 0 for prompt learning",
+            optim.min_lr,
+            (0.0,),
+        )
+    planned = optim.schedule.warmup_steps + optim.schedule.constant_steps
+    if total_steps is not None and planned > total_steps:
+        stage.warning(
+            ("optim", "schedule", "warmup_steps"),
+            f"{optim.schedule.warmup_steps} warm-up and {optim.schedule.constant_steps} constant steps are more than "
+            f"the {total_steps} steps of the run; choose fewer",
+            "warmup_steps + constant_steps <= steps",
+            planned,
+            (total_steps,),
+        )
+
+
+def precision(stage: StageContext, name: str) -> None:
+    """fp32 on CPU; bf16 needs compute capability 8.0."""
+    device = stage.recipe.resources.device
+    if device == "cpu" and name != "fp32":
+        stage.error(
+            ("trainer", "precision"),
+            f"{name} runs on GPUs; on device cpu choose fp32",
+            "cpu needs fp32",
+            name,
+            ("fp32",),
+        )
+    if device == "gpu" and name == "bf16":
+        stage.info(("trainer", "precision"), "bf16 needs GPUs of compute capability 8.0 (A100) or later", "bf16", name)
+
+
+def lengths(stage: StageContext, model: ModelSpec, seq_length: int | None, keys: tuple[str, ...]) -> None:
+    """Sequences within the model's positions, and room for the answer."""
+    positions = model.max_position_embeddings
+    if seq_length is not None and seq_length > positions:
+        stage.error(
+            keys,
+            f"{seq_length} is over the model's max_position_embeddings {positions}; choose {positions} or less",
+            "sequence length <= max_position_embeddings",
+            seq_length,
+            (positions,),
+        )
+    generation = stage.recipe.generation
+    if stage.recipe.task != "evaluate" or generation is None:
+        return
+    if generation.max_new_tokens >= positions:
+        stage.error(
+            ("generation", "max_new_tokens"),
+            f"{generation.max_new_tokens} leaves no room for a prompt in max_position_embeddings {positions}; "
+            f"choose less than {positions}",
+            "max_new_tokens < max_position_embeddings",
+            generation.max_new_tokens,
+            (positions - 1,),
+        )
+
+
+def prompt_encoder(stage: StageContext) -> None:
+    """tpmlp is split over the tensor ranks; mlp needs its two outer layers; biglstm halves its width."""
+    prompt, tensor = stage.recipe.prompt, stage.recipe.parallel.tensor
+    if stage.recipe.task != "p-tuning":
+        return
+    hidden = prompt.encoder_hidden if prompt else 2048
+    encoder = prompt.encoder if prompt else "tpmlp"
+    if encoder == "tpmlp" and hidden % tensor:
+        choices = multiples(tensor, hidden)
+        stage.error(
+            ("prompt", "encoder_hidden"),
+            f"{hidden} is no multiple of tensor {tensor}, over which tpmlp is split; choose {either(choices)}",
+            "encoder_hidden % tensor == 0",
+            hidden,
+            choices,
+        )
+    if encoder == "biglstm" and hidden % 2:
+        stage.error(
+            ("prompt", "encoder_hidden"),
+            f"{hidden} is odd, and each direction of biglstm takes half; choose {either([hidden - 1, hidden + 1])}",
+            "encoder_hidden % 2 == 0",
+            hidden,
+            (hidden - 1, hidden + 1),
+        )
+    if prompt and encoder == "mlp" and prompt.encoder_layers < 2:
+        stage.error(
+            ("prompt", "encoder_layers"),
+            "an mlp encoder has 2 layers at least; choose 2",
+            "mlp encoder_layers >= 2",
+            prompt.encoder_layers,
+            (2,),
+        )
+
+
+def host_memory(stage: StageContext, node_bytes: int) -> None:
+    """On CPU the ranks live in the job's own memory."""
+    resources = stage.recipe.resources
+    if resources.device == "cpu" and resources.memory_gib is not None and node_bytes > resources.memory_gib * GIB:
+        needed = -(-node_bytes // GIB)
+        stage.warning(
+            ("resources", "memory_gib"),
+            f"{resources.memory_gib} GiB a node, and its ranks need about {needed}; choose {needed} or more, "
+            "or null for all",
+            "memory estimate <= memory_gib",
+            resources.memory_gib,
+            (needed,),
+        )

@@ -1,0 +1,42 @@
+"""What every check of a stage is given: the stage, where its keys were written, and where to put findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hpclm.planning.findings import Findings
+
+if TYPE_CHECKING:
+    from hpclm.recipe.loading import LoadedStage
+    from hpclm.recipe.schema.stage import Stage
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage under examination. `files`: whether checks may look at the files that the recipe names."""
+
+    loaded: LoadedStage
+    findings: Findings
+    files: bool
+
+    @property
+    def recipe(self) -> Stage:
+        return self.loaded.recipe
+
+    def where(self, *keys: str | int) -> str:
+        return self.loaded.where(*keys)
+
+    def error(
+        self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None, choices: Iterable[Any] = ()
+    ) -> None:
+        self.findings.error(self.where(*keys), message, rule, value, choices)
+
+    def warning(
+        self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None, choices: Iterable[Any] = ()
+    ) -> None:
+        self.findings.warning(self.where(*keys), message, rule, value, choices)
+
+    def info(self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None) -> None:
+        self.findings.info(self.where(*keys), message, rule, value)

@@ -1,0 +1,81 @@
+"""Trained prompts that a stage starts from or answers with: what their card says, held against the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.spec import PROMPT_TASKS
+from hpclm.formats.nemo import prompt_tables
+from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.planning.stage_context import StageContext
+
+CARD = "prompts.json"
+
+
+def check(stage: StageContext, path: str) -> None:
+    """The recipe's templates against the prompts at `path`; nothing where these cannot be read here."""
+    try:
+        counts = prompt_tables.counts(path) if is_archive(path) else _trained(Path(path))
+    except CheckpointError as error:
+        stage.error(("prompts",), str(error), "prompts exist", path)
+        return
+    written = stage.recipe.task_templates
+    if counts is None or not written:
+        return
+    for index, template in enumerate(written):
+        count = counts.get(template.taskname)
+        if count is None:
+            continue
+        if count != template.total_virtual_tokens:
+            stage.error(
+                ("task_templates", index, "total_virtual_tokens"),
+                f"{template.total_virtual_tokens} are not the {count} that {template.taskname} was trained with "
+                f"({path}); choose {count}",
+                "virtual tokens as trained",
+                template.total_virtual_tokens,
+                (count,),
+            )
+    if stage.recipe.task in PROMPT_TASKS:
+        _some_are_new(stage, counts, path)
+        return
+    missing = [index for index, template in enumerate(written) if template.taskname not in counts]
+    for index in missing:
+        stage.error(
+            ("task_templates", index, "taskname"),
+            f"{written[index].taskname} has no prompts in {path}, which was trained on {', '.join(counts)}; choose one "
+            "of these, or other prompts",
+            "task was trained",
+            written[index].taskname,
+            list(counts),
+        )
+
+
+def check_new_task(stage: StageContext, parent: StageContext) -> None:
+    """Prompt learning that adds to an earlier stage of the recipe has a task that this one has not."""
+    if stage.recipe.task in PROMPT_TASKS and parent.recipe.task_templates:
+        counts = {template.taskname: template.total_virtual_tokens for template in parent.recipe.task_templates}
+        _some_are_new(stage, counts, f"stage {parent.recipe.name}")
+
+
+def _some_are_new(stage: StageContext, counts: Mapping[str, int], where: str) -> None:
+    written = stage.recipe.task_templates or ()
+    if written and all(template.taskname in counts for template in written):
+        stage.error(
+            ("task_templates",),
+            f"all are learnt in {where} already, and tasks given by prompts stay as they are; add the new task's "
+            "template, or leave prompts out to learn all anew",
+            "prompts adds a new task",
+            [template.taskname for template in written],
+        )
+
+
+def _trained(folder: Path) -> dict[str, int] | None:
+    """Virtual tokens by task, from the card in a checkpoint or in a stage's folder of them."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return {one["taskname"]: int(one["total_virtual_tokens"]) for one in card["task_templates"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

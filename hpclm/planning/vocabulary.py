@@ -1,0 +1,127 @@
+"""The tokenizer of a stage, and how many entries it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.spec import TokenizerSpec
+from hpclm.formats.nemo import archive_tokenizer as archived
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.planning.stage_context import StageContext
+
+_MAX_BYTES = 256 << 20
+
+
+def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
+    """The recipe's own tokenizer and its vocabulary size (None where unknown or not to be looked at)."""
+    section = stage.recipe.tokenizer
+    if section is None:
+        return None, None
+    if section.train is not None:
+        if stage.recipe.task != "pretrain":
+            stage.error(
+                ("tokenizer", "train"),
+                f"only a pretrain stage learns a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the "
+                "base checkpoint's, or give its files",
+                "tokenizer.train is for pretrain",
+            )
+            return None, None
+        if stage.recipe.base is None and stage.recipe.model is not None and stage.recipe.model.checkpoint is not None:
+            stage.error(
+                ("tokenizer", "train"),
+                "the checkpoint's weights belong to the tokenizer it was trained with; leave tokenizer out, "
+                "or give its files",
+                "tokenizer.train is for a new model",
+            )
+            return None, None
+        return TokenizerSpec("train", section.train.vocab_size), section.train.vocab_size
+    if section.tokenizer_file is not None:
+        size = _entries(stage, "tokenizer_file", section.tokenizer_file) if stage.files else None
+        return TokenizerSpec("json", size or 0, tokenizer_file=section.tokenizer_file), size
+    assert section.vocab_file is not None
+    assert section.merges_file is not None
+    size = _entries(stage, "vocab_file", section.vocab_file) if stage.files else None
+    if stage.files and not Path(section.merges_file).is_file():
+        _no_file(stage, "merges_file", section.merges_file)
+    return TokenizerSpec("bpe", size or 0, section.vocab_file, section.merges_file), size
+
+
+def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> TokenizerSpec | None:
+    """The tokenizer stored with a base checkpoint."""
+    if is_archive(checkpoint):
+        return _in_archive(stage, checkpoint, vocab_size)
+    if stage.files and Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file():
+        stage.error(
+            ("tokenizer",),
+            f"{checkpoint} holds no tokenizer.json; give tokenizer.tokenizer_file, or vocab_file and merges_file",
+            "tokenizer exists",
+        )
+        return None
+    return TokenizerSpec("base", vocab_size)
+
+
+def _in_archive(stage: StageContext, path: str, vocab_size: int) -> TokenizerSpec | None:
+    try:
+        with Archive(Path(path)) as archive:
+            if archived.kind(archive) is None:
+                stage.error(("tokenizer",), f"{path}: {archived.absent(archive)}", "tokenizer exists")
+                return None
+    except CheckpointError:
+        return None  # said of the model already
+    return TokenizerSpec("base", vocab_size)
+
+
+def fits(stage: StageContext, entries: int | None, vocab_size: int) -> None:
+    """Every token id must have a row in the embedding table."""
+    if entries is not None and entries > vocab_size:
+        stage.error(
+            ("model", "vocab_size"),
+            f"{vocab_size} is less than the tokenizer's {entries} entries; choose {entries}, "
+            "or the model's own tokenizer",
+            "tokenizer entries <= vocab_size",
+            vocab_size,
+            (entries,),
+        )
+
+
+def _no_file(stage: StageContext, key: str, path: str) -> None:
+    stage.error(
+        ("tokenizer", key),
+        f"{path}: no such file; put the model's tokenizer there, or set tokenizer.{key} to where it is",
+        "tokenizer exists",
+        path,
+    )
+
+
+def _entries(stage: StageContext, key: str, path: str) -> int | None:
+    """Largest token id + 1 in a vocab.json or tokenizer.json."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = json.loads(file.read(_MAX_BYTES))
+        ids = list(_ids(raw, whole=key == "tokenizer_file"))
+        if not ids:
+            raise ValueError("no entries in it")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        _no_file(stage, key, path)
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        stage.error(
+            ("tokenizer", key), f"{path}: cannot be read as a vocabulary ({error}); give a whole one", "tokenizer", path
+        )
+        return None
+    return max(ids) + 1
+
+
+def _ids(raw: Any, *, whole: bool) -> list[int]:
+    vocabulary = raw["model"]["vocab"] if whole else raw
+    # A unigram model lists [piece, score].
+    ids = list(range(len(vocabulary))) if isinstance(vocabulary, list) else list(vocabulary.values())
+    if whole:
+        ids += [token["id"] for token in raw.get("added_tokens") or []]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError("an id is no whole number")
+    return ids

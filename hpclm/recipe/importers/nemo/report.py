@@ -1,0 +1,66 @@
+"""`hpclm recipe import`: the recipe that NeMo's file means, as text, with what became of each of its keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpclm.core.errors import RecipeError
+from hpclm.recipe.importers.nemo.translation import KeyNote
+from hpclm.recipe.loading import translated
+
+_PATHS = (("model", "checkpoint"), ("prompts",), ("data", "train"), ("data", "validation"), ("data", "test"))
+
+
+def imported(path: Path, overrides: Sequence[str], folder: Path) -> tuple[str, list[KeyNote]]:
+    """The recipe as YAML for a file in `folder`, and the notes. Raises RecipeError for a file that is not NeMo's."""
+    _, root, notes = translated(path, overrides)
+    if not notes:
+        raise RecipeError(f"{path}:1: not NeMo's YAML of prompt learning or its evaluation; is it a recipe already?")
+    recipe = _lists(root.plain())
+    if folder.resolve() != path.parent.resolve():
+        for keys in _PATHS:
+            _absolute(recipe, keys, path.parent)
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+    lines = [f"# Made by `hpclm recipe import` from {path.name}.", *(f"#   {line}" for line in lines_of(notes))]
+    return "\n".join(lines) + "\n" + text, notes
+
+
+def lines_of(notes: Sequence[KeyNote]) -> list[str]:
+    """What became of each key, a line each: first what has no place here, then what was without effect."""
+    order = {"none here": 0, "no effect": 1, "taken": 2}
+    words = {"none here": "has none here", "no effect": "had no effect in NeMo", "taken": "→"}
+    chosen = sorted(notes, key=lambda note: order[note.verdict])
+    shown = []
+    for note in chosen:
+        if note.verdict == "taken":
+            shown.append(f"{note.key} → {note.note}")
+        else:
+            shown.append(f"{note.key} {words[note.verdict]}: {note.note}")
+    return [_printable(line) for line in shown]
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _absolute(recipe: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
+    """Paths as they are from anywhere."""
+    *sections, last = keys
+    for section in sections:
+        recipe = recipe.get(section) or {}
+    value = recipe.get(last)
+    if isinstance(value, str):
+        recipe[last] = os.path.abspath(folder / value)  # noqa: PTH100 - links stay as the user has them
+    elif isinstance(value, list):
+        recipe[last] = [os.path.abspath(folder / one) if isinstance(one, str) else one for one in value]  # noqa: PTH100

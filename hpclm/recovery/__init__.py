@@ -1,0 +1,1 @@
+"""What is done about a failure: start again, leave a node out, or stop."""

@@ -1,0 +1,98 @@
+"""Why a stage failed, from what its ranks wrote; srun's own messages tell only that something did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.files import read_object
+from hpclm.core.layout import AttemptPaths
+
+_SECONDARY = ("peer-lost", "no-meeting", "signal", "waited")
+_MESSAGE_CHARACTERS = 600
+_SLURM_NOISE = ("slurmstepd", "srun:")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure of an attempt.
+
+    Attributes:
+        rank: the rank that failed first, None when no rank left a word.
+        kind: error, data, memory, hardware, storage, stall, vanished, peer-lost, no-meeting, signal.
+    """
+
+    rank: int | None
+    kind: str
+    reason: str
+
+
+def rank_records(attempt: AttemptPaths) -> list[dict[str, Any]]:
+    """What every rank wrote, by rank."""
+    found = (read_object(path) for path in sorted(attempt.ranks.glob("[0-9]*.json")))
+    return [record for record in found if record is not None and isinstance(record.get("rank"), int)]
+
+
+def first_failure(records: list[dict[str, Any]]) -> Failure | None:
+    """Who failed first, once the job is over; None when no rank says that it failed.
+
+    The earliest that failed by itself; else one that left no last word; else, where all waited for each other, the
+    one furthest behind; else one that lost a peer or was told to stop.
+    """
+    failed = [record for record in records if record.get("state") in ("failed", "stopped")]
+    failed.sort(key=lambda record: float(record.get("ended_at") or 0))
+    own = [record for record in failed if record.get("kind") not in _SECONDARY]
+    waited = [record for record in failed if record.get("kind") in ("waited", "stall")]
+    vanished = [record for record in records if record.get("state") == "running"]
+    silent = bool(vanished and waited)
+    if own and not (silent and all(record in waited for record in own)):
+        return _described(own[0])
+    if vanished:
+        ranks = ", ".join(str(record["rank"]) for record in vanished[:4]) + (", ..." if len(vanished) > 4 else "")
+        nodes = ", ".join(sorted({str(record.get("node")) for record in vanished}))
+        many = "rank" if len(vanished) == 1 else "ranks"
+        if silent:
+            return Failure(
+                vanished[0]["rank"], "stall", f"{many} {ranks} on {nodes} hung, and the others waited in vain"
+            )
+        reason = f"{many} {ranks} on {nodes} vanished without a word (SIGKILL, out of memory or node loss)"
+        return Failure(vanished[0]["rank"], "vanished", reason)
+    if waited:
+        last = min(waited, key=lambda record: int(record.get("beats") or 0))
+        return Failure(last["rank"], "stall", f"the ranks waited for each other; {_described(last).reason}")
+    return _described(failed[0]) if failed else None
+
+
+def _described(record: dict[str, Any]) -> Failure:
+    kind = str(record.get("kind", "error"))
+    message = str(record.get("message", "")).strip()
+    if len(message) > _MESSAGE_CHARACTERS:
+        message = message[:_MESSAGE_CHARACTERS] + " ..."
+    # A user's mistake carries its own place, in the user's file; ours is of no use to them.
+    if kind != "data" and record.get("error_type") != "ProgramError":
+        error_type, where = record.get("error_type"), record.get("where")
+        message = f"{error_type}: {message}" if error_type and error_type != message else message
+        message = f"{message} ({where})" if where else message
+    return Failure(record["rank"], kind, f"rank {record['rank']} on {record.get('node')}: {message}")
+
+
+def last_words(logs: list[Path]) -> str | None:
+    """The last line of the first log that has one: all there is when a rank died before it could begin.
+
+    What Slurm wrote into a log while it ended the job counts only where no rank said anything.
+    """
+    noise = None
+    for log in logs:
+        try:
+            with log.open("rb") as stream:
+                stream.seek(max(0, log.stat().st_size - 8192))
+                lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
+        except OSError:
+            continue
+        lines = [line for line in lines if line]
+        said = [line for line in lines if not line.startswith(_SLURM_NOISE)]
+        if said:
+            return said[-1][:_MESSAGE_CHARACTERS]
+        noise = noise or (lines[-1][:_MESSAGE_CHARACTERS] if lines else None)
+    return noise

@@ -1,0 +1,167 @@
+"""From a plan and a site to jobs. Pure but for the count of this machine's CPUs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpclm.containers import ContainerRequest, LaunchSpec, launch_spec, parse_image
+from hpclm.containers.image_cache import Import, planned
+from hpclm.core.layout import RunPaths
+from hpclm.core.site import Site
+from hpclm.recovery import bad_nodes
+from hpclm.runs.mounts import mounts_of
+from hpclm.schedulers.discovery import Offer, cpus_here
+from hpclm.schedulers.jobs import StageJob
+
+if TYPE_CHECKING:
+    from hpclm.planning import StagePlan
+    from hpclm.planning.plan import ResourcePlan
+
+# Not only the checks, which take a second: the first step of a job may have to bring the image to the node.
+_PREFLIGHT_S = 600
+
+
+def stage_jobs(
+    stages: Sequence[StagePlan], offer: Offer, paths: RunPaths, title: str, folder: Path, exclude: tuple[str, ...] = ()
+) -> tuple[list[StageJob], list[str]]:
+    """The jobs of a run in order, and why they could not be started as they are (one message each).
+
+    `folder`: where runs are, with the ledger of nodes in it and the images beside it.
+    """
+    site = offer.site
+    jobs, problems = [], []
+    for stage in stages:
+        contained = stage.container is not None and runtime_of(stage, site) != "none"
+        problems += _image_problems(stage, site, folder)
+        resources = stage.resources
+        cpus = resources.cpus_per_device or site.cpus_per_device or 1
+        environment = _environment(stage, site, paths, cpus)
+        launch = _launch(stage, site, paths, folder, environment) if contained else LaunchSpec(python=(sys.executable,))
+        jobs.append(
+            StageJob(
+                run=paths.name,
+                stage=stage.name,
+                submit=1,
+                title=title,
+                stage_dir=str(paths.stage(stage.name).root),
+                payload=str(paths.payload),
+                device="gpu" if resources.device == "gpu" else "cpu",
+                nodes=resources.nodes,
+                tasks_per_node=resources.devices_per_node,
+                cpus_per_task=cpus,
+                memory_gib=resources.memory_gib,
+                time_limit_min=_job_minutes(resources, offer),
+                total_time_min=resources.time_limit_min,
+                launch=launch,
+                python=site.python or launch.python,
+                in_container=contained,
+                environment=environment,
+                depends_on=tuple(stage.depends_on),
+                preflight_s=_PREFLIGHT_S if stage.recovery.preflight and site.scheduler == "slurm" else 0,
+                ledger=str(bad_nodes.path_in(folder)),
+                exclude=exclude,
+                precision=stage.work.trainer.precision if stage.work else None,
+                device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
+            )
+        )
+    return jobs, problems
+
+
+def _job_minutes(resources: ResourcePlan, offer: Offer) -> int:
+    """Of one job: what is asked for, or less where the partition gives less; the stage goes on in the next one."""
+    partition = offer.partition.time_limit_min if offer.partition else None
+    limits = (resources.time_limit_min, resources.job_time_limit_min, partition)
+    return min(limit for limit in limits if limit is not None)
+
+
+def _environment(stage: StagePlan, site: Site, paths: RunPaths, cpus: int) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(_threads(stage, site, cpus))}
+    if stage.resources.device == "gpu":
+        # Triton's cache in a home that nodes share makes ranks race for it.
+        environment["TRITON_CACHE_DIR"] = f"/tmp/hpclm-triton-{paths.name}"
+    return environment
+
+
+def _threads(stage: StagePlan, site: Site, cpus: int) -> int:
+    """Threads a rank: its CPUs; on this machine its share of them. More makes ranks wait for each other."""
+    if site.scheduler == "slurm" or stage.resources.cpus_per_device:
+        return cpus
+    return max(1, cpus_here() // (stage.resources.nodes * stage.resources.devices_per_node))
+
+
+def runtime_of(stage: StagePlan, site: Site) -> str:
+    """How this stage enters its image: as the recipe says, else as the site does."""
+    return (stage.container.runtime if stage.container else None) or site.container.runtime
+
+
+def images_folder(site: Site, runs: Path) -> Path:
+    """Where imported images lie: the site's folder, else `images` beside the runs."""
+    return Path(site.container.images) if site.container.images else runs.parent / "images"
+
+
+def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
+    """What has to be imported before this stage can start, None where nothing has.
+
+    Pyxis imports by itself, on every node and every time; where Enroot is at hand, once is enough.
+    """
+    if stage.container is None:
+        return None
+    runtime = runtime_of(stage, site)
+    wanted = planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+    if wanted is None or wanted.target.exists():
+        return wanted
+    alone = runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None
+    return None if alone or site.container.pull == "never" else wanted
+
+
+def _file_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
+    """The file a stage starts, there or not; None for Pyxis where it imports by itself, and for what is a path."""
+    assert stage.container is not None
+    if runtime_of(stage, site) == "pyxis":
+        return import_of(stage, site, runs)
+    return planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
+
+
+def _image_problems(stage: StagePlan, site: Site, runs: Path) -> list[str]:
+    """Why a stage's image keeps it from starting: no runtime, or a file that is not there and that nobody imports."""
+    if stage.container is None:
+        return []
+    if runtime_of(stage, site) == "none":
+        return [
+            f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} has no "
+            "container runtime; name one in a site profile (container.runtime), or leave the image out with --set "
+            "container=null"
+        ]
+    wanted = _file_of(stage, site, runs)
+    if site.container.pull != "never" or wanted is None or wanted.target.exists():
+        return []
+    return [
+        f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} is not there), and site "
+        f"{site.name} says container.pull: never; import it with `hpclm image pull {stage.container.image}`"
+    ]
+
+
+def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:
+    container = stage.container
+    assert container is not None
+    wanted = _file_of(stage, site, folder)
+    request = ContainerRequest(
+        image=str(wanted.target) if wanted else container.image,
+        mounts=mounts_of(stage, site, paths.root),
+        workdir=container.workdir or str(paths.stage(stage.name).root),
+        environment=_inside(site.environment | environment, container.environment, str(paths.payload)),
+        gpu=stage.resources.device == "gpu",
+        writable=container.writable,
+        home=site.container.home if container.home is None else container.home,
+    )
+    return launch_spec(runtime_of(stage, site), request)
+
+
+def _inside(ours: dict[str, str], recipes: dict[str, str], payload: str) -> dict[str, str]:
+    """What must hold inside whatever the image says. Nobody's PYTHONPATH may hide the payload."""
+    inside = {**ours, "PYTHONNOUSERSITE": "1", **recipes}
+    return inside | {"PYTHONPATH": ":".join(filter(None, [payload, inside.get("PYTHONPATH")]))}

@@ -1,0 +1,1 @@
+"""The local executor: a supervisor on this machine that outlives the shell."""

@@ -1,0 +1,276 @@
+"""The local executor's own process: runs a submit's stages in order on this machine, whatever becomes of the shell.
+
+    python -m hpclm.schedulers.local.supervisor <run>/local/<submit>
+
+It reads `jobs.json`, writes `state.json`, and obeys `cancel` (a file) and SIGTERM. It starts every rank in a session
+of its own with HPCLM_RANK, HPCLM_WORLD_SIZE, HPCLM_LOCAL_RANK, HPCLM_NODE_RANK and HPCLM_RESTART, warns them by SIGUSR2
+before the time limit, ends the others after one has failed, and starts all of them again where `runs.verdict` says so.
+Standard library only; run from the payload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.files import append_line, read_json, write_json
+from hpclm.core.layout import LocalPaths, StagePaths
+from hpclm.core.processes import identity
+from hpclm.recovery.restart_decision import Verdict, decide, write_verdict
+
+_POLL_S = 0.1
+_HEARTBEAT_S = 5.0
+EXIT_STOPPED = 30
+
+
+class Stage:
+    """One attempt at a stage: its ranks while they run. `spent_s`: what earlier attempts took of the time limit."""
+
+    def __init__(self, job: dict[str, Any], kill_wait_s: float, grace_s: float, restart: int, spent_s: float) -> None:
+        self.job, self.restart = job, restart
+        self.limit_s = max(0.0, job["time_limit_s"] - spent_s)
+        self.paths = StagePaths(Path(job["stage_dir"]))
+        self.attempt = self.paths.attempt(job["submit"], restart)
+        self.kill_wait_s, self.grace_s = kill_wait_s, grace_s
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.ends_why: str | None = None  # cancelled, timeout or failed: the first cause
+        self.kill_at: float | None = None
+        self.term_at: float | None = None
+        self.warned = False
+
+    def start(self) -> None:
+        self.attempt.ranks.mkdir(parents=True, exist_ok=True)
+        self.attempt.logs.mkdir(parents=True, exist_ok=True)
+        self.tell("start", socket.gethostname())
+        for rank in range(self.job["world_size"]):
+            with self.attempt.log(rank).open("ab") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        self.job["command"],
+                        cwd=self.paths.root,
+                        env={**os.environ, **self.job["environment"], **rank_environment(self.job, rank, self.restart)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        preexec_fn=_die_with_parent,
+                    )
+                )
+        self.started = time.monotonic()
+
+    def tell(self, event: str, detail: str) -> None:
+        """One line of the stage's story."""
+        told = {"at": time.time(), "job": "local", "attempt": self.attempt.name, "event": event, "detail": detail}
+        append_line(self.paths.events, told)
+
+    def step(self, cancelled: bool) -> bool:
+        """Look once; returns whether every rank is gone."""
+        now = time.monotonic()
+        codes = [process.poll() for process in self.processes]
+        if all(code is not None for code in codes):
+            return True
+        elapsed = now - self.started
+        if cancelled:
+            self._end("cancelled", now)
+        if not self.warned and elapsed >= self.limit_s - self.job["warning_s"]:
+            self.warned = True
+            self._signal(signal.SIGUSR2)
+        if elapsed >= self.limit_s:
+            self._end("timeout", now)
+        if any(code not in (None, 0) for code in codes):
+            # The others notice a lost peer by themselves and say so in their records; give them the time to.
+            self._end("failed", now + self.grace_s)
+        if self.term_at is not None and now >= self.term_at:
+            self._signal(signal.SIGTERM)
+            self.term_at, self.kill_at = None, now + self.kill_wait_s
+        if self.kill_at is not None and now >= self.kill_at:
+            self._signal(signal.SIGKILL)
+            self.kill_at = None
+        return False
+
+    def _end(self, why: str, term_at: float) -> None:
+        """Note the first cause, and tell the ranks to stop at `term_at` or when they already were to, if sooner."""
+        if self.ends_why is None:
+            self.ends_why, self.term_at = why, term_at
+        elif self.term_at is not None:
+            self.term_at = min(self.term_at, term_at)
+
+    def _signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    # To the group when it must die, helpers included; to the rank alone when it is to save: a helper
+                    # process without a handler would die of the warning and take the rank's save with it.
+                    (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+
+    def kill(self) -> None:
+        """End whatever is left of every rank's group."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def outcome(self) -> tuple[str, str]:
+        """State and reason once every rank is gone."""
+        codes = [process.returncode for process in self.processes]
+        if self.paths.result.exists():
+            return "completed", ""
+        if self.ends_why == "timeout" or (self.warned and EXIT_STOPPED in codes):
+            return "timeout", f"the time limit of {self.job['time_limit_s'] / 60:g} min was reached"
+        if self.ends_why == "cancelled":
+            return "cancelled", "cancelled by the user"
+        if not any(codes):
+            return "failed", "every rank ended without an error, but none wrote result.json"
+        if set(codes) <= {0, EXIT_STOPPED}:
+            return "cancelled", "a signal from outside told the ranks to stop"
+        rank, code = next((rank, code) for rank, code in enumerate(codes) if code not in (0, EXIT_STOPPED))
+        return "failed", f"rank {rank} {_how(code)}"
+
+
+class Supervisor:
+    """All stages of one submit, one after the other."""
+
+    def __init__(self, paths: LocalPaths) -> None:
+        self.paths = paths
+        self.spec: dict[str, Any] = read_json(paths.jobs)
+        self.cancelled = False
+        self.state: dict[str, Any] = {
+            **identity(os.getpid()),
+            "host": socket.gethostname(),
+            "ended_at": None,
+            "stages": {job["stage"]: {"state": "pending"} for job in self.spec["stages"]},
+        }
+
+    def run(self) -> None:
+        self._write()
+        for job in self.spec["stages"]:
+            self.state["stages"][job["stage"]].update(self._run_stage(job))
+            self._write()
+        self.state["ended_at"] = time.time()
+        self._write()
+
+    def _run_stage(self, job: dict[str, Any]) -> dict[str, Any]:
+        if StagePaths(Path(job["stage_dir"])).result.exists():
+            return {"state": "completed"}
+        lost = [name for name in job["depends_on"] if self.state["stages"][name]["state"] != "completed"]
+        if self._is_cancelled():
+            return {"state": "cancelled", "reason": "cancelled by the user"}
+        if lost:
+            return {"state": "skipped", "reason": f"stage {lost[0]} did not complete"}
+        self.state["stages"][job["stage"]].update(state="running", started_at=time.time())
+        self._write()
+        began = time.monotonic()
+        for restart in itertools.count():
+            stage = Stage(job, self.spec["kill_wait_s"], self.spec["grace_s"], restart, time.monotonic() - began)
+            result = self._run_attempt(stage)
+            if result["state"] != "failed" or self._is_cancelled() or not self._goes_on(stage):
+                break
+        return result
+
+    def _goes_on(self, stage: Stage) -> bool:
+        """Decide whether a failed attempt is followed by another, and write down why."""
+        verdict: Verdict = decide(stage.paths, stage.attempt, None, ())
+        if verdict.action == "requeue":  # another node is what there is none of
+            verdict = dataclasses.replace(verdict, action="again")
+        write_verdict(stage.paths, stage.attempt, verdict)
+        stage.tell("again" if verdict.action == "again" else "stop", "verdict")
+        print(f"{stage.job['stage']}: {verdict.reason}; {verdict.action}", flush=True)
+        return verdict.action == "again"
+
+    def _run_attempt(self, stage: Stage) -> dict[str, Any]:
+        job = stage.job
+        print(f"{job['stage']}: starting {job['world_size']} ranks", flush=True)
+        try:
+            stage.start()
+            self._watch(stage)
+            state, reason = stage.outcome()
+        except OSError as error:
+            state, reason = "failed", f"a rank could not be started: {error}"
+        finally:
+            stage.kill()
+        stage.tell("end", "complete" if state == "completed" else state)
+        print(f"{job['stage']}: {state} {reason}", flush=True)
+        codes = [process.returncode for process in stage.processes]
+        return {"state": state, "reason": reason, "ended_at": time.time(), "exit_codes": codes}
+
+    def _watch(self, stage: Stage) -> None:
+        beat = time.monotonic()
+        while not stage.step(self._is_cancelled()):
+            time.sleep(_POLL_S)
+            if time.monotonic() - beat >= _HEARTBEAT_S:
+                beat = time.monotonic()
+                self._write()
+
+    def _is_cancelled(self) -> bool:
+        self.cancelled = self.cancelled or self.paths.cancel.exists()
+        return self.cancelled
+
+    def _write(self) -> None:
+        self.state["updated_at"] = time.time()
+        write_json(self.paths.state, self.state)
+
+
+def rank_environment(job: dict[str, Any], rank: int, restart: int = 0) -> dict[str, str]:
+    """What tells a rank its place. Nodes are pretended: they differ in HPCLM_NODE_RANK alone."""
+    per_node = job["tasks_per_node"]
+    return {
+        "HPCLM_RANK": str(rank),
+        "HPCLM_WORLD_SIZE": str(job["world_size"]),
+        "HPCLM_LOCAL_RANK": str(rank % per_node),
+        "HPCLM_NODE_RANK": str(rank // per_node),
+        "HPCLM_RESTART": str(restart),
+    }
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}"
+
+
+def _die_with_parent() -> None:
+    """A rank is told to stop when its supervisor vanishes; without one nobody would enforce its time limit."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _detach(work: Callable[[], None]) -> None:
+    """Do `work` in a child that belongs to init, so that it is nobody's zombie and no terminal's job."""
+    if os.fork() == 0:
+        os.setsid()
+        work()
+
+
+def main(folder: str) -> None:
+    paths = LocalPaths(Path(folder))
+
+    def work() -> None:
+        supervisor = Supervisor(paths)
+
+        def on_term(*_: object) -> None:
+            supervisor.cancelled = True
+
+        signal.signal(signal.SIGTERM, on_term)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        supervisor.run()
+
+    _detach(work)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

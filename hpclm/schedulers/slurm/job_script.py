@@ -1,0 +1,221 @@
+"""Slurm, through submitit: one executor a stage, one script text for the dry run and for the real thing.
+
+submitit makes the script's header and finds what a cluster calls its options. What a rank runs is a plain command
+with two strings, not submitit's pickle: that is moved into place only after sbatch has answered, so a login shell
+dying in between would strand the job, and it is read by the image's Python, which may be another version.
+
+submitit 1.5 is pinned because a private function is relied on: `_make_submission_file_text` renders a script without
+a cluster. A golden test holds the whole text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpclm.containers import LaunchSpec
+from hpclm.containers.image_cache import Import, job_script
+from hpclm.core.errors import SchedulerError, SiteError
+from hpclm.core.files import write_text
+from hpclm.core.layout import StagePaths
+from hpclm.core.site import Site
+from hpclm.schedulers.jobs import ArrayJob, StageJob, array_tag
+from hpclm.schedulers.slurm import client
+
+if TYPE_CHECKING:
+    from submitit.slurm.slurm import SlurmExecutor
+
+_KEY = re.compile(r"[a-z][a-z0-9-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VERDICT_S = 300
+_IMPORT_MIN = 120
+
+
+def render(job: StageJob, site: Site) -> str:
+    """The job script of a stage, whole. Pure: needs no scheduler. Raises SiteError for text that cannot be quoted."""
+    executor = _executor_class()(folder=str(StagePaths(Path(job.stage_dir)).slurm))
+    executor.update_parameters(**_parameters(job, site))
+    return str(executor._make_submission_file_text(_body(job, site), ""))
+
+
+def submission_argv(job: StageJob, parents: dict[str, str], first: tuple[str, ...] = ()) -> list[str]:
+    """What sbatch is given besides the script: parents are job ids by stage (or words, in a dry run).
+
+    `first`: jobs that every stage without a parent waits for.
+
+    A dependency stands here rather than in the script, which is thereby the same in a dry run and in earnest.
+    """
+    ids = ":".join([parents[stage] for stage in job.depends_on] or first)
+    if not ids:
+        return []
+    # Without the second option a job whose parent failed pends for ever.
+    return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
+
+
+def submit(job: StageJob, site: Site, parents: dict[str, str], first: tuple[str, ...] = ()) -> str:
+    """Submit one stage; returns its job id. Raises SchedulerError with Slurm's words."""
+    script = StagePaths(Path(job.stage_dir)).script
+    write_text(script, render(job, site))
+    return client.sbatch([*submission_argv(job, parents, first), str(script)])
+
+
+def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
+    """submitit's parameters. Slurm gives every rank of a node all its GPUs: no per-task GPU option is ever set."""
+    extra: dict[str, Any] = {
+        "output": str(StagePaths(Path(job.stage_dir)).slurm_batch_log("%j")),
+        # `python -m` looks in the working directory first: a checkout there would shadow the payload.
+        "chdir": job.stage_dir,
+        "requeue": True,
+        **site.sbatch,
+    }
+    excluded = [*str(extra.get("exclude", "")).split(), *job.exclude]
+    if excluded:
+        extra["exclude"] = ",".join(excluded)
+    for key, value in extra.items():
+        if not _KEY.fullmatch(key):
+            raise SiteError(f"{site.origin}: {key!r} is no option of sbatch")
+        _refuse_control([str(value)], f"sbatch option {key}")
+    parameters: dict[str, Any] = {
+        "job_name": job.job_name,
+        "comment": job.tag,
+        "time": job.time_limit_min,
+        "nodes": job.nodes,
+        "ntasks_per_node": job.tasks_per_node,
+        "cpus_per_task": job.cpus_per_task,
+        # 0 asks for all of a node's memory; even --exclusive does not grant that by itself.
+        "mem": "0" if job.memory_gib is None else f"{max(1, int(job.memory_gib * 1024))}M",
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "exclusive": True if site.exclusive else None,
+        "signal_delay_s": job.warning_s,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "use_srun": False,
+        "additional_parameters": extra,
+    }
+    parameters.update(_gpu_parameters(job, site))
+    _refuse_control([str(value) for value in parameters.values() if isinstance(value, (str, int))], "the job script")
+    return {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
+
+
+def _gpu_parameters(job: StageJob, site: Site) -> dict[str, Any]:
+    if job.device != "gpu" or site.gpu_request == "none":
+        return {}
+    count = f"{site.gpu_type}:{job.tasks_per_node}" if site.gpu_type else str(job.tasks_per_node)
+    # One of the two spellings, never both: together they conflict without a word (4 + 2 gave 2).
+    return {"gres": f"gpu:{count}"} if site.gpu_request == "gres" else {"gpus_per_node": count}
+
+
+def _body(job: StageJob, site: Site) -> str:
+    """What follows the header: environment, what to run, and the loop that runs it. Every value is quoted."""
+    # srun of 22.05 to 23.02 does not take --cpus-per-task over from the job.
+    srun = ["srun", "--unbuffered", f"--cpus-per-task={job.cpus_per_task}", "--mpi=none", *job.launch.srun_args]
+    python = [*job.launch.prefix, *job.python, "-u"]
+    settings = {
+        "stage": job.stage_dir,
+        "submit": job.attempt,
+        "limit_s": str(job.time_limit_min * 60),
+        "total_s": str(job.total_time_min * 60),
+        # Slurm warns up to a minute early; what is left then is not worth another job.
+        "least_s": str(2 * job.warning_s + 60),
+        "preflight_s": str(job.preflight_s),
+        "verdict_s": str(_VERDICT_S),
+        "ledger": job.ledger,
+    }
+    lines = [*_environment(job, site), ""]
+    for name, value in settings.items():
+        _refuse_control([value], name)
+        lines.append(f"hpclm_{name}={shlex.quote(value)}")
+    arrays = {
+        "srun": srun,
+        "ranks": [*python, "-m", "hpclm.worker", job.stage_dir, job.attempt],
+        "python": python,
+    }
+    for name, words in arrays.items():
+        _refuse_control(words, f"the command ({name})")
+        lines.append(f"hpclm_{name}=({shlex.join(words)})")
+    return "\n".join([*lines, "", f". {shlex.quote(job.payload + '/launch/supervise.sh')}"])
+
+
+def _environment(job: StageJob, site: Site) -> list[str]:
+    lines = [f"module load {shlex.quote(module)}" for module in site.modules]
+    environment = {**job.environment, **site.environment, **job.launch.environment}
+    for name, value in sorted(environment.items()):
+        _refuse_control([name, value], f"environment variable {name}")
+        lines.append(f"export {name}={shlex.quote(value)}")
+    # Our code comes first and nothing of the user's home; outside an image, what the user or site set stays behind it.
+    inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'
+    _refuse_control([job.payload], "the run's folder")
+    lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
+    if "PYTHONNOUSERSITE" not in environment:
+        lines.append("export PYTHONNOUSERSITE=1")
+    return lines
+
+
+def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
+    """One script for a stage of many runs alike: each member goes to its own folder and runs its own job.sh there."""
+    own = dataclasses.replace(
+        job, stage_dir=array.folder, run=array.sweep, title=array.sweep, environment={}, python=(), launch=LaunchSpec()
+    )
+    executor = _executor_class()(folder=array.folder)
+    limit = f"%{array.max_running}" if array.max_running else ""
+    parameters = _parameters(own, site)
+    parameters["comment"] = array_tag(array, job.stage)
+    parameters["additional_parameters"] |= {
+        "array": f"0-{array.count - 1}{limit}",
+        "output": f"{array.folder}/%a/stages/{job.stage}/slurm/%A_%a_batch.log",
+    }
+    executor.update_parameters(**parameters)
+    member = f'{shlex.quote(array.folder)}/"$SLURM_ARRAY_TASK_ID"/stages/{shlex.quote(job.stage)}'
+    return str(executor._make_submission_file_text(f"cd {member} && exec bash ./job.sh", ""))
+
+
+def submit_array(job: StageJob, site: Site, array: ArrayJob, after: list[str]) -> str:
+    """Submit a stage of a sweep; returns the array's id. Member i waits for member i of the arrays in `after`."""
+    script = Path(array.folder) / f"{job.stage}.sh"
+    write_text(script, render_array(job, site, array))
+    dependency = [f"--dependency=aftercorr:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    return client.sbatch([*dependency, str(script)])
+
+
+def submit_import(wanted: Import, site: Site) -> str:
+    """Submit the import of an image as a job of its own; returns its id."""
+    options = {key: value for key in ("partition", "account", "qos") if (value := getattr(site, key))}
+    log = wanted.target.with_name(f"{wanted.target.stem}.log")
+    wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    script = wanted.target.with_name(f".{wanted.target.stem}.job.sh")
+    write_text(script, job_script(wanted, {**options, "time": str(_IMPORT_MIN)}, log))
+    return client.sbatch([str(script)])
+
+
+def _refuse_control(texts: list[str], what: str) -> None:
+    for text in texts:
+        if _CONTROL.search(text):
+            raise SiteError(f"{what}: {text!r} holds a control character; remove it")
+
+
+def _executor_class() -> type[SlurmExecutor]:
+    """Made on first use: submitit takes as long to import as everything else a command needs."""
+    from submitit.slurm import slurm
+
+    class StageExecutor(slurm.SlurmExecutor):  # type: ignore[misc]
+        """submitit's executor, for scripts that can be rendered anywhere."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # rendering needs no srun; submitting asks for sbatch itself
+
+    return StageExecutor
+
+
+def verify(job_ids: list[str], user: str) -> None:
+    """Raises SchedulerError unless the controller knows every id: afterok on an id it does not know runs at once."""
+    known = {info.job_id for info in client.jobs_of([user])}
+    missing = [job_id for job_id in job_ids if job_id not in known]
+    if missing:
+        raise SchedulerError(f"the controller does not know job {', '.join(missing)}, on which the next stage depends")

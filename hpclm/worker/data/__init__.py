@@ -1,1 +1,0 @@
-"""Rows and text as batches of token ids."""

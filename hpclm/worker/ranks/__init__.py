@@ -1,0 +1,1 @@
+"""The part of a rank's life that needs torch."""

@@ -4,8 +4,8 @@
 # again here, to give the allocation back and be requeued, or to stop. Slurm's commands are called from here alone:
 # an image has none of them.
 #
-# job.sh sets: hpclm_stage hpclm_submit hpclm_limit_s hpclm_total_s hpclm_least_s hpclm_preflight_s hpclm_verdict_s
-# hpclm_ledger,
+# job.sh sets: hpclm_stage hpclm_submit hpclm_limit_s hpclm_total_s hpclm_least_s hpclm_preflight_s hpclm_decision_s
+# hpclm_bad_node_list,
 # and the arrays hpclm_srun (srun and its options), hpclm_ranks (a rank's command), hpclm_python (an interpreter).
 
 hpclm_began=$(date +%s)
@@ -24,7 +24,7 @@ hpclm_requeue_delay_s=8
 hpclm_kill_wait_s=$(scontrol show config 2>/dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
 hpclm_kill_wait_s=${hpclm_kill_wait_s:-30}
 
-hpclm_event() { # WORD DETAIL: one line of the stage's story; both are words of ours, numbers or names of nodes
+hpclm_event() { # WORD DETAIL: one line of the stage's attempt history; both are words of ours, numbers or names of nodes
   printf '{"at": %s, "job": "%s", "attempt": "%s", "event": "%s", "detail": "%s"}\n' \
     "$(date +%s)" "$hpclm_job" "${hpclm_attempt##*/}" "$1" "$2" >>"$hpclm_stage/events.jsonl"
 }
@@ -142,10 +142,10 @@ hpclm_next_attempt() { # a folder of its own for every try, and its number for t
   mkdir "$hpclm_attempt/logs" "$hpclm_attempt/ranks" "$hpclm_attempt/preflight"
 }
 
-hpclm_ask_verdict() { # sets hpclm_action and hpclm_detail
+hpclm_ask_decision() { # sets hpclm_action and hpclm_detail
   local host
   for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 4); do
-    hpclm_wait_for timeout --kill-after=5 "$hpclm_verdict_s" \
+    hpclm_wait_for timeout --kill-after=5 "$hpclm_decision_s" \
       "${hpclm_srun[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
       "${hpclm_python[@]}" -m hpclm.recovery.restart_decision "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
       "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)"
@@ -189,16 +189,16 @@ while :; do
   fi
   [ "$hpclm_signal" = - ] || hpclm_ended_by_slurm
   hpclm_event end "$hpclm_code"
-  hpclm_ask_verdict
+  hpclm_ask_decision
   [ "$hpclm_signal" = - ] || hpclm_ended_by_slurm
   if [ -s "$hpclm_attempt/bad-nodes" ]; then
-    cat "$hpclm_attempt/bad-nodes" >>"$hpclm_ledger" 2>/dev/null
+    cat "$hpclm_attempt/bad-nodes" >>"$hpclm_bad_node_list" 2>/dev/null
   fi
   case "$hpclm_action" in
     again) hpclm_event again here ;;
-    requeue) hpclm_requeue verdict "$hpclm_detail" ;;
+    requeue) hpclm_requeue decision "$hpclm_detail" ;;
     stop)
-      hpclm_event stop verdict
+      hpclm_event stop decision
       hpclm_leave "$hpclm_detail"
       ;;
     *) # no node could so much as start the interpreter

@@ -26,6 +26,7 @@ from hpclm.cli.score_command import evaluate_app
 from hpclm.cli.site_commands import site_app
 from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
 from hpclm.core.errors import HpclmError
+from hpclm.core.exit_codes import ExitCode
 
 # rich would be imported for help and tracebacks alone, and takes longer than everything else.
 app = typer.Typer(
@@ -93,12 +94,13 @@ def submit(
     if sweep:
         submit_sweep(request, sweep, max_running, metric, dry_run=dry_run, wait=wait, as_json=as_json)
         return
-    prepared = submitting.prepare(request)
+    prepared = submitting.Preparer(site, runs_dir).prepare(request)
     print_findings(prepared.plan, ("warning",))
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
     if dry_run:
         print_dry_run(prepared, as_json)
+        submitting.refuse_errors(prepared.plan)
         return
     run = submitting.submit(prepared, lambda line: typer.echo(line, err=True))
     if wait:
@@ -142,18 +144,21 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show how runs are doing: all of them, one, or a sweep's as a table."""
-    from hpclm.runs.record import all_runs, find_run
+    from hpclm.runs.lookup import find
+    from hpclm.runs.record import Run, all_runs
     from hpclm.runs.status import status_of
 
     folder = _folder(runs_dir, site)
-    if show_sweep(folder, run, metric, as_json=as_json):
+    named = find(folder, run) if run is not None or watch else None
+    if named is not None and not isinstance(named, Run):
+        show_sweep(named, metric, as_json=as_json)
         return
-    if watch:
-        for one in follow_shown(find_run(folder, run), quiet=as_json):
+    if watch and named is not None:
+        for one in follow_shown(named, quiet=as_json):
             if as_json:
                 print_json(one.to_dict(), indent=None)
         return
-    chosen, unreadable = ([find_run(folder, run)], []) if run is not None else all_runs(folder)
+    chosen, unreadable = all_runs(folder) if named is None else ([named], [])
     hidden = max(0, len(chosen) - limit) if limit else 0
     found = status_of(chosen[hidden:])
     for trouble in unreadable:
@@ -208,11 +213,13 @@ def cancel(
 ) -> None:
     """End a run or a whole sweep; what it has saved stays, and `hpclm resume` goes on from there."""
     from hpclm.runs.cancel import cancel as cancel_run
-    from hpclm.runs.record import find_run
+    from hpclm.runs.lookup import find
+    from hpclm.runs.record import Run
 
-    if cancel_sweep(_folder(runs_dir, site), run):
+    found = find(_folder(runs_dir, site), run)
+    if not isinstance(found, Run):
+        cancel_sweep(found)
         return
-    found = find_run(_folder(runs_dir, site), run)
     ended = cancel_run(found)
     typer.echo(f"{found.record.run}: " + (f"cancelled {', '.join(ended)}" if ended else "already over"))
 
@@ -233,11 +240,14 @@ def collect(
     """Gather predictions, scores, checkpoints, metrics and provenance into one folder."""
     from hpclm.cli.tables import collected_lines
     from hpclm.runs.collect import collect as collect_run
-    from hpclm.runs.record import find_run
+    from hpclm.runs.lookup import find
+    from hpclm.runs.record import Run
 
-    if gather_sweep(_folder(runs_dir, site), run, out, metric, as_json=as_json):
+    found = find(_folder(runs_dir, site), run)
+    if not isinstance(found, Run):
+        gather_sweep(found, out, metric, as_json=as_json)
         return
-    done = collect_run(find_run(_folder(runs_dir, site), run), pred_file=pred_file, out=out, stage=stage)
+    done = collect_run(found, pred_file=pred_file, out=out, stage=stage)
     if as_json:
         shown = str(done.pred_file) if done.pred_file else None
         print_json({"folder": str(done.folder), "pred_file": shown, "summary": done.summary})
@@ -254,12 +264,15 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Submit the unfinished stages again, from their last complete checkpoint."""
-    from hpclm.runs.record import find_run
+    from hpclm.runs.lookup import find
+    from hpclm.runs.record import Run
     from hpclm.runs.resume import resume as resume_run
 
-    if resume_sweep(_folder(runs_dir, site), run):
+    found = find(_folder(runs_dir, site), run)
+    if not isinstance(found, Run):
+        resume_sweep(found)
         return
-    again, stages = resume_run(find_run(_folder(runs_dir, site), run))
+    again, stages = resume_run(found)
     if wait:
         finish(follow_shown(again, quiet=as_json), as_json)
     else:
@@ -278,12 +291,13 @@ def nodes(
 
     from hpclm.cli.tables import fault_lines
     from hpclm.core.errors import HpclmError
+    from hpclm.core.layout import RunsFolder
     from hpclm.recovery import bad_nodes
 
     folder = _folder(runs_dir, site)
     if forget is not None:
         if not bad_nodes.forget(folder, forget):
-            raise HpclmError(f"nothing is known against {forget!r} in {bad_nodes.path_in(folder)}")
+            raise HpclmError(f"nothing is known against {forget!r} in {RunsFolder(folder).bad_nodes}")
         typer.echo(f"{forget}: forgotten")
         return
     known = bad_nodes.faults(folder)
@@ -318,7 +332,7 @@ def version() -> None:
 
 
 def _folder(runs_dir: Path | None, site: str) -> Path:
-    from hpclm.core.site import load_site
+    from hpclm.recipe.sites import load_site
     from hpclm.runs.runs_folder import runs_folder
 
     return runs_folder(runs_dir, load_site(site))
@@ -340,7 +354,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader (`head`) has seen enough; what Python would still flush goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return ExitCode.BROKEN_PIPE
     return 0
 
 

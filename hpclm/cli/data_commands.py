@@ -62,8 +62,8 @@ def check(
     """Every row against its template: faults, lengths, what is cut or left out, and what the model will see."""
     from hpclm.cli.output import print_findings, print_json
     from hpclm.cli.tables import row_check_lines
-    from hpclm.data.row_report import check_rows
     from hpclm.planning import make_plan
+    from hpclm.planning.row_report import check_rows
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
 

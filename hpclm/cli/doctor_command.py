@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpclm.cli.output import print_json
+from hpclm.core.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from hpclm.nodes.diagnosis import Row
+    from hpclm.nodes.diagnosis import Row, State
     from hpclm.nodes.gpu_checks import Need
-    from hpclm.nodes.survey import Survey
-    from hpclm.schedulers.discovery import Offer
-
-_WRONG = 4  # as of a SiteError
+    from hpclm.schedulers.capabilities import SiteCapabilities
+    from hpclm.schedulers.interface import Survey
 
 
 def doctor(
@@ -33,28 +32,26 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Check GPUs, scheduler, container runtime and file system, here and on the nodes."""
-    from hpclm.core.errors import SiteError
-    from hpclm.core.site import load_site
-    from hpclm.nodes import diagnosis as judging
+    from hpclm.nodes.diagnosis import diagnose, worst
     from hpclm.nodes.node_facts import facts
+    from hpclm.recipe.sites import load_site
     from hpclm.runs.runs_folder import runs_folder
-    from hpclm.schedulers.discovery import discover
+    from hpclm.schedulers.interface import scheduler_of
 
     where = load_site(site)
-    if nodes is not None and where.scheduler != "slurm":
-        raise SiteError(f"--nodes: site {where.name} has no scheduler to ask; name one with --site")
+    scheduler = scheduler_of(where)
     folder = _existing(runs_folder(runs_dir, where))
-    offer = discover(where, gpu=True, container=True)
+    capabilities = scheduler.capabilities(where, gpu=True, container=True)
+    asked = _ask(capabilities, folder, nodes, wait_s) if nodes is not None else None
     here = facts(folder)
     needs, rows = _recipe(recipe, overrides or [], site, runs_dir)
-    local = where.scheduler == "local"
-    rows = [*judging.diagnose("here", here, needs if local else {}), *_scheduler(offer, here), *rows]
-    asked = _ask(offer, folder, nodes, wait_s) if nodes is not None and offer.partition else None
+    own = {} if scheduler.has_job_ids else needs  # ranks run on this machine where there are no jobs
+    rows = [*diagnose("here", here, own), *_scheduler(capabilities, here), *rows]
     if asked is not None:
         rows += _nodes(asked, here, needs)
     _show(rows, {"here": here, "nodes": asked.facts if asked else {}}, as_json)
-    if judging.worst(rows) == "error":
-        raise typer.Exit(_WRONG)
+    if worst(rows) == "error":
+        raise typer.Exit(ExitCode.SITE)
 
 
 def _existing(folder: Path) -> Path:
@@ -69,39 +66,40 @@ def _recipe(
     if recipe is None:
         return {}, []
     from hpclm.nodes.diagnosis import Row
-    from hpclm.nodes.gpu_checks import Need
+    from hpclm.nodes.need import need_of
     from hpclm.runs.submit import Request, prepare
 
     prepared = prepare(Request(recipe, tuple(overrides), site=site, runs_dir=runs_dir))
     needs = {
-        stage.name: Need(
-            devices=stage.resources.devices_per_node,
-            precision=stage.work.trainer.precision if stage.work else None,
-            memory_mib=stage.memory.total >> 20 if stage.memory else None,
-        )
+        stage.name: dataclasses.replace(need_of(stage.spec.parallel, stage.spec.needs), cuda=None, compat=False)
         for stage in prepared.plan.stages
-        if stage.resources.device == "gpu"
+        if stage.resources.device == "gpu" and stage.spec is not None
     }
     rows = [Row("recipe", "submit", "error", problem, "a submit would be refused") for problem in prepared.problems]
     return needs, rows or [Row("recipe", "submit", "info", "nothing known here speaks against a submit")]
 
 
-def _scheduler(offer: Offer, here: dict[str, Any]) -> list[Row]:
+def _scheduler(capabilities: SiteCapabilities, here: dict[str, Any]) -> list[Row]:
+    from hpclm.core.registries import RUNTIMES
+    from hpclm.core.site import NO_RUNTIME
     from hpclm.nodes.diagnosis import Row
+    from hpclm.schedulers.interface import scheduler_of
 
-    site = offer.site
+    site = capabilities.site
     runtime = site.container.runtime
-    there = runtime in ("none", "pyxis") or runtime in here["runtimes"]
-    found: str = runtime if runtime != "none" else "none named by the site" if here["runtimes"] else "none found"
+    known = RUNTIMES.get(runtime) if runtime in RUNTIMES else None
+    there = known is None or known.program is None or runtime in here["runtimes"]
+    found: str = runtime if runtime != NO_RUNTIME else "none named by the site" if here["runtimes"] else "none found"
     if here["runtimes"]:
         found += f"; on this machine: {', '.join(here['runtimes'])}"
-    means = "recipes with a container cannot run" if runtime == "none" else ""
-    box = Row("site", "container", "info" if there else "warning", found, means if there else f"{runtime} is not here")
-    if site.scheduler == "local":
+    means = "recipes with a container cannot run" if runtime == NO_RUNTIME else ""
+    state: State = "none" if runtime == NO_RUNTIME and not here["runtimes"] else "info" if there else "warning"
+    box = Row("site", "container", state, found, means if there else f"{runtime} is not here")
+    if not scheduler_of(site).has_job_ids:
         return [box, Row("site", "scheduler", "info", "none: runs start on this machine", "one node only")]
-    if offer.partition is None:
-        return [box, Row("site", "scheduler", "error", str(offer.trouble), "nothing can be submitted")]
-    part = offer.partition
+    if capabilities.partition is None:
+        return [box, Row("site", "scheduler", "error", str(capabilities.trouble), "nothing can be submitted")]
+    part = capabilities.partition
     types = ", ".join(f"{count} × {name}" for name, count in part.gpu_types) or f"{part.gpus_per_node} of no type"
     limit = "no time limit" if part.time_limit_min is None else f"{part.time_limit_min} min a job"
     found = f"partition {part.name}: {part.nodes} nodes, GPUs a node: {types}, {limit}"
@@ -110,19 +108,14 @@ def _scheduler(offer: Offer, here: dict[str, Any]) -> list[Row]:
     return [box, up if part.up else down]
 
 
-def _ask(offer: Offer, folder: Path, nodes: str, wait_s: float) -> Survey:
-    from hpclm.nodes.survey import survey
+def _ask(capabilities: SiteCapabilities, folder: Path, nodes: str, wait_s: float) -> Survey:
+    from hpclm.schedulers.interface import scheduler_of
 
-    assert offer.partition is not None
+    def log(line: str) -> None:
+        typer.echo(f"doctor: {line}", err=True)
+
     try:
-        return survey(
-            offer.site,
-            offer.partition.name,
-            folder,
-            nodes,
-            wait_s,
-            lambda line: typer.echo(f"doctor: {line}", err=True),
-        )
+        return scheduler_of(capabilities.site).survey(capabilities, folder, nodes, wait_s, log)
     except KeyboardInterrupt:
         typer.echo("\ndoctor: stopped; its job was cancelled", err=True)
         raise typer.Exit(130) from None
@@ -133,13 +126,11 @@ def _nodes(asked: Survey, here: dict[str, Any], needs: dict[str, Need]) -> list[
 
     rows = []
     for name, facts in sorted(asked.facts.items()):
-        gpus = asked.known[name].gpus if name in asked.known else None
-        rows += diagnose(name, facts, needs, expect_gpus=gpus if gpus and gpus == asked.gpus_asked else None)
+        rows += diagnose(name, facts, needs, expect_gpus=asked.expected_gpus.get(name))
     rows += compare(here, asked.facts)
     for name, why in sorted(asked.silent.items()):
-        busy = why.startswith("is busy")
-        means = "" if busy else "no run can use it"
-        rows.append(Row(name, "node", "info" if busy else "error", why, means))
+        busy = name in asked.busy
+        rows.append(Row(name, "node", "info" if busy else "error", why, "" if busy else "no run can use it"))
     return rows
 
 
@@ -150,6 +141,6 @@ def _show(rows: list[Row], facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({"state": worst(rows), "findings": [dataclasses.asdict(row) for row in rows], **facts})
         return
-    words = {"info": "ok", "warning": "warning", "error": "WRONG"}
+    words = {"info": "ok", "none": "none", "warning": "warning", "error": "WRONG"}
     cells = [(row.node, row.check, words[row.severity], row.found, row.means) for row in rows]
     typer.echo("\n".join(table([("where", "what", "state", "found", "for the recipe"), *cells], indent="")))

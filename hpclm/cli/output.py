@@ -35,7 +35,7 @@ def print_dry_run(prepared: Prepared, as_json: bool) -> None:
 
     made = scripts(prepared)
     if as_json:
-        stages = [{"name": job.stage, "argv": argv, "script": script} for job, argv, script in made]
+        stages = [{"name": job.stage, "argv": script.argv, "script": script.text} for job, script in made]
         print_json(
             {
                 "run": prepared.run,
@@ -109,9 +109,10 @@ def _follow_plain(run: Run) -> Iterable[RunStatus]:
 def finish(statuses: Iterable[RunStatus], as_json: bool) -> None:
     """Follow to the end. Raises RunFailedError with the reason when that is not a good one."""
     from hpclm.core.errors import RunFailedError
+    from hpclm.core.states import StageState
 
     *_, last = statuses
     if as_json:
         print_json(last.to_dict())
-    if last.state != "completed":
+    if last.state is not StageState.COMPLETED:
         raise RunFailedError(f"run {last.run} ended {last.state}: {last.reason}")

@@ -27,7 +27,7 @@ def import_recipe(
     from hpclm.cli.output import print_json
     from hpclm.core.errors import HpclmError
     from hpclm.core.files import write_text
-    from hpclm.recipe.importers.nemo.report import imported, lines_of
+    from hpclm.recipe.import_report import imported, lines_of
 
     if out is not None and out.exists():
         raise HpclmError(f"{out}: is there already; give another name")

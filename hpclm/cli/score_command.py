@@ -34,6 +34,9 @@ def score(
         str | None,
         typer.Option("--split-string", help="For a prediction file: what stands before an answer."),
     ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="A metric instead of the task's usual ones; again for more.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """SQuAD's EM and F1, accuracy and macro F1, or intents and slots, of predictions paired with the truth by id."""
@@ -45,7 +48,7 @@ def score(
     results = {}
     for task, (made, wanted) in paired(predictions, truth, split).items():
         which = kind_of(wanted) if kind is Kind.auto else kind.value
-        results[task] = {"task": which, **score_task(which, made, wanted)}
+        results[task] = {"task": which, **score_task(which, made, wanted, metrics or ())}
     if as_json:
         print_json({"scores": results})
         return

@@ -26,7 +26,7 @@ def init(
 @site_app.command("list")
 def list_() -> None:
     """The sites there are."""
-    from hpclm.core.site import known_sites
+    from hpclm.recipe.sites import known_sites
 
     for name, path in known_sites().items():
         typer.echo(f"{name}  {path}")
@@ -38,6 +38,6 @@ def show(name: Annotated[str, typer.Argument(help="A profile's name or path.", s
     import dataclasses
 
     from hpclm.cli.output import print_json
-    from hpclm.core.site import load_site
+    from hpclm.recipe.sites import load_site
 
     print_json(dataclasses.asdict(load_site(name)))

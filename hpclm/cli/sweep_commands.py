@@ -1,4 +1,4 @@
-"""What the commands do when a sweep is meant. Each returns False where the name is no sweep's."""
+"""What the commands do when a sweep is meant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 from hpclm.cli.output import print_findings, print_json
 
 if TYPE_CHECKING:
+    from hpclm.core.layout import SweepPaths
     from hpclm.runs.submit import Request
+    from hpclm.runs.sweep import Sweep
     from hpclm.runs.sweep_results import SweepStatus
 
 _FOLLOW_S = 2.0
@@ -34,44 +36,45 @@ def submit_sweep(
     sweep, made = sweeping.prepare_sweep(request, axes, max_running=max_running, metric=metric)
     print_findings(made[0].plan, ("warning",))
     if dry_run:
-        settings = [{"run": member.run, "settings": member.settings} for member in sweep.members]
+        settings = [{"run": member.run, "settings": member.settings} for member in sweep.record.members]
         problems = sorted({problem for one in made for problem in one.problems})
         if as_json:
-            print_json({"sweep": sweep.name, "metric": sweep.metric, "members": settings, "problems": problems})
+            print_json({"sweep": sweep.name, "metric": sweep.record.metric, "members": settings, "problems": problems})
             return
         for one in settings:
             typer.echo(f"{one['run']}  {one['settings']}")
-        typer.echo(f"dry run: nothing was submitted; {len(settings)} runs, compared by {sweep.metric}")
+        typer.echo(f"dry run: nothing was submitted; {len(settings)} runs, compared by {sweep.record.metric}")
         for problem in problems:
             typer.echo(f"a submit would be refused: {problem}")
         return
     sweeping.submit_sweep(sweep, made, lambda line: typer.echo(line, err=True))
     if not as_json:
-        typer.echo(f"{sweep.name}: {len(made)} runs in {sweep.root}\nnext: hpclm status {sweep.name}")
+        typer.echo(f"{sweep.name}: {len(made)} runs in {sweep.paths.root}\nnext: hpclm status {sweep.name}")
     if wait:
-        _follow(sweep.root)
+        _follow(sweep.paths)
     if as_json:
         from hpclm.runs.sweep_results import sweep_status
 
         print_json(sweep_status(sweep).to_dict())
 
 
-def _follow(root: Path) -> None:
+def _follow(paths: SweepPaths) -> None:
     from hpclm.core.errors import RunFailedError
+    from hpclm.core.states import StageState
     from hpclm.runs.sweep import read_sweep
     from hpclm.runs.sweep_results import sweep_status
 
     before = ""
     while True:
-        status = sweep_status(read_sweep(root))
+        status = sweep_status(read_sweep(paths))
         line = ", ".join(f"{count} {state}" for state, count in status.counts.items())
         if line != before:
             typer.echo(line, err=True)
         before = line
-        if not {"pending", "running", "unknown"} & set(status.counts):
+        if all(state.is_over for state in status.counts):
             break
         time.sleep(_FOLLOW_S)
-    if set(status.counts) != {"completed"}:
+    if set(status.counts) != {StageState.COMPLETED}:
         raise RunFailedError(f"sweep {status.sweep.name}: {line}")
 
 
@@ -84,73 +87,55 @@ def sweep_statuses(folder: Path, limit: int) -> list[SweepStatus]:
     return [sweep_status(sweep) for sweep in (sweeps[-limit:] if limit else sweeps)]
 
 
-def show_sweep(folder: Path, name: str | None, metric: str | None, *, as_json: bool) -> bool:
+def show_sweep(sweep: Sweep, metric: str | None, *, as_json: bool) -> None:
     """`status SWEEP`."""
     from hpclm.cli.tables import sweep_lines
-    from hpclm.runs.sweep import find_sweep
     from hpclm.runs.sweep_results import sweep_status
 
-    sweep = find_sweep(folder, name)
-    if sweep is None:
-        return False
     status = sweep_status(sweep, metric)
     if as_json:
         print_json(status.to_dict())
     else:
         typer.echo("\n".join(sweep_lines(status)))
-    return True
 
 
-def gather_sweep(folder: Path, name: str | None, out: Path | None, metric: str | None, *, as_json: bool) -> bool:
+def gather_sweep(sweep: Sweep, out: Path | None, metric: str | None, *, as_json: bool) -> None:
     """`collect SWEEP`."""
     from hpclm.cli.tables import sweep_lines
-    from hpclm.runs.sweep import find_sweep
     from hpclm.runs.sweep_results import collect_sweep
 
-    sweep = find_sweep(folder, name)
-    if sweep is None:
-        return False
     gathered, status = collect_sweep(sweep, out, metric)
     if as_json:
         print_json({"folder": str(gathered), **status.to_dict()})
-        return True
+        return
     typer.echo("\n".join(sweep_lines(status)))
     best = status.best
     if best is not None:
         settings = ", ".join(f"{key}={value}" for key, value in best.settings.items())
         typer.echo(f"best: {best.run} ({settings})")
     typer.echo(f"gathered in {gathered}")
-    return True
 
 
-def cancel_sweep(folder: Path, name: str | None) -> bool:
+def cancel_sweep(sweep: Sweep) -> None:
     """`cancel SWEEP`: every member that is not over."""
     from hpclm.runs.cancel import cancel
-    from hpclm.runs.sweep import find_sweep
 
-    sweep = find_sweep(folder, name)
-    if sweep is None:
-        return False
     ended = [run.record.run for run in reversed(sweep.runs()) if cancel(run)]
-    typer.echo(f"{sweep.name}: cancelled {len(ended)} of {len(sweep.members)} runs" if ended else "already over")
-    return True
+    total = len(sweep.record.members)
+    typer.echo(f"{sweep.name}: cancelled {len(ended)} of {total} runs" if ended else "already over")
 
 
-def resume_sweep(folder: Path, name: str | None) -> bool:
+def resume_sweep(sweep: Sweep) -> None:
     """`resume SWEEP`: every member that is over and not complete, each as a run of its own."""
+    from hpclm.core.states import StageState
     from hpclm.runs.resume import resume
     from hpclm.runs.status import status_of
-    from hpclm.runs.sweep import find_sweep
 
-    sweep = find_sweep(folder, name)
-    if sweep is None:
-        return False
     runs = sweep.runs()
-    again = [run for run, status in zip(runs, status_of(runs), strict=True) if status.over]
-    again = [run for run, status in zip(again, status_of(again), strict=True) if status.state != "completed"]
+    states = zip(runs, status_of(runs), strict=True)
+    again = [run for run, status in states if status.over and status.state is not StageState.COMPLETED]
     for run in again:
         resume(run)
         typer.echo(f"{run.record.run}: submitted again")
     if not again:
         typer.echo(f"{sweep.name}: nothing to resume")
-    return True

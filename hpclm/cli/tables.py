@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpclm.core.layout import StagePaths
+
 if TYPE_CHECKING:
-    from hpclm.data.row_report import RowCheck
+    from hpclm.planning.row_report import RowCheck
     from hpclm.recovery.bad_nodes import Fault
     from hpclm.runs.collect import Collected
     from hpclm.runs.status import RunStatus, StageStatus
     from hpclm.runs.sweep_results import SweepStatus
+    from hpclm.schedulers.interface import JobScript
     from hpclm.schedulers.jobs import StageJob
 
-_STORY_LINES = 6
+_HISTORY_LINES = 6
 _SHOWN_ROWS = 10
 _HEADINGS = ("stage", "state", "step", "loss", "val loss", "tokens/s", "left", "job")
 
@@ -34,18 +38,18 @@ def run_lines(status: RunStatus) -> list[str]:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created_at))
     lines = [f"{status.run}  {status.state}  on {status.site}, submitted {when}"]
     lines += table([_HEADINGS, *(_stage_cells(stage) for stage in status.stages)])
-    lines += [line for stage in status.stages for line in _story(stage)]
+    lines += [line for stage in status.stages for line in _history(stage)]
     lines += [f"  {stage.name}: {stage.reason}" for stage in status.stages if stage.reason]
     lines += [f"  {stage.name}: {task} {_scores(one)}" for stage in status.stages for task, one in _scored(stage)]
     lines += [f"  warning: {warning}" for warning in status.warnings]
     return lines
 
 
-def _story(stage: StageStatus) -> list[str]:
+def _history(stage: StageStatus) -> list[str]:
     """What disturbed a stage that went on all the same; the newest of it."""
-    hidden = len(stage.story) - _STORY_LINES
+    hidden = len(stage.history) - _HISTORY_LINES
     lines = [f"  {stage.name}: ({hidden} earlier attempts not shown)"] if hidden > 0 else []
-    for at, sentence in stage.story[-_STORY_LINES:]:
+    for at, sentence in stage.history[-_HISTORY_LINES:]:
         lines.append(f"  {stage.name}: {time.strftime('%H:%M:%S', time.localtime(at))} {sentence}")
     return lines
 
@@ -101,14 +105,14 @@ def change(status: RunStatus) -> str:
     return "; ".join(parts)
 
 
-def dry_run_lines(picture: str, scripts: list[tuple[StageJob, list[str], str]], problems: Sequence[str]) -> list[str]:
+def dry_run_lines(picture: str, scripts: Sequence[tuple[StageJob, JobScript]], problems: Sequence[str]) -> list[str]:
     """The plan, and each stage's script as it would be submitted."""
     lines = [picture.rstrip()]
-    for job, argv, script in scripts:
-        lines += ["", f"# ---- stage {job.stage}: {job.stage_dir}/job.sh ----"]
-        if argv:
-            lines.append(f"# {' '.join(argv)}")
-        lines.append(script.rstrip())
+    for job, script in scripts:
+        lines += ["", f"# ---- stage {job.stage}: {StagePaths(Path(job.stage_dir)).script} ----"]
+        if script.argv:
+            lines.append(f"# {' '.join(script.argv)}")
+        lines.append(script.text.rstrip())
     lines += ["", "dry run: nothing was submitted"]
     lines += [f"a submit would be refused: {problem}" for problem in problems]
     return lines
@@ -118,9 +122,9 @@ def sweep_lines(status: SweepStatus) -> list[str]:
     """A sweep as a table, best first."""
     sweep = status.sweep
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
-    lines = [f"{sweep.name}  {len(sweep.members)} runs: {counts}; by {sweep.metric}"]
-    keys = [axis.key for axis in sweep.axes]
-    rows = [["run", *keys, "state", "step", "loss", sweep.metric]]
+    lines = [f"{sweep.name}  {len(sweep.record.members)} runs: {counts}; by {sweep.record.metric}"]
+    keys = [axis.key for axis in sweep.record.axes]
+    rows = [["run", *keys, "state", "step", "loss", sweep.record.metric]]
     for row in status.rows:
         settings = [row.settings[key] for key in keys]
         rows.append([row.run.rpartition(".")[2], *settings, row.state, row.step, figure(row.loss), figure(row.metric)])

@@ -1,6 +1,7 @@
-"""How a command enters an image."""
+"""How a command enters an image: one module a runtime, found by its name."""
 
 from hpclm.containers.image import Image, parse_image
-from hpclm.containers.launch import PASSED, ContainerRequest, LaunchSpec, Mount, launch_spec
+from hpclm.containers.launch import ContainerRequest, LaunchSpec, Mount
+from hpclm.containers.runtime import launch_spec
 
-__all__ = ["PASSED", "ContainerRequest", "Image", "LaunchSpec", "Mount", "launch_spec", "parse_image"]
+__all__ = ["ContainerRequest", "Image", "LaunchSpec", "Mount", "launch_spec", "parse_image"]

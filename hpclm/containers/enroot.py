@@ -6,9 +6,16 @@ latter unpacks tens of gigabytes onto every node before each start, and leaves t
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
 from hpclm.containers import environment
-from hpclm.containers.image import squashed
-from hpclm.containers.launch import PASSED, ContainerRequest, LaunchSpec, refuse_in_mounts
+from hpclm.containers.image import Image, squashed
+from hpclm.containers.launch import ContainerRequest, LaunchSpec, refuse_in_mounts
+from hpclm.containers.runtime import Runtime
 from hpclm.core.errors import SiteError
 
 
@@ -33,13 +40,47 @@ def render(request: ContainerRequest) -> LaunchSpec:
     for mount in request.mounts:
         options = "x-create=auto,rbind" + (",ro" if mount.read_only else "")
         prefix += ["--mount", f"{fstab(mount.source)}:{fstab(mount.target)}:none:{options}"]
-    for name in (*carried, *PASSED):
+    for name in (*carried, *request.passed_names):
         prefix += ["--env", name]  # without a value: the host's, which then shows in no list of processes
     # An unset variable comes out empty: no CUDA_VISIBLE_DEVICES means every GPU, an empty one means none.
-    entry = environment.entry(request.environment, workdir=request.workdir, drop_if_empty=PASSED)
+    entry = environment.entry(request.environment, workdir=request.workdir, drop_if_empty=request.passed_names)
     return LaunchSpec(environment=outside | carried, prefix=(*prefix, image.path, *entry))
 
 
 def fstab(path: str) -> str:
     """A path as a field of fstab(5), where white space and backslashes are written as octal numbers."""
     return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
+
+
+def import_argv(image: Image, to: Path) -> list[str]:
+    """The command that makes the .sqsh `to`, which must not be there."""
+    return ["enroot", "import", "--output", str(to), image.enroot]
+
+
+def credentials(registry: str, variables: Mapping[str, str] = os.environ) -> str:
+    """Where Enroot looks for a registry's credentials, and whether anything is there. Only reads."""
+    folder = variables.get("ENROOT_CONFIG_PATH") or Path(variables.get("XDG_CONFIG_HOME", "~/.config"), "enroot")
+    file = Path(folder).expanduser() / ".credentials"
+    try:
+        held = (
+            "has" if re.search(rf"^\s*machine\s+{re.escape(registry)}\s", file.read_text(), re.MULTILINE) else "lacks"
+        )
+    except OSError:
+        held = "is not there, and would need"
+    also = " and one for authn.nvidia.com" if registry == "nvcr.io" else ""
+    return (
+        f"{registry} wants credentials: {file} {held} a line `machine {registry} login NAME password KEY`{also} "
+        "(for NGC the name is $oauthtoken); write it yourself, for nobody else to read (chmod 600)"
+    )
+
+
+RUNTIME = Runtime(
+    name="enroot",
+    render=render,
+    is_here=lambda probe: shutil.which("enroot") is not None,
+    rank=2,
+    program="enroot",
+    suffix=".sqsh",
+    import_argv=import_argv,
+    credentials=credentials,
+)

@@ -22,11 +22,12 @@ from pathlib import Path
 from types import FrameType
 
 from hpclm.containers.image import Image
+from hpclm.containers.runtime import runtime
 from hpclm.core.errors import SiteError
 
 _REFUSED = re.compile(r"\b(401|403)\b|unauthorized|denied|authentication required", re.IGNORECASE)
-_SUFFIX = {"enroot": ".sqsh", "pyxis": ".sqsh", "singularity": ".sif", "apptainer": ".sif"}
 _WAIT_S = 1.0
+_DOCKER_HUB = "auth.docker.io"
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,23 @@ class Import:
 
     @property
     def program(self) -> str:
-        return "enroot" if self.runtime == "pyxis" else self.runtime
+        """What imports it."""
+        known = runtime(self.runtime)
+        return known.imports_with or known.program or known.name
 
     def argv(self, to: Path) -> list[str]:
         """The command that makes the file `to`, which must not be there."""
-        if self.program == "enroot":
-            return ["enroot", "import", "--output", str(to), self.image.enroot]
-        return [self.program, "pull", str(to), self.image.singularity]
+        known = runtime(self.runtime)
+        assert known.import_argv is not None
+        return known.import_argv(self.image, to)
 
 
-def planned(image: Image, runtime: str, folder: Path) -> Import | None:
-    """What is to be imported before a job can start; None for an image that is a file already."""
-    if image.path is not None or runtime not in _SUFFIX:
+def planned(image: Image, name: str, folder: Path) -> Import | None:
+    """What is to be imported before a job can start by the runtime `name`; None for an image that is a file already."""
+    suffix = runtime(name).suffix
+    if image.path is not None or suffix is None:
         return None
-    return Import(image, runtime, folder / image.file_name(_SUFFIX[runtime]))
+    return Import(image, name, folder / image.file_name(suffix))
 
 
 def pull(wanted: Import, say: Callable[[str], None]) -> bool:
@@ -187,7 +191,8 @@ def _refusal(wanted: Import, lines: list[str], code: int) -> str:
     what = f"{wanted.image.singularity} could not be imported: {lines[-1] if lines else f'exit code {code}'}"
     if not _REFUSED.search(text):
         return what
-    return f"{what}\n{credentials_hint(wanted)}"
+    hint = runtime(wanted.runtime).credentials
+    return what if hint is None else f"{what}\n{hint(wanted.image.registry or _DOCKER_HUB, os.environ)}"
 
 
 def job_script(wanted: Import, options: Mapping[str, str], log: Path) -> str:
@@ -208,28 +213,3 @@ def job_script(wanted: Import, options: Mapping[str, str], log: Path) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def credentials_hint(wanted: Import) -> str:
-    """Where the runtime looks for the registry's credentials, and whether anything is there. Only reads."""
-    registry = wanted.image.registry or "auth.docker.io"
-    if wanted.program != "enroot":
-        name = wanted.program.upper()
-        held = "is set" if os.environ.get(f"{name}_DOCKER_USERNAME") else "is not set"
-        return (
-            f"{registry} wants credentials: export {name}_DOCKER_USERNAME ({held}; for NGC: $oauthtoken, quoted) and "
-            f"{name}_DOCKER_PASSWORD, or log in once with `{wanted.program} registry login docker://{registry}`"
-        )
-    folder = os.environ.get("ENROOT_CONFIG_PATH") or Path(os.environ.get("XDG_CONFIG_HOME", "~/.config"), "enroot")
-    file = Path(folder).expanduser() / ".credentials"
-    try:
-        held = (
-            "has" if re.search(rf"^\s*machine\s+{re.escape(registry)}\s", file.read_text(), re.MULTILINE) else "lacks"
-        )
-    except OSError:
-        held = "is not there, and would need"
-    also = " and one for authn.nvidia.com" if registry == "nvcr.io" else ""
-    return (
-        f"{registry} wants credentials: {file} {held} a line `machine {registry} login NAME password KEY`{also} "
-        "(for NGC the name is $oauthtoken); write it yourself, for nobody else to read (chmod 600)"
-    )

@@ -1,4 +1,4 @@
-"""From an image and its mounts to argv: the request, the answer, and which runtime gives it.
+"""From an image and its mounts to argv: the request and the answer.
 
 Nothing outside this room knows a container runtime's flags. Everything is argv; who puts it into a script quotes it.
 """
@@ -15,21 +15,9 @@ PASSED = (
     "HPCLM_LOCAL_RANK",
     "HPCLM_NODE_RANK",
     "HPCLM_RANK",
+    "HPCLM_RANK_VARIABLES",
     "HPCLM_RESTART",
     "HPCLM_WORLD_SIZE",
-    "SLURMD_NODENAME",
-    "SLURM_ARRAY_JOB_ID",
-    "SLURM_ARRAY_TASK_ID",
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NODELIST",
-    "SLURM_JOB_NUM_NODES",
-    "SLURM_LOCALID",
-    "SLURM_NNODES",
-    "SLURM_NODEID",
-    "SLURM_NTASKS",
-    "SLURM_PROCID",
-    "SLURM_RESTART_COUNT",
-    "SLURM_STEP_ID",
 )
 
 
@@ -49,6 +37,7 @@ class ContainerRequest:
     Attributes:
         image: as the user wrote it (see `image.parse_image`), or the path of an imported copy.
         environment: variables that must hold inside, whatever the image says of them.
+        passed: names of the scheduler's variables that a rank reads; they change from rank to rank.
         gpu: whether the ranks use GPUs.
         writable: whether the ranks may write into the image's own folders; what they write is lost.
         home: whether the user's home is seen inside. What lies in ~/.local there must not shadow the image.
@@ -61,6 +50,19 @@ class ContainerRequest:
     gpu: bool = True
     writable: bool = False
     home: bool = False
+    passed: tuple[str, ...] = ()
+
+    @property
+    def passed_names(self) -> tuple[str, ...]:
+        """Every variable whose value differs from rank to rank or from job to job."""
+        return tuple(sorted({*PASSED, *self.passed}))
+
+    def check(self) -> None:
+        """Raises SiteError for a mount that is not absolute."""
+        for mount in self.mounts:
+            for path in (mount.source, mount.target):
+                if not path.startswith("/"):
+                    raise SiteError(f"container mount {path!r}: must be absolute")
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,6 @@ class LaunchSpec:
     srun_args: tuple[str, ...] = ()
     prefix: tuple[str, ...] = ()
     python: tuple[str, ...] = ("python3",)
-
-
-def launch_spec(runtime: str, request: ContainerRequest) -> LaunchSpec:
-    """Render `request` for pyxis, enroot, singularity or apptainer. Raises SiteError for paths it cannot take."""
-    from hpclm.containers import enroot, pyxis, singularity
-
-    for mount in request.mounts:
-        for path in (mount.source, mount.target):
-            if not path.startswith("/"):
-                raise SiteError(f"container mount {path!r}: must be absolute")
-    if runtime == "pyxis":
-        return pyxis.render(request)
-    if runtime == "enroot":
-        return enroot.render(request)
-    if runtime in ("singularity", "apptainer"):
-        return singularity.render(runtime, request)
-    raise SiteError(f"container runtime {runtime!r}: choose pyxis, enroot, singularity, apptainer or none")
 
 
 def refuse_in_mounts(request: ContainerRequest, characters: str, why: str) -> None:

@@ -5,9 +5,10 @@ They stand on srun and never in a directive: the batch script would then run ins
 
 from __future__ import annotations
 
-from hpclm.containers.enroot import fstab
+from hpclm.containers.enroot import credentials, fstab, import_argv
 from hpclm.containers.image import squashed
 from hpclm.containers.launch import ContainerRequest, LaunchSpec, refuse_in_mounts
+from hpclm.containers.runtime import Runtime
 
 
 def render(request: ContainerRequest) -> LaunchSpec:
@@ -28,3 +29,16 @@ def render(request: ContainerRequest) -> LaunchSpec:
     if request.environment:
         arguments.append(f"--container-env={','.join(sorted(request.environment))}")
     return LaunchSpec(environment=dict(request.environment), srun_args=tuple(arguments))
+
+
+RUNTIME = Runtime(
+    name="pyxis",
+    render=render,
+    is_here=lambda probe: "--container-image" in (probe(["srun", "--help"]) or ""),
+    rank=1,
+    suffix=".sqsh",
+    imports_with="enroot",
+    import_argv=import_argv,
+    imports_itself=True,
+    credentials=credentials,
+)

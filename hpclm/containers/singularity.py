@@ -5,24 +5,29 @@ The two are told apart by what `--version` says: Apptainer ships a program calle
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 from hpclm.containers import environment
-from hpclm.containers.image import parse_image
+from hpclm.containers.image import Image, parse_image
 from hpclm.containers.launch import ContainerRequest, LaunchSpec, Mount
+from hpclm.containers.runtime import Probe, Runtime
 
 
-def render(runtime: str, request: ContainerRequest) -> LaunchSpec:
+def render(program: str, request: ContainerRequest) -> LaunchSpec:
     """argv in front of the interpreter. The host's environment enters by itself, but an image's own value wins over it:
     what must hold is set by a shell inside (see `inside`)."""
-    prefix = [runtime, "exec", *(["--nv"] if request.gpu else []), *([] if request.home else ["--no-home"])]
+    prefix = [program, "exec", *(["--nv"] if request.gpu else []), *([] if request.home else ["--no-home"])]
     if request.writable:
         prefix.append("--writable-tmpfs")
     for mount in request.mounts:
         prefix += _bind(mount)
     if request.workdir:
         prefix += ["--pwd", request.workdir]
-    tool = runtime.upper()
+    tool = program.upper()
     # Set in a user's shell, this would keep from a rank all that tells it its place.
     outside = {f"{tool}_CLEANENV": "false", **environment.carried(request.environment)}
     if request.gpu:
@@ -45,3 +50,41 @@ def which(version_text: str) -> str | None:
     if re.match(r"apptainer version \d", version_text):
         return "apptainer"
     return "singularity" if re.match(r"singularity(-ce|-pro)? version \d", version_text) else None
+
+
+def _is_here(program: str, probe: Probe) -> bool:
+    """Apptainer ships a program called singularity, which counts as Apptainer where nothing else is there."""
+    said = {name: which(probe([name, "--version"]) or "") for name in ("apptainer", "singularity")}
+    return program in said.values()
+
+
+def _import_argv(program: str, image: Image, to: Path) -> list[str]:
+    """The command that makes the .sif `to`, which must not be there."""
+    return [program, "pull", str(to), image.singularity]
+
+
+def _credentials(program: str, registry: str, variables: Mapping[str, str] = os.environ) -> str:
+    """Where the program looks for a registry's credentials, and whether anything is there. Only reads."""
+    name = program.upper()
+    held = "is set" if variables.get(f"{name}_DOCKER_USERNAME") else "is not set"
+    return (
+        f"{registry} wants credentials: export {name}_DOCKER_USERNAME ({held}; for NGC: $oauthtoken, quoted) and "
+        f"{name}_DOCKER_PASSWORD, or log in once with `{program} registry login docker://{registry}`"
+    )
+
+
+def _runtime(program: str, rank: int) -> Runtime:
+    return Runtime(
+        name=program,
+        render=partial(render, program),
+        is_here=partial(_is_here, program),
+        rank=rank,
+        program=program,
+        suffix=".sif",
+        import_argv=partial(_import_argv, program),
+        credentials=partial(_credentials, program),
+    )
+
+
+APPTAINER = _runtime("apptainer", 3)
+SINGULARITY = _runtime("singularity", 4)

@@ -117,3 +117,17 @@ def driver_problem(cuda: str, driver: str) -> str | None:
         f"CUDA {cuda} needs driver {least} or newer, this is {driver}; use an image built for an older CUDA, or have "
         "the driver updated"
     )
+
+
+def too_large(needed_mib: float, total_mib: float, gpu: str) -> str:
+    """A rank's estimate against a device that can never hold it."""
+    return (
+        f"a rank needs an estimated {gib_of(needed_mib)} GiB, {gpu} has {gib_of(total_mib)} "
+        f"({gib_of(needed_mib - total_mib)} too little); raise parallel.tensor or parallel.pipeline, or lower "
+        "batch.micro"
+    )
+
+
+def gib_of(mib: float | None) -> str:
+    """MiB as GiB with one digit, `?` where not known."""
+    return "?" if mib is None else f"{mib / 1024:.1f}"

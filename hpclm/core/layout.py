@@ -1,4 +1,6 @@
-"""Every path of a run, in one place. Standard library only: the ranks import this too.
+"""Every path of a run, a sweep, a folder of runs and a checkpoint, in one place.
+
+Standard library only: the ranks import this too.
 
 ```
 <runs_dir>/<run>/
@@ -10,7 +12,9 @@
     slurm/                         under Slurm: the batch script's log and its last word
     events.jsonl                   what the job did between attempts
     attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, verdict.json
-    checkpoints/  predictions/
+    data/  checkpoints/  predictions/
+<runs_dir>/<sweep>/sweep.json    and <sweep>.<index:03d>/ for each of its runs
+<runs_dir>/nodes.jsonl           the bad-node list
 ```
 """
 
@@ -23,6 +27,49 @@ from pathlib import Path
 def attempt_name(submit: int | str, restart: int = 0) -> str:
     """`001-00`: which submit of the run, and how often its ranks have been started again since."""
     return f"{int(submit):03d}-{restart:02d}"
+
+
+CHECKPOINTS = "checkpoints"
+RUN_RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A stage's checkpoints, or one checkpoint, which has the cards and the tokenizer as well."""
+
+    root: Path
+
+    @property
+    def best(self) -> Path:
+        """Names the step of lowest val_loss."""
+        return self.root / "best.json"
+
+    @property
+    def latest(self) -> Path:
+        """Names the newest step."""
+        return self.root / "latest.json"
+
+    def step(self, step: int) -> Path:
+        return self.root / f"step-{step:08d}"
+
+    @property
+    def manifest(self) -> Path:
+        """Of one checkpoint: tensors, files and checksums; written last of all."""
+        return self.root / "manifest.json"
+
+    @property
+    def model(self) -> Path:
+        """The architecture."""
+        return self.root / "model.json"
+
+    @property
+    def prompts(self) -> Path:
+        """Which tasks the prompts belong to, and how they were trained."""
+        return self.root / "prompts.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -73,18 +120,45 @@ class AttemptPaths:
         """Where every thread of a rank stood when it was seen to make no progress."""
         return self.root / "stacks" / f"{rank:05d}.txt"
 
+    def preflight_report(self, node: str) -> Path:
+        """Of one node."""
+        return self.preflight / f"{node}.json"
+
     @property
-    def verdict(self) -> Path:
-        """What was decided after this attempt, and why; `verdict` beside it is one line of it, for the shell."""
+    def heartbeat(self) -> Path:
+        """Touched by rank 0 while it makes progress."""
+        return self.root / "pulse"
+
+    @property
+    def prepared(self) -> Path:
+        """Written by rank 0 when what the ranks share is prepared, before they meet."""
+        return self.root / "prepared"
+
+    def arrived(self, rank: int) -> Path:
+        """Left by a rank of an external program that has reached rank 0; holds its machine's boot id."""
+        return self.root / f"met-{rank:05d}"
+
+    def finished(self, rank: int) -> Path:
+        """Left by a rank whose external program has ended well."""
+        return self.root / f"done-{rank:05d}"
+
+    @property
+    def reporter(self) -> Path:
+        """Made by the first rank whose external program printed a step: that rank reports for all."""
+        return self.root / "reporter"
+
+    @property
+    def decision(self) -> Path:
+        """The restart decision after this attempt; `decision_line` beside it is one line of it, for the shell."""
         return self.root / "verdict.json"
 
     @property
-    def verdict_line(self) -> Path:
+    def decision_line(self) -> Path:
         return self.root / "verdict"
 
     @property
     def bad_nodes(self) -> Path:
-        """One JSON object a line for each node found to be at fault, as the ledger takes them."""
+        """One JSON object a line for each faulty node, as the bad-node list takes them."""
         return self.root / "bad-nodes"
 
 
@@ -113,16 +187,21 @@ class StagePaths:
         return self.root / "scheduler.json"
 
     @property
-    def slurm(self) -> Path:
+    def job_folder(self) -> Path:
+        """What a scheduler's job leaves besides the ranks' files."""
         return self.root / "slurm"
 
-    def slurm_batch_log(self, job_id: str) -> Path:
-        """Output of the batch script and of srun itself."""
-        return self.slurm / f"{job_id}_batch.log"
+    def batch_log(self, job_id: str) -> Path:
+        """Output of the batch script and of what starts the ranks."""
+        return self.job_folder / f"{job_id}_batch.log"
 
-    def slurm_exit(self, job_id: str) -> Path:
+    def batch_logs(self) -> list[Path]:
+        """Of every job of the stage, oldest first."""
+        return sorted(self.job_folder.glob("*_batch.log"), key=lambda path: path.stat().st_mtime)
+
+    def job_exit(self, job_id: str) -> Path:
         """Left by the batch script when the stage ends: `<exit code> <unix time> <TERM or ->`."""
-        return self.slurm / f"{job_id}_exit"
+        return self.job_folder / f"{job_id}_exit"
 
     @property
     def events(self) -> Path:
@@ -135,6 +214,10 @@ class StagePaths:
 
     def attempt(self, submit: int | str, restart: int = 0) -> AttemptPaths:
         return AttemptPaths(self.attempts / attempt_name(submit, restart))
+
+    def spent(self, submit: int | str) -> Path:
+        """Seconds of the stage's time limit that earlier jobs of a submit used."""
+        return self.attempts / f"{int(submit):03d}.spent"
 
     def all_attempts(self, submit: int | None = None) -> list[AttemptPaths]:
         """Every attempt (of one submit), oldest first."""
@@ -156,19 +239,24 @@ class StagePaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def data(self) -> Path:
+        """Prepared data: tokenizer and indexed text."""
+        return self.root / "data"
+
+    @property
     def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
+        return self.root / CHECKPOINTS
 
     @property
     def best(self) -> Path:
-        return self.checkpoints / "best.json"
+        return CheckpointFolder(self.checkpoints).best
 
     @property
     def latest(self) -> Path:
-        return self.checkpoints / "latest.json"
+        return CheckpointFolder(self.checkpoints).latest
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:08d}"
+        return CheckpointFolder(self.checkpoints).step(step)
 
     @property
     def predictions(self) -> Path:
@@ -181,6 +269,11 @@ class StagePaths:
     def result(self) -> Path:
         """Written by rank 0 last of all: the stage is complete if and only if this exists."""
         return self.root / "result.json"
+
+    @property
+    def run(self) -> RunPaths:
+        """The run that this stage belongs to."""
+        return RunPaths(self.root.parent.parent)
 
 
 @dataclass(frozen=True)
@@ -219,7 +312,7 @@ class RunPaths:
 
     @property
     def record(self) -> Path:
-        return self.root / "run.json"
+        return self.root / RUN_RECORD
 
     @property
     def recipe(self) -> Path:
@@ -258,3 +351,89 @@ class RunPaths:
 
     def local(self, submit: int) -> LocalPaths:
         return LocalPaths(self.root / "local" / f"{submit:03d}")
+
+    @property
+    def parent_sweep(self) -> SweepPaths:
+        """The sweep that this run would be a member of."""
+        return SweepPaths(self.root.parent)
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """A sweep: its record, its members' runs, and what starts them."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def record(self) -> Path:
+        return self.root / "sweep.json"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def payload(self) -> Path:
+        """The code of all its members."""
+        return self.root / "payload"
+
+    def run(self, name: str) -> RunPaths:
+        return RunPaths(self.root / name)
+
+    @property
+    def queue(self) -> Path:
+        """What the local executor's queue is told: the members, and how many run at once."""
+        return self.root / "queue.json"
+
+    @property
+    def queue_state(self) -> Path:
+        """Which process the queue is."""
+        return self.root / "queue-state.json"
+
+    @property
+    def queue_log(self) -> Path:
+        return self.root / "queue.log"
+
+    def array(self, first: int) -> ArrayPaths:
+        """The job array whose first member has the place `first` in the sweep."""
+        return ArrayPaths(self.root / f"array-{first}")
+
+
+@dataclass(frozen=True)
+class ArrayPaths:
+    """One job array of a sweep: `<root>/<index>` leads to the run of a member."""
+
+    root: Path
+
+    def member(self, index: int | str) -> RunPaths:
+        return RunPaths(self.root / str(index))
+
+    def script(self, stage: str) -> Path:
+        return self.root / f"{stage}.sh"
+
+
+@dataclass(frozen=True)
+class RunsFolder:
+    """A folder of runs and sweeps, and what they share."""
+
+    root: Path
+
+    @property
+    def bad_nodes(self) -> Path:
+        """The bad-node list: one JSON object a line."""
+        return self.root / "nodes.jsonl"
+
+    @property
+    def images(self) -> Path:
+        """Imported images, where the site names no other folder."""
+        return self.root.parent / "images"
+
+    def run(self, name: str) -> RunPaths:
+        return RunPaths(self.root / name)
+
+    def sweep(self, name: str) -> SweepPaths:
+        return SweepPaths(self.root / name)

@@ -27,3 +27,11 @@ def either(values: Sequence[Any]) -> str:
     """`1, 2 or 4`."""
     words = [str(value) for value in values]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was probably meant to be, None where none is like it."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return near[0] if near else None

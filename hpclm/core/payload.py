@@ -1,37 +1,128 @@
 """What the ranks run: pure Python copied into the run, so that an image needs an engine and nothing of ours.
 
-A run keeps the code it was submitted with, whatever happens to the checkout afterwards.
+A run keeps the code it was submitted with, whatever happens to the checkout afterwards. Payloads of the same content
+are shared: their files are hard links of one copy, kept under a name made of its content.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError
+from hpclm.core.registries import ALL
+from hpclm.core.registry import PLUGINS_FILE
 from hpclm.core.shipped import launch_folder
 
 PACKAGES = ("hpclm",)
 # Asks the driver on the nodes; a cluster without GPUs does without.
 _OPTIONAL = ("pynvml",)
 SUPERVISE = "supervise.sh"
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "tests", "test_*.py", "conftest.py")
+_SKIPPED_FOLDERS = ("__pycache__", "tests")
+_SKIPPED_SUFFIXES = (".pyc", ".so")
 
 
-def stage_payload(target: Path) -> None:
-    """Copy the packages, and the shell that starts them, to `target`. Raises HpclmError when one is not installed."""
-    target.mkdir(parents=True)
-    (target / "launch").mkdir()
-    shutil.copyfile(launch_folder() / SUPERVISE, target / "launch" / SUPERVISE)
-    for name in (*PACKAGES, *_OPTIONAL):
+def stage_payload(target: Path, shared: Path | None = None) -> None:
+    """Make the payload at `target`, which must not be there.
+
+    Args:
+        shared: folder of payloads that many runs link to; None: a copy of its own. Where the file system has no hard
+            links the payload is copied as well.
+
+    Raises HpclmError when a package that must go in is not installed.
+    """
+    files = dict(_files())
+    if shared is None:
+        _write(files, target)
+        return
+    kept = shared / _digest(files)
+    if not kept.is_dir():
+        shared.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=shared, prefix=".building-"))
+        building.chmod(0o755)
+        _write(files, building / "payload")
+        try:
+            (building / "payload").rename(kept)
+        except OSError:  # somebody else made it in the meantime
+            if not kept.is_dir():
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    shutil.copytree(kept, target, copy_function=_link)
+
+
+def _files() -> Iterator[tuple[str, bytes | Path]]:
+    """Every file of a payload: its place, and its content or where that lies."""
+    yield f"launch/{SUPERVISE}", launch_folder() / SUPERVISE
+    plugins = _plugins()
+    packages = dict.fromkeys(
+        location.partition(":")[0].partition(".")[0] for one in plugins.values() for location in one.values()
+    )
+    for name in (*PACKAGES, *packages, *_OPTIONAL):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             if name in _OPTIONAL:
                 continue
-            raise HpclmError(f"{name} is not installed; mend with `pip install hpclm`")
+            raise HpclmError(f"{name} is not installed; fix: `pip install {name}`")
         origin = Path(spec.origin)
-        if spec.submodule_search_locations:
-            shutil.copytree(origin.parent, target / name, ignore=_LEFT_OUT)
+        if not spec.submodule_search_locations:
+            yield origin.name, origin
+            continue
+        for path in sorted(origin.parent.rglob("*")):
+            inner = path.relative_to(origin.parent)
+            if path.is_file() and _belongs(inner):
+                yield f"{name}/{inner}", path
+    yield PLUGINS_FILE, json.dumps(plugins, indent=1, sort_keys=True).encode()
+
+
+def _plugins() -> dict[str, dict[str, str]]:
+    """What other packages have added to each registry."""
+    found = {
+        one.group: {name: place for name, place in one.locations().items() if not one.is_builtin(name)} for one in ALL
+    }
+    return {group: entries for group, entries in found.items() if entries}
+
+
+def _belongs(inner: Path) -> bool:
+    """Whether a package's file goes in: code and data, without caches, tests and what was compiled for this machine."""
+    return (
+        not any(part in _SKIPPED_FOLDERS for part in inner.parts[:-1])
+        and inner.suffix not in _SKIPPED_SUFFIXES
+        and not inner.name.startswith("test_")
+        and inner.name != "conftest.py"
+    )
+
+
+def _digest(files: dict[str, bytes | Path]) -> str:
+    total = hashlib.sha256()
+    for place, content in sorted(files.items()):
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        total.update(f"{place}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()[:24]
+
+
+def _write(files: dict[str, bytes | Path], target: Path) -> None:
+    target.mkdir(parents=True)
+    for place, content in files.items():
+        path = target / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
         else:
-            shutil.copyfile(origin, target / origin.name)
+            shutil.copyfile(content, path)
+        path.chmod(0o444)  # runs share it: nobody may change it in place
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target

@@ -1,7 +1,8 @@
-"""Telling one process from another that later got its number. Standard library only."""
+"""Who runs this, and telling one process from another that later got its number. Standard library only."""
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,3 +46,16 @@ def _stat(pid: int) -> tuple[str | None, int | None]:
         return None, None
     fields = text.rpartition(")")[2].split()  # the name in parentheses may hold anything
     return fields[0], int(fields[19])
+
+
+def user_name() -> str:
+    """Who runs this, also where the user has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def cpus_here() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

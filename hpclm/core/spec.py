@@ -6,17 +6,10 @@ YAML nor pydantic in the image. Every path in it is absolute. Units are in the n
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
+from typing import Literal
 
-SPEC_VERSION = 1
-
-TaskKind = Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate", "program"]
-PROMPT_TASKS = ("p-tuning", "prompt-tuning")
-
-T = TypeVar("T")
+SPEC_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +17,7 @@ class ModelSpec:
     """A GPT architecture, every default resolved.
 
     Attributes:
-        padded_vocab_size: rows of the embedding table, `vocab_size` rounded up (see `plan.rules.padded_vocab_size`).
+        padded_vocab_size: rows of the embedding table, `vocab_size` rounded up (`planning.rules.padded_vocab_size`).
         position_embedding: `learned` (GPT-2) or `rope`.
     """
 
@@ -115,7 +108,7 @@ class TrainerSpec:
     Attributes:
         val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].
         val_batches: global batches a validation reads; None: the whole validation set.
-        val_metrics: scores of answers made to the validation rows (see `scoring.validation_metrics`).
+        val_metrics: scores of answers made to the validation rows (names of `hpclm.metrics`).
         val_metric_rows: rows so answered at each validation; None: all.
     """
 
@@ -239,7 +232,7 @@ class GenerationSpec:
 
 @dataclass(frozen=True)
 class RecoverySpec:
-    """What is done about failures (see `runs.verdict`). `stall_timeout_s` None: hangs are not looked for."""
+    """What is done about failures (`recovery.restart_decision`). `stall_timeout_s` None: hangs are not looked for."""
 
     max_restarts: int = 10
     max_without_progress: int = 3
@@ -249,21 +242,51 @@ class RecoverySpec:
 
 
 @dataclass(frozen=True)
+class NodeNeeds:
+    """What a node must have for the stage, found once, by the plan, and checked by doctor and the preflight.
+
+    Attributes:
+        packages: that the ranks' interpreter must have.
+        memory_bytes: estimate of the most loaded rank; None: not known.
+        precision: of the arithmetic; None: not known.
+        inputs: files and folders outside the run that a rank opens.
+    """
+
+    packages: list[str] = field(default_factory=list)
+    memory_bytes: int | None = None
+    precision: str | None = None
+    inputs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Which implementation of each exchangeable part the ranks use; recorded in the result.
+
+    `sdpa` is torch's scaled_dot_product_attention, `torch` is torch's own norm and fused AdamW.
+    """
+
+    attention: str = "sdpa"
+    norm: str = "torch"
+    optimizer: str = "torch"
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """One stage, whole.
 
     Attributes:
-        stage_dir: where the stage writes (see `runs.paths.StagePaths`).
+        engine: whose ranks do it; `runner`: `module:function` that a rank calls.
+        stage_dir: where the stage writes (see `core.layout.StagePaths`).
         base: directory of the frozen or initial model: another stage's `checkpoints` or a checkpoint directory.
         prompts: a prompt-learning stage's `checkpoints` (its best is taken), one checkpoint directory or an archive.
             For evaluate, None asks the model alone, virtual tokens left out; for prompt learning, the tasks it holds
-            stay as they are and those of `templates` that it does not hold are learnt beside them.
+            stay as they are and those of `templates` that it does not hold are trained beside them.
     """
 
     run: str
     stage: str
     stage_dir: str
-    task: TaskKind
+    task: str
     device: Literal["cpu", "gpu"]
     model: ModelSpec
     tokenizer: TokenizerSpec
@@ -280,12 +303,16 @@ class StageSpec:
     base: str | None = None
     prompts: str | None = None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    backends: Backends = field(default_factory=Backends)
+    needs: NodeNeeds = field(default_factory=NodeNeeds)
+    engine: str = "megatron"
+    runner: str = "hpclm.engines.megatron.ranks.stage:run"
     spec_version: int = SPEC_VERSION
 
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """Another program (see `recipe.schema.program.Program`). `argv` still has its placeholders.
+    """Another program (see `engines.command.section.Program`). `argv` still has its placeholders.
 
     `files`: written into the stage's folder before it starts, by name.
     """
@@ -310,33 +337,59 @@ class ProgramStageSpec:
     device: Literal["cpu", "gpu"]
     parallel: ParallelSpec
     program: ProgramSpec
-    task: TaskKind = "program"
+    task: str = "program"
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    needs: NodeNeeds = field(default_factory=NodeNeeds)
+    engine: str = "command"
+    runner: str = "hpclm.engines.command.run:run"
     spec_version: int = SPEC_VERSION
 
 
-def to_dict(value: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON-ready containers."""
-    return dataclasses.asdict(value)
+@dataclass(frozen=True)
+class RankStart:
+    """What a rank reads of any engine's spec before it hands over to that engine's runner."""
+
+    task: str
+    device: Literal["cpu", "gpu"]
+    parallel: ParallelSpec
+    recovery: RecoverySpec
+    runner: str
+    engine: str = ""
 
 
-def from_dict(cls: type[T], raw: dict[str, Any]) -> T:
-    """Rebuild a (nested) dataclass of this module from `to_dict`'s output. Raises ValueError on an unknown key."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(raw) - set(hints))
-    if unknown:
-        raise ValueError(f"{cls.__name__}: unknown keys {unknown}; written by another version of hpclm?")
-    return cls(**{key: _value(hints[key], item) for key, item in raw.items()})
+@dataclass(frozen=True)
+class Input:
+    """A file or folder that a stage opens. `keys`: where the recipe names it; `kind`: what it holds."""
+
+    keys: tuple[str | int, ...]
+    kind: Literal["rows", "text", "tokenizer", "checkpoint", "prompts"]
+    path: str
 
 
-def _value(hint: Any, item: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is Union or str(origin) == "<class 'types.UnionType'>":
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return None if item is None else _value(options[0], item)
-    if origin is list:
-        (inner,) = typing.get_args(hint)
-        return [_value(inner, element) for element in item]
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(item, dict):
-        return from_dict(hint, item)
-    return item
+def inputs(
+    *,
+    roles: tuple[str, ...],
+    data: PromptData | None,
+    text: TextData | None,
+    tokenizer: TokenizerSpec | None,
+    base: str | None,
+    prompts: str | None,
+) -> list[Input]:
+    """Everything a stage reads, once, for the plan, the mounts and the nodes. `roles`: the rows its task reads."""
+    found: list[Input] = []
+    if data is not None:
+        for role in roles:
+            paths: list[str] = getattr(data, role)
+            found += [Input(("data", role, index), "rows", path) for index, path in enumerate(paths)]
+    if text is not None:
+        found += [Input(("text", "paths", index), "text", path) for index, path in enumerate(text.paths)]
+    if tokenizer is not None:
+        for key in ("vocab_file", "merges_file", "tokenizer_file"):
+            path = getattr(tokenizer, key)
+            if path is not None:
+                found.append(Input(("tokenizer", key), "tokenizer", path))
+    if base is not None:
+        found.append(Input(("model", "checkpoint"), "checkpoint", base))
+    if prompts is not None:
+        found.append(Input(("prompts",), "prompts", prompts))
+    return found

@@ -1,115 +1,87 @@
-"""Stages that NeMo or Megatron-LM carries out: what they need, and what those cannot do."""
+"""What the engines share that run another tool's program: their checks, and the plan of such a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from hpclm.core.spec import PROMPT_TASKS, ModelSpec, ParallelSpec, ProgramSpec, PromptData, TaskTemplate
-from hpclm.engines.megatron_lm import flags
-from hpclm.engines.nemo import config
-from hpclm.planning import architecture, vocabulary
+from hpclm.core.spec import NodeNeeds, ProgramSpec, ProgramStageSpec, PromptData, TaskTemplate, inputs
+from hpclm.planning import lowering, rules, template_checks
+from hpclm.planning.engine import StageRequest
+from hpclm.planning.plan import StagePlan
 from hpclm.planning.stage_context import StageContext
-
-if TYPE_CHECKING:
-    from hpclm.planning.base_model import Earlier
-
-_TASKS = {"nemo": (*PROMPT_TASKS, "evaluate"), "megatron-lm": ("pretrain",)}
+from hpclm.planning.topology import Topology
 
 
-def check(stage: StageContext, earlier: Mapping[str, Earlier]) -> None:
-    """Everything the trainer needs is there, and nothing is asked of it that it does not do."""
+def check_sections(stage: StageContext, section: str) -> None:
+    """What the task needs, the engine's own `section`, and nothing that only hpclm's own engine can read."""
     recipe = stage.recipe
-    tasks = _TASKS[recipe.engine]
-    if recipe.task not in tasks:
-        stage.error(("task",), f"{recipe.engine} does no {recipe.task}; choose {' or '.join(tasks)}", "engine's tasks")
-        return
-    training = recipe.task != "evaluate"
-    for section in ("batch", "trainer", "optim") if training else ():
-        if getattr(recipe, section) is None:
-            stage.error((section,), f"is missing, and {recipe.task} needs it; add it", "needed section")
-    section = "nemo" if recipe.engine == "nemo" else "megatron"
+    for needed in ("batch", "trainer", "optim") if stage.task.trains else ():
+        if getattr(recipe, needed) is None:
+            stage.error((needed,), f"is missing, and {recipe.task} needs it; add it", "needed section")
     if getattr(recipe, section) is None:
         stage.error((section,), f"is missing, and engine: {recipe.engine} needs it; add it", "needed section")
     if recipe.base is not None:
         stage.error(("base",), f"{recipe.engine} cannot read hpclm's checkpoints; name its own model", "engine's model")
-    (_check_nemo if recipe.engine == "nemo" else _check_megatron)(stage, earlier)
 
 
-def _check_nemo(stage: StageContext, earlier: Mapping[str, Earlier]) -> None:
-    recipe = stage.recipe
-    if recipe.task in PROMPT_TASKS:
-        for part in ("train", "validation"):
-            if recipe.data is None or not getattr(recipe.data, part):
-                stage.error(("data", part), "is missing, and NeMo needs it; add JSONL files", "needed section")
-        if not recipe.task_templates:
-            stage.error(("task_templates",), "is missing; add one template a task", "needed section")
-        if recipe.optim is not None and recipe.optim.schedule.name != "cosine":
-            stage.error(("optim", "schedule", "name"), "is always cosine in NeMo's recipes; leave it out", "cosine")
-        return
-    if recipe.prompts is not None and "/" in recipe.prompts:
-        stage.error(("prompts",), "is for hpclm's checkpoints; give the .nemo file as nemo.prompts", "nemo.prompts")
-    elif recipe.prompts is not None:
-        found = earlier.get(recipe.prompts)
-        if found is None or found.context.recipe.engine != "nemo" or found.context.recipe.task not in PROMPT_TASKS:
-            stage.error(("prompts",), f"{recipe.prompts} is no earlier prompt-learning stage of engine nemo", "prompts")
-    elif recipe.nemo is not None and recipe.nemo.prompts is None:
-        stage.error(("prompts",), "is missing; name an earlier stage, or a file as nemo.prompts", "prompts")
-    world = recipe.resources.nodes * recipe.resources.devices_per_node
-    if world != recipe.parallel.tensor * recipe.parallel.pipeline:
+def rows_and_templates(request: StageRequest) -> tuple[PromptData | None, tuple[TaskTemplate, ...]]:
+    """The stage's own rows and templates, checked."""
+    stage = request.stage
+    data = lowering.data(stage, None)
+    if stage.task.answers and (data is None or not data.test):
         stage.error(
-            ("resources", "devices_per_node"),
-            f"NeMo evaluates without data parallelism: {world} devices are not tensor {recipe.parallel.tensor} × "
-            f"pipeline {recipe.parallel.pipeline}; choose {recipe.parallel.tensor * recipe.parallel.pipeline} in all",
-            "devices == tensor · pipeline",
-            world,
+            ("data", "test"), "is missing, and evaluate needs rows to answer; add JSONL files", "needed section"
         )
+    written = stage.recipe.task_templates
+    if not written and stage.task.answers:
+        stage.error(("task_templates",), "is missing, and evaluate needs one a task; add them", "needed section")
+    templates = template_checks.resolve(stage, written, data.max_seq_length if data else None) if written else ()
+    if stage.files and data is not None:
+        request.checks.check_rows(stage, stage, stage, data, templates)
+    return data, templates
 
 
-def _check_megatron(stage: StageContext, earlier: Mapping[str, Earlier]) -> None:
-    recipe = stage.recipe
-    if recipe.trainer is not None and recipe.trainer.max_steps is None:
-        stage.error(("trainer", "max_steps"), "is missing; Megatron-LM counts steps, not epochs", "max_steps")
-    own = set(recipe.megatron.arguments) if recipe.megatron else set()
-    written = recipe.tokenizer
-    if not any(word.startswith("--tokenizer-type") for word in own) and (written is None or not written.vocab_file):
-        stage.error(
-            ("tokenizer",),
-            "is missing; give vocab_file and merges_file, or --tokenizer-type and its flags as megatron.arguments",
-            "tokenizer",
-        )
-
-
-def architecture_of(stage: StageContext) -> ModelSpec | None:
-    """The architecture written in the recipe, every default resolved; findings for what is missing."""
-    entries = vocabulary.from_recipe(stage)[1] if stage.recipe.tokenizer is not None else None
-    length = stage.recipe.text.seq_length if stage.recipe.text else None
-    return architecture.from_keys(stage, entries, length)
-
-
-def parents(stage: StageContext) -> tuple[str, ...]:
-    """Stages that must be complete first."""
-    named = stage.recipe.prompts
-    return (*stage.recipe.after, *((named,) if named and "/" not in named else ()))
-
-
-def program(
+def program_plan(
     stage: StageContext,
-    split: ParallelSpec | None,
-    data: PromptData | None,
-    templates: tuple[TaskTemplate, ...],
-    model: ModelSpec | None,
-) -> ProgramSpec | None:
-    """The program of a stage without findings."""
+    topology: Topology | None,
+    program: ProgramSpec | None,
+    depends_on: tuple[str, ...],
+    data: PromptData | None = None,
+) -> StagePlan:
+    """The plan of a stage that runs `program` (None where a finding kept it from being made)."""
     recipe = stage.recipe
-    if split is None:
-        return None
-    if recipe.engine == "megatron-lm":
-        return flags.pretraining(stage, split, model) if model is not None else None
-    if data is None:
-        return None
-    if recipe.task != "evaluate":
-        return config.tuning(stage, split, data, templates)
-    assert recipe.nemo is not None
-    made = f"{config.RUN_DIR}/stages/{recipe.prompts}/{config.PROMPTS}"
-    return config.evaluation(stage, split, data, recipe.nemo.prompts or made)
+    parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
+    spec = None
+    if parallel is not None and program is not None:
+        read = inputs(roles=stage.task.roles, data=data, text=None, tokenizer=None, base=None, prompts=None)
+        spec = ProgramStageSpec(
+            run="",
+            stage=recipe.name,
+            stage_dir="",
+            device=lowering.device(stage),
+            parallel=parallel,
+            program=program,
+            recovery=lowering.recovery(stage),
+            needs=NodeNeeds(inputs=[one.path for one in read]),
+            engine=recipe.engine,
+        )
+    return StagePlan(
+        name=recipe.name,
+        task="program",
+        engine=recipe.engine,
+        depends_on=tuple(dict.fromkeys(depends_on)),
+        resources=lowering.resources(stage),
+        container=lowering.container(stage),
+        parallel=parallel,
+        gradient_accumulation_steps=None,
+        total_steps=None,
+        memory=None,
+        spec=spec,
+        recovery=lowering.recovery(stage),
+    )
+
+
+def split(stage: StageContext) -> Topology | None:
+    """The topology, with the checks of batch and precision that every trainer shares."""
+    topology = rules.split_devices(stage)
+    rules.split_batch(stage, topology)
+    rules.precision(stage, lowering.precision(stage))
+    return topology

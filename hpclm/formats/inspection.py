@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
-from hpclm.core.spec import to_dict
+from hpclm.core.records import to_dict
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config

@@ -1,6 +1,6 @@
-"""Scores of predictions against answers. Standard library only: login node and ranks use it alike."""
+"""One registry of metrics: name, function, direction. Standard library only: login node and ranks use it alike."""
 
+from hpclm.metrics.metric import Metric, larger_is_better, metric, score_by
 from hpclm.metrics.row_scores import scores
-from hpclm.metrics.text_scores import METRICS, validation_metrics
 
-__all__ = ["METRICS", "scores", "validation_metrics"]
+__all__ = ["Metric", "larger_is_better", "metric", "score_by", "scores"]

@@ -6,7 +6,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -24,12 +24,12 @@ def normalized(text: str) -> str:
     return plain(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)))
 
 
-def exact_match(prediction: str, answer: str) -> float:
+def squad_exact_match(prediction: str, answer: str) -> float:
     """1.0 where both are the same after SQuAD's normalisation."""
     return float(normalized(prediction) == normalized(answer))
 
 
-def token_f1(prediction: str, answer: str) -> float:
+def squad_f1(prediction: str, answer: str) -> float:
     """SQuAD's F1 over the words of both after its normalisation."""
     words, wanted = normalized(prediction).split(), normalized(answer).split()
     common = (Counter(words) & Counter(wanted)).total()
@@ -107,23 +107,10 @@ def _common_length(first: list[str], second: list[str]) -> int:
     return row[-1]
 
 
-def _mean(score: Callable[[str, str], float]) -> Callable[[Sequence[str], Sequence[str]], float]:
-    def whole(predictions: Sequence[str], answers: Sequence[str]) -> float:
-        return sum(map(score, predictions, answers)) / len(answers)
-
-    return whole
-
-
-METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
-    "accuracy": _mean(lambda prediction, answer: float(plain(prediction) == plain(answer))),
-    "exact_match": _mean(exact_match),
-    "f1": _mean(token_f1),
-    "bleu": bleu,
-    "rouge": _mean(lambda prediction, answer: rouge(prediction, answer)["rougeL"]),
-}
-
-
-def validation_metrics(names: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """The metrics of METRICS asked for: `accuracy` is equality up to space, `exact_match` and `f1` are SQuAD's, `rouge`
-    is ROUGE-L. Empty where there is nothing to score."""
-    return {name: METRICS[name](predictions, answers) for name in names} if answers else {}
+def label_macro_f1(predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """The mean F1 over the labels that are an answer. What is no label is only wrong."""
+    made, wanted = [plain(text).lower() for text in predictions], [plain(text).lower() for text in answers]
+    right = Counter(label for label, other in zip(wanted, made, strict=True) if label == other)
+    there, said = Counter(wanted), Counter(made)
+    f1 = [2 * right[label] / (there[label] + said[label]) for label in there]
+    return sum(f1) / len(f1)

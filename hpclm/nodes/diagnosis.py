@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hpclm.core.gpu_types import PRECISION_NEEDS, Capability, dotted
+from hpclm.core.records import from_dict
 from hpclm.nodes.gpu_checks import Need, examine, odd_ones
-from hpclm.nodes.node_findings import Severity
-from hpclm.nodes.nvml import Gpu, GpuProcess, Probe
+from hpclm.nodes.nvml import Gpu, Probe
 from hpclm.nodes.preflight import folder_findings
 
 _WARN_SKEW_S = 5.0
+
+
+# `none`: what was looked for is not there, and nothing here needs it.
+State = Literal["error", "warning", "info", "none"]
 
 
 @dataclass(frozen=True)
@@ -21,24 +25,14 @@ class Row:
 
     node: str
     check: str
-    severity: Severity
+    severity: State
     found: str
     means: str = ""
 
 
 def probe_of(raw: dict[str, Any]) -> Probe:
-    """A probe back from JSON."""
-    gpus = []
-    for one in raw["gpus"]:
-        processes = one["processes"]
-        capability = one["capability"]
-        restored = {
-            **one,
-            "capability": tuple(capability) if capability else None,
-            "processes": None if processes is None else tuple(GpuProcess(**process) for process in processes),
-        }
-        gpus.append(Gpu(**restored))
-    return Probe(**{**raw, "gpus": tuple(gpus)})
+    """A probe back from JSON. Raises ValueError."""
+    return from_dict(Probe, raw, ignore_unknown=True)
 
 
 def diagnose(node: str, facts: dict[str, Any], needs: dict[str, Need], *, expect_gpus: int | None = None) -> list[Row]:
@@ -55,7 +49,9 @@ def diagnose(node: str, facts: dict[str, Any], needs: dict[str, Need], *, expect
     for stage, need in wanted:
         means = f"stage {stage} cannot run here" if stage else "runs that use this node's GPUs fail"
         for one in examine(probe, need, chosen if stage else None, files):
-            rows.append(Row(node, one.check, one.severity, one.message, means if one.severity == "error" else ""))
+            absent = one.check == "gpu" and one.severity == "info" and probe.state != "ok"
+            state: State = "none" if absent else one.severity
+            rows.append(Row(node, one.check, state, one.message, means if state == "error" else ""))
     rows += _folder_rows(node, facts["folder"])
     return list(dict.fromkeys(rows))
 
@@ -70,7 +66,7 @@ def _gpu_rows(node: str, probe: Probe) -> Iterator[Row]:
     if probe.state != "ok":
         return
     if not probe.gpus:
-        yield Row(node, "gpu", "info", "the driver shows none", "only stages with device: cpu")
+        yield Row(node, "gpu", "none", "the driver shows none", "only stages with device: cpu")
     driver = f"driver {probe.driver or 'unknown'}, CUDA up to {probe.cuda or 'unknown'}"
     yield Row(node, "driver", "info", driver, _image_words(probe.cuda))
     kinds: dict[tuple[Any, ...], list[Gpu]] = {}
@@ -136,7 +132,7 @@ def compare(here: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> Iterator[
             yield Row(name, "clock", "warning", off, "times in logs and status are off by as much")
 
 
-def worst(rows: Iterable[Row]) -> Severity:
+def worst(rows: Iterable[Row]) -> State:
     """The gravest severity there is."""
     found = {row.severity for row in rows}
     return "error" if "error" in found else "warning" if "warning" in found else "info"

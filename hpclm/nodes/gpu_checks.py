@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpclm.core.gpu_types import driver_problem, precision_problem
+from hpclm.core.gpu_types import driver_problem, gib_of, precision_problem, too_large
 from hpclm.nodes.node_findings import Finding, Severity
 from hpclm.nodes.nvml import Gpu, Probe
-
-_GIB_MIB = 1024
 
 
 @dataclass(frozen=True)
@@ -116,22 +114,10 @@ def _fits(gpu: Gpu, need: Need) -> Iterator[Finding]:
         yield Finding("error", "gpu memory", too_large(needed, total, gpu.name or "the GPU"), "run")
     elif needed is not None and free is not None and needed > free:
         why = f"held by {held}" if held else "held by what NVML does not name"
-        what = f"GPU {gpu.index} has {_gib(free)} of {_gib(total)} GiB free, a rank needs {_gib(needed)}; {why}"
+        what = f"GPU {gpu.index} has {gib_of(free)} of {gib_of(total)} GiB free, a rank needs {gib_of(needed)}; {why}"
         yield Finding("error", "gpu memory", what, "node")
     elif held:
         yield Finding("warning", "processes", f"GPU {gpu.index} is in use by others: {held}")
-
-
-def too_large(needed_mib: float, total_mib: float, gpu: str) -> str:
-    """A rank's estimate against a device that can never hold it."""
-    return (
-        f"a rank needs an estimated {_gib(needed_mib)} GiB, {gpu} has {_gib(total_mib)} "
-        f"({_gib(needed_mib - total_mib)} too little); raise parallel.tensor or parallel.pipeline, or lower batch.micro"
-    )
-
-
-def _gib(mib: float | None) -> str:
-    return "?" if mib is None else f"{mib / _GIB_MIB:.1f}"
 
 
 def _alike(gpus: Sequence[Gpu]) -> Iterator[Finding]:

@@ -5,47 +5,24 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
-from hpclm.core.spec import ProgramStageSpec, StageSpec, from_dict
+from hpclm.core.spec import NodeNeeds, ParallelSpec
 from hpclm.nodes.gpu_checks import Need
-from hpclm.planning.memory import estimate
 
 _CUDA = re.compile(r"^cuda\s*(?::[^=]*)?=\s*(?:'([0-9.]+)'|\"([0-9.]+)\"|None)", re.MULTILINE)
 _COMPAT = Path("/usr/local/cuda/compat")
 
 
-def need_of(raw: dict[str, Any]) -> Need:
-    """From spec.json. Figures that cannot be had are None; of a program of the user's only the devices are known."""
-    if raw.get("task") == "program":
-        program = from_dict(ProgramStageSpec, raw)
-        return Need(devices=program.parallel.devices_per_node)
-    spec = from_dict(StageSpec, raw)
+def need_of(parallel: ParallelSpec, needs: NodeNeeds) -> Need:
+    """From a spec. Figures that cannot be had are None; of a program of the user's only the devices are known."""
+    torch = "torch" in needs.packages
     return Need(
-        devices=spec.parallel.devices_per_node,
-        precision=spec.trainer.precision,
-        memory_mib=_memory_mib(spec),
-        cuda=torch_cuda(),
-        compat=any(_COMPAT.glob("libcuda.so*")),
+        devices=parallel.devices_per_node,
+        precision=needs.precision,
+        memory_mib=None if needs.memory_bytes is None else needs.memory_bytes >> 20,
+        cuda=torch_cuda() if torch else None,
+        compat=torch and any(_COMPAT.glob("libcuda.so*")),
     )
-
-
-def _memory_mib(spec: StageSpec) -> int | None:
-    length = spec.text.seq_length if spec.text else spec.data.max_seq_length if spec.data else None
-    if length is None:
-        return None
-    guess = estimate(
-        spec.task,
-        spec.model,
-        spec.parallel,
-        spec.batch,
-        spec.trainer.precision,
-        seq_length=length,
-        prompt=spec.prompt,
-        templates=tuple(spec.templates),
-        generation=spec.generation,
-    )
-    return guess.total >> 20
 
 
 def torch_cuda() -> str | None:

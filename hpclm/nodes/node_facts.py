@@ -9,7 +9,6 @@ import fcntl
 import os
 import platform
 import shutil
-import socket
 import sys
 import time
 from dataclasses import asdict
@@ -17,15 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.files import write_json
+from hpclm.core.node_name import node_name
+from hpclm.core.registries import RUNTIMES
 from hpclm.nodes.nvml import probe
 
-_RUNTIMES = ("apptainer", "singularity", "enroot")
 _GIB = 1 << 30
-
-
-def node_name() -> str:
-    """What the scheduler calls this machine."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -42,7 +37,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "tmp_free_gib": free_gib(Path("/tmp")),
         "device_files": device_files(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "runtimes": [name for name in _RUNTIMES if shutil.which(name)],
+        "runtimes": [name for name, one in RUNTIMES.items() if one.program and shutil.which(one.program)],
         "gpu": asdict(probe()),
         "folder": shared_folder(folder),
         "seconds": round(time.monotonic() - began, 3),

@@ -25,7 +25,7 @@ class Finding:
     at_fault: Fault | None = None
 
 
-def verdict(findings: Iterable[Finding]) -> str:
+def fault_of(findings: Iterable[Finding]) -> str:
     """`ok`, `node` or `run`, from the errors alone. What every node would meet outweighs what this one has."""
     faults = {finding.at_fault for finding in findings if finding.severity == "error"}
     return "run" if "run" in faults else "node" if faults else "ok"

@@ -1,7 +1,7 @@
 """The check of a node before the ranks start: `python -m hpclm.nodes.preflight STAGE_DIR ATTEMPT_DIR`.
 
 One task a node, in the image the ranks will run in, in about a second: it imports no torch. What it finds goes to
-`<attempt>/preflight/<node>.json`: {"node", "verdict", "ok", "findings", "facts", "seconds"}. The verdict is `ok`,
+`<attempt>/preflight/<node>.json`: {"node", "verdict", "ok", "findings", "facts", "seconds"}. The result is `ok`,
 `node` (this node is at fault: the run goes on without it) or `run` (it would be the same everywhere). Exit codes: 0,
 60, 61.
 """
@@ -14,31 +14,45 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import write_json
+from hpclm.core.layout import AttemptPaths, StagePaths
+from hpclm.core.node_name import node_name
+from hpclm.core.records import from_dict
+from hpclm.core.spec import NodeNeeds, ParallelSpec
 from hpclm.nodes import gpu_checks
 from hpclm.nodes.need import need_of
-from hpclm.nodes.node_facts import device_files, free_gib, node_name, shared_folder
-from hpclm.nodes.node_findings import Finding, verdict
+from hpclm.nodes.node_facts import device_files, free_gib, shared_folder
+from hpclm.nodes.node_findings import Finding, fault_of
 from hpclm.nodes.nvml import Probe, probe
 
-EXIT = {"ok": 0, "node": 60, "run": 61}
-_ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
+EXIT = {"ok": ExitCode.OK, "node": ExitCode.PREFLIGHT_NODE, "run": ExitCode.PREFLIGHT_RUN}
 _MIN_FREE_GIB = 1.0
 _MIN_SHM_GIB = 1.0
 _MAX_SKEW_S = 60.0
 # Ranks of an attempt that was killed a moment ago may still hold memory.
-_PATIENCE_S, _PAUSE_S = 10.0, 1.0
+_RETRY_S, _PAUSE_S = 10.0, 1.0
 
 
-def examine(stage_dir: Path, spec: dict[str, Any], gpu: Probe | None) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Checked:
+    """What the preflight reads of any engine's spec."""
+
+    device: str
+    parallel: ParallelSpec
+    needs: NodeNeeds = field(default_factory=NodeNeeds)
+    base: str | None = None
+    prompts: str | None = None
+
+
+def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[Finding]:
     """Everything that speaks against starting the stage here. `gpu` is None for a stage on the CPU."""
     yield from folder_findings(shared_folder(stage_dir))
-    if spec.get("task") != "program":
-        yield from _packages()
+    yield from _packages(spec.needs.packages)
     yield from _inputs(spec)
     if gpu is not None:
         yield from _gpus(spec, gpu)
@@ -60,26 +74,21 @@ def folder_findings(folder: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; make room", "run")
 
 
-def _packages() -> Iterator[Finding]:
-    missing = [name for name in _ENGINE if importlib.util.find_spec(name) is None]
+def _packages(names: list[str]) -> Iterator[Finding]:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         what = f"{sys.executable} has no {', '.join(missing)}; name an image or an interpreter that has them"
         yield Finding("error", "packages", what, "run")
 
 
-def _inputs(spec: dict[str, Any]) -> Iterator[Finding]:
-    data, text, tokenizer = (spec.get(key) or {} for key in ("data", "text", "tokenizer"))
-    paths = [path for part in ("train", "validation", "test") for path in data.get(part) or []]
-    paths += text.get("paths") or []
-    paths += [tokenizer.get(key) for key in ("vocab_file", "merges_file", "tokenizer_file")]
-    paths += [spec.get("base"), spec.get("prompts")]
-    for path in filter(None, paths):
+def _inputs(spec: Checked) -> Iterator[Finding]:
+    for path in dict.fromkeys(filter(None, [*spec.needs.inputs, spec.base, spec.prompts])):
         if not os.access(path, os.R_OK):
             yield Finding("error", "inputs", f"{path} cannot be read here; is its folder mounted?", "node")
 
 
-def _gpus(spec: dict[str, Any], gpu: Probe) -> Iterator[Finding]:
-    need = need_of(spec)
+def _gpus(spec: Checked, gpu: Probe) -> Iterator[Finding]:
+    need = need_of(spec.parallel, spec.needs)
     if need.cuda == "":
         what = f"torch of {sys.executable} was built without CUDA; name an image or an interpreter with a CUDA build"
         yield Finding("error", "cuda", what, "run")
@@ -89,11 +98,11 @@ def _gpus(spec: dict[str, Any], gpu: Probe) -> Iterator[Finding]:
         yield Finding("warning", "shared memory", f"/dev/shm has {shm:.2f} GiB free; NCCL between GPUs may need more")
 
 
-def _patient_look(stage_dir: Path, spec: dict[str, Any]) -> tuple[list[Finding], Probe | None]:
+def _look_with_retries(stage_dir: Path, spec: Checked) -> tuple[list[Finding], Probe | None]:
     """Look; where GPU memory alone is short, look again for a while."""
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + _RETRY_S
     while True:
-        gpu = probe() if spec.get("device") == "gpu" else None
+        gpu = probe() if spec.device == "gpu" else None
         findings = list(examine(stage_dir, spec, gpu))
         wrong = [finding for finding in findings if finding.severity == "error"]
         held = wrong and all(one.check == "gpu memory" and one.at_fault == "node" for one in wrong)
@@ -105,12 +114,13 @@ def _patient_look(stage_dir: Path, spec: dict[str, Any]) -> tuple[list[Finding],
 def main(stage_dir: str, attempt_dir: str) -> int:
     began = time.monotonic()
     try:
-        spec = json.loads((Path(stage_dir) / "spec.json").read_text(encoding="utf-8"))
-        findings, gpu = _patient_look(Path(stage_dir), spec)
+        raw = json.loads(StagePaths(Path(stage_dir)).spec.read_text(encoding="utf-8"))
+        spec = from_dict(Checked, raw, ignore_unknown=True, where="spec.json")
+        findings, gpu = _look_with_retries(Path(stage_dir), spec)
     except (OSError, ValueError) as error:
         what = f"{stage_dir}/spec.json cannot be read here ({error}); is the run's file system mounted?"
         findings, gpu = [Finding("error", "run folder", what, "node")], None
-    word = verdict(findings)
+    word = fault_of(findings)
     for finding in findings:
         print(f"{node_name()}: {finding.severity}: {finding.check}: {finding.message}", flush=True)
     report = {
@@ -122,7 +132,7 @@ def main(stage_dir: str, attempt_dir: str) -> int:
         "seconds": round(time.monotonic() - began, 3),
     }
     try:
-        write_json(Path(attempt_dir) / "preflight" / f"{node_name()}.json", report)
+        write_json(AttemptPaths(Path(attempt_dir)).preflight_report(node_name()), report)
     except OSError as error:
         print(f"{node_name()}: error: run folder: {attempt_dir} cannot be written to: {error.strerror}", flush=True)
         return EXIT["node"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpclm.planning.drawing import picture
     from hpclm.planning.findings import Finding
-    from hpclm.planning.plan import ContainerPlan, MountPlan, Origin, Plan, ResourcePlan, StagePlan, StageWork
+    from hpclm.planning.plan import ContainerPlan, MountPlan, Origin, Plan, ResourcePlan, StagePlan
     from hpclm.planning.planner import make_plan
     from hpclm.planning.specs import stage_specs
 
@@ -29,7 +29,6 @@ __all__ = [
     "Plan",
     "ResourcePlan",
     "StagePlan",
-    "StageWork",
     "make_plan",
     "picture",
     "stage_specs",

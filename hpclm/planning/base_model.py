@@ -1,4 +1,4 @@
-"""What a stage stands on: its model, its tokenizer, and where their files come from."""
+"""Base model resolution: a stage's model and tokenizer, and where their files come from."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from hpclm.core.spec import ModelSpec, TokenizerSpec
 from hpclm.planning import architecture, vocabulary
 from hpclm.planning.plan import Origin
 from hpclm.planning.stage_context import StageContext
+from hpclm.planning.task import tasks_that
 
 
 @dataclass(frozen=True)
-class Foundation:
+class BaseModel:
     """`base`: where the weights come from (None: drawn anew). A None elsewhere has a finding that says why."""
 
-    base: Origin | None
-    model: ModelSpec | None
-    tokenizer: TokenizerSpec | None
+    base: Origin | None = None
+    model: ModelSpec | None = None
+    tokenizer: TokenizerSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Earlier:
     """A stage already planned: what later ones may take from it."""
 
     context: StageContext
-    foundation: Foundation
+    base_model: BaseModel
 
 
 def find_stage(
@@ -53,14 +54,14 @@ def find_stage(
     return found
 
 
-def lay(
+def resolve(
     stage: StageContext,
     earlier: Mapping[str, Earlier],
     prompts: Earlier | None,
     names: list[str],
     seq_length: int | None,
-) -> Foundation:
-    """The foundation of a stage.
+) -> BaseModel:
+    """The base model of a stage.
 
     Args:
         earlier: stages before it, by name.
@@ -71,27 +72,37 @@ def lay(
     checkpoint = recipe.model.checkpoint if recipe.model else None
     if recipe.base is not None:
         _one_base(stage)
-        parent = find_stage(stage, "base", recipe.base, earlier, ("pretrain",), names)
+        parent = find_stage(stage, "base", recipe.base, earlier, tasks_that(starts_models=True), names)
         if parent is None:
-            return Foundation(None, None, None)
+            return BaseModel()
+        if parent.base_model.model is None and not stage.findings.errors:
+            engine = parent.context.recipe.engine
+            stage.error(
+                ("base",),
+                f"{recipe.base} is done by engine {engine}, whose checkpoints hpclm cannot read; convert its model and "
+                "give it as model.checkpoint",
+                "base is a stage of hpclm's own engine",
+                recipe.base,
+            )
+            return BaseModel()
         return _on_stage(stage, recipe.base, parent)
     if checkpoint is not None:
         return _on_checkpoint(stage, checkpoint, seq_length)
     if prompts is not None:
-        model = prompts.foundation.model
+        model = prompts.base_model.model
         if model is not None:
             model = architecture.agree(stage, model, f"stage {prompts.context.recipe.name}")
-        return Foundation(prompts.foundation.base, model, prompts.foundation.tokenizer)
-    if recipe.task != "pretrain":
-        if recipe.task == "evaluate" and recipe.prompts is not None and "/" not in recipe.prompts:
+        return BaseModel(prompts.base_model.base, model, prompts.base_model.tokenizer)
+    if not stage.task.starts_models:
+        if stage.task.answers and recipe.prompts is not None and "/" not in recipe.prompts:
             # Its base would have come with its prompts stage, and that there is none has been said.
-            return Foundation(None, None, None)
+            return BaseModel()
         stage.error(
             ("base",),
             f"{recipe.task} needs a trained model; give model.checkpoint, or base: a pretrain stage of this recipe",
             "base or model.checkpoint",
         )
-        return Foundation(None, None, None)
+        return BaseModel()
     return _from_nothing(stage, seq_length)
 
 
@@ -102,17 +113,17 @@ def _one_base(stage: StageContext) -> None:
         stage.error(("model", "checkpoint"), "stands beside base, which gives the model too; keep one", "one base")
 
 
-def _on_stage(stage: StageContext, name: str, parent: Earlier) -> Foundation:
-    model = parent.foundation.model
+def _on_stage(stage: StageContext, name: str, parent: Earlier) -> BaseModel:
+    model = parent.base_model.model
     if model is not None:
         model = architecture.agree(stage, model, f"stage {name}")
     node = stage.loaded.tree.get("tokenizer")
     if node is not None and node.value is not None and node.place.key.startswith("stages."):
         stage.warning(("tokenizer",), f"is not used: the tokenizer of stage {name} is; leave it out", "unused section")
-    return Foundation(Origin(stage=name), model, TokenizerSpec("base", model.vocab_size) if model else None)
+    return BaseModel(Origin(stage=name), model, TokenizerSpec("base", model.vocab_size) if model else None)
 
 
-def _on_checkpoint(stage: StageContext, checkpoint: str, seq_length: int | None) -> Foundation:
+def _on_checkpoint(stage: StageContext, checkpoint: str, seq_length: int | None) -> BaseModel:
     tokenizer, entries = vocabulary.from_recipe(stage)
     model = architecture.from_checkpoint(stage, checkpoint) if stage.files else None
     if model is not None:
@@ -126,10 +137,10 @@ def _on_checkpoint(stage: StageContext, checkpoint: str, seq_length: int | None)
         if tokenizer is None and stage.recipe.tokenizer is None:
             tokenizer = vocabulary.beside_checkpoint(stage, checkpoint, model.vocab_size)
         vocabulary.fits(stage, entries, model.vocab_size)
-    return Foundation(Origin(path=checkpoint), model, tokenizer)
+    return BaseModel(Origin(path=checkpoint), model, tokenizer)
 
 
-def _from_nothing(stage: StageContext, seq_length: int | None) -> Foundation:
+def _from_nothing(stage: StageContext, seq_length: int | None) -> BaseModel:
     if stage.recipe.tokenizer is None:
         stage.error(
             ("tokenizer",),
@@ -142,7 +153,7 @@ def _from_nothing(stage: StageContext, seq_length: int | None) -> Foundation:
         _no_vocabulary(stage)
     if model is not None:
         vocabulary.fits(stage, entries, model.vocab_size)
-    return Foundation(None, model, tokenizer)
+    return BaseModel(None, model, tokenizer)
 
 
 def _no_vocabulary(stage: StageContext) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hpclm.core.spec import ParallelSpec
+from hpclm.core.spec import ParallelSpec, StageSpec
 from hpclm.planning.memory import GIB, MemoryEstimate
 from hpclm.planning.plan import Plan, StagePlan
+from hpclm.planning.task import task_named
 from hpclm.planning.topology import RankPlace
 
 # Nodes drawn one by one; of more, the first and the last few.
@@ -51,10 +52,10 @@ def _stage(stage: StagePlan, twin: str) -> str:
 
 
 def _batch(stage: StagePlan) -> list[str]:
-    if stage.work is None or stage.parallel is None:
+    if not isinstance(stage.spec, StageSpec) or stage.parallel is None:
         return []
-    batch = stage.work.batch
-    if stage.task == "evaluate":
+    batch = stage.spec.batch
+    if task_named(stage.task).answers:
         replicas = "on one replica" if stage.parallel.data == 1 else f"on each of {stage.parallel.data} replicas"
         return [f"  {batch.micro_batch_size} prompts at once {replicas}"]
     steps = f", {stage.total_steps} steps" if stage.total_steps else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpclm.core.spec import PROMPT_TASKS, PromptData, TaskTemplate, TextData
+from hpclm.core.spec import Input, PromptData, TaskTemplate
 from hpclm.data import row_checks
 from hpclm.planning.stage_context import StageContext
 
@@ -17,7 +17,7 @@ MAX_ENTRIES = 200_000
 ReportKey = tuple[str, str, tuple[str, ...]]
 
 
-class Inputs:
+class InputChecks:
     """Checks the inputs of a plan's stages; a file that several stages read is read once."""
 
     def __init__(self) -> None:
@@ -40,9 +40,8 @@ class Inputs:
 
         Returns the number of training rows; None where unknown.
         """
-        roles: tuple[row_checks.Role, ...] = ("train", "validation") if stage.recipe.task in PROMPT_TASKS else ("test",)
         train_rows: int | None = None
-        for role in roles:
+        for role in stage.task.roles:
             reports = self._reports(owner, role, getattr(data, role), templates)
             wheres = [writer.where("task_templates", i, "prompt_template") for i in range(len(templates))]
             readable = [report for report in reports if report is not None]
@@ -88,21 +87,15 @@ class Inputs:
             return f"{path}: cannot be read ({error.strerror}); mend its permissions, or give another file"
 
 
-def check_text(stage: StageContext, text: TextData) -> None:
-    """Every path exists and something matches."""
-    for index, path in enumerate(text.paths):
-        keys = ("text", "paths", index)
-        if not Path(path).exists():
-            stage.error(
-                keys, f"{path}: no such file or folder; put the text there, or set text.paths", "text exists", path
-            )
-        elif Path(path).is_dir() and not any(_matches(path, text.pattern)):
-            stage.error(
-                keys,
-                f"{path}: no file in it matches {text.pattern!r}; change text.pattern or the folder",
-                "text exists",
-                path,
-            )
+def check_text(stage: StageContext, inputs: Sequence[Input], pattern: str) -> None:
+    """Every path of text exists and something matches."""
+    for one in (one for one in inputs if one.kind == "text"):
+        if not Path(one.path).exists():
+            what = f"{one.path}: no such file or folder; put the text there, or set text.paths"
+            stage.error(one.keys, what, "text exists", one.path)
+        elif Path(one.path).is_dir() and not any(_matches(one.path, pattern)):
+            what = f"{one.path}: no file in it matches {pattern!r}; change text.pattern or the folder"
+            stage.error(one.keys, what, "text exists", one.path)
 
 
 def _matches(folder: str, pattern: str) -> Iterator[bool]:

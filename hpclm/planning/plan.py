@@ -6,23 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpclm.core.spec import (
-    BatchSpec,
-    CheckpointSpec,
-    GenerationSpec,
-    ModelSpec,
-    OptimSpec,
-    ParallelSpec,
-    ProgramSpec,
-    PromptData,
-    PromptSpec,
-    RecoverySpec,
-    TaskKind,
-    TaskTemplate,
-    TextData,
-    TokenizerSpec,
-    TrainerSpec,
-)
+from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec, StageSpec
 from hpclm.planning.findings import Finding
 from hpclm.planning.memory import MemoryEstimate
 from hpclm.planning.topology import RankPlace, Topology
@@ -75,25 +59,6 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class StageWork:
-    """What the stage does, every default resolved; with a run directory it becomes a `StageSpec`."""
-
-    model: ModelSpec
-    tokenizer: TokenizerSpec
-    batch: BatchSpec
-    trainer: TrainerSpec
-    optim: OptimSpec
-    checkpoint: CheckpointSpec
-    text: TextData | None
-    data: PromptData | None
-    templates: tuple[TaskTemplate, ...]
-    prompt: PromptSpec | None
-    generation: GenerationSpec | None
-    base: Origin | None
-    prompts: Origin | None
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """One job.
 
@@ -103,11 +68,13 @@ class StagePlan:
         gradient_accumulation_steps: micro-batches of a rank in a step; None where the batch cannot be split.
         total_steps: optimizer steps; None where unknown before the data is read whole, and for evaluate.
         memory: estimate of the most loaded rank; None where the architecture is not known.
-        work: None where a finding kept it from being resolved.
+        spec: what the ranks will read, before the run has a place (`specs.placed`); None where a finding kept it from
+            being resolved.
     """
 
     name: str
-    task: TaskKind
+    task: str
+    engine: str
     depends_on: tuple[str, ...]
     resources: ResourcePlan
     container: ContainerPlan | None
@@ -115,9 +82,14 @@ class StagePlan:
     gradient_accumulation_steps: int | None
     total_steps: int | None
     memory: MemoryEstimate | None
-    work: StageWork | None
+    spec: StageSpec | ProgramStageSpec | None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
-    program: ProgramSpec | None = None
+    packages: tuple[str, ...] = ()
+
+    @property
+    def program(self) -> ProgramSpec | None:
+        """The program of a stage that runs one."""
+        return self.spec.program if isinstance(self.spec, ProgramStageSpec) else None
 
     @property
     def topology(self) -> Topology | None:
@@ -136,6 +108,7 @@ class StagePlan:
         return {
             "name": self.name,
             "task": self.task,
+            "engine": self.engine,
             "depends_on": list(self.depends_on),
             "tensor_parallel": split.tensor if split else None,
             "pipeline_parallel": split.pipeline if split else None,
@@ -151,8 +124,7 @@ class StagePlan:
             "resources": dataclasses.asdict(self.resources),
             "container": dataclasses.asdict(self.container) if self.container else None,
             "recovery": dataclasses.asdict(self.recovery),
-            "program": dataclasses.asdict(self.program) if self.program else None,
-            "work": dataclasses.asdict(self.work) if self.work else None,
+            "spec": dataclasses.asdict(self.spec) if self.spec else None,
         }
 
 

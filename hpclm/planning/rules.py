@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import lcm
 
 from hpclm.core.nearest import closest, divisors, either, multiples
-from hpclm.core.spec import PROMPT_TASKS, ModelSpec
+from hpclm.core.spec import ModelSpec
 from hpclm.planning.memory import GIB
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
@@ -42,7 +42,7 @@ def split_devices(stage: StageContext) -> Topology | None:
         hints += [f"nodes {either(closest(nodes, resources.nodes, 2))}"] if nodes else []
         splits = [t for t in divisors(world) if world % (t * parallel.pipeline) == 0]
         hints += [f"tensor {either(closest(splits, parallel.tensor))}"] if splits else []
-        reason = ", the evaluation too" if stage.recipe.task == "evaluate" else ""
+        reason = ", the evaluation too" if stage.task.answers else ""
         stage.error(
             ("resources", "devices_per_node"),
             f"{resources.nodes} × {resources.devices_per_node} = {world} devices are no multiple of "
@@ -55,7 +55,7 @@ def split_devices(stage: StageContext) -> Topology | None:
         return None
     topology = Topology(parallel.tensor, parallel.pipeline, resources.nodes, resources.devices_per_node)
     _tensor_within_node(stage, topology)
-    if stage.recipe.task == "evaluate" and topology.data > 1:
+    if stage.task.answers and topology.data > 1:
         stage.info(
             ("resources", "devices_per_node"),
             f"the test rows are shared by {topology.data} replicas of the model "
@@ -182,7 +182,7 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
             optim.min_lr,
             (0.0,),
         )
-    if stage.recipe.task in PROMPT_TASKS and stage.recipe.parallel.pipeline > 1 and optim.min_lr != 0:
+    if stage.task.learns_prompts and stage.recipe.parallel.pipeline > 1 and optim.min_lr != 0:
         stage.error(
             ("optim", "min_lr"),
             f"{optim.min_lr:g} must be 0 for {stage.recipe.task} with pipeline {stage.recipe.parallel.pipeline} "
@@ -230,7 +230,7 @@ def lengths(stage: StageContext, model: ModelSpec, seq_length: int | None, keys:
             (positions,),
         )
     generation = stage.recipe.generation
-    if stage.recipe.task != "evaluate" or generation is None:
+    if not stage.task.answers or generation is None:
         return
     if generation.max_new_tokens >= positions:
         stage.error(
@@ -246,7 +246,7 @@ def lengths(stage: StageContext, model: ModelSpec, seq_length: int | None, keys:
 def prompt_encoder(stage: StageContext) -> None:
     """tpmlp is split over the tensor ranks; mlp needs its two outer layers; biglstm halves its width."""
     prompt, tensor = stage.recipe.prompt, stage.recipe.parallel.tensor
-    if stage.recipe.task != "p-tuning":
+    if not stage.task.encodes_prompts:
         return
     hidden = prompt.encoder_hidden if prompt else 2048
     encoder = prompt.encoder if prompt else "tpmlp"

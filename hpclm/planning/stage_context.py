@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpclm.planning.findings import Findings
+from hpclm.planning.task import Task, task_named
 
 if TYPE_CHECKING:
     from hpclm.recipe.loading import LoadedStage
@@ -25,6 +26,10 @@ class StageContext:
     def recipe(self) -> Stage:
         return self.loaded.recipe
 
+    @property
+    def task(self) -> Task:
+        return task_named(self.recipe.task)
+
     def where(self, *keys: str | int) -> str:
         return self.loaded.where(*keys)
 
@@ -40,3 +45,7 @@ class StageContext:
 
     def info(self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None) -> None:
         self.findings.info(self.where(*keys), message, rule, value)
+
+    def needs(self, keys: tuple[str | int, ...], content: str) -> None:
+        """An error for a section that the task cannot do without. `content`: what to write."""
+        self.error(keys, f"is missing, and {self.recipe.task} needs it; add it with {content}", "needed section")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpclm.core.nearest import either
-from hpclm.core.spec import PROMPT_TASKS, TaskTemplate
+from hpclm.core.spec import TaskTemplate
 from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
             f"has a virtual token marker behind {{{answer}}}, where nothing is generated; move it to the front",
             "virtual tokens stand before the answer",
         )
-    if stage.recipe.task in PROMPT_TASKS:
+    if stage.task.learns_prompts:
         _check_answer(stage, index, template, names)
 
 
@@ -179,7 +179,7 @@ def _check_init(stage: StageContext, index: int, template: Written) -> None:
             "is missing; write the text that the virtual tokens start from, or prompt_init: random",
             "prompt_init text needs prompt_init_text",
         )
-    if stage.recipe.task == "p-tuning" and template.prompt_init == "text":
+    if stage.task.encodes_prompts and template.prompt_init == "text":
         stage.error(
             (*keys, "prompt_init"),
             "p-tuning starts from its encoder, not from text; choose random, or task: prompt-tuning",
@@ -192,7 +192,7 @@ def _check_init(stage: StageContext, index: int, template: Written) -> None:
 def _check_shared_count(stage: StageContext, templates: list[TaskTemplate]) -> None:
     """The p-tuning encoder gives every task the same number of virtual tokens (NeMo asserts it)."""
     counts = [template.total_virtual_tokens for template in templates]
-    if stage.recipe.task == "p-tuning" and len(set(counts)) > 1:
+    if stage.task.encodes_prompts and len(set(counts)) > 1:
         odd = next(i for i, count in enumerate(counts) if count != counts[0])
         stage.error(
             ("task_templates", odd, "total_virtual_tokens"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Parallel axes from the innermost, whose neighbours are consecutive ranks, to the outermost: `tp-cp-ep-dp-pp` of
+# megatron/core/parallel_state.py (RankGenerator), with context and expert parallelism of 1.
+AXES = ("tensor", "data", "pipeline")
+
 
 @dataclass(frozen=True)
 class RankPlace:
@@ -21,8 +25,8 @@ class RankPlace:
 class Topology:
     """A split of nodes · devices_per_node ranks into tensor · pipeline · data.
 
-    rank = tp + TP·(dp + DP·pp): the order `tp-cp-ep-dp-pp` of megatron/core/parallel_state.py (RankGenerator) with
-    context and expert parallelism of 1. Neighbouring ranks share a node, so the tensor group, which talks most, does.
+    rank = tp + TP·(dp + DP·pp), by the order of AXES. Neighbouring ranks share a node, so the tensor group, which talks
+    most, does.
     """
 
     tensor: int
@@ -43,16 +47,25 @@ class Topology:
         """Data-parallel degree: what is left of the ranks."""
         return self.world_size // (self.tensor * self.pipeline)
 
-    def rank(self, pipeline: int, data: int, tensor: int) -> int:
-        """The rank at these coordinates."""
-        return tensor + self.tensor * (data + self.data * pipeline)
+    @property
+    def axes(self) -> list[tuple[str, int]]:
+        """Name and degree of each parallel axis, innermost first."""
+        return [(name, getattr(self, name)) for name in AXES]
+
+    def rank(self, **coordinates: int) -> int:
+        """The rank at these coordinates, one for each axis."""
+        rank, stride = 0, 1
+        for name, degree in self.axes:
+            rank, stride = rank + coordinates[name] * stride, stride * degree
+        return rank
 
     def place(self, rank: int) -> RankPlace:
         """Coordinates and node of a rank."""
-        rest, tensor = divmod(rank, self.tensor)
-        pipeline, data = divmod(rest, self.data)
+        coordinates, rest = {}, rank
+        for name, degree in self.axes:
+            rest, coordinates[name] = divmod(rest, degree)
         node, local_rank = divmod(rank, self.devices_per_node)
-        return RankPlace(rank, node, local_rank, pipeline, data, tensor)
+        return RankPlace(rank, node, local_rank, **coordinates)
 
     def places(self) -> list[RankPlace]:
         """Every rank, in order."""

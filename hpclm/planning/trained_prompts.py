@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpclm.core.errors import CheckpointError
-from hpclm.core.spec import PROMPT_TASKS
+from hpclm.core.layout import CheckpointFolder
 from hpclm.formats.nemo import prompt_tables
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext
-
-CARD = "prompts.json"
 
 
 def check(stage: StageContext, path: str) -> None:
@@ -38,7 +36,7 @@ def check(stage: StageContext, path: str) -> None:
                 template.total_virtual_tokens,
                 (count,),
             )
-    if stage.recipe.task in PROMPT_TASKS:
+    if stage.task.learns_prompts:
         _some_are_new(stage, counts, path)
         return
     missing = [index for index, template in enumerate(written) if template.taskname not in counts]
@@ -55,7 +53,7 @@ def check(stage: StageContext, path: str) -> None:
 
 def check_new_task(stage: StageContext, parent: StageContext) -> None:
     """Prompt learning that adds to an earlier stage of the recipe has a task that this one has not."""
-    if stage.recipe.task in PROMPT_TASKS and parent.recipe.task_templates:
+    if stage.task.learns_prompts and parent.recipe.task_templates:
         counts = {template.taskname: template.total_virtual_tokens for template in parent.recipe.task_templates}
         _some_are_new(stage, counts, f"stage {parent.recipe.name}")
 
@@ -75,7 +73,7 @@ def _some_are_new(stage: StageContext, counts: Mapping[str, int], where: str) ->
 def _trained(folder: Path) -> dict[str, int] | None:
     """Virtual tokens by task, from the card in a checkpoint or in a stage's folder of them."""
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = json.loads(CheckpointFolder(folder).prompts.read_text(encoding="utf-8"))
         return {one["taskname"]: int(one["total_virtual_tokens"]) for one in card["task_templates"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

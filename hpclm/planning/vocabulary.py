@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
+from hpclm.core.layout import CheckpointFolder
 from hpclm.core.spec import TokenizerSpec
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
@@ -22,7 +23,7 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
     if section is None:
         return None, None
     if section.train is not None:
-        if stage.recipe.task != "pretrain":
+        if not stage.task.starts_models:
             stage.error(
                 ("tokenizer", "train"),
                 f"only a pretrain stage learns a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the "
@@ -54,7 +55,7 @@ def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> 
     """The tokenizer stored with a base checkpoint."""
     if is_archive(checkpoint):
         return _in_archive(stage, checkpoint, vocab_size)
-    if stage.files and Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file():
+    if stage.files and Path(checkpoint).is_dir() and not CheckpointFolder(Path(checkpoint)).tokenizer.is_file():
         stage.error(
             ("tokenizer",),
             f"{checkpoint} holds no tokenizer.json; give tokenizer.tokenizer_file, or vocab_file and merges_file",

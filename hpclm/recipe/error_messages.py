@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpclm.recipe.schema.stage import SECTIONS, Stage
+from hpclm.recipe.schema.base import described
 from hpclm.recipe.tree import Node, Place
 
 
-def faults(error: ValidationError, tree: Node) -> list[str]:
-    """One line a fault: `recipes/x.yaml:14 optim.lr: must be …; …`."""
-    return [_fault(detail, tree) for detail in error.errors(include_url=False)]
+def faults(error: ValidationError, tree: Node, root: type[BaseModel]) -> list[str]:
+    """One line a fault: `recipes/x.yaml:14 optim.lr: must be …; …`. `root`: the model of the whole tree."""
+    return [_fault(detail, tree, root) for detail in error.errors(include_url=False)]
 
 
 def unknown_key(place: Place, key: str, known: list[str], elsewhere: list[str]) -> str:
@@ -34,16 +34,16 @@ def unknown_key(place: Place, key: str, known: list[str], elsewhere: list[str]) 
     return f"{place}: unknown key; {hint}"
 
 
-def _fault(detail: dict[str, Any] | Any, tree: Node) -> str:
+def _fault(detail: Any, tree: Node, root: type[BaseModel]) -> str:
     kind, loc = detail["type"], [part for part in detail["loc"] if part != "[key]"]
     keys = _written_keys(loc, tree)
     place = tree.where(*keys)
     if kind == "extra_forbidden":
-        section = _section(keys[:-1])
+        section = _section(keys[:-1], root)
         known = _keys_of(section) if section else []
-        return unknown_key(place, str(keys[-1]), known, _elsewhere(str(keys[-1])))
+        return unknown_key(place, str(keys[-1]), known, _elsewhere(str(keys[-1]), root))
     if kind == "missing":
-        return f"{place}: is missing; add it ({_description(keys)})"
+        return f"{place}: is missing; add it ({_description(keys, root)})"
     return f"{place}: {_words(kind, detail)}"
 
 
@@ -106,24 +106,9 @@ def _type_hint(kind: str, value: Any) -> str:
     return "; mend its value"
 
 
-def described(value: Any) -> str:
-    """A wrong value in words, short and escaped."""
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, tuple):
-        return "a list"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f"the text {value[:60]!r}"
-    return str(value)
-
-
-def _section(keys: list[str | int]) -> type[BaseModel] | None:
-    """The model of the mapping at `keys` of a stage."""
-    model: type[BaseModel] = Stage
+def _section(keys: list[str | int], root: type[BaseModel]) -> type[BaseModel] | None:
+    """The model of the mapping at `keys`."""
+    model = root
     for key in keys:
         if isinstance(key, int):
             continue
@@ -156,18 +141,15 @@ def _keys_of(model: type[BaseModel]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def _elsewhere(key: str) -> list[str]:
+def _elsewhere(key: str, root: type[BaseModel]) -> list[str]:
     """Full keys of sections that do know `key`."""
-    found = [key] if key in SECTIONS else []
-    for section in sorted(SECTIONS):
-        model = _model_in(Stage, section)
-        if model is not None and key in _keys_of(model):
-            found.append(f"{section}.{key}")
-    return found
+    inner = {name: _model_in(root, name) for name in sorted(_keys_of(root))}
+    found = [key] if inner.get(key) is not None else []
+    return [*found, *(f"{name}.{key}" for name, model in inner.items() if model is not None and key in _keys_of(model))]
 
 
-def _description(keys: list[str | int]) -> str:
-    model = _section(keys[:-1])
+def _description(keys: list[str | int], root: type[BaseModel]) -> str:
+    model = _section(keys[:-1], root)
     for name, info in (model.model_fields if model else {}).items():
         if keys[-1] == (info.alias or name):
             return info.description or name

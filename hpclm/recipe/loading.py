@@ -10,21 +10,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpclm.core.errors import CheckpointError, RecipeError
-from hpclm.formats.nemo.archive import Archive
+from hpclm.core.errors import RecipeError
+from hpclm.core.registries import TASKS
 from hpclm.recipe.error_messages import faults, unknown_key
 from hpclm.recipe.extends import read_extended
-from hpclm.recipe.importers.nemo import KeyNote, interpolated, is_nemo, translate
+from hpclm.recipe.importers import KeyNote, importer_for
 from hpclm.recipe.inheritance import merge
 from hpclm.recipe.overrides import Override, apply, flag, parse_override
 from hpclm.recipe.schema.base import plain_name
-from hpclm.recipe.schema.stage import SECTIONS, TASKS, VERSION, Stage
+from hpclm.recipe.schema.stage import VERSION, Stage, section_names, stage_model
 from hpclm.recipe.tree import Node, Place, with_keys
 
 MAX_STAGES = 50
 OURS = "hpclm."
-_SINGLE_KEYS = sorted({"version", "name", "task", "engine", "prompts", "stages"} | SECTIONS)
-_SHARED_KEYS = sorted({"version", "name", "stages"} | SECTIONS)
+_ROOT_KEYS = frozenset({"version", "name", "stages"})
+_SINGLE_KEYS = frozenset({"task", "engine", "prompts"})
 
 
 @dataclass(frozen=True)
@@ -97,36 +97,27 @@ def load(
     assert isinstance(root.value, dict)
     name = root.value["name"].value
     assert isinstance(name, str)
-    sections = tuple((key, str(node.place)) for key, node in root.value.items() if key in SECTIONS)
+    sections = tuple((key, str(node.place)) for key, node in root.value.items() if key in section_names())
     return LoadedRecipe(path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections)
 
 
 def translated(
     path: Path, overrides: Sequence[str] = (), *, nodes: int | None = None, devices_per_node: int | None = None
 ) -> tuple[str, Node, list[KeyNote]]:
-    """The file's text, its tree with every override in it, and where the file is NeMo's own, a note for each key.
+    """The file's text, its tree with every override in it, and where the file is another tool's, a note for each key.
 
-    For NeMo's file `--set` has NeMo's keys, as its users know them; `--set hpclm.KEY=…` reaches the recipe made of it.
+    For such a file `--set` has the tool's own keys, as its users know them; `--set hpclm.KEY=…` reaches the recipe made
+    of it.
     """
     text, root = read_extended(path)
     wanted = _overrides(overrides, nodes, devices_per_node)
-    if not is_nemo(root):
+    importer = importer_for(root)
+    if importer is None:
         return text, apply(root, wanted), []
     ours = [one for one in wanted if one.key.startswith(OURS) or one.origin.startswith(("--nodes", "--devices"))]
-    theirs = interpolated(apply(root, [one for one in wanted if one not in ours]))
-    made = translate(theirs, lambda archive: _templates_in(path.parent / archive))
+    theirs = importer.resolve(apply(root, [one for one in wanted if one not in ours]))
+    made = importer.read(theirs, path.parent)
     return text, apply(made.root, [replace(one, key=one.key.removeprefix(OURS)) for one in ours]), made.notes
-
-
-def _templates_in(path: Path) -> Any:
-    """The task templates of a prompt-learning archive, None where it cannot be read."""
-    from hpclm.formats.nemo.model_config import read_config
-
-    try:
-        with Archive(path) as archive:
-            return read_config(archive).get("task_templates")
-    except CheckpointError:
-        return None
 
 
 def _overrides(texts: Sequence[str], nodes: int | None, devices_per_node: int | None) -> list[Override]:
@@ -150,7 +141,7 @@ def _root_faults(root: Node) -> list[str]:
     assert isinstance(root.value, dict)
     broken = []
     several = "stages" in root.value
-    known = _SHARED_KEYS if several else _SINGLE_KEYS
+    known = sorted(_ROOT_KEYS | section_names() | (frozenset() if several else _SINGLE_KEYS))
     for key, node in root.value.items():
         if several and key in ("task", "engine", "prompts", "base"):
             broken.append(f"{node.place}: stands beside stages; move it into the stage it belongs to")
@@ -182,8 +173,8 @@ def _name_faults(root: Node) -> list[str]:
 
 def _sections_with(key: str) -> list[str]:
     found = []
-    for section in sorted(SECTIONS):
-        model = Stage.model_fields[section].annotation
+    for section in sorted(section_names()):
+        model = stage_model().model_fields[section].annotation
         inner = getattr(model, "__args__", (model,))[0]
         fields = getattr(inner, "model_fields", {})
         if key in {info.alias or name for name, info in fields.items()}:
@@ -194,7 +185,7 @@ def _sections_with(key: str) -> list[str]:
 def _stage_trees(root: Node, broken: list[str]) -> list[tuple[Node, frozenset[str]]]:
     """Each stage with what it inherits, and the names of the sections that it writes itself."""
     assert isinstance(root.value, dict)
-    shared = {key: node for key, node in root.value.items() if key in SECTIONS}
+    shared = {key: node for key, node in root.value.items() if key in section_names()}
     stages = root.get("stages")
     if stages is None:
         return [(_single(root, shared), frozenset(shared))]
@@ -235,9 +226,9 @@ def _single(root: Node, shared: dict[str, Node]) -> Node:
 
 def _validate(tree: Node, own: frozenset[str], directory: str, broken: list[str]) -> LoadedStage | None:
     try:
-        stage = Stage.model_validate(tree.plain(), context={"directory": directory})
+        stage = stage_model().model_validate(tree.plain(), context={"directory": directory})
     except ValidationError as error:
-        broken.extend(faults(error, tree))
+        broken.extend(faults(error, tree, stage_model()))
         return None
     return LoadedStage(stage, tree, own)
 
@@ -249,7 +240,7 @@ def _unused_overrides(root: Node, trees: list[tuple[Node, frozenset[str]]], brok
     reached = {node.place.origin for tree, _ in trees for node in tree.leaves()}
     assert isinstance(root.value, dict)
     for key, section in root.value.items():
-        if key not in SECTIONS:
+        if key not in section_names():
             continue
         for node in section.leaves():
             if node.place.argument and node.place.origin not in reached:

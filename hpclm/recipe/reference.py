@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpclm.recipe.error_messages import section_of
-from hpclm.recipe.schema.stage import SECTIONS, Stage
+from hpclm.recipe.schema.stage import Stage, section_names, stage_model
 
 _INTRO = """\
 # The recipe
@@ -78,8 +78,8 @@ empty; training rows have the answer.
 def markdown() -> str:
     """The whole page."""
     parts = [_INTRO, "## Keys of a stage\n", _table(Stage, only={"name", "task", "base", "prompts"})]
-    for key, info in Stage.model_fields.items():
-        if key in SECTIONS:
+    for key, info in stage_model().model_fields.items():
+        if key in section_names():
             model = section_of(info.annotation)
             assert model is not None
             parts.append(_section(key, model, info.description or ""))

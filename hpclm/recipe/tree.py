@@ -108,23 +108,27 @@ class Node:
             yield self
 
 
-def read_tree(path: Path) -> tuple[str, Node]:
-    """A recipe file's text and tree. Raises RecipeError with the line for anything but one plain YAML mapping."""
+def read_tree(path: Path, kind: str = "recipe") -> tuple[str, Node]:
+    """A file's text and tree. `kind`: what it is, for messages.
+
+    Raises RecipeError with the line for anything but one plain YAML mapping.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe file") from None
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a {kind} file") from None
     if len(raw) > MAX_FILE_BYTES:
-        raise RecipeError(f"{path}:1: larger than {MAX_FILE_BYTES >> 20} MiB; is this a recipe?")
+        raise RecipeError(f"{path}:1: larger than {MAX_FILE_BYTES >> 20} MiB; is this a {kind}?")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from None
+        raise RecipeError(f"{path}:{line}: not UTF-8 text; save the {kind} as UTF-8") from None
     root = parse(text, str(path))
     if not isinstance(root.value, dict):
-        raise RecipeError(f"{path}:1: a recipe is a mapping of keys such as name, task and model; see docs/recipe.md")
+        keys = "name, task and model; see docs/recipe.md" if kind == "recipe" else "scheduler and partition"
+        raise RecipeError(f"{path}:1: a {kind} is a mapping of keys such as {keys}")
     return text, root
 
 

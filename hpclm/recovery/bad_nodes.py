@@ -1,4 +1,4 @@
-"""Which nodes were found to be at fault: a file beside the runs that every job adds to.
+"""The bad-node list: which nodes were found faulty, in a file beside the runs that every job adds to.
 
 `<runs_dir>/nodes.jsonl`: one object a line, {"at", "node", "site", "run", "stage", "reason"}; `{"at", "node",
 "forget": true}` takes back what was said before it. A node is avoided for a day: by then somebody has mended it, or
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclm.core.files import append_line, read_lines
+from hpclm.core.layout import RunsFolder
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 AVOIDED_S = 24 * 3600.0
@@ -30,15 +31,10 @@ class Fault:
     reason: str
 
 
-def path_in(folder: Path) -> Path:
-    """The ledger of a folder of runs."""
-    return folder / "nodes.jsonl"
-
-
 def faults(folder: Path) -> list[Fault]:
     """What is known, oldest first, without what was forgotten on purpose."""
     found: list[Fault] = []
-    for line in read_lines(path_in(folder)):
+    for line in read_lines(RunsFolder(folder).bad_nodes):
         node, at = line.get("node"), line.get("at")
         # A name from here goes to sbatch: nothing but a node's name may.
         if not isinstance(node, str) or not _NODE.fullmatch(node) or not isinstance(at, (int, float)):
@@ -61,5 +57,5 @@ def forget(folder: Path, node: str) -> bool:
     """Take a node back into service; returns whether anything was known against it."""
     known = any(fault.node == node for fault in faults(folder))
     if known:
-        append_line(path_in(folder), {"at": time.time(), "node": node, "forget": True})
+        append_line(RunsFolder(folder).bad_nodes, {"at": time.time(), "node": node, "forget": True})
     return known

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.failures import FailureKind, failure_kind, policy
 from hpclm.core.files import read_object
 from hpclm.core.layout import AttemptPaths
+from hpclm.core.states import RankState
 
-_SECONDARY = ("peer-lost", "no-meeting", "signal", "waited")
 _MESSAGE_CHARACTERS = 600
 _SLURM_NOISE = ("slurmstepd", "srun:")
 
@@ -19,12 +20,11 @@ class Failure:
     """The first failure of an attempt.
 
     Attributes:
-        rank: the rank that failed first, None when no rank left a word.
-        kind: error, data, memory, hardware, storage, stall, vanished, peer-lost, no-meeting, signal.
+        rank: the rank that failed first, None when no rank left a record.
     """
 
     rank: int | None
-    kind: str
+    kind: FailureKind
     reason: str
 
 
@@ -40,11 +40,12 @@ def first_failure(records: list[dict[str, Any]]) -> Failure | None:
     The earliest that failed by itself; else one that left no last word; else, where all waited for each other, the
     one furthest behind; else one that lost a peer or was told to stop.
     """
-    failed = [record for record in records if record.get("state") in ("failed", "stopped")]
+    failed = [record for record in records if record.get("state") in (RankState.FAILED, RankState.STOPPED)]
     failed.sort(key=lambda record: float(record.get("ended_at") or 0))
-    own = [record for record in failed if record.get("kind") not in _SECONDARY]
-    waited = [record for record in failed if record.get("kind") in ("waited", "stall")]
-    vanished = [record for record in records if record.get("state") == "running"]
+    own = [record for record in failed if not policy(failure_kind(record.get("kind"))).consequence]
+    stalls = (FailureKind.WAITED, FailureKind.STALL)
+    waited = [record for record in failed if failure_kind(record.get("kind")) in stalls]
+    vanished = [record for record in records if record.get("state") == RankState.RUNNING]
     silent = bool(vanished and waited)
     if own and not (silent and all(record in waited for record in own)):
         return _described(own[0])
@@ -54,30 +55,30 @@ def first_failure(records: list[dict[str, Any]]) -> Failure | None:
         many = "rank" if len(vanished) == 1 else "ranks"
         if silent:
             return Failure(
-                vanished[0]["rank"], "stall", f"{many} {ranks} on {nodes} hung, and the others waited in vain"
+                vanished[0]["rank"], FailureKind.STALL, f"{many} {ranks} on {nodes} hung, and the others waited in vain"
             )
         reason = f"{many} {ranks} on {nodes} vanished without a word (SIGKILL, out of memory or node loss)"
-        return Failure(vanished[0]["rank"], "vanished", reason)
+        return Failure(vanished[0]["rank"], FailureKind.VANISHED, reason)
     if waited:
         last = min(waited, key=lambda record: int(record.get("beats") or 0))
-        return Failure(last["rank"], "stall", f"the ranks waited for each other; {_described(last).reason}")
+        return Failure(last["rank"], FailureKind.STALL, f"the ranks waited for each other; {_described(last).reason}")
     return _described(failed[0]) if failed else None
 
 
 def _described(record: dict[str, Any]) -> Failure:
-    kind = str(record.get("kind", "error"))
+    kind = failure_kind(record.get("kind"))
     message = str(record.get("message", "")).strip()
     if len(message) > _MESSAGE_CHARACTERS:
         message = message[:_MESSAGE_CHARACTERS] + " ..."
     # A user's mistake carries its own place, in the user's file; ours is of no use to them.
-    if kind != "data" and record.get("error_type") != "ProgramError":
+    if kind is not FailureKind.DATA and record.get("error_type") != "ProgramError":
         error_type, where = record.get("error_type"), record.get("where")
         message = f"{error_type}: {message}" if error_type and error_type != message else message
         message = f"{message} ({where})" if where else message
     return Failure(record["rank"], kind, f"rank {record['rank']} on {record.get('node')}: {message}")
 
 
-def last_words(logs: list[Path]) -> str | None:
+def last_output(logs: list[Path]) -> str | None:
     """The last line of the first log that has one: all there is when a rank died before it could begin.
 
     What Slurm wrote into a log while it ended the job counts only where no rank said anything.

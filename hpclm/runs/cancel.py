@@ -6,10 +6,8 @@ import dataclasses
 import time
 
 from hpclm.runs.record import Run
-from hpclm.runs.status import status_of
-from hpclm.schedulers.jobs import OVER
-from hpclm.schedulers.local import executor
-from hpclm.schedulers.slurm import client
+from hpclm.runs.status import query_of, status_of
+from hpclm.schedulers.interface import scheduler_of
 
 
 def cancel(run: Run) -> list[str]:
@@ -18,7 +16,7 @@ def cancel(run: Run) -> list[str]:
     The wish is written down first, so that status can tell it from a cancel by somebody else. Raises SchedulerError.
     """
     (status,) = status_of([run])
-    live = [stage.name for stage in status.stages if stage.state not in OVER]
+    live = [stage.name for stage in status.stages if not stage.state.is_over]
     if not live:
         return []
     record = run.record
@@ -29,8 +27,5 @@ def cancel(run: Run) -> list[str]:
                 dataclasses.replace(submit, cancelled_at=time.time(), job_ids={**submit.job_ids, **ids})
             )
     run = run.save(record)
-    if run.record.scheduler == "local":
-        executor.cancel(run.paths.local(run.record.submits[-1].number))
-    else:
-        client.scancel(stage.job_id for stage in status.stages if stage.name in live and stage.job_id)
+    scheduler_of(run.record.site).cancel(query_of(run, live))
     return live

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import importlib.metadata
-import os
 import platform
 import shlex
 import socket
@@ -13,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from hpclm.core.processes import user_name
 
 _PACKAGES = (
     "hpclm",
@@ -31,14 +31,6 @@ _PACKAGES = (
     "deepspeed",
 )
 _GIT_S = 5.0
-
-
-def user_name() -> str:
-    """Who runs this, also where the user has no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def capture(recipe: Path) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 
 from hpclm.containers import image_cache, parse_image
 from hpclm.core.errors import SiteError
-from hpclm.core.site import load_site
+from hpclm.core.layout import RunsFolder
+from hpclm.core.site import NO_RUNTIME
+from hpclm.recipe.sites import load_site
 from hpclm.runs.job_building import images_folder
 from hpclm.runs.runs_folder import runs_folder
-from hpclm.schedulers.discovery import discover
-from hpclm.schedulers.slurm import job_script
+from hpclm.schedulers.interface import scheduler_of
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,24 @@ class Pulled:
 
 
 def pull(
-    image: str, site_name: str, runs_dir: Path | None, say: Callable[[str], None], *, in_job: bool = False
+    image: str, site_name: str, runs_dir: Path | None, log: Callable[[str], None], *, in_job: bool = False
 ) -> Pulled:
     """Import `image` to the site's folder of images. Raises SiteError or SchedulerError."""
     parsed = parse_image(image)
     if parsed.path is not None:
         raise SiteError(f"{image}: is a file already; nothing has to be imported")
-    site = discover(load_site(site_name), gpu=False, container=True).site
-    if site.container.runtime == "none":
+    site = load_site(site_name)
+    scheduler = scheduler_of(site)
+    site = scheduler.capabilities(site, gpu=False, container=True).site
+    if site.container.runtime == NO_RUNTIME:
         raise SiteError(f"site {site.name} has no container runtime; name one in a site profile (container.runtime)")
-    wanted = image_cache.planned(parsed, site.container.runtime, images_folder(site, runs_folder(runs_dir, site)))
-    assert wanted is not None
+    folder = images_folder(site, RunsFolder(runs_folder(runs_dir, site)))
+    wanted = image_cache.planned(parsed, site.container.runtime, folder)
+    if wanted is None:
+        raise SiteError(f"{site.container.runtime} imports no images; name a file as the image")
     if in_job and not wanted.target.exists():
-        if site.scheduler != "slurm":
+        job_id = scheduler.submit_import(wanted, site)
+        if job_id is None:
             raise SiteError(f"--job: site {site.name} has no scheduler; leave it out")
-        return Pulled(str(wanted.target), False, job_script.submit_import(wanted, site))
-    return Pulled(str(wanted.target), image_cache.pull(wanted, say))
+        return Pulled(str(wanted.target), False, job_id)
+    return Pulled(str(wanted.target), image_cache.pull(wanted, log))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from hpclm.containers import ContainerRequest, LaunchSpec, launch_spec, parse_image
 from hpclm.containers.image_cache import Import, planned
-from hpclm.core.layout import RunPaths
-from hpclm.core.site import Site
-from hpclm.recovery import bad_nodes
+from hpclm.containers.runtime import runtime
+from hpclm.core.layout import RunPaths, RunsFolder
+from hpclm.core.site import NO_RUNTIME, Site
 from hpclm.runs.mounts import mounts_of
-from hpclm.schedulers.discovery import Offer, cpus_here
+from hpclm.schedulers.capabilities import SiteCapabilities
+from hpclm.schedulers.interface import scheduler_of
 from hpclm.schedulers.jobs import StageJob
 
 if TYPE_CHECKING:
@@ -26,21 +27,35 @@ _PREFLIGHT_S = 600
 
 
 def stage_jobs(
-    stages: Sequence[StagePlan], offer: Offer, paths: RunPaths, title: str, folder: Path, exclude: tuple[str, ...] = ()
+    stages: Sequence[StagePlan],
+    capabilities: SiteCapabilities,
+    paths: RunPaths,
+    payload: Path,
+    title: str,
+    folder: RunsFolder,
+    exclude: tuple[str, ...] = (),
 ) -> tuple[list[StageJob], list[str]]:
     """The jobs of a run in order, and why they could not be started as they are (one message each).
 
-    `folder`: where runs are, with the ledger of nodes in it and the images beside it.
+    Args:
+        payload: folder of the code that the ranks run.
+        folder: where runs are, with the bad-node list in it and the images beside it.
+        exclude: nodes to leave out.
     """
-    site = offer.site
+    site = capabilities.site
+    scheduler = scheduler_of(site)
     jobs, problems = [], []
     for stage in stages:
-        contained = stage.container is not None and runtime_of(stage, site) != "none"
+        contained = stage.container is not None and runtime_of(stage, site) != NO_RUNTIME
         problems += _image_problems(stage, site, folder)
         resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
         environment = _environment(stage, site, paths, cpus)
-        launch = _launch(stage, site, paths, folder, environment) if contained else LaunchSpec(python=(sys.executable,))
+        launch = (
+            _launch(stage, site, paths, payload, folder, environment)
+            if contained
+            else LaunchSpec(python=(sys.executable,))
+        )
         jobs.append(
             StageJob(
                 run=paths.name,
@@ -48,49 +63,46 @@ def stage_jobs(
                 submit=1,
                 title=title,
                 stage_dir=str(paths.stage(stage.name).root),
-                payload=str(paths.payload),
+                payload=str(payload),
                 device="gpu" if resources.device == "gpu" else "cpu",
                 nodes=resources.nodes,
                 tasks_per_node=resources.devices_per_node,
                 cpus_per_task=cpus,
                 memory_gib=resources.memory_gib,
-                time_limit_min=_job_minutes(resources, offer),
+                time_limit_min=_job_minutes(resources, capabilities),
                 total_time_min=resources.time_limit_min,
                 launch=launch,
                 python=site.python or launch.python,
                 in_container=contained,
                 environment=environment,
                 depends_on=tuple(stage.depends_on),
-                preflight_s=_PREFLIGHT_S if stage.recovery.preflight and site.scheduler == "slurm" else 0,
-                ledger=str(bad_nodes.path_in(folder)),
+                preflight_s=_PREFLIGHT_S if stage.recovery.preflight and scheduler.runs_preflight else 0,
+                bad_node_list=str(folder.bad_nodes),
                 exclude=exclude,
-                precision=stage.work.trainer.precision if stage.work else None,
+                precision=stage.spec.needs.precision if stage.spec else None,
                 device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
+                packages=stage.packages,
             )
         )
     return jobs, problems
 
 
-def _job_minutes(resources: ResourcePlan, offer: Offer) -> int:
+def _job_minutes(resources: ResourcePlan, capabilities: SiteCapabilities) -> int:
     """Of one job: what is asked for, or less where the partition gives less; the stage goes on in the next one."""
-    partition = offer.partition.time_limit_min if offer.partition else None
+    partition = capabilities.partition.time_limit_min if capabilities.partition else None
     limits = (resources.time_limit_min, resources.job_time_limit_min, partition)
     return min(limit for limit in limits if limit is not None)
 
 
 def _environment(stage: StagePlan, site: Site, paths: RunPaths, cpus: int) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(_threads(stage, site, cpus))}
+    resources = stage.resources
+    ranks = resources.nodes * resources.devices_per_node
+    threads = scheduler_of(site).threads(resources.cpus_per_device, cpus, ranks)
+    environment = {"OMP_NUM_THREADS": str(threads)}
     if stage.resources.device == "gpu":
         # Triton's cache in a home that nodes share makes ranks race for it.
         environment["TRITON_CACHE_DIR"] = f"/tmp/hpclm-triton-{paths.name}"
     return environment
-
-
-def _threads(stage: StagePlan, site: Site, cpus: int) -> int:
-    """Threads a rank: its CPUs; on this machine its share of them. More makes ranks wait for each other."""
-    if site.scheduler == "slurm" or stage.resources.cpus_per_device:
-        return cpus
-    return max(1, cpus_here() // (stage.resources.nodes * stage.resources.devices_per_node))
 
 
 def runtime_of(stage: StagePlan, site: Site) -> str:
@@ -98,39 +110,40 @@ def runtime_of(stage: StagePlan, site: Site) -> str:
     return (stage.container.runtime if stage.container else None) or site.container.runtime
 
 
-def images_folder(site: Site, runs: Path) -> Path:
+def images_folder(site: Site, runs: RunsFolder) -> Path:
     """Where imported images lie: the site's folder, else `images` beside the runs."""
-    return Path(site.container.images) if site.container.images else runs.parent / "images"
+    return Path(site.container.images) if site.container.images else runs.images
 
 
-def import_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
+def import_of(stage: StagePlan, site: Site, runs: RunsFolder) -> Import | None:
     """What has to be imported before this stage can start, None where nothing has.
 
-    Pyxis imports by itself, on every node and every time; where Enroot is at hand, once is enough.
+    A runtime that imports by itself does so on every node and every time; where its program is at hand, once is enough.
     """
-    if stage.container is None:
+    if stage.container is None or runtime_of(stage, site) == NO_RUNTIME:
         return None
-    runtime = runtime_of(stage, site)
-    wanted = planned(parse_image(stage.container.image), runtime, images_folder(site, runs))
+    name = runtime_of(stage, site)
+    wanted = planned(parse_image(stage.container.image), name, images_folder(site, runs))
     if wanted is None or wanted.target.exists():
         return wanted
-    alone = runtime == "pyxis" and site.container.pull == "login" and shutil.which("enroot") is None
-    return None if alone or site.container.pull == "never" else wanted
+    itself = runtime(name).imports_itself and site.container.pull == "login" and shutil.which(wanted.program) is None
+    return None if itself or site.container.pull == "never" else wanted
 
 
-def _file_of(stage: StagePlan, site: Site, runs: Path) -> Import | None:
-    """The file a stage starts, there or not; None for Pyxis where it imports by itself, and for what is a path."""
+def _file_of(stage: StagePlan, site: Site, runs: RunsFolder) -> Import | None:
+    """The file a stage starts, there or not; None where the runtime imports by itself, and for what is a path."""
     assert stage.container is not None
-    if runtime_of(stage, site) == "pyxis":
+    name = runtime_of(stage, site)
+    if runtime(name).imports_itself:
         return import_of(stage, site, runs)
-    return planned(parse_image(stage.container.image), runtime_of(stage, site), images_folder(site, runs))
+    return planned(parse_image(stage.container.image), name, images_folder(site, runs))
 
 
-def _image_problems(stage: StagePlan, site: Site, runs: Path) -> list[str]:
+def _image_problems(stage: StagePlan, site: Site, runs: RunsFolder) -> list[str]:
     """Why a stage's image keeps it from starting: no runtime, or a file that is not there and that nobody imports."""
     if stage.container is None:
         return []
-    if runtime_of(stage, site) == "none":
+    if runtime_of(stage, site) == NO_RUNTIME:
         return [
             f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} has no "
             "container runtime; name one in a site profile (container.runtime), or leave the image out with --set "
@@ -145,18 +158,21 @@ def _image_problems(stage: StagePlan, site: Site, runs: Path) -> list[str]:
     ]
 
 
-def _launch(stage: StagePlan, site: Site, paths: RunPaths, folder: Path, environment: dict[str, str]) -> LaunchSpec:
+def _launch(
+    stage: StagePlan, site: Site, paths: RunPaths, payload: Path, folder: RunsFolder, environment: dict[str, str]
+) -> LaunchSpec:
     container = stage.container
     assert container is not None
     wanted = _file_of(stage, site, folder)
     request = ContainerRequest(
         image=str(wanted.target) if wanted else container.image,
-        mounts=mounts_of(stage, site, paths.root),
+        mounts=mounts_of(stage, site, paths.root, payload),
         workdir=container.workdir or str(paths.stage(stage.name).root),
-        environment=_inside(site.environment | environment, container.environment, str(paths.payload)),
+        environment=_inside(site.environment | environment, container.environment, str(payload)),
         gpu=stage.resources.device == "gpu",
         writable=container.writable,
         home=site.container.home if container.home is None else container.home,
+        passed=scheduler_of(site).rank_variables,
     )
     return launch_spec(runtime_of(stage, site), request)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,12 @@ if TYPE_CHECKING:
     from hpclm.planning import StagePlan
 
 
-def mounts_of(stage: StagePlan, site: Site, root: Path) -> tuple[Mount, ...]:
-    """The run's folder, the recipe's and the site's; the deeper later, or a folder mounted over it would hide it."""
+def mounts_of(stage: StagePlan, site: Site, root: Path, payload: Path) -> tuple[Mount, ...]:
+    """The run's folder, its code, the recipe's and the site's; the deeper later, or a folder mounted over it would hide
+    it."""
     assert stage.container is not None
-    mounts = [Mount(str(root), str(root))]
+    own = [root] if payload.is_relative_to(root) else [root, payload]
+    mounts = [Mount(str(path), str(path)) for path in own]
     mounts += [Mount(mount.source, mount.target, mount.read_only) for mount in stage.container.mounts]
     for text in site.container.mounts:
         source, target, *flags = text.split(":")
@@ -29,7 +30,7 @@ def mount_notes(stage: StagePlan, site: Site, root: Path, home: Path) -> list[st
     """What this machine can tell of mounts that will fail on a node: it is not the node, so these are no refusals."""
     if stage.container is None:
         return []
-    mounts = [mount for mount in mounts_of(stage, site, root) if mount.source != str(root)]
+    mounts = [mount for mount in mounts_of(stage, site, root, root) if mount.source != str(root)]
     notes = [
         f"stage {stage.name}: {mount.source} is to be mounted and is not on this machine; where a node lacks it, too, "
         "no rank starts"
@@ -42,24 +43,7 @@ def mount_notes(stage: StagePlan, site: Site, root: Path, home: Path) -> list[st
     notes += [
         f"stage {stage.name}: {path} is in no folder that is mounted; add it to container.mounts of the recipe or the "
         "site, unless the container runtime mounts it by itself"
-        for path in dict.fromkeys(_inputs(stage))
+        for path in dict.fromkeys(stage.spec.needs.inputs if stage.spec else [])
         if not any(Path(path).is_relative_to(folder) for folder in seen)
     ]
     return notes
-
-
-def _inputs(stage: StagePlan) -> Iterator[str]:
-    """Paths a rank opens; what another stage of the run makes lies in the run's folder."""
-    work = stage.work
-    if work is None:
-        return
-    if work.data is not None:
-        yield from (*work.data.train, *work.data.validation, *work.data.test)
-    if work.text is not None:
-        yield from work.text.paths
-    for name in (work.tokenizer.vocab_file, work.tokenizer.merges_file, work.tokenizer.tokenizer_file):
-        if name is not None:
-            yield name
-    for origin in (work.base, work.prompts):
-        if origin is not None and origin.path is not None:
-            yield origin.path

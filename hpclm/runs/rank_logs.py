@@ -39,7 +39,7 @@ def log_path(run: Run, stage: StageStatus, rank: int | None) -> Path:
     paths, submit = run.paths.stage(stage.name), run.record.last_submit(stage.name)
     attempt = paths.latest_attempt(submit.number) or paths.attempt(submit.number)
     own = attempt.log(chosen)
-    batch = paths.slurm_batch_log(submit.job_ids.get(stage.name) or "none")
+    batch = paths.batch_log(submit.job_ids.get(stage.name) or "none")
     return own if own.exists() or rank is not None or not batch.exists() else batch
 
 
@@ -77,7 +77,5 @@ def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
 
 def stage_is_over(run: Run, stage: str) -> bool:
     """Whether a stage has ended, in whatever way."""
-    from hpclm.schedulers.jobs import OVER
-
     (status,) = status_of([run])
-    return next(one.state for one in status.stages if one.name == stage) in OVER
+    return next(one.state for one in status.stages if one.name == stage).is_over

@@ -6,20 +6,19 @@ It is written before a scheduler is asked and again with the job ids, so that no
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpclm.containers import LaunchSpec
 from hpclm.core.errors import HpclmError, RunNotFoundError
 from hpclm.core.files import read_json, write_json
 from hpclm.core.layout import RunPaths
-from hpclm.core.site import Site, SiteContainer
+from hpclm.core.records import from_dict
+from hpclm.core.site import Site
 from hpclm.schedulers.jobs import StageJob, job_tag
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,11 @@ class SubmitRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """A run."""
+    """A run.
+
+    Attributes:
+        payload: folder of the code its ranks run, where it is not the run's own (members of a sweep share one).
+    """
 
     run: str
     name: str
@@ -67,6 +70,7 @@ class Record:
     stages: tuple[StageRecord, ...]
     submits: tuple[SubmitRecord, ...]
     version: int = VERSION
+    payload: str | None = None
 
     @property
     def scheduler(self) -> str:
@@ -96,6 +100,11 @@ class Run:
     paths: RunPaths
     record: Record
 
+    @property
+    def payload(self) -> Path:
+        """The code its ranks run."""
+        return Path(self.record.payload) if self.record.payload else self.paths.payload
+
     def save(self, record: Record) -> Run:
         write_record(self.paths, record)
         return Run(self.paths, record)
@@ -115,12 +124,26 @@ def read_run(root: Path) -> Run:
     if raw is None:
         raise RunNotFoundError(f"{root}: no run there (it has no run.json)")
     try:
-        if raw["version"] != VERSION:
-            raise HpclmError(f"{paths.record}: version {raw['version']}; this hpclm reads version {VERSION}")
-        record: Record = _rebuild(Record, raw)
-    except (KeyError, TypeError, AttributeError) as error:
+        if not isinstance(raw, dict) or raw.get("version") not in (1, VERSION):
+            version = raw.get("version") if isinstance(raw, dict) else None
+            raise HpclmError(f"{paths.record}: version {version}; this hpclm reads versions 1 and {VERSION}")
+        record = from_dict(Record, upgraded(raw), ignore_unknown=True, where="run.json")
+    except ValueError as error:
         raise HpclmError(f"{paths.record}: not a run's record ({error})") from None
     return Run(paths, record)
+
+
+def upgraded(raw: dict[str, Any]) -> dict[str, Any]:
+    """A record of version 1 with the names of today's; its version stays, since its ranks' code does."""
+    if raw["version"] == VERSION or not isinstance(raw.get("stages"), list):
+        return raw
+    stages = []
+    for stage in raw["stages"]:
+        job = dict(stage["job"]) if isinstance(stage, dict) and isinstance(stage.get("job"), dict) else {}
+        if "ledger" in job:
+            job["bad_node_list"] = job.pop("ledger")
+        stages.append({**stage, "job": job} if job else stage)
+    return {**raw, "stages": stages}
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
@@ -128,7 +151,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
-        if not entry.name.startswith(".") and (entry / "run.json").is_file():
+        if not entry.name.startswith(".") and RunPaths(entry).record.is_file():
             yield entry
 
 
@@ -155,12 +178,12 @@ def find_run(folder: Path, wanted: str | None) -> Run:
                 f"no runs in {folder}; start one with `hpclm submit RECIPE`, or name another --runs-dir"
             )
         return runs[-1]
-    if wanted and "/" not in wanted and (folder / wanted / "run.json").is_file():
+    if wanted and "/" not in wanted and RunPaths(folder / wanted).record.is_file():
         return read_run(folder / wanted)
     sweep = wanted.rpartition(".")[0]
-    if sweep and "/" not in wanted and (folder / sweep / wanted / "run.json").is_file():
+    if sweep and "/" not in wanted and RunPaths(folder / sweep / wanted).record.is_file():
         return read_run(folder / sweep / wanted)  # a member of a sweep
-    if "/" in wanted or Path(wanted, "run.json").is_file():
+    if "/" in wanted or RunPaths(Path(wanted)).record.is_file():
         return read_run(Path(wanted).expanduser().absolute())
     matches = sorted(root.name for root in runs_in(folder) if wanted and root.name.startswith(wanted))
     if len(matches) == 1:
@@ -168,16 +191,3 @@ def find_run(folder: Path, wanted: str | None) -> Run:
     if matches:
         raise RunNotFoundError(f"{wanted!r} could be any of {', '.join(matches[:8])}; give more of the name")
     raise RunNotFoundError(f"no run {wanted!r} in {folder}; `hpclm status` lists those there are")
-
-
-_CLASSES = (Record, StageRecord, SubmitRecord, StageJob, LaunchSpec, Site, SiteContainer)
-
-
-def _rebuild(hint: Any, item: Any) -> Any:
-    """The inverse of `dataclasses.asdict` for the record's classes."""
-    if isinstance(hint, type) and hint in _CLASSES:
-        hints = typing.get_type_hints(hint)
-        return hint(**{key: _rebuild(hints[key], value) for key, value in item.items() if key in hints})
-    if typing.get_origin(hint) is tuple:
-        return tuple(_rebuild(typing.get_args(hint)[0], one) for one in item)
-    return item

@@ -10,11 +10,13 @@ import dataclasses
 import time
 
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
+from hpclm.core.states import StageState
 from hpclm.runs.record import Run, SubmitRecord, read_run
 from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
-from hpclm.schedulers.discovery import discover, misfits
-from hpclm.schedulers.jobs import OVER, StageJob
+from hpclm.runs.upgrade import upgrade
+from hpclm.schedulers.interface import scheduler_of
+from hpclm.schedulers.jobs import StageJob
 
 SETTLED_S = 60.0
 
@@ -26,22 +28,25 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     """
     (status,) = status_of([run])
     run = read_run(run.paths.root)  # status may have found jobs whose numbers were not written down
-    active = [stage for stage in status.stages if stage.state not in OVER]
-    if any(stage.state == "unknown" for stage in active) and status.warnings:
+    active = [stage for stage in status.stages if not stage.state.is_over]
+    if any(stage.state is StageState.UNKNOWN for stage in active) and status.warnings:
         raise SchedulerError(f"run {run.record.run}: cannot tell whether it still runs: {'; '.join(status.warnings)}")
     _refuse_a_submit_under_way(run, active)
-    alive = {stage.name: stage.job_id for stage in active if stage.state != "unknown" and stage.job_id}
-    never = [stage.name for stage in active if stage.state == "unknown" and stage.job_id is None]
-    if any(stage.state != "unknown" for stage in active) and not never:
+    alive = {stage.name: stage.job_id for stage in active if stage.state is not StageState.UNKNOWN and stage.job_id}
+    never = [stage.name for stage in active if stage.state is StageState.UNKNOWN and stage.job_id is None]
+    if any(stage.state is not StageState.UNKNOWN for stage in active) and not never:
         names = ", ".join(f"{stage.name} ({stage.state})" for stage in active)
         raise HpclmError(f"run {run.record.run} is not over: {names}; wait, or `hpclm cancel {run.record.run}` first")
-    rest = never if alive else [stage.name for stage in status.stages if stage.state != "completed"]
+    rest = never if alive else [stage.name for stage in status.stages if stage.state is not StageState.COMPLETED]
     if not rest:
         raise HpclmError(f"run {run.record.run} is complete; there is nothing to resume")
     number = run.record.submits[-1].number + 1
     jobs = [_again(run.record.stage(name).job, number, [*rest, *alive]) for name in rest]
-    offer = discover(run.record.site, gpu=False, container=False)
-    problems = misfits(offer, jobs)
+    if not alive:
+        run = upgrade(run)
+    scheduler = scheduler_of(run.record.site)
+    capabilities = scheduler.capabilities(run.record.site, gpu=False, container=False)
+    problems = scheduler.check_fit(capabilities, jobs)
     if problems:
         raise SiteError("\n".join(problems))
     submit = SubmitRecord(number, time.time(), tuple(rest))
@@ -68,7 +73,7 @@ def _refuse_a_submit_under_way(run: Run, active: list[StageStatus]) -> None:
     for stage in active:
         submit = run.record.last_submit(stage.name)
         wait = submit.at + SETTLED_S - time.time()
-        if stage.state == "unknown" and stage.job_id is None and submit.error is None and wait > 0:
+        if stage.state is StageState.UNKNOWN and stage.job_id is None and submit.error is None and wait > 0:
             raise HpclmError(
                 f"run {run.record.run}: stage {stage.name} may be being submitted just now; try again in {wait:.0f} s"
             )

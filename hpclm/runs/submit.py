@@ -14,36 +14,40 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpclm.containers.image_cache import Import, pull
-from hpclm.core.errors import PlanError, SchedulerError, SiteError
+from hpclm.core.errors import PlanError, SiteError
 from hpclm.core.files import write_json, write_text
-from hpclm.core.layout import RunPaths
+from hpclm.core.layout import RunPaths, RunsFolder
 from hpclm.core.payload import stage_payload
-from hpclm.core.site import Site, load_site
+from hpclm.core.processes import user_name
+from hpclm.core.records import to_dict
+from hpclm.core.site import Site
+from hpclm.recipe.sites import load_site
 from hpclm.recovery import bad_nodes
-from hpclm.runs.environment import capture, user_name
+from hpclm.runs.environment import capture
 from hpclm.runs.job_building import import_of, stage_jobs
 from hpclm.runs.mounts import mount_notes
-from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, write_record
+from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, read_run, write_record
 from hpclm.runs.runs_folder import runs_folder
-from hpclm.schedulers.discovery import Offer, discover, misfits
+from hpclm.schedulers.capabilities import SiteCapabilities
+from hpclm.schedulers.interface import JobScript, Submission, scheduler_of
 from hpclm.schedulers.jobs import StageJob
-from hpclm.schedulers.local import executor
-from hpclm.schedulers.slurm import client, job_script
 
 if TYPE_CHECKING:
     from hpclm.core.spec import ProgramStageSpec, StageSpec
     from hpclm.planning import Plan
+    from hpclm.planning.input_checks import InputChecks
     from hpclm.recipe import LoadedRecipe
-
 
 _BUILDING = ".building"
 _LEFTOVER_S = 3600.0
+# Payloads that runs share, by their content.
+_PAYLOADS = ".payloads"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Prepared:
     """Everything about a run before it exists.
 
     Attributes:
+        payload: folder of the code that its ranks will run.
+        specs: what the ranks will read; empty where the plan has errors.
         problems: why it could not start here (the scheduler is away, it does not fit); a dry run shows them, a submit
             refuses for them.
         imports: images that have to be there as files before a job can start.
@@ -74,6 +80,7 @@ class Prepared:
     plan: Plan
     site: Site
     paths: RunPaths
+    payload: Path
     specs: tuple[StageSpec | ProgramStageSpec, ...]
     jobs: tuple[StageJob, ...]
     problems: tuple[str, ...]
@@ -86,13 +93,7 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What a person should know although it is no fault."""
-        alone = self.site.scheduler == "local" and any(job.nodes > 1 for job in self.jobs)
-        notes = ["site local has one node, this machine: the ranks of all nodes run on it"] if alone else []
-        notes += [
-            f"stage {job.stage}: {job.total_time_min} min over jobs of {job.time_limit_min} min, one after the other"
-            for job in self.jobs
-            if self.site.scheduler == "slurm" and job.time_limit_min < job.total_time_min
-        ]
+        notes = scheduler_of(self.site).notes(self.jobs)
         if self.jobs and self.jobs[0].exclude:
             nodes = ", ".join(self.jobs[0].exclude)
             notes.append(f"left out: {nodes}, found at fault in the last day; see `hpclm nodes`")
@@ -101,44 +102,74 @@ class Prepared:
         return notes
 
 
-def prepare(request: Request, root: Path | None = None) -> Prepared:
-    """Read, plan and check. Raises RecipeError, SiteError, or PlanError with every finding at once.
+class Preparer:
+    """Reads, plans and checks recipes for one site; the scheduler is asked and each input file read once."""
 
-    `root`: the run's folder where it is no new one beside the others (a member of a sweep).
-    """
-    from hpclm.planning import make_plan, stage_specs
-    from hpclm.recipe import load
+    def __init__(self, site: str, runs_dir: Path | None) -> None:
+        from hpclm.planning.input_checks import InputChecks
 
-    site = load_site(request.site)
-    folder = runs_folder(request.runs_dir, site)
-    loaded = load(
-        request.recipe,
-        list(request.overrides),
-        nodes=request.nodes,
-        devices_per_node=request.devices_per_node,
-    )
-    plan = make_plan(loaded)
-    refuse_errors(plan)
-    offer = discover(
-        site,
-        gpu=any(stage.resources.device == "gpu" for stage in plan.stages),
-        container=any(stage.container is not None for stage in plan.stages),
-    )
-    paths = RunPaths(root or folder / run_id(request.name, plan.name))
-    jobs, problems = stage_jobs(plan.stages, offer, paths, plan.name, folder, _excluded(offer, folder, plan))
-    specs = tuple(stage_specs(plan, paths.name, paths.root))
-    problems = [*misfits(offer, jobs), *problems]
-    imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
-    return Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), tuple(problems), imports)
+        self.site = load_site(site)
+        self.folder = RunsFolder(runs_folder(runs_dir, self.site))
+        self.checks: InputChecks = InputChecks()
+        self._known: dict[tuple[bool, bool], SiteCapabilities] = {}
+
+    def prepare(self, request: Request, paths: RunPaths | None = None, payload: Path | None = None) -> Prepared:
+        """Everything about the run that `request` asks for. Raises RecipeError and SiteError; findings are the plan's.
+
+        Args:
+            paths: the run's folder where it is no new one beside the others (a member of a sweep).
+            payload: the code of its ranks where it is not in the run.
+        """
+        from hpclm.planning import make_plan, stage_specs
+        from hpclm.recipe import load
+
+        loaded = load(
+            request.recipe,
+            list(request.overrides),
+            nodes=request.nodes,
+            devices_per_node=request.devices_per_node,
+        )
+        plan = make_plan(loaded, checks=self.checks)
+        capabilities = self._capabilities(plan)
+        paths = paths or self.folder.run(run_id(request.name, plan.name))
+        payload = payload or paths.payload
+        jobs, problems = stage_jobs(
+            plan.stages, capabilities, paths, payload, plan.name, self.folder, self._excluded(capabilities, plan)
+        )
+        site = capabilities.site
+        return Prepared(
+            request=request,
+            loaded=loaded,
+            plan=plan,
+            site=site,
+            paths=paths,
+            payload=payload,
+            specs=() if plan.errors else tuple(stage_specs(plan, paths.name, paths.root)),
+            jobs=tuple(jobs),
+            problems=(*scheduler_of(site).check_fit(capabilities, jobs), *problems),
+            imports=tuple(one for stage in plan.stages if (one := import_of(stage, site, self.folder)) is not None),
+        )
+
+    def _capabilities(self, plan: Plan) -> SiteCapabilities:
+        gpu = any(stage.resources.device == "gpu" for stage in plan.stages)
+        container = any(stage.container is not None for stage in plan.stages)
+        if (gpu, container) not in self._known:
+            found = scheduler_of(self.site).capabilities(self.site, gpu=gpu, container=container)
+            self._known[gpu, container] = found
+        return self._known[gpu, container]
+
+    def _excluded(self, capabilities: SiteCapabilities, plan: Plan) -> tuple[str, ...]:
+        """Nodes of this site on the bad-node list, unless too few would be left without them."""
+        bad = bad_nodes.suspects(self.folder.root, capabilities.site.name)
+        most = max(stage.resources.nodes for stage in plan.stages)
+        return tuple(bad) if capabilities.spares(len(bad), most) else ()
 
 
-def _excluded(offer: Offer, folder: Path, plan: Plan) -> tuple[str, ...]:
-    """Nodes the ledger has against this site, unless too few would be left without them."""
-    if offer.partition is None:
-        return ()
-    bad = bad_nodes.suspects(folder, offer.site.name)
-    most = max(stage.resources.nodes for stage in plan.stages)
-    return tuple(bad) if offer.partition.nodes - len(bad) >= most else ()
+def prepare(request: Request) -> Prepared:
+    """Read, plan and check. Raises RecipeError, SiteError, or PlanError with every finding at once."""
+    prepared = Preparer(request.site, request.runs_dir).prepare(request)
+    refuse_errors(prepared.plan)
+    return prepared
 
 
 def refuse_errors(plan: Plan) -> None:
@@ -147,27 +178,23 @@ def refuse_errors(plan: Plan) -> None:
         raise PlanError("\n".join(str(finding) for finding in plan.errors))
 
 
-def scripts(prepared: Prepared) -> list[tuple[StageJob, list[str], str]]:
-    """Each stage's job, what its script is handed to, and the script: the very text that a submit uses."""
-    if prepared.site.scheduler == "local":
-        return [(job, [], executor.render(job, prepared.site)) for job in prepared.jobs]
+def scripts(prepared: Prepared) -> list[tuple[StageJob, JobScript]]:
+    """Each stage's job with its script: the very text that a submit uses."""
     words = {job.stage: f"<job id of {job.stage}>" for job in prepared.jobs}
-    return [
-        (job, ["sbatch", *job_script.submission_argv(job, words), "job.sh"], job_script.render(job, prepared.site))
-        for job in prepared.jobs
-    ]
+    scheduler = scheduler_of(prepared.site)
+    return [(job, scheduler.script(job, prepared.site, words)) for job in prepared.jobs]
 
 
-def submit(prepared: Prepared, say: Callable[[str], None] = lambda line: None) -> Run:
-    """Make the run and start it, once its images are there or on their way. `say` takes lines for the user.
+def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -> Run:
+    """Make the run and start it, once its images are there or on their way. `log` takes lines for the user.
 
-    Raises SiteError or SchedulerError; then nothing is left behind, unless the message says what is.
+    Raises PlanError, SiteError or SchedulerError; then nothing is left behind, unless the message says what is.
     """
+    refuse_errors(prepared.plan)
     if prepared.problems:
         raise SiteError("\n".join(prepared.problems))
-    for _ in scripts(prepared):
-        pass  # what cannot be quoted is refused before anything is written
-    jobs = import_images(prepared, say)
+    scripts(prepared)  # what cannot be quoted is refused before anything is written
+    jobs = import_images(prepared, log)
     made_folder = _make(prepared.paths.root.parent)
     _sweep_up(prepared.paths.root.parent)
     try:
@@ -182,81 +209,48 @@ def submit(prepared: Prepared, say: Callable[[str], None] = lambda line: None) -
         raise
 
 
-def import_images(prepared: Prepared, say: Callable[[str], None]) -> tuple[str, ...]:
+def import_images(prepared: Prepared, log: Callable[[str], None]) -> tuple[str, ...]:
     """Have every image that is missing; returns the jobs that do it where the site wants jobs for that."""
     missing = [one for one in dict.fromkeys(prepared.imports) if not one.target.exists()]
-    if prepared.site.container.pull == "job" and prepared.site.scheduler == "slurm":
-        return tuple(job_script.submit_import(one, prepared.site) for one in missing)
+    jobs = []
     for one in missing:
-        pull(one, say)
-    return ()
+        in_job = prepared.site.container.pull == "job"
+        job = scheduler_of(prepared.site).submit_import(one, prepared.site) if in_job else None
+        if job is None:
+            pull(one, log)
+        else:
+            jobs.append(job)
+    return tuple(jobs)
 
 
-def start(run: Run, jobs: list[StageJob], parents: dict[str, str] | None = None) -> Run:
+def start(run: Run, jobs: Sequence[StageJob], parents: Mapping[str, str] | None = None) -> Run:
     """Hand a submit's jobs to the scheduler. The record is on disk before, with this submit in it without job ids.
 
     `parents`: job ids, by stage, of an earlier submit's jobs that these wait for.
     """
-    if run.record.scheduler == "local":
-        executor.submit(run.paths.local(jobs[0].submit), jobs, run.record.site, run.paths.payload)
-        return run
-    return _start_slurm(run, jobs, parents or {})
+    latest = [run]
+
+    def note(taken: dict[str, str], error: str | None) -> None:
+        """Write down what the scheduler has taken so far, and why it went no further if it did not."""
+        now = latest[0]
+        submit = next(submit for submit in now.record.submits if submit.number == jobs[0].submit)
+        latest[0] = now.save(now.record.with_submit(dataclasses.replace(submit, job_ids=taken, error=error)))
+
+    wait_for = run.record.submits[-1].image_jobs
+    scheduler_of(run.record.site).start(submission_of(run, jobs, parents or {}, wait_for), note)
+    return latest[0]
 
 
-def _start_slurm(run: Run, jobs: list[StageJob], parents: dict[str, str]) -> Run:
-    taken: dict[str, str] = {}
-    for job in jobs:
-        known = {**parents, **taken}
-        try:
-            if job.depends_on:
-                job_script.verify([known[parent] for parent in job.depends_on], run.record.user)
-            taken[job.stage] = job_script.submit(job, run.record.site, known, run.record.submits[-1].image_jobs)
-        except (SchedulerError, KeyboardInterrupt) as error:
-            why = str(error) or "interrupted"
-            lost = _found_by_tag(run, job, taken, why)
-            if lost is not None:
-                taken[job.stage] = lost
-            if lost is None or isinstance(error, KeyboardInterrupt):
-                _take_back(run, job, taken, why)
-        run = _note(run, job.submit, taken)
-    return run
-
-
-def _note(run: Run, number: int, taken: dict[str, str], error: str | None = None) -> Run:
-    """Write down what the scheduler has taken so far, and why it went no further if it did not."""
-    submit = next(submit for submit in run.record.submits if submit.number == number)
-    return run.save(run.record.with_submit(dataclasses.replace(submit, job_ids=dict(taken), error=error)))
-
-
-def _found_by_tag(run: Run, job: StageJob, taken: dict[str, str], why: str) -> str | None:
-    """The id of a job that the scheduler took although sbatch failed (its answer was lost), if there is one.
-
-    Raises SchedulerError when that cannot be found out; the record then stays, for status to look again.
-    """
-    try:
-        return next((info.job_id for info in client.jobs_of([run.record.user]) if info.tag == job.tag), None)
-    except SchedulerError as error:
-        _note(run, job.submit, taken, f"stage {job.stage}: {why}")
-        raise SchedulerError(
-            f"stage {job.stage}: {why}\nand whether the job was taken all the same cannot be found out ({error}); "
-            f"`hpclm status {run.record.run}` looks again"
-        ) from None
-
-
-def _take_back(run: Run, job: StageJob, taken: dict[str, str], why: str) -> None:
-    """Cancel the stages already taken, write down why, and raise."""
-    if not taken:
-        raise SchedulerError(why)
-    error = f"stage {job.stage}: {why}"
-    _note(run, job.submit, taken, error)
-    client.scancel(taken.values())
-    raise SchedulerError(f"{error}\nwhat was submitted ({', '.join(taken)}) was cancelled; see {run.paths.root}")
+def submission_of(
+    run: Run, jobs: Sequence[StageJob], parents: Mapping[str, str], wait_for: tuple[str, ...] = ()
+) -> Submission:
+    """A run's jobs as a scheduler takes them."""
+    record = run.record
+    return Submission(run.paths, record.user, record.site, tuple(jobs), run.payload, parents, wait_for)
 
 
 def _was_submitted(paths: RunPaths) -> bool:
     """Whether a scheduler has, or may have, anything of this run."""
-    from hpclm.runs.record import read_run
-
     try:
         record = read_run(paths.root).record
     except Exception:
@@ -277,9 +271,10 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
         write_json(building.environment, capture(prepared.request.recipe.absolute()))
         for job, spec in zip(prepared.jobs, prepared.specs, strict=True):
             stage = building.stage(job.stage)
-            write_json(stage.spec, _spec_dict(spec))
-            stage.slurm.mkdir()  # a job whose log folder is missing fails without a word
-        stage_payload(building.payload)
+            write_json(stage.spec, to_dict(spec))
+            stage.job_folder.mkdir()  # a job whose log folder is missing fails without a message
+        if prepared.payload == final.payload:
+            stage_payload(building.payload, shared=final.root.parent / _PAYLOADS)
         write_record(building, record)
         building.root.rename(final.root)
     except BaseException:
@@ -294,12 +289,6 @@ def _sweep_up(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
                 shutil.rmtree(leftover)
-
-
-def _spec_dict(spec: StageSpec | ProgramStageSpec) -> dict[str, Any]:
-    from hpclm.core.spec import to_dict
-
-    return to_dict(spec)
 
 
 def _record(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Record:
@@ -318,6 +307,7 @@ def _record(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Record:
         overrides=_overrides(prepared.request),
         stages=stages,
         submits=(SubmitRecord(1, now, tuple(job.stage for job in prepared.jobs), image_jobs=image_jobs),),
+        payload=None if prepared.payload == prepared.paths.payload else str(prepared.payload),
     )
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from hpclm.core.errors import IncompleteError
 from hpclm.core.files import read_object, write_json, write_text
+from hpclm.core.registries import METRICS
+from hpclm.core.states import StageState
+from hpclm.metrics import larger_is_better
 from hpclm.runs.collect import collect
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
 from hpclm.runs.sweep import Sweep
-
-# Of these less is better; of a score more.
-_SMALLER = ("loss", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Row:
 
     run: str
     settings: dict[str, str]
-    state: str
+    state: StageState
     reason: str
     step: str
     loss: float | None
@@ -45,23 +45,23 @@ class SweepStatus:
         return self.rows[0] if self.rows and self.rows[0].metric is not None else None
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[StageState, int]:
         states = [row.state for row in self.rows]
         return {state: states.count(state) for state in dict.fromkeys(states)}
 
     def to_dict(self) -> dict[str, Any]:
         rows = [dict(vars(row)) for row in self.rows]
         best = self.best.run if self.best else None
-        return {"sweep": self.sweep.name, "metric": self.sweep.metric, "best": best, "members": rows}
+        return {"sweep": self.sweep.name, "metric": self.sweep.record.metric, "best": best, "members": rows}
 
 
 def sweep_status(sweep: Sweep, metric: str | None = None) -> SweepStatus:
     """How every member is doing: one question to the scheduler for all of them."""
     runs = {run.record.run: run for run in sweep.runs()}
     found = {one.run: one for one in status_of(runs.values())}
-    name = metric or sweep.metric
-    rows = [_row(member.run, member.settings, runs.get(member.run), found, name) for member in sweep.members]
-    sign = 1 if any(word in name for word in _SMALLER) else -1
+    name = METRICS.canonical(metric or sweep.record.metric)
+    rows = [_row(member.run, member.settings, runs.get(member.run), found, name) for member in sweep.record.members]
+    sign = -1 if larger_is_better(name) else 1
     rows.sort(key=lambda row: (row.metric is None, sign * (row.metric or 0.0)))
     warnings = tuple(dict.fromkeys(warning for one in found.values() for warning in one.warnings))
     return SweepStatus(sweep, tuple(rows), warnings)
@@ -69,9 +69,9 @@ def sweep_status(sweep: Sweep, metric: str | None = None) -> SweepStatus:
 
 def _row(name: str, settings: dict[str, str], run: Run | None, found: dict[str, RunStatus], metric: str) -> Row:
     if run is None:
-        return Row(name, settings, "unknown", "was never written: the submit was broken off", "", None, None)
+        return Row(name, settings, StageState.UNKNOWN, "was never written: the submit was broken off", "", None, None)
     status = found[name]
-    current = next((stage for stage in status.stages if stage.state != "completed"), status.stages[-1])
+    current = next((stage for stage in status.stages if stage.state is not StageState.COMPLETED), status.stages[-1])
     step = "" if current.step is None else f"{current.step}/{current.total_steps or '?'}"
     losses = [stage.loss for stage in status.stages if stage.loss is not None]
     loss = losses[-1] if losses else None
@@ -101,14 +101,14 @@ def collect_sweep(sweep: Sweep, out: Path | None = None, metric: str | None = No
     Raises IncompleteError where no member is complete; those that are not are named in the table.
     """
     status = sweep_status(sweep, metric)
-    complete = [row for row in status.rows if row.state == "completed"]
+    complete = [row for row in status.rows if row.state is StageState.COMPLETED]
     if not complete:
         states = ", ".join(f"{count} {state}" for state, count in status.counts.items())
         raise IncompleteError(f"sweep {sweep.name}: no member is complete ({states})")
     runs = {run.record.run: run for run in sweep.runs()}
     for row in complete:
         collect(runs[row.run])
-    folder = (out or sweep.root / "results").expanduser().absolute()
+    folder = (out or sweep.paths.results).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "sweep.csv", _csv(status))
     write_json(folder / "summary.json", status.to_dict())
@@ -117,9 +117,9 @@ def collect_sweep(sweep: Sweep, out: Path | None = None, metric: str | None = No
 
 def _csv(status: SweepStatus) -> str:
     stream = io.StringIO()
-    keys = [axis.key for axis in status.sweep.axes]
+    keys = [axis.key for axis in status.sweep.record.axes]
     writer = csv.writer(stream)
-    writer.writerow(["run", *keys, "state", status.sweep.metric, "loss"])
+    writer.writerow(["run", *keys, "state", status.sweep.record.metric, "loss"])
     for row in status.rows:
         writer.writerow([row.run, *(row.settings[key] for key in keys), row.state, row.metric, row.loss])
     return stream.getvalue()

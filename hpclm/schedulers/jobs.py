@@ -7,25 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hpclm.containers import LaunchSpec
+from hpclm.core.states import StageState
 
 Device = Literal["cpu", "gpu"]
-
-# The states a user meets, in the order of how much they matter when a run has several stages in different ones.
-STATES = (
-    "failed",
-    "out-of-memory",
-    "node-fail",
-    "timeout",
-    "preempted",
-    "cancelled",
-    "skipped",
-    "unknown",
-    "running",
-    "pending",
-    "completed",
-)
-OVER = frozenset(STATES) - {"running", "pending", "unknown"}
-BAD = OVER - {"completed"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +28,9 @@ class StageJob:
         total_time_min: minutes the stage may run in all, over as many jobs as that takes.
         depends_on: stages of the same submit that must end well first.
         preflight_s: seconds the check of the nodes before each start may take; 0: none.
-        ledger: file that remembers nodes found to be at fault.
+        bad_node_list: file that remembers faulty nodes.
         exclude: nodes it must not run on.
+        packages: what the ranks' interpreter must have.
         precision: of the ranks' arithmetic; None: not known.
         device_memory_gib: estimate of the most loaded rank; None: not known.
     """
@@ -69,8 +54,9 @@ class StageJob:
     environment: dict[str, str] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
     preflight_s: int = 0
-    ledger: str = "/dev/null"
+    bad_node_list: str = "/dev/null"
     exclude: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     precision: str | None = None
     device_memory_gib: float | None = None
 
@@ -142,12 +128,20 @@ def member_tag(comment: str, job_id: str) -> str:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What a scheduler last said of a job. Times are unix seconds; None is unknown."""
+    """What a scheduler last said of a job. Times are unix seconds; None is unknown.
+
+    Attributes:
+        state: in our words; `raw_state`: in the scheduler's.
+        reason: why, in words.
+        reason_is_final: whether the scheduler itself knows why the ranks ended: what they say of it counts less.
+    """
 
     job_id: str
-    state: str
+    state: StageState
     reason: str = ""
     started_at: float | None = None
     ended_at: float | None = None
     nodes: str = ""
     tag: str = ""
+    raw_state: str = ""
+    reason_is_final: bool = False

@@ -1,11 +1,12 @@
-"""Which rank this process is, as the local executor or Slurm says."""
+"""Which rank this process is, as whatever started it says."""
 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from hpclm.core.node_name import VARIABLES, node_name
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,23 @@ class RankFacts:
 
 
 _OURS = ("HPCLM_RANK", "HPCLM_WORLD_SIZE", "HPCLM_LOCAL_RANK", "HPCLM_NODE_RANK")
-_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 
 
 def rank_facts(environment: Mapping[str, str] = os.environ) -> RankFacts:
-    """Read the rank from HPCLM_* (our local executor) or SLURM_* (srun). Raises RuntimeError where neither is set."""
-    names = next((names for names in (_OURS, _SLURM) if all(name in environment for name in names)), None)
+    """Read the rank from HPCLM_RANK and the others, or from the variables that HPCLM_RANK_VARIABLES names.
+
+    Raises RuntimeError where they are not set.
+    """
+    scheduler = tuple(environment.get(VARIABLES, "").split())
+    names = next((n for n in (_OURS, scheduler[:4]) if len(n) == 4 and all(one in environment for one in n)), None)
     if names is None:
-        raise RuntimeError(f"not started by hpclm or srun: neither {', '.join(_OURS)} nor {', '.join(_SLURM)} are set")
+        raise RuntimeError(f"not started by hpclm: {', '.join(scheduler[:4] or _OURS)} are not all set")
     rank, world_size, local_rank, node_rank = (int(environment[name]) for name in names)
     return RankFacts(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
         node_rank=node_rank,
-        node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
+        node=node_name(environment),
         restart=int(environment.get("HPCLM_RESTART") or 0),
     )

@@ -13,10 +13,11 @@ from typing import Any
 
 from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.failures import FailureKind, policy
 from hpclm.core.files import append_line, finite, write_json
+from hpclm.core.states import RankState
 from hpclm.worker.rank_identity import RankFacts
 
-EXIT_OK, EXIT_BUG, EXIT_DATA, EXIT_PEER, EXIT_STOPPED, EXIT_STALL, EXIT_HARDWARE = 0, 1, 10, 20, 30, 40, 50
 _PROGRESS_INTERVAL_S = 1.0
 _TRACEBACK_LINES = 30
 _PEER_WORDS = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "socket", "nccl")
@@ -57,6 +58,15 @@ class PeerError(RuntimeError):
     """Another rank could not do what this one waited for; that rank's record says why."""
 
 
+_KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
+    ((StoppedError,), FailureKind.SIGNAL),
+    ((DataError, CheckpointError, FloatingPointError), FailureKind.DATA),
+    ((MemoryError,), FailureKind.MEMORY),
+    ((PeerError,), FailureKind.PEER_LOST),
+    ((RendezvousError,), FailureKind.RENDEZVOUS_TIMEOUT),
+)
+
+
 class RankRecord:
     """The `ranks/<rank>.json` of one attempt: that the rank began, and how it ended."""
 
@@ -67,7 +77,7 @@ class RankRecord:
             "node": facts.node,
             "pid": os.getpid(),
             "started_at": time.time(),
-            "state": "running",
+            "state": RankState.RUNNING,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, self.record)
@@ -75,17 +85,18 @@ class RankRecord:
     def stalled(self, timeout_s: float, waiting: bool, place: str, stack: Path) -> int:
         """Write that nothing moved, and whether this rank waited for others; returns the exit code."""
         what = "waited for others" if waiting else "made no progress"
+        kind = FailureKind.WAITED if waiting else FailureKind.STALL
         self.record.update(
             ended_at=time.time(),
-            state="failed",
-            kind="waited" if waiting else "stall",
-            exit_code=EXIT_STALL,
+            state=RankState.FAILED,
+            kind=kind,
+            exit_code=int(policy(kind).exit_code),
             error_type=None,
             message=f"{what} for {timeout_s:.0f} s {place}; its stack is in {stack}",
             beats=heartbeat.count(),
         )
         write_json(self.path, self.record)
-        return EXIT_STALL
+        return int(policy(kind).exit_code)
 
     def finish(self, error: BaseException | None, stood_still_s: float = 0.0) -> int:
         """Write how the rank ended; returns the exit code that says the same.
@@ -94,12 +105,15 @@ class RankRecord:
             stood_still_s: how long the process did not run at all. When it goes on and finds the others gone, it is
                 they who had waited for it.
         """
-        kind, code, state = _classify(error)
-        if kind == "peer-lost" and stood_still_s:
-            kind, code = "stall", EXIT_STALL
+        kind = classify(error) if error is not None else None
+        if kind is FailureKind.PEER_LOST and stood_still_s:
+            kind = FailureKind.STALL
             what = f"did not run at all for {stood_still_s:.0f} s: the process was stopped, and the others left"
             error = PeerError(what).with_traceback(error.__traceback__ if error else None)
-        self.record.update(ended_at=time.time(), state=state, kind=kind, exit_code=code)
+        state = RankState.DONE if kind is None else RankState.FAILED
+        state = RankState.STOPPED if kind is FailureKind.SIGNAL else state
+        code = 0 if kind is None else int(policy(kind).exit_code)
+        self.record.update(ended_at=time.time(), state=state, kind=kind or "ok", exit_code=code)
         if error is not None:
             lines = "".join(traceback.format_exception(error)).splitlines()
             self.record.update(
@@ -112,33 +126,27 @@ class RankRecord:
         return code
 
 
-def _classify(error: BaseException | None) -> tuple[str, int, str]:
-    if error is None:
-        return "ok", EXIT_OK, "done"
-    if isinstance(error, StoppedError):
-        return "signal", EXIT_STOPPED, "stopped"
+def classify(error: BaseException) -> FailureKind:
+    """What kind of failure an exception is: by its type, and for what torch, NCCL and CUDA raise by its text."""
+    for types, kind in _KINDS:
+        if isinstance(error, types):
+            return kind
     if isinstance(error, ProgramError):
-        return "program" if error.retry else "error", EXIT_BUG, "failed"
-    if isinstance(error, (DataError, CheckpointError, FloatingPointError)):
-        return "data", EXIT_DATA, "failed"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "memory", EXIT_BUG, "failed"
+        return FailureKind.PROGRAM if error.retry else FailureKind.ERROR
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
-        return "storage", EXIT_BUG, "failed"
-    if isinstance(error, PeerError):
-        return "peer-lost", EXIT_PEER, "failed"
-    if isinstance(error, RendezvousError):
-        return "no-meeting", EXIT_PEER, "failed"
+        return FailureKind.STORAGE
     names = {cls.__name__ for cls in type(error).__mro__}
+    if "OutOfMemoryError" in names:
+        return FailureKind.MEMORY
     text = str(error).lower()
     if isinstance(error, RuntimeError) and any(word in text for word in _HARDWARE_WORDS):
-        return "hardware", EXIT_HARDWARE, "failed"
+        return FailureKind.HARDWARE
     if isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS):
-        return "memory", EXIT_BUG, "failed"
+        return FailureKind.MEMORY
     from_torch = isinstance(error, RuntimeError) or "DistError" in names
     if from_torch and ("DistError" in names or "gloo" in text) and any(word in text for word in _PEER_WORDS):
-        return "peer-lost", EXIT_PEER, "failed"
-    return "error", EXIT_BUG, "failed"
+        return FailureKind.PEER_LOST
+    return FailureKind.ERROR
 
 
 def _where(error: BaseException) -> str | None:

@@ -35,11 +35,11 @@ _LOOKS = 10
 
 
 class StallWatch:
-    """Ends the rank with EXIT_STALL after `timeout_s` seconds (None: never) in which neither it nor rank 0 got on."""
+    """Ends the rank with exit code STALL after `timeout_s` seconds (None: never) in which neither it nor rank 0 got on."""
 
     def __init__(self, record: RankRecord, paths: AttemptPaths, rank: int, timeout_s: float | None) -> None:
         self.record, self.rank, self.timeout_s = record, rank, timeout_s or float("inf")
-        self.stack, self.pulse_file = paths.stack(rank), paths.root / "pulse"
+        self.stack, self.pulse_file = paths.stack(rank), paths.heartbeat
         self.stopped = threading.Event()
         self.looked = time.monotonic()
         self._stood_still_s = 0.0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpclm.cli import app as cli
-from hpclm.core.spec import ModelSpec, to_dict
+from hpclm.core.records import to_dict
+from hpclm.core.spec import ModelSpec
 
 RECIPE = """
 version: 1

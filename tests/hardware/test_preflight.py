@@ -13,7 +13,7 @@ from stand_in import call, machine, probed
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import to_dict
+from hpclm.core.records import to_dict
 from hpclm.nodes import preflight
 from hpclm.nodes.gpu_checks import Need
 

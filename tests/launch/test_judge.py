@@ -149,7 +149,7 @@ def test_a_forgotten_job_is_known_by_what_its_script_left(
         rank(0, "stopped", "signal", 1000 + seconds) if "TERM" in left else rank(0, "done", "ok", 1),
     )
     paths.slurm.mkdir()
-    paths.slurm_exit("1").write_text(left)
+    paths.job_exit("1").write_text(left)
     assert judge(record, "pretrain", paths, None, asked=True).state == expected
 
 

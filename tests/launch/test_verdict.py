@@ -44,7 +44,7 @@ class Trial:
         return verdict
 
     def line(self) -> str:
-        return self.stage.attempt(1, self.count - 1).verdict_line.read_text().strip()
+        return self.stage.attempt(1, self.count - 1).decision_line.read_text().strip()
 
 
 def rank(number: int, kind: str | None = None, node: str | None = None, **more: Any) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_bad_nodes_have_a_limit(tmp_path: Path) -> None:
 def test_the_kernels_out_of_memory_handler_is_told_from_a_kill(trial: Trial) -> None:
     trial.stage.slurm.mkdir(parents=True)
     words = "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM Killed."
-    trial.stage.slurm_batch_log("12").write_text(words)
+    trial.stage.batch_log("12").write_text(words)
     verdict = trial.attempt(rank(0, "peer-lost"), rank(1))
     assert (verdict.action, verdict.kind, verdict.code) == ("stop", "memory", 11)
 

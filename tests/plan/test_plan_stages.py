@@ -10,7 +10,8 @@ import pytest
 from samples import ROW, changed, single, write, write_checkpoint
 
 from hpclm.core.errors import PlanError
-from hpclm.core.spec import ModelSpec, StageSpec, from_dict, to_dict
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import ModelSpec, StageSpec
 from hpclm.planning import make_plan, stage_specs
 from hpclm.recipe import load
 

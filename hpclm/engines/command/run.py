@@ -21,8 +21,11 @@ from typing import IO, Any
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import AttemptPaths, StagePaths
+from hpclm.core.records import from_dict
 from hpclm.core.spec import ProgramStageSpec
+from hpclm.core.states import RankState
 from hpclm.worker.addresses import addresses, boot_id
+from hpclm.worker.launch import RankLaunch
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.report import PeerError, ProgramError, Progress, RendezvousError, StoppedError
 from hpclm.worker.signals import StopFlag
@@ -30,12 +33,14 @@ from hpclm.worker.signals import StopFlag
 _WAIT_S = 300.0
 _POLL_S = 0.1
 _CONNECT_S = 3.0
-_FAILED = ("failed", "stopped")
+_FAILED = (RankState.FAILED, RankState.STOPPED)
 
 
-def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
+def run(launch: RankLaunch) -> None:
     """Run this rank's share. Returns when the stage is complete; raises what `report` knows to classify."""
     began = time.time()
+    spec = from_dict(ProgramStageSpec, launch.spec)
+    stage, attempt, facts, stop = launch.stage, launch.attempt, launch.facts, launch.stop
     progress = Progress(stage.progress, stage.metrics, active=True)
     if facts.rank == 0:
         progress.update(phase="starting")
@@ -46,7 +51,7 @@ def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts:
     starts = spec.program.launcher == "rank" or facts.local_rank == 0
     if starts:
         _run_child(spec, stage, attempt, values, progress, stop)
-    _done(attempt, facts.rank).touch()
+    attempt.finished(facts.rank).touch()
     _wait_for_all(attempt, facts, stop)
     if facts.rank == 0:
         outputs = _outputs(spec, stage)
@@ -72,15 +77,15 @@ def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
                 "boot_id": boot_id(),
             }
             write_json(attempt.rendezvous, offer)
-            _wait_for_files([_met(attempt, rank) for rank in range(1, facts.world_size)], attempt, deadline, "arrive")
-        one_machine = all(_met(attempt, rank).read_text() == boot_id() for rank in range(1, facts.world_size))
+            _wait_for_files([attempt.arrived(rank) for rank in range(1, facts.world_size)], attempt, deadline, "arrive")
+        one_machine = all(attempt.arrived(rank).read_text() == boot_id() for rank in range(1, facts.world_size))
         return "127.0.0.1" if one_machine else next(iter(addresses()), "127.0.0.1"), port
     while time.monotonic() < deadline:
         offer = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
         if offer is not None:
             address = _reachable(offer)
             if address is not None:
-                _met(attempt, facts.rank).write_text(boot_id())
+                attempt.arrived(facts.rank).write_text(boot_id())
                 return address, int(offer["port"])
         time.sleep(_POLL_S)
     raise RendezvousError(f"rank 0 could not be reached within {_WAIT_S:.0f} s; see {attempt.rendezvous}")
@@ -92,14 +97,6 @@ def _reachable(offer: dict[str, Any]) -> str | None:
             socket.create_connection((address, offer["probe"]), timeout=_CONNECT_S).close()
             return str(address)
     return None
-
-
-def _met(attempt: AttemptPaths, rank: int) -> Path:
-    return attempt.root / f"met-{rank:05d}"
-
-
-def _done(attempt: AttemptPaths, rank: int) -> Path:
-    return attempt.root / f"done-{rank:05d}"
 
 
 def _values(
@@ -121,7 +118,7 @@ def _values(
         "pipeline": split.pipeline,
         "data": split.data,
         "run": spec.run,
-        "run_dir": str(stage.root.parent.parent),
+        "run_dir": str(stage.run.root),
         "stage": spec.stage,
         "stage_dir": spec.stage_dir,
         "checkpoints": str(stage.checkpoints),
@@ -181,7 +178,7 @@ def _run_child(
     except OSError as error:
         raise ProgramError(f"{argv[0]} cannot be started: {error.strerror}", retry=False) from None
     assert child.stdout is not None
-    reader = _Reader(child.stdout, spec.program.progress, progress, attempt.root / "reporter")
+    reader = _Reader(child.stdout, spec.program.progress, progress, attempt.reporter)
     reader.start()
     try:
         told = _watch(child, stop)
@@ -271,7 +268,7 @@ def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> No
     """Until every rank's program is done: a job whose first task leaves early may be ended by the scheduler."""
     waiting = set(range(facts.world_size))
     while waiting:
-        waiting = {rank for rank in waiting if not _done(attempt, rank).exists()}
+        waiting = {rank for rank in waiting if not attempt.finished(rank).exists()}
         for rank in waiting:
             record = read_object(attempt.rank(rank)) or {}
             if record.get("state") in _FAILED:

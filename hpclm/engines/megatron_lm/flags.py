@@ -6,6 +6,7 @@ Source: NVIDIA/Megatron-LM core_r0.12 and later, megatron/training/arguments.py.
 from __future__ import annotations
 
 from hpclm.core.spec import ModelSpec, ParallelSpec, ProgramSpec
+from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning.stage_context import StageContext
 
 # As Megatron-LM's logger prints a step.
@@ -15,7 +16,8 @@ PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss
 def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> ProgramSpec:
     """pretrain_gpt.py for a pretrain stage."""
     recipe = stage.recipe
-    megatron, trainer, batch, optim = recipe.megatron, recipe.trainer, recipe.batch, recipe.optim
+    megatron, trainer = recipe.own_section("megatron", Megatron), recipe.trainer
+    batch, optim = recipe.batch, recipe.optim
     assert megatron is not None
     assert trainer is not None
     assert trainer.max_steps is not None

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+from hpclm.core.layout import RunPaths
 from hpclm.core.spec import ParallelSpec, ProgramSpec, PromptData, TaskTemplate
+from hpclm.engines.nemo.section import Nemo
+from hpclm.planning.specs import RUN_DIR, STAGE_DIR
 from hpclm.planning.stage_context import StageContext
 
-# Put in once the run has a place (see `plan.specs`).
-STAGE_DIR, RUN_DIR = "@HPCLM_STAGE_DIR@", "@HPCLM_RUN_DIR@"
 PROMPTS, PREDICTIONS, CONFIG = "prompts.nemo", "predictions.txt", "hpclm_nemo"
 # A line of indented JSON whose value is such a number.
 _NO_DOT = re.compile(r'^(\s*(?:"(?:[^"\\]|\\.)*": )?)(-?\d+)(e[-+]\d+)(,?)$')
@@ -29,7 +31,6 @@ def tuning(
 ) -> ProgramSpec:
     """megatron_gpt_prompt_learning.py for a p-tuning or prompt-tuning stage."""
     recipe = stage.recipe
-    assert recipe.nemo is not None
     assert recipe.trainer is not None
     assert recipe.batch is not None
     trainer = _trainer(stage, split) | {
@@ -53,7 +54,7 @@ def tuning(
         "global_batch_size": recipe.batch.global_size,
         "micro_batch_size": recipe.batch.micro_size,
         "restore_path": None,
-        "language_model_path": recipe.nemo.model,
+        "language_model_path": _section(stage).model,
         "existing_tasks": [],
         "new_tasks": [one.taskname for one in templates],
         "task_templates": [_template(one) for one in templates],
@@ -83,10 +84,10 @@ def tuning(
     return _program(stage, "megatron_gpt_prompt_learning.py", config, [PROMPTS])
 
 
-def evaluation(stage: StageContext, split: ParallelSpec, data: PromptData, prompts: str) -> ProgramSpec:
-    """megatron_gpt_prompt_learning_eval.py. `prompts`: the .nemo file, or its stage's folder as a placeholder."""
-    recipe = stage.recipe
-    assert recipe.nemo is not None
+def evaluation(stage: StageContext, split: ParallelSpec, data: PromptData) -> ProgramSpec:
+    """megatron_gpt_prompt_learning_eval.py, with the prompts of an earlier stage or of the .nemo file that is named."""
+    recipe, own = stage.recipe, _section(stage)
+    prompts = own.prompts or str(RunPaths(Path(RUN_DIR)).stage(str(recipe.prompts)).root / PROMPTS)
     generation = recipe.generation
     config = {
         "inference": {
@@ -106,12 +107,18 @@ def evaluation(stage: StageContext, split: ParallelSpec, data: PromptData, promp
         "trainer": _trainer(stage, split),
         "tensor_model_parallel_size": split.tensor,
         "pipeline_model_parallel_size": split.pipeline,
-        "gpt_model_file": recipe.nemo.model,
+        "gpt_model_file": own.model,
         "virtual_prompt_model_file": prompts,
         "pred_file_path": f"{STAGE_DIR}/{PREDICTIONS}",
         "data_paths": data.test,
     }
     return _program(stage, "megatron_gpt_prompt_learning_eval.py", config, [PREDICTIONS])
+
+
+def _section(stage: StageContext) -> Nemo:
+    found = stage.recipe.own_section("nemo", Nemo)
+    assert found is not None
+    return found
 
 
 def _trainer(stage: StageContext, split: ParallelSpec) -> dict[str, Any]:
@@ -191,8 +198,7 @@ def _optim(stage: StageContext) -> dict[str, Any]:
 
 
 def _program(stage: StageContext, script: str, config: dict[str, Any], outputs: list[str]) -> ProgramSpec:
-    nemo = stage.recipe.nemo
-    assert nemo is not None
+    nemo = _section(stage)
     argv = [
         "python",
         "-u",

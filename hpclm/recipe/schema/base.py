@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from hpclm.core.nearest import nearest_name
+from hpclm.core.registry import Registry
 
 MAX_LINE = 4096
 MAX_TEXT = 100_000
@@ -73,6 +76,36 @@ def prose(text: str) -> str:
     if bad is not None:
         raise fault(f"holds the control character U+{ord(bad):04X}; remove it")
     return text
+
+
+def described(value: Any) -> str:
+    """A wrong value in words, short and escaped."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, tuple):
+        return "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text {value[:60]!r}"
+    return str(value)
+
+
+def registered(registry: Registry[Any]) -> Any:
+    """The type of a key whose value names an entry of a registry; other packages' entries count."""
+
+    def known(value: object) -> str:
+        if isinstance(value, str) and value in registry:
+            return registry.canonical(value)
+        names = registry.names()
+        near = nearest_name(str(value), names)
+        hint = f"did you mean {near}? " if near else ""
+        raise fault(f"must be one of its words, not {described(value)}; {hint}choose {', '.join(names)}")
+
+    # The documentation lists what hpclm itself has.
+    return Annotated[str, PlainValidator(known), WithJsonSchema({"enum": list(registry.builtin_names())})]
 
 
 Name = Annotated[str, AfterValidator(plain_name)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from hpclm.recipe.schema.base import Line, PathText, Section, absolute_path, fault, one_line, shown
+from hpclm.core.registries import RUNTIMES
+from hpclm.recipe.schema.base import Line, PathText, Section, absolute_path, fault, one_line, registered, shown
 
 _IMAGE = re.compile(r"[A-Za-z0-9._/:#@+=-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -65,7 +66,7 @@ class Container(Section):
     )
     mounts: tuple[Mount, ...] = Field(default=(), description="besides the run folder, which is always mounted")
     workdir: InsidePath | None = Field(default=None, description="folder a rank starts in; null: the run's")
-    runtime: Literal["pyxis", "enroot", "singularity", "apptainer"] | None = Field(
+    runtime: registered(RUNTIMES) | None = Field(  # type: ignore[valid-type]
         default=None, description="how the image is entered; null: as the site says"
     )
     writable: bool = Field(default=False, description="let ranks write into the image's own folders; it is not kept")

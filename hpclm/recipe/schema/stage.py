@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo, create_model
 
-from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, plain_name
+from hpclm.core.registries import ENGINES, TASKS
+from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, plain_name, registered
 from hpclm.recipe.schema.container_section import Container
 from hpclm.recipe.schema.data_sections import Data, Generation, Prompt, TaskTemplate, Text
 from hpclm.recipe.schema.model_section import Model
-from hpclm.recipe.schema.program_section import Program
 from hpclm.recipe.schema.recovery_section import Recovery
 from hpclm.recipe.schema.resource_sections import Parallel, Resources
 from hpclm.recipe.schema.tokenizer_section import Tokenizer
-from hpclm.recipe.schema.trainer_programs import Megatron, Nemo
 from hpclm.recipe.schema.training_sections import Batch, Checkpointing, Optim, Trainer
 
 VERSION = 1
-TASKS = ("pretrain", "p-tuning", "prompt-tuning", "evaluate", "program")
+
+S = TypeVar("S", bound=Section)
 
 
 def _stage_or_path(text: str, info: ValidationInfo) -> str:
@@ -31,12 +32,11 @@ class Stage(Section):
     """One job, with everything it inherited from the recipe's top level."""
 
     name: Name = Field(description="folder and job name of the stage")
-    task: Literal["pretrain", "p-tuning", "prompt-tuning", "evaluate", "program"] = Field(
-        description="what the stage does"
-    )
-    engine: Literal["hpclm", "nemo", "megatron-lm", "command"] = Field(
-        default="hpclm",
-        description="whose trainer does it: nemo (prompt learning), megatron-lm (pretrain), or with task `program` any",
+    task: registered(TASKS) = Field(description="what the stage does")  # type: ignore[valid-type]
+    engine: registered(ENGINES) = Field(  # type: ignore[valid-type]
+        default="megatron",
+        description="who does it: megatron (hpclm's own, on megatron-core), nemo (prompt learning by NeMo's scripts), "
+        "megatron-lm (pretrain by its script), or with task `program` command (any program)",
     )
     after: tuple[Name, ...] = Field(default=(), description="program: earlier stages that must be complete first")
     base: Name | None = Field(default=None, description="earlier pretrain stage whose model and tokenizer are used")
@@ -64,9 +64,27 @@ class Stage(Section):
     )
     prompt: Prompt | None = Field(default=None, description="p-tuning's encoder")
     generation: Generation | None = Field(default=None, description="evaluate's")
-    program: Program | None = Field(default=None, description="needed by engine command")
-    nemo: Nemo | None = Field(default=None, description="needed by engine nemo")
-    megatron: Megatron | None = Field(default=None, description="needed by engine megatron-lm")
+
+    def own_section(self, name: str, model: type[S]) -> S | None:
+        """A section that an engine or a task has added, None where it is not written."""
+        found = getattr(self, name, None)
+        assert found is None or isinstance(found, model)
+        return found
 
 
-SECTIONS = frozenset(Stage.model_fields) - {"name", "task", "base", "prompts", "engine", "after"}
+@lru_cache(maxsize=1)
+def stage_model() -> type[Stage]:
+    """A stage with the sections of every engine and task, other packages' included."""
+    added: dict[str, Any] = {}
+    for registry in (ENGINES, TASKS):
+        for _, entry in registry.items():
+            for name, (section, description) in entry.own_sections.items():
+                added[name] = (section | None, Field(default=None, description=description))
+    model: type[Stage] = create_model("Stage", __base__=Stage, **added)
+    return model
+
+
+@lru_cache(maxsize=1)
+def section_names() -> frozenset[str]:
+    """The keys of a stage that are shared by all stages when they stand at the recipe's top level."""
+    return frozenset(stage_model().model_fields) - {"name", "task", "base", "prompts", "engine", "after"}

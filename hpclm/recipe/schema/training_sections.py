@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from hpclm.recipe.schema.base import Count, NotNegative, Section, fault
+from hpclm.core.registries import METRICS
+from hpclm.recipe.schema.base import Count, NotNegative, Section, fault, registered
 
 
 class Batch(Section):
@@ -16,7 +17,7 @@ class Batch(Section):
     micro_size: Count = Field(default=1, alias="micro", description="samples a forward pass on one rank")
 
 
-Metric = Literal["accuracy", "exact_match", "f1", "bleu", "rouge"]
+Metric = registered(METRICS)
 
 
 def _interval(value: object) -> int | float:
@@ -76,7 +77,7 @@ class Trainer(Section):
         default=1.0, description="steps between validations (whole number), or a fraction of an epoch (1.0: each epoch)"
     )
     val_batches: Count | None = Field(default=None, description="global batches a validation reads; null: all")
-    val_metrics: tuple[Metric, ...] = Field(
+    val_metrics: tuple[Metric, ...] = Field(  # type: ignore[valid-type]
         default=(), description="p-tuning and prompt-tuning: scores of answers made to the validation rows"
     )
     val_metric_rows: Count | None = Field(

@@ -9,16 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import SchedulerError
 from hpclm.core.files import read_object, write_json, write_text
-from hpclm.core.layout import LocalPaths
+from hpclm.core.layout import LocalPaths, RunPaths, StagePaths, SweepPaths
 from hpclm.core.processes import is_alive
 from hpclm.core.site import Site
+from hpclm.core.states import StageState, stage_state
+from hpclm.schedulers.environment import clean_environment
 from hpclm.schedulers.jobs import JobInfo, StageJob
-from hpclm.schedulers.slurm.client import clean_environment
 
 _START_S = 20.0
 _SILENT_S = 60.0  # a supervisor on another machine writes every five seconds
@@ -71,96 +73,94 @@ def render(job: StageJob, site: Site) -> str:
     return "\n".join(lines)
 
 
-def submit(paths: LocalPaths, jobs: list[StageJob], site: Site, payload: Path) -> None:
-    """Start the supervisor; returns once it runs. Raises SchedulerError with its last words when it does not."""
+def submit(paths: LocalPaths, jobs: Sequence[StageJob], site: Site, payload: Path) -> None:
+    """Start the supervisor; returns once it runs. Raises SchedulerError with its last output when it does not."""
     write_jobs(paths, jobs, site)
-    environment = clean_environment() | {"PYTHONPATH": str(payload)}
-    with paths.log.open("ab") as log:
-        started = subprocess.run(
-            [sys.executable, "-m", "hpclm.schedulers.local.supervisor", str(paths.root)],
-            cwd=paths.root,
-            env=environment,
+    _start("hpclm.schedulers.local.supervisor", paths.root, paths.log, payload)
+    if not _appears(paths.state):
+        said = paths.log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise SchedulerError(f"the local supervisor did not start: {said[0] if said else 'it printed nothing'}")
+
+
+def _start(module: str, folder: Path, log: Path, payload: Path) -> None:
+    """Start one of our own modules in a session of its own, on the run's code."""
+    with log.open("ab") as stream:
+        subprocess.run(
+            [sys.executable, "-m", module, str(folder)],
+            cwd=folder,
+            env=clean_environment() | {"PYTHONPATH": str(payload)},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             timeout=_START_S,
             check=False,
         )
+
+
+def _appears(path: Path) -> bool:
     deadline = time.monotonic() + _START_S
-    while started.returncode == 0 and time.monotonic() < deadline:
-        if paths.state.exists():
-            return
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
-    words = paths.log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise SchedulerError(f"the local supervisor did not start: {words[0] if words else 'it left no word'}")
+    return True
 
 
-def write_jobs(paths: LocalPaths, jobs: list[StageJob], site: Site) -> None:
+def write_jobs(paths: LocalPaths, jobs: Sequence[StageJob], site: Site) -> None:
     """What a supervisor needs to begin."""
     for job in jobs:
-        write_text(Path(job.stage_dir) / "job.sh", render(job, site))
+        write_text(StagePaths(Path(job.stage_dir)).script, render(job, site))
     stages = [describe(job, site) for job in jobs]
     write_json(paths.jobs, {"stages": stages, "kill_wait_s": KILL_WAIT_S, "grace_s": GRACE_S})
 
 
-def submit_queue(root: Path, members: list[dict[str, str]], max_running: int) -> None:
+def submit_queue(paths: SweepPaths, members: list[dict[str, str]], max_running: int) -> None:
     """Start the process that runs a sweep's members one after the other; returns once it runs."""
-    write_json(root / "queue.json", {"members": members, "max_running": max_running})
-    with (root / "queue.log").open("ab") as log:
-        subprocess.run(
-            [sys.executable, "-m", "hpclm.schedulers.local.sweep_queue", str(root)],
-            cwd=root,
-            env=clean_environment() | {"PYTHONPATH": members[0]["payload"]},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            timeout=_START_S,
-            check=True,
-        )
-    deadline = time.monotonic() + _START_S
-    while not (root / "queue-state.json").exists():
-        if time.monotonic() > deadline:
-            raise SchedulerError(f"the sweep's queue did not start; see {root / 'queue.log'}")
-        time.sleep(0.01)
+    write_json(paths.queue, {"members": members, "max_running": max_running})
+    _start("hpclm.schedulers.local.sweep_queue", paths.root, paths.queue_log, Path(members[0]["payload"]))
+    if not _appears(paths.queue_state):
+        raise SchedulerError(f"the sweep's queue did not start; see {paths.queue_log}")
 
 
-def _queued(paths: LocalPaths) -> dict[str, JobInfo]:
+def _queued(run: RunPaths, paths: LocalPaths) -> dict[str, JobInfo]:
     """Stages of a member of a sweep whose turn has not come."""
-    jobs, queue = read_object(paths.jobs), read_object(paths.root.parents[2] / "queue-state.json")
+    jobs, queue = read_object(paths.jobs), read_object(run.parent_sweep.queue_state)
     if jobs is None or queue is None:
         return {}
-    word, reason = "pending", "waits for its turn in the sweep"
+    state, reason = StageState.PENDING, "waits for its turn in the sweep"
     if paths.cancel.exists():
-        word, reason = "cancelled", "cancelled by the user"
+        state, reason = StageState.CANCELLED, "cancelled by the user"
     elif not is_alive(queue):
-        word, reason = "skipped", "the sweep's queue vanished before its turn (machine restarted, or it was killed)"
-    return {job["stage"]: JobInfo(job_id="", state=word, reason=reason) for job in jobs["stages"]}
+        state = StageState.SKIPPED
+        reason = "the sweep's queue vanished before its turn (machine restarted, or it was killed)"
+    return {job["stage"]: JobInfo("", state, reason, reason_is_final=True) for job in jobs["stages"]}
 
 
-def look(paths: LocalPaths) -> dict[str, JobInfo]:
+def look(run: RunPaths, submit: int) -> dict[str, JobInfo]:
     """Every stage of one submit as its supervisor last wrote it; empty before it has written anything.
 
     What a vanished supervisor left as running or pending is said to be failed.
     """
+    paths = run.local(submit)
     state = read_object(paths.state)
     if state is None:
-        return _queued(paths)
+        return _queued(run, paths)
     gone = state.get("ended_at") is None and not _lives(state)
     found = {}
     for name, stage in state.get("stages", {}).items():
-        word, reason = stage.get("state", "unknown"), stage.get("reason", "")
-        if gone and word in ("running", "pending"):
-            word = "failed" if word == "running" else "skipped"
+        now, reason = stage_state(stage.get("state")), stage.get("reason", "")
+        if gone and not now.is_over:
+            now = StageState.FAILED if now is StageState.RUNNING else StageState.SKIPPED
             reason = "the local supervisor vanished (machine restarted, or it was killed)"
         found[name] = JobInfo(
             job_id=str(state.get("pid", "")),
-            state=word,
+            state=now,
             reason=reason,
             started_at=stage.get("started_at"),
             ended_at=stage.get("ended_at"),
             nodes=state.get("host", ""),
+            reason_is_final=True,
         )
     return found
 

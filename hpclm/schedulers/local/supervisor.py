@@ -4,7 +4,8 @@
 
 It reads `jobs.json`, writes `state.json`, and obeys `cancel` (a file) and SIGTERM. It starts every rank in a session
 of its own with HPCLM_RANK, HPCLM_WORLD_SIZE, HPCLM_LOCAL_RANK, HPCLM_NODE_RANK and HPCLM_RESTART, warns them by SIGUSR2
-before the time limit, ends the others after one has failed, and starts all of them again where `runs.verdict` says so.
+before the time limit, ends the others after one has failed, and starts all of them again where
+`recovery.restart_decision` says so.
 Standard library only; run from the payload.
 """
 
@@ -24,14 +25,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.exit_codes import ExitCode
+from hpclm.core.failures import Action
 from hpclm.core.files import append_line, read_json, write_json
 from hpclm.core.layout import LocalPaths, StagePaths
 from hpclm.core.processes import identity
-from hpclm.recovery.restart_decision import Verdict, decide, write_verdict
+from hpclm.core.states import StageState
+from hpclm.recovery.restart_decision import Decision, decide, write_decision
 
 _POLL_S = 0.1
 _HEARTBEAT_S = 5.0
-EXIT_STOPPED = 30
+_STOPPED = int(ExitCode.STOPPED)
 
 
 class Stage:
@@ -70,7 +74,7 @@ class Stage:
         self.started = time.monotonic()
 
     def tell(self, event: str, detail: str) -> None:
-        """One line of the stage's story."""
+        """One line of the stage's attempt history."""
         told = {"at": time.time(), "job": "local", "attempt": self.attempt.name, "event": event, "detail": detail}
         append_line(self.paths.events, told)
 
@@ -121,21 +125,21 @@ class Stage:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def outcome(self) -> tuple[str, str]:
+    def outcome(self) -> tuple[StageState, str]:
         """State and reason once every rank is gone."""
         codes = [process.returncode for process in self.processes]
         if self.paths.result.exists():
-            return "completed", ""
-        if self.ends_why == "timeout" or (self.warned and EXIT_STOPPED in codes):
-            return "timeout", f"the time limit of {self.job['time_limit_s'] / 60:g} min was reached"
+            return StageState.COMPLETED, ""
+        if self.ends_why == "timeout" or (self.warned and _STOPPED in codes):
+            return StageState.TIMEOUT, f"the time limit of {self.job['time_limit_s'] / 60:g} min was reached"
         if self.ends_why == "cancelled":
-            return "cancelled", "cancelled by the user"
+            return StageState.CANCELLED, "cancelled by the user"
         if not any(codes):
-            return "failed", "every rank ended without an error, but none wrote result.json"
-        if set(codes) <= {0, EXIT_STOPPED}:
-            return "cancelled", "a signal from outside told the ranks to stop"
-        rank, code = next((rank, code) for rank, code in enumerate(codes) if code not in (0, EXIT_STOPPED))
-        return "failed", f"rank {rank} {_how(code)}"
+            return StageState.FAILED, "every rank ended without an error, but none wrote result.json"
+        if set(codes) <= {0, _STOPPED}:
+            return StageState.CANCELLED, "a signal from outside told the ranks to stop"
+        rank, code = next((rank, code) for rank, code in enumerate(codes) if code not in (0, _STOPPED))
+        return StageState.FAILED, f"rank {rank} {_how(code)}"
 
 
 class Supervisor:
@@ -149,7 +153,7 @@ class Supervisor:
             **identity(os.getpid()),
             "host": socket.gethostname(),
             "ended_at": None,
-            "stages": {job["stage"]: {"state": "pending"} for job in self.spec["stages"]},
+            "stages": {job["stage"]: {"state": StageState.PENDING} for job in self.spec["stages"]},
         }
 
     def run(self) -> None:
@@ -162,31 +166,32 @@ class Supervisor:
 
     def _run_stage(self, job: dict[str, Any]) -> dict[str, Any]:
         if StagePaths(Path(job["stage_dir"])).result.exists():
-            return {"state": "completed"}
-        lost = [name for name in job["depends_on"] if self.state["stages"][name]["state"] != "completed"]
+            return {"state": StageState.COMPLETED}
+        lost = [name for name in job["depends_on"] if self.state["stages"][name]["state"] != StageState.COMPLETED]
         if self._is_cancelled():
-            return {"state": "cancelled", "reason": "cancelled by the user"}
+            return {"state": StageState.CANCELLED, "reason": "cancelled by the user"}
         if lost:
-            return {"state": "skipped", "reason": f"stage {lost[0]} did not complete"}
-        self.state["stages"][job["stage"]].update(state="running", started_at=time.time())
+            return {"state": StageState.SKIPPED, "reason": f"stage {lost[0]} did not complete"}
+        self.state["stages"][job["stage"]].update(state=StageState.RUNNING, started_at=time.time())
         self._write()
         began = time.monotonic()
         for restart in itertools.count():
             stage = Stage(job, self.spec["kill_wait_s"], self.spec["grace_s"], restart, time.monotonic() - began)
             result = self._run_attempt(stage)
-            if result["state"] != "failed" or self._is_cancelled() or not self._goes_on(stage):
+            if result["state"] != StageState.FAILED or self._is_cancelled() or not self._goes_on(stage):
                 break
         return result
 
     def _goes_on(self, stage: Stage) -> bool:
         """Decide whether a failed attempt is followed by another, and write down why."""
-        verdict: Verdict = decide(stage.paths, stage.attempt, None, ())
-        if verdict.action == "requeue":  # another node is what there is none of
-            verdict = dataclasses.replace(verdict, action="again")
-        write_verdict(stage.paths, stage.attempt, verdict)
-        stage.tell("again" if verdict.action == "again" else "stop", "verdict")
-        print(f"{stage.job['stage']}: {verdict.reason}; {verdict.action}", flush=True)
-        return verdict.action == "again"
+        decision: Decision = decide(stage.paths, stage.attempt, None, ())
+        if decision.action is Action.REQUEUE:  # there is no other node
+            decision = dataclasses.replace(decision, action=Action.AGAIN)
+        write_decision(stage.paths, stage.attempt, decision)
+        again = decision.action is Action.AGAIN
+        stage.tell("again" if again else "stop", "decision")
+        print(f"{stage.job['stage']}: {decision.reason}; {decision.action}", flush=True)
+        return again
 
     def _run_attempt(self, stage: Stage) -> dict[str, Any]:
         job = stage.job
@@ -196,10 +201,10 @@ class Supervisor:
             self._watch(stage)
             state, reason = stage.outcome()
         except OSError as error:
-            state, reason = "failed", f"a rank could not be started: {error}"
+            state, reason = StageState.FAILED, f"a rank could not be started: {error}"
         finally:
             stage.kill()
-        stage.tell("end", "complete" if state == "completed" else state)
+        stage.tell("end", "complete" if state is StageState.COMPLETED else state)
         print(f"{job['stage']}: {state} {reason}", flush=True)
         codes = [process.returncode for process in stage.processes]
         return {"state": state, "reason": reason, "ended_at": time.time(), "exit_codes": codes}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.files import read_json, read_object, write_json
-from hpclm.core.layout import LocalPaths
+from hpclm.core.layout import LocalPaths, SweepPaths
 from hpclm.core.processes import identity, is_alive
 
 _POLL_S = 0.1
@@ -24,8 +24,9 @@ _POLL_S = 0.1
 
 def serve(root: Path) -> None:
     """Run every member in order, `max_running` at once; those cancelled before their turn are left out."""
-    queue: dict[str, Any] = read_json(root / "queue.json")
-    write_json(root / "queue-state.json", identity(os.getpid()))
+    sweep = SweepPaths(root)
+    queue: dict[str, Any] = read_json(sweep.queue)
+    write_json(sweep.queue_state, identity(os.getpid()))
     waiting, running = list(queue["members"]), list[LocalPaths]()
     while waiting or running:
         running = [paths for paths in running if _runs(paths)]

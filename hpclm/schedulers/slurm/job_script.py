@@ -13,35 +13,47 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpclm.containers import LaunchSpec
-from hpclm.containers.image_cache import Import, job_script
-from hpclm.core.errors import SchedulerError, SiteError
-from hpclm.core.files import write_text
-from hpclm.core.layout import StagePaths
+from hpclm.core.errors import SiteError
+from hpclm.core.layout import ArrayPaths, StagePaths
+from hpclm.core.node_name import VARIABLES
 from hpclm.core.site import Site
 from hpclm.schedulers.jobs import ArrayJob, StageJob, array_tag
-from hpclm.schedulers.slurm import client
 
 if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
 
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_VERDICT_S = 300
-_IMPORT_MIN = 120
+_DECISION_S = 300
+# What srun sets in every rank: its rank, how many there are, its number on the node, the node's number and its name.
+RANK_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURMD_NODENAME")
+# What else of Slurm's a program may want to know, and what changes from job to job.
+JOB_VARIABLES = (
+    *RANK_VARIABLES,
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NNODES",
+    "SLURM_RESTART_COUNT",
+    "SLURM_STEP_ID",
+)
 
 
 def render(job: StageJob, site: Site) -> str:
     """The job script of a stage, whole. Pure: needs no scheduler. Raises SiteError for text that cannot be quoted."""
-    executor = _executor_class()(folder=str(StagePaths(Path(job.stage_dir)).slurm))
+    executor = _executor_class()(folder=str(StagePaths(Path(job.stage_dir)).job_folder))
     executor.update_parameters(**_parameters(job, site))
     return str(executor._make_submission_file_text(_body(job, site), ""))
 
 
-def submission_argv(job: StageJob, parents: dict[str, str], first: tuple[str, ...] = ()) -> list[str]:
+def submission_argv(job: StageJob, parents: Mapping[str, str], first: tuple[str, ...] = ()) -> list[str]:
     """What sbatch is given besides the script: parents are job ids by stage (or words, in a dry run).
 
     `first`: jobs that every stage without a parent waits for.
@@ -55,17 +67,10 @@ def submission_argv(job: StageJob, parents: dict[str, str], first: tuple[str, ..
     return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
 
 
-def submit(job: StageJob, site: Site, parents: dict[str, str], first: tuple[str, ...] = ()) -> str:
-    """Submit one stage; returns its job id. Raises SchedulerError with Slurm's words."""
-    script = StagePaths(Path(job.stage_dir)).script
-    write_text(script, render(job, site))
-    return client.sbatch([*submission_argv(job, parents, first), str(script)])
-
-
 def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
     """submitit's parameters. Slurm gives every rank of a node all its GPUs: no per-task GPU option is ever set."""
     extra: dict[str, Any] = {
-        "output": str(StagePaths(Path(job.stage_dir)).slurm_batch_log("%j")),
+        "output": str(StagePaths(Path(job.stage_dir)).batch_log("%j")),
         # `python -m` looks in the working directory first: a checkout there would shadow the payload.
         "chdir": job.stage_dir,
         "requeue": True,
@@ -124,10 +129,10 @@ def _body(job: StageJob, site: Site) -> str:
         # Slurm warns up to a minute early; what is left then is not worth another job.
         "least_s": str(2 * job.warning_s + 60),
         "preflight_s": str(job.preflight_s),
-        "verdict_s": str(_VERDICT_S),
-        "ledger": job.ledger,
+        "decision_s": str(_DECISION_S),
+        "bad_node_list": job.bad_node_list,
     }
-    lines = [*_environment(job, site), ""]
+    lines = [*_environment(job, site), f"export {VARIABLES}={shlex.quote(' '.join(RANK_VARIABLES))}", ""]
     for name, value in settings.items():
         _refuse_control([value], name)
         lines.append(f"hpclm_{name}={shlex.quote(value)}")
@@ -168,29 +173,11 @@ def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
     parameters["comment"] = array_tag(array, job.stage)
     parameters["additional_parameters"] |= {
         "array": f"0-{array.count - 1}{limit}",
-        "output": f"{array.folder}/%a/stages/{job.stage}/slurm/%A_%a_batch.log",
+        "output": str(ArrayPaths(Path(array.folder)).member("%a").stage(job.stage).batch_log("%A_%a")),
     }
     executor.update_parameters(**parameters)
     member = f'{shlex.quote(array.folder)}/"$SLURM_ARRAY_TASK_ID"/stages/{shlex.quote(job.stage)}'
     return str(executor._make_submission_file_text(f"cd {member} && exec bash ./job.sh", ""))
-
-
-def submit_array(job: StageJob, site: Site, array: ArrayJob, after: list[str]) -> str:
-    """Submit a stage of a sweep; returns the array's id. Member i waits for member i of the arrays in `after`."""
-    script = Path(array.folder) / f"{job.stage}.sh"
-    write_text(script, render_array(job, site, array))
-    dependency = [f"--dependency=aftercorr:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    return client.sbatch([*dependency, str(script)])
-
-
-def submit_import(wanted: Import, site: Site) -> str:
-    """Submit the import of an image as a job of its own; returns its id."""
-    options = {key: value for key in ("partition", "account", "qos") if (value := getattr(site, key))}
-    log = wanted.target.with_name(f"{wanted.target.stem}.log")
-    wanted.target.parent.mkdir(parents=True, exist_ok=True)
-    script = wanted.target.with_name(f".{wanted.target.stem}.job.sh")
-    write_text(script, job_script(wanted, {**options, "time": str(_IMPORT_MIN)}, log))
-    return client.sbatch([str(script)])
 
 
 def _refuse_control(texts: list[str], what: str) -> None:
@@ -211,11 +198,3 @@ def _executor_class() -> type[SlurmExecutor]:
             return 2  # rendering needs no srun; submitting asks for sbatch itself
 
     return StageExecutor
-
-
-def verify(job_ids: list[str], user: str) -> None:
-    """Raises SchedulerError unless the controller knows every id: afterok on an id it does not know runs at once."""
-    known = {info.job_id for info in client.jobs_of([user])}
-    missing = [job_id for job_id in job_ids if job_id not in known]
-    if missing:
-        raise SchedulerError(f"the controller does not know job {', '.join(missing)}, on which the next stage depends")

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from hpclm.core.states import StageState
+
 _STATES = {
-    "PENDING": "pending",
-    "CONFIGURING": "pending",
-    "REQUEUED": "pending",
-    "REQUEUE_FED": "pending",
-    "REQUEUE_HOLD": "pending",
-    "RESV_DEL_HOLD": "pending",
-    "SPECIAL_EXIT": "pending",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "RESIZING": "running",
-    "SIGNALING": "running",
-    "STAGE_OUT": "running",
-    "STOPPED": "running",
-    "SUSPENDED": "running",
-    "COMPLETED": "completed",
-    "CANCELLED": "cancelled",
-    "REVOKED": "cancelled",
-    "FAILED": "failed",
-    "LAUNCH_FAILED": "failed",
-    "TIMEOUT": "timeout",
-    "DEADLINE": "timeout",
-    "NODE_FAIL": "node-fail",
-    "BOOT_FAIL": "node-fail",
-    "PREEMPTED": "preempted",
-    "OUT_OF_MEMORY": "out-of-memory",
+    "PENDING": StageState.PENDING,
+    "CONFIGURING": StageState.PENDING,
+    "REQUEUED": StageState.PENDING,
+    "REQUEUE_FED": StageState.PENDING,
+    "REQUEUE_HOLD": StageState.PENDING,
+    "RESV_DEL_HOLD": StageState.PENDING,
+    "SPECIAL_EXIT": StageState.PENDING,
+    "RUNNING": StageState.RUNNING,
+    "COMPLETING": StageState.RUNNING,
+    "RESIZING": StageState.RUNNING,
+    "SIGNALING": StageState.RUNNING,
+    "STAGE_OUT": StageState.RUNNING,
+    "STOPPED": StageState.RUNNING,
+    "SUSPENDED": StageState.RUNNING,
+    "COMPLETED": StageState.COMPLETED,
+    "CANCELLED": StageState.CANCELLED,
+    "REVOKED": StageState.CANCELLED,
+    "FAILED": StageState.FAILED,
+    "LAUNCH_FAILED": StageState.FAILED,
+    "TIMEOUT": StageState.TIMEOUT,
+    "DEADLINE": StageState.TIMEOUT,
+    "NODE_FAIL": StageState.NODE_FAIL,
+    "BOOT_FAIL": StageState.NODE_FAIL,
+    "PREEMPTED": StageState.PREEMPTED,
+    "OUT_OF_MEMORY": StageState.OUT_OF_MEMORY,
 }
 
 _PENDING = {
@@ -57,13 +59,13 @@ _PENDING = {
 }
 
 
-def state_word(slurm_state: str) -> str:
-    """One of `jobs.STATES` for a state of Slurm's (`CANCELLED by 1000`, `RUNNING+` too); `unknown` for a new one."""
+def state_of(slurm_state: str) -> StageState:
+    """Our state for one of Slurm's (`CANCELLED by 1000`, `RUNNING+` too); `UNKNOWN` for one that is new to us."""
     first = slurm_state.split()[0].rstrip("+").upper() if slurm_state.strip() else ""
-    return _STATES.get(first, "unknown")
+    return _STATES.get(first, StageState.UNKNOWN)
 
 
-def pending_words(reason: str) -> str:
+def pending_reason(reason: str) -> str:
     """Why a job waits. Reasons of Slurm's that say it themselves are passed on as they are."""
     bare = reason.split(",")[0].strip("() ")
     if bare in ("None", "null"):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
-from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate, from_dict, to_dict
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.formats.inspection import ADAPTER, ADAPTER_CONFIG, look
 from hpclm.formats.nemo.archive import Archive

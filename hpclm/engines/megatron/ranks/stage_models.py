@@ -13,7 +13,8 @@ from hpclm.adapters.ranks import PromptsCard, build_prompts
 from hpclm.adapters.ranks.soft_prompts import SoftPrompts
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
-from hpclm.core.spec import StageSpec, TaskTemplate, from_dict, to_dict
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import StageSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.formats.nemo.archive import Archive

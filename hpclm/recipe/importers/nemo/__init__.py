@@ -5,7 +5,32 @@ SQuAD variant, and megatron_gpt_prompt_learning_inference.yaml; what their value
 model.py's and megatron_gpt_prompt_learning_eval.py's.
 """
 
-from hpclm.recipe.importers.nemo.interpolation import interpolated
-from hpclm.recipe.importers.nemo.translation import KeyNote, Translation, is_nemo, translate
+from __future__ import annotations
 
-__all__ = ["KeyNote", "Translation", "interpolated", "is_nemo", "translate"]
+from pathlib import Path
+
+from hpclm.core.errors import CheckpointError
+from hpclm.recipe.importers.importer import Imported, Importer
+from hpclm.recipe.importers.nemo.interpolation import interpolated
+from hpclm.recipe.importers.nemo.translation import is_nemo, translate
+from hpclm.recipe.tree import Node
+
+
+def read(root: Node, folder: Path) -> Imported:
+    """The recipe that a NeMo file means. For its evaluation the archive it names is opened, for the task templates."""
+    return translate(root, lambda archive: _templates_in(folder / archive))
+
+
+def _templates_in(path: Path) -> object:
+    """The task templates of a prompt-learning archive, None where it cannot be read."""
+    from hpclm.formats.nemo.archive import Archive
+    from hpclm.formats.nemo.model_config import read_config
+
+    try:
+        with Archive(path) as archive:
+            return read_config(archive).get("task_templates")
+    except CheckpointError:
+        return None
+
+
+IMPORTER = Importer("NeMo", is_nemo, interpolated, read)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hpclm.recipe.importers.importer import KeyFate
+
 # Our key, or in parentheses why there is none.
 TAKEN: dict[str, str] = {
     "name": "name",
@@ -140,15 +142,15 @@ WITHOUT_MEANING: dict[str, str] = {
 }
 
 
-def verdict(key: str) -> tuple[str, str] | None:
-    """(`taken`, `no effect` or `none here`; our key or the reason) of NeMo's key; None where it is not known."""
+def fate_of(key: str) -> tuple[KeyFate, str] | None:
+    """What becomes of NeMo's key, and our key or the reason; None where it is not known."""
     if key in TAKEN:
-        return "taken", TAKEN[key]
+        return KeyFate.TAKEN, TAKEN[key]
     if key.startswith("model.task_templates"):
-        return "taken", "task_templates"
+        return KeyFate.TAKEN, "task_templates"
     if key in WITHOUT_EFFECT:
-        return "no effect", WITHOUT_EFFECT[key]
+        return KeyFate.NO_EFFECT, WITHOUT_EFFECT[key]
     if key in WITHOUT_MEANING:
-        return "none here", WITHOUT_MEANING[key]
+        return KeyFate.NOT_SUPPORTED, WITHOUT_MEANING[key]
     section = next((one for one in WITHOUT_MEANING if one.endswith(".") and key.startswith(one)), None)
-    return ("none here", WITHOUT_MEANING[section]) if section else None
+    return (KeyFate.NOT_SUPPORTED, WITHOUT_MEANING[section]) if section else None

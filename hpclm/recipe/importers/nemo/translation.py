@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from hpclm.core.errors import RecipeError
-from hpclm.recipe.importers.nemo.keys import TAKEN, verdict
+from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
+from hpclm.recipe.importers.nemo.keys import TAKEN, fate_of
 from hpclm.recipe.tree import Node
 
 _MISSING = "???"
 _PRECISIONS = {"16": "fp16", "16-mixed": "fp16", "bf16": "bf16", "bf16-mixed": "bf16", "32": "fp32", "32-true": "fp32"}
 _ADAMS = ("fused_adam", "adam", "adamw", "distributed_fused_adam", "megatron_fused_adam")
-_METRICS = {"accuracy": "accuracy", "exact_string_match": "exact_match", "bleu": "bleu", "rouge": "rouge"}
-
-
-@dataclass(frozen=True)
-class KeyNote:
-    """What became of a key. `verdict`: taken, no effect, none here; `note`: our key, or why."""
-
-    key: str
-    origin: str
-    verdict: str
-    note: str
-
-
-@dataclass
-class Translation:
-    """A recipe's tree from NeMo's, and a note a key."""
-
-    root: Node
-    notes: list[KeyNote] = field(default_factory=list)
+_METRICS = {"accuracy": "exact_match", "exact_string_match": "exact_match", "bleu": "bleu", "rouge": "rouge_l"}
 
 
 def is_nemo(root: Node) -> bool:
     """Whether a tree is NeMo's, training or evaluation."""
-    if root.get("version") is not None:
-        return False
     training = any(root.get("model", key) for key in ("language_model_path", "virtual_prompt_style"))
     return training or any(root.get(key) for key in ("virtual_prompt_model_file", "gpt_model_file"))
 
 
-def translate(root: Node, templates_in: Callable[[str], Any]) -> Translation:
+def translate(root: Node, templates_in: Callable[[str], Any]) -> Imported:
     """The recipe. Raises RecipeError with every fault, each at its line.
 
     Args:
@@ -57,7 +37,7 @@ def translate(root: Node, templates_in: Callable[[str], Any]) -> Translation:
     made.notes_of_all()
     if made.faults:
         raise RecipeError("\n".join(made.faults))
-    return Translation(Node(made.out, root.place), made.notes)
+    return Imported(Node(made.out, root.place), made.notes)
 
 
 class _Maker:
@@ -66,7 +46,7 @@ class _Maker:
         self.out: dict[str, Node] = {"version": Node(1, root.place)}
         self.notes: list[KeyNote] = []
         self.faults: list[str] = []
-        self.changed: dict[str, tuple[str, str]] = {}
+        self.changed: dict[str, tuple[KeyFate, str]] = {}
 
     def at(self, key: str) -> Node | None:
         """NeMo's value of a key; None where it is not written, null, or `???`."""
@@ -152,7 +132,7 @@ class _Maker:
         else:
             self.take_or("inference.top_p", default=0.9)
         if greedy is not None and greedy.value is True:
-            self.changed["inference.repetition_penalty"] = ("no effect", "greedy answers are not penalised")
+            self.changed["inference.repetition_penalty"] = (KeyFate.NO_EFFECT, "greedy answers are not penalised")
         else:
             self.take_or("inference.repetition_penalty", default=1.2)
 
@@ -178,15 +158,18 @@ class _Maker:
         if steps is not None and steps.value != -1:
             self.put("trainer.max_steps", steps)
             if epochs is not None:
-                self.changed["trainer.max_epochs"] = ("none here", "max_steps says how long")
+                self.changed["trainer.max_epochs"] = (KeyFate.NOT_SUPPORTED, "max_steps says how long")
         else:
             self.put("trainer.max_epochs", epochs)
-            self.changed["trainer.max_steps"] = ("no effect", "-1 is no limit")
+            self.changed["trainer.max_steps"] = (KeyFate.NO_EFFECT, "-1 is no limit")
         batches = self.at("trainer.limit_val_batches")
         if batches is not None and isinstance(batches.value, int):
             self.put("trainer.val_batches", batches)
         elif batches is not None:
-            self.changed["trainer.limit_val_batches"] = ("none here", "a share of the set cannot be asked for")
+            self.changed["trainer.limit_val_batches"] = (
+                KeyFate.NOT_SUPPORTED,
+                "a share of the set cannot be asked for",
+            )
 
     def recompute(self) -> None:
         kind = self.at("model.activations_checkpoint_granularity")
@@ -213,7 +196,7 @@ class _Maker:
             return
         existing = self.at("model.existing_tasks") if self.at("model.restore_path") else None
         if existing is None:
-            self.changed["model.existing_tasks"] = ("no effect", "without restore_path there are none")
+            self.changed["model.existing_tasks"] = (KeyFate.NO_EFFECT, "without restore_path there are none")
         wanted = [*_texts(existing), *_texts(new)]
         ways = _texts(self.at("model.prompt_tuning.new_prompt_init_methods"))
         starts = self.at("model.prompt_tuning.new_prompt_init_text")
@@ -240,17 +223,17 @@ class _Maker:
     def encoder(self, style: str) -> None:
         if style != "prompt-tuning":
             for key in ("new_prompt_init_methods", "new_prompt_init_text"):
-                self.changed[f"model.prompt_tuning.{key}"] = ("no effect", "p-tuning starts from its encoder")
+                self.changed[f"model.prompt_tuning.{key}"] = (KeyFate.NO_EFFECT, "p-tuning starts from its encoder")
         if style != "p-tuning":
             for key in ("encoder_type", "dropout", "num_layers", "encoder_hidden", "init_std"):
-                self.changed[f"model.p_tuning.{key}"] = ("no effect", "prompt-tuning has no encoder")
+                self.changed[f"model.p_tuning.{key}"] = (KeyFate.NO_EFFECT, "prompt-tuning has no encoder")
             return
         kind = self.at("model.p_tuning.encoder_type")
         if kind is not None:
             self.put("prompt.encoder", kind, str(kind.value).lower())
         self.take("model.p_tuning.encoder_hidden", "model.p_tuning.dropout", "model.p_tuning.init_std")
         if kind is None or str(kind.value).lower() in ("tpmlp", "embedding"):
-            self.changed["model.p_tuning.num_layers"] = ("no effect", "tpmlp always has two layers")
+            self.changed["model.p_tuning.num_layers"] = (KeyFate.NO_EFFECT, "tpmlp always has two layers")
         else:
             self.take("model.p_tuning.num_layers")
 
@@ -258,9 +241,9 @@ class _Maker:
         wanted, which = self.at("model.report_validation_metric"), self.at("model.validation_metric")
         if wanted is None or wanted.value is not True:
             for key in ("report_validation_metric", "validation_metric"):
-                self.changed[f"model.{key}"] = ("no effect", "none is asked for")
+                self.changed[f"model.{key}"] = (KeyFate.NO_EFFECT, "none is asked for")
             return
-        name = _METRICS.get(str(which.value)) if which else "accuracy"
+        name = _METRICS.get(str(which.value)) if which else "exact_match"
         if name is None:
             assert which is not None
             self.fault(which, f"{which.value!r} is no metric here; choose {', '.join(_METRICS)}")
@@ -277,7 +260,7 @@ class _Maker:
         elif schedule is not None and schedule.value != "CosineAnnealing":
             self.fault(schedule, f"{schedule.value!r} is not here; choose CosineAnnealing, or take sched out: constant")
         self.take("model.optim.sched.warmup_steps", "model.optim.sched.constant_steps")
-        self.changed.setdefault("model.optim.sched.name", ("taken", "optim.schedule.name"))
+        self.changed.setdefault("model.optim.sched.name", (KeyFate.TAKEN, "optim.schedule.name"))
 
     def path(self, ours: str, node: Node | None) -> None:
         if node is not None and isinstance(node.value, str) and ours == "prompts" and "/" not in node.value:
@@ -292,13 +275,13 @@ class _Maker:
     def notes_of_all(self) -> None:
         """A note for each key of the file; unknown ones are faults."""
         for key, node in _keys(self.root, ""):
-            known = self.changed.get(key) or verdict(key)
+            known = self.changed.get(key) or fate_of(key)
             if known is None:
                 near = difflib.get_close_matches(key, list(TAKEN), n=1)
                 hint = f"did you mean {near[0]}? " if near else "take it out, or "
                 self.fault(node, f"{key}: no key of NeMo's prompt learning; {hint}see hpclm recipe import")
                 continue
-            if node.value == _MISSING and known[0] == "taken":
+            if node.value == _MISSING and known[0] is KeyFate.TAKEN:
                 self.fault(node, f"{key} must be given; write it, or --set {key}=…")
             self.notes.append(KeyNote(key, node.place.origin, *known))
 

@@ -28,7 +28,7 @@ from hpclm.engines.megatron.ranks.stage_models import (
 from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.metrics import validation_metrics
+from hpclm.metrics import score_by
 from hpclm.worker.report import say
 
 
@@ -75,7 +75,7 @@ def answers_scored(
         context.progress.update(phase="answering")
         assert spec.generation is not None
         made = Answerer(context.groups, model, tokenizer, spec.generation, trains_on=True).texts(known)
-        return validation_metrics(spec.trainer.val_metrics, made, answers)
+        return score_by(spec.trainer.val_metrics, made, [[answer] for answer in answers])
 
     return score
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import PlanError
-from hpclm.core.spec import PROMPT_TASKS, PromptData, TaskTemplate
+from hpclm.core.spec import StageSpec
 from hpclm.data.examples import PromptDataset
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
-from hpclm.planning.plan import Plan, StagePlan
+from hpclm.planning.plan import Plan
+from hpclm.planning.specs import is_in_run
+from hpclm.planning.task import Role, task_named
 
 
 @dataclass(frozen=True)
@@ -45,40 +47,37 @@ class RowCheck:
 def check_rows(plan: Plan, stage: str | None, examples: int) -> list[RowCheck]:
     """Every file of rows that the plan's stages read. Raises PlanError where there are none, DataError for bad rows."""
     found = []
-    for one in plan.stages:
-        if one.work is None or one.work.data is None or stage not in (None, one.name):
+    specs = [one.spec for one in plan.stages if isinstance(one.spec, StageSpec) and one.spec.data is not None]
+    for spec in specs:
+        if stage not in (None, spec.stage):
             continue
-        roles = ("train", "validation") if one.task in PROMPT_TASKS else ("test",)
-        tokenizer = _tokenizer(one)
-        for role in roles:
-            if getattr(one.work.data, role):
-                found.append(_check(one, role, tokenizer, examples))
+        tokenizer = _tokenizer(spec)
+        for role in task_named(spec.task).roles:
+            if getattr(spec.data, role):
+                found.append(_check(spec, role, tokenizer, examples))
     if not found:
-        names = ", ".join(one.name for one in plan.stages if one.work and one.work.data)
+        names = ", ".join(spec.stage for spec in specs)
         raise PlanError(f"no stage {stage!r} with rows; {names or 'no stage'} has some")
     return found
 
 
-def _tokenizer(stage: StagePlan) -> Tokenizer:
-    assert stage.work is not None
-    base = stage.work.base
-    if stage.work.tokenizer.kind == "base" and (base is None or base.path is None):
+def _tokenizer(spec: StageSpec) -> Tokenizer:
+    if spec.tokenizer.kind == "base" and (spec.base is None or is_in_run(spec.base)):
         raise PlanError(
-            f"stage {stage.name}: its tokenizer is learnt by another stage, and there is none yet; rows can be checked "
+            f"stage {spec.stage}: its tokenizer is learnt by another stage, and there is none yet; rows can be checked "
             "with a tokenizer that exists: tokenizer.tokenizer_file, or vocab_file with merges_file"
         )
-    return load_tokenizer(stage.work.tokenizer, Path(base.path) if base and base.path else None)
+    return load_tokenizer(spec.tokenizer, Path(spec.base) if spec.base and not is_in_run(spec.base) else None)
 
 
-def _check(stage: StagePlan, role: str, tokenizer: Tokenizer, examples: int) -> RowCheck:
-    assert stage.work is not None
-    data: PromptData = stage.work.data  # type: ignore[assignment]
+def _check(spec: StageSpec, role: Role, tokenizer: Tokenizer, examples: int) -> RowCheck:
+    data = spec.data
+    assert data is not None
     files: list[str] = getattr(data, role)
-    templates: list[TaskTemplate] = list(stage.work.templates)
-    dataset = PromptDataset(files, templates, tokenizer, data, training=role != "test")
+    dataset = PromptDataset(files, spec.templates, tokenizer, data, training=role != "test")
     lengths = sorted(len(example.tokens) for example in dataset.examples)
     return RowCheck(
-        stage=stage.name,
+        stage=spec.stage,
         role=role,
         files=files,
         rows=len(dataset) + dataset.skipped,

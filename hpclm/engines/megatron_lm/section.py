@@ -1,4 +1,4 @@
-"""Other people's trainers, as they lie in an image."""
+"""The recipe's section `megatron`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from pydantic import Field
 
 from hpclm.recipe.schema.base import Line, Section
 from hpclm.recipe.schema.container_section import InsidePath
-
-
-class Nemo(Section):
-    """NeMo 1.x (23.02): its own prompt-learning scripts, with the configuration this recipe means."""
-
-    folder: InsidePath = Field(default="/workspace/nemo", description="where NeMo's sources lie in the image")
-    model: InsidePath = Field(description="the base model's .nemo file, as seen inside")
-    prompts: InsidePath | None = Field(
-        default=None, description="evaluate: a .nemo file of trained prompts, where no stage of this recipe makes them"
-    )
 
 
 class Megatron(Section):

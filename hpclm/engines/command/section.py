@@ -1,4 +1,4 @@
-"""A program that is not ours: what it is started with, and what it leaves."""
+"""The recipe's section `program`: what a program that is not ours is started with, and what it leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpclm recipe import`: the recipe that NeMo's file means, as text, with what became of each of its keys."""
+"""`hpclm recipe import`: the recipe that another tool's file means, as text, with what became of each of its keys."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import Any
 import yaml
 
 from hpclm.core.errors import RecipeError
-from hpclm.recipe.importers.nemo.translation import KeyNote
+from hpclm.core.registries import IMPORTERS
+from hpclm.recipe.importers import KeyFate, KeyNote
 from hpclm.recipe.loading import translated
 
 _PATHS = (("model", "checkpoint"), ("prompts",), ("data", "train"), ("data", "validation"), ("data", "test"))
+_ORDER = (KeyFate.NOT_SUPPORTED, KeyFate.NO_EFFECT, KeyFate.TAKEN)
+_WORDS = {KeyFate.NOT_SUPPORTED: "is not supported", KeyFate.NO_EFFECT: "had no effect"}
 
 
 def imported(path: Path, overrides: Sequence[str], folder: Path) -> tuple[str, list[KeyNote]]:
-    """The recipe as YAML for a file in `folder`, and the notes. Raises RecipeError for a file that is not NeMo's."""
+    """The recipe as YAML for a file in `folder`, and the notes. Raises RecipeError for a file of no known tool."""
     _, root, notes = translated(path, overrides)
     if not notes:
-        raise RecipeError(f"{path}:1: not NeMo's YAML of prompt learning or its evaluation; is it a recipe already?")
+        known = ", ".join(one.tool for _, one in IMPORTERS.items())
+        raise RecipeError(f"{path}:1: not a file of a tool that can be imported ({known}); is it a recipe already?")
     recipe = _lists(root.plain())
     if folder.resolve() != path.parent.resolve():
         for keys in _PATHS:
@@ -31,16 +35,13 @@ def imported(path: Path, overrides: Sequence[str], folder: Path) -> tuple[str, l
 
 
 def lines_of(notes: Sequence[KeyNote]) -> list[str]:
-    """What became of each key, a line each: first what has no place here, then what was without effect."""
-    order = {"none here": 0, "no effect": 1, "taken": 2}
-    words = {"none here": "has none here", "no effect": "had no effect in NeMo", "taken": "→"}
-    chosen = sorted(notes, key=lambda note: order[note.verdict])
+    """What became of each key, a line each: first what is not supported, then what was without effect."""
     shown = []
-    for note in chosen:
-        if note.verdict == "taken":
+    for note in sorted(notes, key=lambda note: _ORDER.index(note.fate)):
+        if note.fate is KeyFate.TAKEN:
             shown.append(f"{note.key} → {note.note}")
         else:
-            shown.append(f"{note.key} {words[note.verdict]}: {note.note}")
+            shown.append(f"{note.key} {_WORDS[note.fate]}: {note.note}")
     return [_printable(line) for line in shown]
 
 

@@ -10,18 +10,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import SchedulerError, SiteError
 from hpclm.core.files import read_object, write_text
 from hpclm.core.payload import stage_payload
+from hpclm.core.processes import user_name
 from hpclm.core.site import Site
-from hpclm.runs.environment import user_name
-from hpclm.schedulers.jobs import OVER, JobInfo
+from hpclm.core.states import StageState
+from hpclm.schedulers.interface import Survey
+from hpclm.schedulers.jobs import JobInfo
 from hpclm.schedulers.slurm import client
-from hpclm.schedulers.slurm.words import pending_words, state_word
+from hpclm.schedulers.slurm.partitions import parse_gres
 
 _LIST = re.compile(r"[A-Za-z0-9._,\[\]-]{1,4096}")
 _LIMIT_MIN = 5
@@ -56,16 +58,6 @@ class NodeState:
         return self.state.rstrip("~#%@+$^-")
 
 
-@dataclass
-class Survey:
-    """What came of it: facts by node, and why the others gave none."""
-
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    silent: dict[str, str] = field(default_factory=dict)
-    known: dict[str, NodeState] = field(default_factory=dict)
-    gpus_asked: int = 0
-
-
 def node_states(partition: str) -> dict[str, NodeState]:
     """Every node of a partition. Raises SchedulerError."""
     argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%T|%G|%E"]
@@ -75,7 +67,7 @@ def node_states(partition: str) -> dict[str, NodeState]:
     found = {}
     for line in done.out.splitlines():
         name, state, gres, reason = [*line.split("|", 3), "", "", ""][:4]
-        gpus = sum(count for _, count in client.parse_gres(gres))
+        gpus = sum(count for _, count in parse_gres(gres))
         found[name] = NodeState(name, state, gpus, "" if reason == "none" else reason)
     return found
 
@@ -115,33 +107,47 @@ def _expanded(asked: str) -> list[str]:
     return list(dict.fromkeys(done.out.split()))
 
 
-def survey(
-    site: Site, partition: str, runs_dir: Path, asked: str, wait_s: float, tell: Callable[[str], None]
-) -> Survey:
+def survey(site: Site, partition: str, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]) -> Survey:
     """Ask the nodes and wait for their answers. The job is cancelled and the folder removed however this ends.
 
     Args:
         wait_s: seconds until nodes that have not answered are given up.
-        tell: is given a line whenever something changes.
+        log: is given a line whenever something changes.
 
     Raises SchedulerError when the job is refused, SiteError for nodes that are not there.
     """
     known = node_states(partition)
     nodes, silent = choose(asked, known)
-    found = Survey(silent=dict(silent), known=known, gpus_asked=min((node.gpus for node in nodes), default=0))
-    if not nodes:
-        return found
+    busy = frozenset(name for name in silent if known[name].usable)
+    gpus = min((node.gpus for node in nodes), default=0)
+    facts = _ask(site, partition, runs_dir, nodes, gpus, wait_s, log, silent) if nodes else {}
+    expected = {name: known[name].gpus for name in facts if name in known and known[name].gpus == gpus and gpus}
+    return Survey(facts, silent, busy, expected)
+
+
+def _ask(
+    site: Site,
+    partition: str,
+    runs_dir: Path,
+    nodes: Sequence[NodeState],
+    gpus: int,
+    wait_s: float,
+    log: Callable[[str], None],
+    silent: dict[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Facts by node; the nodes that gave none are added to `silent` with the reason."""
     folder = runs_dir / f".doctor-{secrets.token_hex(4)}"
     job_id = None
     try:
         (folder / "out").mkdir(parents=True)
         stage_payload(folder / "payload")
         write_text(folder / "job.sh", script(site, runs_dir, folder))
-        job_id = client.sbatch([*options(site, partition, nodes, found.gpus_asked, folder), str(folder / "job.sh")])
-        tell(f"job {job_id} asks {', '.join(node.name for node in nodes)}")
-        why = _wait(job_id, nodes, folder, wait_s, tell)
-        found.facts = _answers(folder)
-        found.silent |= {node.name: why for node in nodes if node.name not in found.facts}
+        job_id = client.sbatch([*options(site, partition, nodes, gpus, folder), str(folder / "job.sh")])
+        log(f"job {job_id} asks {', '.join(node.name for node in nodes)}")
+        why = _wait(job_id, nodes, folder, wait_s, log)
+        facts = _answers(folder)
+        silent.update({node.name: why for node in nodes if node.name not in facts})
+        return facts
     except OSError as error:
         raise SiteError(f"{folder}: cannot be written: {error.strerror}; name another runs_dir") from None
     finally:
@@ -149,7 +155,6 @@ def survey(
             with contextlib.suppress(SchedulerError):
                 client.scancel([job_id])
         shutil.rmtree(folder, ignore_errors=True)
-    return found
 
 
 def options(site: Site, partition: str, nodes: Sequence[NodeState], gpus: int, folder: Path) -> list[str]:
@@ -198,17 +203,17 @@ def _answers(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _wait(job_id: str, nodes: Sequence[NodeState], folder: Path, wait_s: float, tell: Callable[[str], None]) -> str:
+def _wait(job_id: str, nodes: Sequence[NodeState], folder: Path, wait_s: float, log: Callable[[str], None]) -> str:
     """Wait until all have answered; otherwise returns why the rest have not."""
     until, shown, over_at = time.monotonic() + wait_s, "", None
     while len(_answers(folder)) < len(nodes):
         info = next((job for job in client.jobs_of([user_name()], [job_id]) if job.job_id == job_id), None)
         words = _job_words(info)
         if words != shown:
-            tell(f"job {job_id} {words}")
+            log(f"job {job_id} {words}")
             shown = words
         now = time.monotonic()
-        if info is None or state_word(info.state) in OVER:
+        if info is None or info.state.is_over:
             over_at = over_at or now
             if now - over_at > _LATE_S:
                 return f"gave no answer: job {job_id} {words}; {_log_words(folder)}"
@@ -221,8 +226,8 @@ def _wait(job_id: str, nodes: Sequence[NodeState], folder: Path, wait_s: float, 
 def _job_words(info: JobInfo | None) -> str:
     if info is None:
         return "is no longer known to the scheduler"
-    state = state_word(info.state)
-    return f"is {state}" + (f": {pending_words(info.reason)}" if state == "pending" and info.reason else "")
+    pending = info.state is StageState.PENDING and info.reason
+    return f"is {info.state}" + (f": {info.reason}" if pending else "")
 
 
 def _log_words(folder: Path) -> str:

@@ -1,0 +1,117 @@
+"""What hpclm can be extended by: one registry an axis, filled by hpclm itself and by other packages' entry points.
+
+A package that adds an engine says so in its pyproject.toml, and it can be named in recipes wherever it is installed:
+
+    [project.entry-points."hpclm.engines"]
+    mine = "mypackage.engine:ENGINE"
+
+An entry is loaded when it is asked for and not before, so a name costs nothing. In a run, where no package is
+installed, the payload carries the code of the packages in use and `plugins.json` with their entries (`core.payload`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+from hpclm.core.errors import HpclmError
+from hpclm.core.nearest import nearest_name
+
+T = TypeVar("T")
+
+PLUGINS_FILE = "plugins.json"
+
+
+class UnknownNameError(HpclmError):
+    """No entry of that name; the message has the nearest and all there are."""
+
+
+class Registry(Generic[T]):
+    """Named things of one kind, found when they are asked for.
+
+    Args:
+        group: the entry-point group, `hpclm.engines`.
+        kind: what one entry is, for messages.
+        builtin: hpclm's own entries by name, each `module:attribute`.
+        aliases: earlier names of some, which still are understood.
+    """
+
+    def __init__(
+        self, group: str, kind: str, builtin: Mapping[str, str], aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self.group, self.kind = group, kind
+        self._builtin, self._aliases = dict(builtin), dict(aliases or {})
+        self._loaded: dict[str, T] = {}
+
+    def locations(self) -> dict[str, str]:
+        """`module:attribute` by name; hpclm's own first, which no other package can replace."""
+        return {**self._builtin, **{k: v for k, v in _plugins(self.group).items() if k not in self._builtin}}
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.locations())
+
+    def builtin_names(self) -> tuple[str, ...]:
+        return tuple(self._builtin)
+
+    def canonical(self, name: str) -> str:
+        """The name that an earlier one stands for; any other as it is."""
+        return self._aliases.get(name, name)
+
+    def __contains__(self, name: object) -> bool:
+        # hpclm's own answer without looking for packages
+        return isinstance(name, str) and (self.canonical(name) in self._builtin or name in self.locations())
+
+    def location(self, name: str) -> str:
+        """Where the entry lies. Raises UnknownNameError."""
+        name = self.canonical(name)
+        found = self._builtin.get(name) or self.locations().get(name)
+        if found is None:
+            raise UnknownNameError(self.unknown(name))
+        return found
+
+    def get(self, name: str) -> T:
+        """The entry. Raises UnknownNameError, or HpclmError for one that cannot be loaded."""
+        location = self.location(name)
+        if location not in self._loaded:
+            self._loaded[location] = cast(T, load_object(location))
+        return self._loaded[location]
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Every entry, loaded."""
+        for name in self.names():
+            yield name, self.get(name)
+
+    def is_builtin(self, name: str) -> bool:
+        return name in self._builtin
+
+    def unknown(self, name: str) -> str:
+        """The message for a name that does not exist."""
+        near = nearest_name(name, self.names())
+        hint = f"did you mean {near}? " if near else ""
+        return f"there is no {self.kind} {name[:60]!r}; {hint}choose {', '.join(self.names())}"
+
+
+def load_object(location: str) -> object:
+    """The object at `module:attribute`. Raises HpclmError where it cannot be imported."""
+    module, _, attribute = location.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise HpclmError(
+            f"{location}: cannot be loaded ({error}); is the package that has it installed whole?"
+        ) from error
+
+
+@cache
+def _plugins(group: str) -> dict[str, str]:
+    """Other packages' entries: those of the payload in a run, else those of the installed packages."""
+    file = Path(__file__).parents[2] / PLUGINS_FILE
+    if file.is_file():
+        written = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): str(location) for name, location in written.get(group, {}).items()}
+    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=group)}

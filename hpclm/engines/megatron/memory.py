@@ -1,0 +1,179 @@
+"""Memory of the most loaded rank, before anything is asked of the scheduler.
+
+Parameters and activations follow Megatron-LM's megatron/training/theoretical_memory_usage.py and Korthikanti et al.
+2022 (arXiv:2205.05198, table 2); attention scores are not kept (the engine's attention is torch's fused one). It is an
+estimate: allocator overhead, workspaces and communication buffers come on top.
+"""
+
+from __future__ import annotations
+
+from hpclm.core.spec import (
+    BatchSpec,
+    GenerationSpec,
+    ModelSpec,
+    ParallelSpec,
+    PromptSpec,
+    RecomputeSpec,
+    StageSpec,
+    TaskTemplate,
+)
+from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.task import task_named
+
+# fp32 master weight and two moments of AdamW.
+OPTIMIZER_BYTES = 12
+FP32_OPTIMIZER_BYTES = 8
+
+
+def element_bytes(precision: str) -> int:
+    """Bytes of a weight: 4 in fp32, 2 in bf16 and fp16."""
+    return 4 if precision == "fp32" else 2
+
+
+def layer_parameters(model: ModelSpec) -> int:
+    """Weights of one transformer layer: attention, MLP, two norms, and biases where there are."""
+    h, ffn = model.hidden_size, model.ffn_hidden_size
+    query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
+    fc1 = 2 * ffn if model.activation == "swiglu" else ffn
+    count = h * (query + 2 * key) + query * h + h * fc1 + ffn * h + 2 * norm_parameters(model)
+    if model.add_bias_linear:
+        count += (query + 2 * key) + h + fc1 + h
+    return count
+
+
+def norm_parameters(model: ModelSpec) -> int:
+    """Scale, and for layer norm the shift."""
+    return model.hidden_size * (2 if model.normalization == "layernorm" else 1)
+
+
+def embedding_parameters(model: ModelSpec) -> int:
+    """The padded word table and, with learned positions, the position table."""
+    positions = model.max_position_embeddings * model.hidden_size if model.position_embedding == "learned" else 0
+    return model.padded_vocab_size * model.hidden_size + positions
+
+
+def total_parameters(model: ModelSpec) -> int:
+    """All weights of the model, padding of the vocabulary included."""
+    output = 0 if model.tie_embeddings else model.padded_vocab_size * model.hidden_size
+    return model.num_layers * layer_parameters(model) + embedding_parameters(model) + norm_parameters(model) + output
+
+
+def rank_parameters(model: ModelSpec, tensor: int, pipeline: int) -> int:
+    """Weights of the most loaded rank: the first stage (embeddings) or the last (output layer and final norm)."""
+    words = model.padded_vocab_size * model.hidden_size
+    layers = model.num_layers // pipeline * -(-layer_parameters(model) // tensor)
+    positions = embedding_parameters(model) - words
+    first = words // tensor + positions
+    last = words // tensor + norm_parameters(model)
+    if pipeline > 1:
+        return layers + max(first, last)
+    return layers + first + norm_parameters(model) + (0 if model.tie_embeddings else words // tensor)
+
+
+def prompt_parameters(
+    model: ModelSpec, encodes: bool, prompt: PromptSpec | None, templates: tuple[TaskTemplate, ...], tensor: int
+) -> tuple[int, int]:
+    """Trainable weights of prompt learning: all of them, and those of one rank (`tpmlp` is split over tensor ranks)."""
+    h = model.hidden_size
+    tables = sum(template.total_virtual_tokens for template in templates) * h
+    if not encodes or prompt is None:
+        return tables, tables
+    inner, layers = prompt.encoder_hidden, prompt.encoder_layers
+    if prompt.encoder == "tpmlp":
+        return tables + 2 * h * inner + inner + h, tables + (2 * h * inner + inner) // tensor + h
+    if prompt.encoder == "embedding":
+        return tables, tables
+    if prompt.encoder == "mlp":
+        encoder = h * inner + inner + (layers - 2) * (inner * inner + inner) + inner * h + h
+    else:
+        width, each = (inner, inner // 2) if prompt.encoder == "biglstm" else (h, inner)
+        tables = tables // h * width
+        lstm = sum(2 * 4 * (each * (before + each) + 2 * each) for before in [width] + [2 * each] * (layers - 1))
+        encoder = lstm + 2 * each * 2 * each + 2 * each + 2 * each * h + h
+    return tables + encoder, tables + encoder
+
+
+def activation_bytes(
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    batch: BatchSpec,
+    seq_length: int,
+    width: int,
+    recompute: RecomputeSpec | None = None,
+) -> int:
+    """Activations kept for the backward pass on the most loaded rank.
+
+    A layer keeps s·b·h·(10 + 24/TP) bytes at 2 bytes an element, /TP whole under sequence parallelism
+    (arXiv:2205.05198, section 4, without the attention scores); the first stage holds min(PP, micro-batches) of them
+    under 1F1B. The logits are kept once in fp32 and once in the compute type. With full recomputation a layer (or group
+    of layers) keeps its input, s·b·h, and one group at a time is whole; what `selective` spares is not kept anyway.
+    """
+    tokens = seq_length * batch.micro_batch_size
+    ffn_factor = model.ffn_hidden_size / model.hidden_size
+    split = 8 + 4 * ffn_factor
+    layer = (10 + split) / parallel.tensor if parallel.sequence_parallel else 10 + split / parallel.tensor
+    in_flight = min(parallel.pipeline, batch.gradient_accumulation_steps)
+    count = model.num_layers // parallel.pipeline
+    whole = tokens * model.hidden_size * layer * (width / 2)
+    layers, working = whole * count, 0.0
+    if recompute is not None and recompute.granularity == "full":
+        entry = tokens * model.hidden_size * width / (parallel.tensor if parallel.sequence_parallel else 1)
+        size = min(recompute.num_layers or 1, count)
+        if recompute.method == "uniform":
+            layers, working = entry * -(-count // size), whole * size
+        else:
+            layers, working = entry * size + whole * (count - size), whole
+    logits = tokens * model.padded_vocab_size // parallel.tensor * (4 + width)
+    if parallel.pipeline == 1:
+        return int(layers) + max(int(working), logits)
+    return max(int(layers) * in_flight + int(working), int(layers) + max(int(working), logits))
+
+
+def generation_bytes(
+    model: ModelSpec, parallel: ParallelSpec, generation: GenerationSpec, length: int, width: int
+) -> int:
+    """Key/value cache, one layer's states and mask while the prompts are read, and logits of the last position.
+
+    megatron-core's StaticInferenceContext keeps the logits of the last position alone, gathered over tensor ranks.
+    """
+    groups = max(1, model.num_query_groups // parallel.tensor)
+    layers = model.num_layers // parallel.pipeline
+    cache = 2 * layers * generation.batch_size * length * groups * model.kv_channels * width
+    states = generation.batch_size * length * (model.hidden_size * 4 + model.ffn_hidden_size // parallel.tensor) * width
+    mask = generation.batch_size * length * length
+    logits = generation.batch_size * model.padded_vocab_size * (4 + width)
+    return cache + states + mask + logits
+
+
+def sequence_length(spec: StageSpec) -> int | None:
+    """Tokens of a sample: of text, or of a prompt with its answer; None for a stage that reads neither."""
+    if spec.text is not None:
+        return spec.text.seq_length
+    return spec.data.max_seq_length if spec.data is not None else None
+
+
+def memory(spec: StageSpec) -> MemoryEstimate | None:
+    """Bytes on the most loaded rank; None where the length of a sample is not known.
+
+    Trained weights cost 18 bytes each in bf16/fp16 (2 + 4 gradient in fp32 + 12) and 16 in fp32; frozen ones 2 (4).
+    Prompt tables and encoders are fp32.
+    """
+    length = sequence_length(spec)
+    if length is None:
+        return None
+    model, parallel, task = spec.model, spec.parallel, task_named(spec.task)
+    templates = tuple(spec.templates)
+    width = element_bytes(spec.trainer.precision)
+    total, mine = total_parameters(model), rank_parameters(model, parallel.tensor, parallel.pipeline)
+    if task.answers and spec.generation is not None:
+        extra, _ = prompt_parameters(model, False, None, templates, 1)
+        held = generation_bytes(model, parallel, spec.generation, length, width)
+        return MemoryEstimate(mine * width + extra * 4, 0, 0, held, total + extra, 0)
+    held = activation_bytes(model, parallel, spec.batch, length, width, spec.trainer.recompute)
+    if task.learns_prompts:
+        trainable, own = prompt_parameters(model, task.encodes_prompts, spec.prompt, templates, parallel.tensor)
+        return MemoryEstimate(
+            mine * width + own * 4, own * 4, own * FP32_OPTIMIZER_BYTES, held, total + trainable, trainable
+        )
+    state = OPTIMIZER_BYTES if width == 2 else FP32_OPTIMIZER_BYTES
+    return MemoryEstimate(mine * width, mine * 4, mine * state, held, total, total)

@@ -1,0 +1,290 @@
+"""The plan of a stage that hpclm's own engine does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hpclm.core.spec import (
+    BatchSpec,
+    Input,
+    ModelSpec,
+    NodeNeeds,
+    ParallelSpec,
+    PromptData,
+    StageSpec,
+    TaskTemplate,
+    inputs,
+)
+from hpclm.engines.megatron.memory import memory
+from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.planning import (
+    base_model,
+    input_checks,
+    lowering,
+    rules,
+    section_checks,
+    template_checks,
+    trained_prompts,
+)
+from hpclm.planning.base_model import BaseModel, Earlier
+from hpclm.planning.engine import StageRequest
+from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.plan import Origin, StagePlan
+from hpclm.planning.specs import checkpoints_of
+from hpclm.planning.stage_context import StageContext
+from hpclm.planning.task import tasks_that
+
+
+class StagePlanner:
+    """Plans one stage; what earlier stages give it is looked up by name."""
+
+    base_model: BaseModel
+
+    def __init__(self, request: StageRequest, packages: tuple[str, ...]) -> None:
+        self.stage, self.earlier, self.names = request.stage, request.earlier, request.names
+        self.checks, self.packages = request.checks, packages
+
+    def plan(self) -> StagePlan:
+        stage, recipe = self.stage, self.stage.recipe
+        refuse_program_keys(stage)
+        section_checks.check(stage)
+        prompts_stage, prompts = self._prompts()
+        seq_length, seq_keys = self._written_length(prompts_stage)
+        self.base_model = base_model.resolve(stage, self.earlier, prompts_stage, self.names, seq_length)
+        self._same_base(prompts_stage)
+        model = self.base_model.model
+        topology = rules.split_devices(stage)
+        accumulation = rules.split_batch(stage, topology)
+        data, templates = self._data(prompts_stage, model)
+        length = seq_length if data is None else data.max_seq_length
+        if model is not None:
+            rules.split_model(stage, model)
+            rules.lengths(stage, model, length, seq_keys)
+            self._room_for_answers(model, templates)
+        rules.sequence_parallel(stage, length, seq_keys)
+        rules.precision(stage, lowering.precision(stage))
+        rules.prompt_encoder(stage)
+        parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
+        batch = lowering.batch(stage, topology.data, accumulation) if topology else None
+        spec = self._spec(parallel, batch, data, templates, prompts)
+        train_rows = self._read_inputs(prompts_stage, data, templates)
+        total_steps = self._total_steps(train_rows)
+        rules.learning_rate(stage, total_steps)
+        estimate = self._memory(spec)
+        origins = [origin for origin in (self.base_model.base, prompts) if origin is not None]
+        return StagePlan(
+            name=recipe.name,
+            task=recipe.task,
+            engine=recipe.engine,
+            depends_on=tuple(dict.fromkeys(origin.stage for origin in origins if origin.stage)),
+            resources=lowering.resources(stage),
+            container=lowering.container(stage),
+            parallel=parallel,
+            gradient_accumulation_steps=batch.gradient_accumulation_steps if batch else None,
+            total_steps=total_steps,
+            memory=estimate,
+            spec=spec if spec is None or estimate is None else _with_memory(spec, estimate),
+            recovery=lowering.recovery(stage),
+            packages=self.packages,
+        )
+
+    def _prompts(self) -> tuple[Earlier | None, Origin | None]:
+        """The stage that evaluate takes prompts from, or prompt learning adds tasks to, and where they lie."""
+        name = self.stage.recipe.prompts
+        if name is None or not self.stage.task.takes_prompts:
+            return None, None
+        if "/" in name:
+            if self.stage.files and not is_archive(name) and not input_checks.is_folder(name):
+                self.stage.error(
+                    ("prompts",),
+                    f"{name}: no such folder; give a prompt-learning run's checkpoints folder",
+                    "prompts exist",
+                    name,
+                )
+            elif self.stage.files:
+                trained_prompts.check(self.stage, name)
+            return None, Origin(path=name)
+        found = base_model.find_stage(
+            self.stage, "prompts", name, self.earlier, tasks_that(learns_prompts=True), self.names
+        )
+        if found is not None:
+            trained_prompts.check_new_task(self.stage, found.context)
+        return found, Origin(stage=name) if found else None
+
+    def _written_length(self, prompts: Earlier | None) -> tuple[int | None, tuple[str, ...]]:
+        """The sequence length as the recipe has it, and its key."""
+        recipe = self.stage.recipe
+        if "text" in self.stage.task.sections:
+            return recipe.text.seq_length if recipe.text else None, ("text", "seq_length")
+        owner = recipe.data or (prompts.context.recipe.data if prompts else None)
+        return owner.max_seq_length if owner else None, ("data", "max_seq_length")
+
+    def _same_base(self, prompts: Earlier | None) -> None:
+        if prompts is None or self.base_model.base is None or prompts.base_model.base is None:
+            return
+        if self.base_model.base != prompts.base_model.base:
+            self.stage.error(
+                ("base",) if self.stage.recipe.base else ("model", "checkpoint"),
+                f"{self.base_model.base} is not what the prompts of {prompts.context.recipe.name} were trained on "
+                f"({prompts.base_model.base}); leave it out",
+                "prompts belong to their base",
+            )
+
+    def _data(
+        self, prompts: Earlier | None, model: ModelSpec | None
+    ) -> tuple[PromptData | None, tuple[TaskTemplate, ...]]:
+        """Rows and templates, the stage's own or those of its prompts stage."""
+        stage, recipe = self.stage, self.stage.recipe
+        if not self.stage.task.roles:
+            return None, ()
+        owner = self._owner("data", prompts)
+        data = lowering.data(owner, model.max_position_embeddings if model else None) if owner else None
+        if stage.task.answers and (data is None or not data.test):
+            (owner or stage).error(
+                ("data", "test"), "is missing, and evaluate needs rows to answer; add JSONL files", "needed section"
+            )
+        writer = self._owner("task_templates", prompts)
+        if writer is None or not writer.recipe.task_templates:
+            if stage.task.answers and (prompts is None or recipe.task_templates is not None):
+                stage.error(
+                    ("task_templates",), "is missing, and evaluate needs one a task; add them", "needed section"
+                )
+            return data, ()
+        return data, template_checks.resolve(
+            writer, writer.recipe.task_templates, data.max_seq_length if data else None
+        )
+
+    def _owner(self, section: str, prompts: Earlier | None) -> StageContext | None:
+        if getattr(self.stage.recipe, section) is not None:
+            return self.stage
+        if prompts is not None and getattr(prompts.context.recipe, section) is not None:
+            return prompts.context
+        return None
+
+    def _room_for_answers(self, model: ModelSpec, written: tuple[TaskTemplate, ...]) -> None:
+        stage, generation = self.stage, self.stage.recipe.generation
+        if not stage.task.answers or generation is None:
+            return
+        virtual = max((template.total_virtual_tokens for template in written), default=0)
+        room = model.max_position_embeddings - virtual
+        if generation.max_new_tokens < model.max_position_embeddings and generation.max_new_tokens >= room:
+            stage.error(
+                ("generation", "max_new_tokens"),
+                f"{generation.max_new_tokens} and {virtual} virtual tokens leave no room for a prompt in "
+                f"max_position_embeddings {model.max_position_embeddings}; choose less than {room}",
+                "max_new_tokens + virtual tokens < max_position_embeddings",
+                generation.max_new_tokens,
+                (room - 1,),
+            )
+
+    def _read_inputs(
+        self, prompts: Earlier | None, data: PromptData | None, written: tuple[TaskTemplate, ...]
+    ) -> int | None:
+        stage = self.stage
+        if not stage.files:
+            return None
+        text = lowering.text(stage)
+        if text is not None:
+            input_checks.check_text(stage, self._inputs(None, None), text.pattern)
+        if data is None:
+            return None
+        owner, writer = self._owner("data", prompts), self._owner("task_templates", prompts)
+        return self.checks.check_rows(stage, owner or stage, writer or stage, data, written)
+
+    def _total_steps(self, train_rows: int | None) -> int | None:
+        recipe = self.stage.recipe
+        if not self.stage.task.trains or recipe.trainer is None or recipe.batch is None:
+            return None
+        if train_rows is not None and 0 < train_rows < recipe.batch.global_size:
+            self.stage.warning(
+                ("batch", "global"),
+                f"{recipe.batch.global_size} is more than the {train_rows} training rows, so a step sees rows twice; "
+                f"choose {train_rows} or less",
+                "global batch <= training rows",
+                recipe.batch.global_size,
+                (train_rows,),
+            )
+        if recipe.trainer.max_steps is not None:
+            return recipe.trainer.max_steps
+        if recipe.trainer.max_epochs is None or not train_rows:
+            return None
+        # Incomplete batches are left out, as the ranks' sampler does.
+        return recipe.trainer.max_epochs * max(1, train_rows // recipe.batch.global_size)
+
+    def _spec(
+        self,
+        parallel: ParallelSpec | None,
+        batch: BatchSpec | None,
+        data: PromptData | None,
+        templates: tuple[TaskTemplate, ...],
+        prompts: Origin | None,
+    ) -> StageSpec | None:
+        """What the ranks will read; None where a finding keeps a part of it away."""
+        stage, found = self.stage, self.base_model
+        if found.model is None or found.tokenizer is None or batch is None or parallel is None:
+            return None
+        trainer = lowering.trainer(stage)
+        return StageSpec(
+            run="",
+            stage=stage.recipe.name,
+            stage_dir="",
+            task=stage.recipe.task,
+            device=lowering.device(stage),
+            model=found.model,
+            tokenizer=found.tokenizer,
+            parallel=parallel,
+            batch=batch,
+            trainer=trainer,
+            optim=lowering.optim(stage),
+            checkpoint=lowering.checkpoint(stage),
+            text=lowering.text(stage),
+            data=data,
+            templates=list(templates),
+            prompt=lowering.prompt(stage),
+            generation=None if stage.task.starts_models else lowering.generation(stage),
+            base=_location(found.base),
+            prompts=_location(prompts),
+            recovery=lowering.recovery(stage),
+            needs=NodeNeeds(
+                packages=list(self.packages),
+                precision=trainer.precision,
+                inputs=[one.path for one in self._inputs(data, prompts)],
+            ),
+        )
+
+    def _inputs(self, data: PromptData | None, prompts: Origin | None) -> list[Input]:
+        """Every path outside the run that a rank opens."""
+        base = self.base_model.base
+        return inputs(
+            roles=self.stage.task.roles,
+            data=data,
+            text=lowering.text(self.stage),
+            tokenizer=self.base_model.tokenizer,
+            base=base.path if base else None,
+            prompts=prompts.path if prompts else None,
+        )
+
+    def _memory(self, spec: StageSpec | None) -> MemoryEstimate | None:
+        estimate = memory(spec) if spec is not None else None
+        if spec is not None and estimate is not None:
+            rules.host_memory(self.stage, estimate.total * spec.parallel.devices_per_node)
+        return estimate
+
+
+def _with_memory(spec: StageSpec, estimate: MemoryEstimate) -> StageSpec:
+    return replace(spec, needs=replace(spec.needs, memory_bytes=estimate.total))
+
+
+def _location(origin: Origin | None) -> str | None:
+    if origin is None:
+        return None
+    return checkpoints_of(origin.stage) if origin.stage else origin.path
+
+
+def refuse_program_keys(stage: StageContext) -> None:
+    """Keys that only a stage with a program has."""
+    recipe = stage.recipe
+    if getattr(recipe, "program", None) is not None:
+        stage.error(("task",), f"{recipe.task} is done by hpclm itself; with engine: command write program", "task")
+    if recipe.after:
+        stage.error(("after",), "is for programs; the stages this one needs are known", "after is for programs")

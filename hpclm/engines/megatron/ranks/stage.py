@@ -1,0 +1,72 @@
+"""One rank of a stage on megatron-core: prepare what ranks share, meet the others, do the task, write the result."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import megatron.core
+import torch
+import torch.distributed as dist
+
+import hpclm
+from hpclm.core.files import write_json
+from hpclm.core.layout import StagePaths
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import StageSpec
+from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.worker.launch import RankLaunch
+from hpclm.worker.ranks.rendezvous import meet
+from hpclm.worker.report import Progress
+
+
+def run(launch: RankLaunch) -> None:
+    """Runs this rank. The process groups are gone when it returns."""
+    began = time.time()
+    spec = from_dict(StageSpec, launch.spec)
+    facts = launch.facts
+    if facts.world_size != spec.parallel.world_size:
+        raise RuntimeError(f"{facts.world_size} ranks were started where the plan has {spec.parallel.world_size}")
+    if spec.device == "cpu":
+        cpu_standins.install()
+    # the stand-ins must be there before megatron-core's modules are used
+    from hpclm.engines.megatron.ranks import groups as process_groups
+    from hpclm.engines.megatron.ranks.rank_context import RankContext
+    from hpclm.engines.megatron.ranks.tasks import RUNNERS
+
+    store = meet(launch.attempt.rendezvous, facts)
+    groups = process_groups.initialize(
+        store, facts.rank, facts.local_rank, spec.parallel, spec.device, spec.trainer.seed
+    )
+    progress = Progress(launch.stage.progress, launch.stage.metrics, active=groups.is_reporter)
+    progress.update(phase="starting")
+    result = RUNNERS[spec.task](RankContext(spec, launch.stage, groups, progress, launch.stop))
+    _complete(launch.stage, spec, groups, progress, {**result, "seconds_in_all": time.time() - began})
+
+
+def _complete(stage: StagePaths, spec: StageSpec, groups: Any, progress: Progress, result: dict[str, Any]) -> None:
+    """Write the result, last of all, once every rank is done."""
+    progress.update(phase="done", force=True)
+    dist.barrier()
+    if groups.rank == 0:
+        record = {
+            "task": spec.task,
+            "world_size": groups.world_size,
+            "versions": _versions(),
+            "backends": to_dict(spec.backends),
+            **result,
+        }
+        write_json(stage.result, record)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "hpclm": hpclm.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "megatron-core": megatron.core.__version__,
+        "cuda": torch.version.cuda,
+    }

@@ -1,0 +1,75 @@
+"""hpclm's own metrics. All are fractions of 1, of several right answers the best counts, and larger is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hpclm.metrics.intents import are_intents, intent_accuracy, slot_f1
+from hpclm.metrics.metric import Metric, References
+from hpclm.metrics.text_scores import bleu, label_macro_f1, plain, rouge, squad_exact_match, squad_f1
+
+
+def _mean_of_best(score: Callable[[str, str], float]) -> Callable[[Sequence[str], References], float]:
+    """The mean over the predictions of the best score against any of its answers."""
+
+    def whole(predictions: Sequence[str], references: References) -> float:
+        pairs = zip(predictions, references, strict=True)
+        return sum(max(score(made, one) for one in wanted) for made, wanted in pairs) / len(references)
+
+    return whole
+
+
+def _firsts(references: References) -> list[str]:
+    return [one[0] for one in references]
+
+
+EXACT_MATCH = Metric(
+    "exact_match",
+    _mean_of_best(lambda made, wanted: float(plain(made) == plain(wanted))),
+    "the answer to the letter, but for surplus white space",
+    always=True,
+)
+SQUAD_EXACT_MATCH = Metric(
+    "squad_exact_match",
+    _mean_of_best(squad_exact_match),
+    "the same after SQuAD's normalisation: lower case, without punctuation and articles (evaluate-v1.1.py)",
+)
+SQUAD_F1 = Metric(
+    "squad_f1",
+    _mean_of_best(squad_f1),
+    "F1 over the words after SQuAD's normalisation (evaluate-v1.1.py)",
+)
+LABEL_ACCURACY = Metric(
+    "label_accuracy",
+    _mean_of_best(lambda made, wanted: float(plain(made).lower() == plain(wanted).lower())),
+    "the right label, whatever the case of its letters",
+)
+LABEL_MACRO_F1 = Metric(
+    "label_macro_f1",
+    lambda predictions, references: label_macro_f1(predictions, _firsts(references)),
+    "the mean F1 over the labels that are an answer; what is no label is only wrong",
+)
+BLEU = Metric(
+    "bleu",
+    lambda predictions, references: bleu(predictions, _firsts(references)),
+    "corpus BLEU-4 against the first answer, with sacrebleu's defaults (Papineni et al. 2002)",
+)
+ROUGE_L = Metric(
+    "rouge_l",
+    _mean_of_best(lambda made, wanted: rouge(made, wanted)["rougeL"]),
+    "ROUGE-L's F-measure (Lin 2004), as rouge-score has it",
+)
+INTENT_ACCURACY = Metric(
+    "intent_accuracy",
+    lambda predictions, references: intent_accuracy(predictions, _firsts(references)),
+    "the intent of an answer like `Intent: X / Slots: …`",
+    always=True,
+    applies=lambda references: are_intents(_firsts(references)),
+)
+SLOT_F1 = Metric(
+    "slot_f1",
+    lambda predictions, references: slot_f1(predictions, _firsts(references)),
+    "micro F1 of the (slot, value) pairs of such an answer",
+    always=True,
+    applies=lambda references: are_intents(_firsts(references)),
+)

@@ -1,0 +1,61 @@
+"""What an engine is to hpclm: the tasks it does, its own section of the recipe, and how it plans a stage.
+
+To add one: an object with these attributes and methods, and an entry `name = "module:OBJECT"` in the group
+`hpclm.engines`. What its ranks run is named by the spec it makes (`runner`), so nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hpclm.core.registries import ENGINES
+from hpclm.planning.base_model import BaseModel, Earlier
+from hpclm.planning.input_checks import InputChecks
+from hpclm.planning.plan import StagePlan
+from hpclm.planning.stage_context import StageContext
+
+if TYPE_CHECKING:
+    from hpclm.recipe.schema.base import Section
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage to be planned.
+
+    Attributes:
+        earlier: stages before it, by name: what it may take from them.
+        names: of all stages of the recipe, in order.
+        checks: reads input files, each once a plan.
+    """
+
+    stage: StageContext
+    earlier: Mapping[str, Earlier]
+    names: list[str]
+    checks: InputChecks
+
+
+class Engine(Protocol):
+    """Who trains and answers.
+
+    Attributes:
+        tasks: the names of the tasks it does.
+        packages: that its ranks' interpreter must have.
+        own_sections: sections that it adds to recipes: the model and its description.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    packages: tuple[str, ...]
+    own_sections: Mapping[str, tuple[type[Section], str]]
+
+    def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
+        """The stage's plan, and what later stages may build on. Everything wrong becomes a finding of the stage."""
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of that name. Raises UnknownNameError."""
+    found: Any = ENGINES.get(name)
+    engine: Engine = found
+    return engine

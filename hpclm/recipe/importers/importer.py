@@ -1,0 +1,64 @@
+"""What an importer is: it recognises a tool's file by its keys and turns its tree into a recipe's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclm.core.registries import IMPORTERS
+from hpclm.core.words import Word
+from hpclm.recipe.tree import Node
+
+
+class KeyFate(Word):
+    """What became of a key of the other tool's."""
+
+    TAKEN = "taken"
+    NO_EFFECT = "no effect"
+    NOT_SUPPORTED = "not supported"
+
+
+@dataclass(frozen=True)
+class KeyNote:
+    """What became of one key. `note`: the recipe's key, or why."""
+
+    key: str
+    origin: str
+    fate: KeyFate
+    note: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A recipe's tree, every value at the line where the other file has it, and a note for each key."""
+
+    root: Node
+    notes: list[KeyNote]
+
+
+@dataclass(frozen=True)
+class Importer:
+    """Reads one tool's files.
+
+    To add one: an object of this class, and an entry `name = "module:OBJECT"` in the group `hpclm.importers`.
+
+    Attributes:
+        tool: what its files are called in messages.
+        recognises: whether a tree is one of its files.
+        resolve: fills in what the tool itself would before it reads the values, such as `${…}`.
+        read: the recipe. Given the tree and the folder of the file. Raises RecipeError with every fault at its line.
+    """
+
+    tool: str
+    recognises: Callable[[Node], bool]
+    resolve: Callable[[Node], Node]
+    read: Callable[[Node, Path], Imported]
+
+
+def importer_for(root: Node) -> Importer | None:
+    """The importer that recognises a tree; None for a recipe of hpclm's own."""
+    if root.get("version") is not None:
+        return None
+    found = (one for _, one in IMPORTERS.items() if one.recognises(root))
+    return next(found, None)

@@ -1,0 +1,179 @@
+"""Site profiles: YAML read by the recipe's own tree and schema, so that both speak one dialect and name lines alike.
+
+    name: mycluster
+    scheduler: slurm                # or local, or another package's
+    partition: gpu
+    account: project-42
+    runs_dir: /scratch/me/runs
+    python: /opt/env/bin/python     # what runs a rank; inside a container: python3
+    container:
+      runtime: pyxis                # none, pyxis, enroot, singularity or apptainer
+      mounts: ["/scratch:/scratch"]
+    environment: {NCCL_SOCKET_IFNAME: ib0}
+    modules: [cuda/12.4]
+    sbatch: {reservation: course}   # further options of sbatch, by their long names
+
+Values never become shell: every one is checked here and quoted where it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
+
+from hpclm.core.errors import RecipeError, SiteError
+from hpclm.core.nearest import nearest_name
+from hpclm.core.registries import RUNTIMES, SCHEDULERS
+from hpclm.core.site import NO_RUNTIME, Site, SiteContainer
+from hpclm.recipe.error_messages import faults
+from hpclm.recipe.schema.base import Section, described, fault, registered, shown
+from hpclm.recipe.tree import Node, read_tree
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_WORD = re.compile(r"[A-Za-z0-9._:@/+,=\[\]-]{1,128}")
+_MOUNT = re.compile(r"/[^:,]*:/[^:,]*(:ro)?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# What a run itself decides: a profile that set these would make the job script say two things.
+_OWN_OPTIONS = frozenset(
+    {
+        "array", "chdir", "comment", "cpus-per-task", "dependency", "error", "export", "export-file", "gid",
+        "gpus", "gpus-per-node", "gpus-per-task", "gres", "input", "job-name", "kill-on-invalid-dep", "mem",
+        "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable",
+        "requeue", "signal", "test-only", "time", "uid", "wait", "wrap",
+    }
+)  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    if _CONTROL.search(text):
+        raise fault(f"{shown(text)} holds a control character; remove it")
+    return text
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise fault(f"{shown(text)} is not a word that a scheduler takes; use letters, digits and ._:@/+,=[]-")
+    return text
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise fault(f"{shown(text)} may hold letters, digits, dot, dash and underscore, 64 at the most")
+    return text
+
+
+def _mount(text: str) -> str:
+    if not _MOUNT.fullmatch(_plain(text)):
+        raise fault(f"{shown(text)} must be /source:/target or /source:/target:ro")
+    return text
+
+
+def _absolute(text: str) -> str:
+    if not _plain(text).startswith("/"):
+        raise fault(f"{shown(text)} must be an absolute path")
+    return text
+
+
+def _runtime(value: object) -> str:
+    if value == NO_RUNTIME or (isinstance(value, str) and value in RUNTIMES):
+        return str(value)
+    names = (NO_RUNTIME, *RUNTIMES.names())
+    near = nearest_name(str(value), names)
+    hint = f"did you mean {near}? " if near else ""
+    raise fault(f"must be one of its words, not {described(value)}; {hint}choose {', '.join(names)}")
+
+
+def _listed(value: object) -> object:
+    """A single text stands for a list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _text_of(value: object) -> object:
+    """Numbers and truth values of an environment as the text that a shell would give them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise fault(f"{shown(text)} is not a variable name; use letters, digits and _")
+    return text
+
+
+def _option(text: str) -> str:
+    if not _OPTION.fullmatch(text):
+        raise fault(f"{shown(text)} is not a long option; write reservation: NAME, without dashes in front")
+    if text in _OWN_OPTIONS:
+        raise fault(f"{text} is decided by the run, not by the site; leave it out")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+Word = Annotated[str, AfterValidator(_word)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
+
+
+class ContainerProfile(Section):
+    """How commands enter an image here."""
+
+    runtime: Annotated[str, PlainValidator(_runtime)] = Field(
+        default=NO_RUNTIME, description="none, pyxis, enroot, singularity or apptainer"
+    )
+    mounts: Annotated[tuple[Annotated[str, AfterValidator(_mount)], ...], BeforeValidator(_listed)] = Field(
+        default=(), description="what every container here has mounted, /source:/target[:ro]"
+    )
+    images: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        default=None, description="folder for imported images, seen by all nodes; null: beside the runs"
+    )
+    pull: Literal["login", "job", "never"] = Field(default="login", description="where an image is imported")
+    home: bool = Field(default=False, description="whether the home folder is seen inside")
+
+
+class SiteProfile(Section):
+    """A site profile as it is written."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(description="default: the file's name")
+    scheduler: registered(SCHEDULERS) = Field(description="slurm, or local for this machine")  # type: ignore[valid-type]
+    partition: Word | None = Field(default=None, description="null: the cluster's default")
+    account: Word | None = Field(default=None, description="null: the user's default")
+    qos: Word | None = Field(default=None, description="quality of service")
+    constraint: Word | None = Field(default=None, description="features that nodes must have")
+    runs_dir: Text | None = Field(default=None, description="folder of runs, seen by all nodes")
+    python: Texts = Field(default=(), description="what runs a rank outside a container")
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
+        default="gpus-per-node", description="how the scheduler wants GPUs asked for"
+    )
+    gpu_type: Word | None = Field(default=None, description="the type's name in the request")
+    cpus_per_device: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="CPUs a rank where the recipe does not say"
+    )
+    exclusive: bool = Field(default=False, description="whole nodes")
+    container: ContainerProfile = Field(default=ContainerProfile(), description="how commands enter an image")
+    environment: dict[Annotated[str, AfterValidator(_variable)], Annotated[Text, BeforeValidator(_text_of)]] = Field(
+        default_factory=dict, description="variables of every job"
+    )
+    modules: Texts = Field(default=(), description="what `module load` loads first")
+    sbatch: dict[Annotated[str, AfterValidator(_option)], bool | Annotated[Text, BeforeValidator(_text_of)]] = Field(
+        default_factory=dict, description="further long options of sbatch"
+    )
+
+
+def read_profile(path: Path) -> Site:
+    """Read and check a profile. Raises SiteError naming every fault with its line."""
+    try:
+        _, root = read_tree(path, "site profile")
+        assert isinstance(root.value, dict)
+        tree = Node({"name": Node(path.stem, root.place), **root.value}, root.place)
+        profile = SiteProfile.model_validate(tree.plain())
+    except RecipeError as error:
+        raise SiteError(str(error)) from None
+    except ValidationError as error:
+        raise SiteError("\n".join(faults(error, tree, SiteProfile))) from None
+    values: dict[str, Any] = dict(profile)
+    return Site(**{**values, "container": SiteContainer(**dict(profile.container))}, origin=str(path))

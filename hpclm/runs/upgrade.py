@@ -1,0 +1,75 @@
+"""Runs that an earlier version made: resumed with today's code, since theirs speaks to a launcher that is gone.
+
+Checkpoints, data and records are the same, so a stage goes on where it was. What changes is the code its ranks run (the
+payload) and what its spec says of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from typing import Any
+
+from hpclm.core.errors import HpclmError
+from hpclm.core.files import read_object, write_json
+from hpclm.core.payload import stage_payload
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ProgramStageSpec, StageSpec, inputs
+from hpclm.engines.megatron.memory import memory
+from hpclm.planning.engine import engine_named
+from hpclm.planning.task import task_named
+from hpclm.runs.record import VERSION, Run
+
+
+def upgrade(run: Run) -> Run:
+    """The run with today's code and specs; as it is where it has them. Nothing of it may be running.
+
+    Raises HpclmError where a spec cannot be read; then nothing was changed.
+    """
+    if run.record.version == VERSION:
+        return run
+    specs = {stage.name: _upgraded(run, stage.name) for stage in run.record.stages}
+    fresh = run.paths.root / f".payload-{time.time_ns()}"
+    stage_payload(fresh)
+    for name, spec in specs.items():
+        write_json(run.paths.stage(name).spec, to_dict(spec))
+    old = run.paths.root / f".payload-of-version-{run.record.version}"
+    shutil.rmtree(old, ignore_errors=True)
+    run.payload.rename(old)
+    fresh.rename(run.payload)
+    stages = tuple(
+        dataclasses.replace(stage, job=dataclasses.replace(stage.job, packages=tuple(specs[stage.name].needs.packages)))
+        for stage in run.record.stages
+    )
+    return run.save(dataclasses.replace(run.record, stages=stages, version=VERSION))
+
+
+def _upgraded(run: Run, stage: str) -> StageSpec | ProgramStageSpec:
+    path = run.paths.stage(stage).spec
+    raw: dict[str, Any] = {**(read_object(path) or {}), "spec_version": SPEC_VERSION}
+    try:
+        if raw.get("task") == "program":
+            return from_dict(ProgramStageSpec, raw)
+        spec = from_dict(StageSpec, raw)
+    except ValueError as error:
+        raise HpclmError(
+            f"{path}: cannot be read by this version of hpclm ({error}); start a new run from its checkpoints "
+            "(model.checkpoint)"
+        ) from None
+    estimate = memory(spec)
+    read = inputs(
+        roles=task_named(spec.task).roles,
+        data=spec.data,
+        text=spec.text,
+        tokenizer=spec.tokenizer,
+        base=None,
+        prompts=None,
+    )
+    needs = NodeNeeds(
+        packages=list(engine_named(spec.engine).packages),
+        memory_bytes=estimate.total if estimate else None,
+        precision=spec.trainer.precision,
+        inputs=[one.path for one in read],
+    )
+    return dataclasses.replace(spec, needs=needs)

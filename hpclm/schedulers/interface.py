@@ -1,0 +1,167 @@
+"""What a scheduler must do for the rest of hpclm. Each lives in a folder of its own and is found by its name.
+
+To add one: a class with these methods, and an entry `name = "module:OBJECT"` in the group `hpclm.schedulers`. Its name
+is then a site of its own (`--site NAME`) and the value of `scheduler:` in a profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpclm.containers.image_cache import Import
+from hpclm.core.layout import RunPaths, SweepPaths
+from hpclm.core.registries import SCHEDULERS
+from hpclm.core.site import Site
+from hpclm.schedulers.capabilities import SiteCapabilities
+from hpclm.schedulers.jobs import JobInfo, StageJob
+
+# Takes job ids by stage as far as a submit has come, and why it went no further if it did not.
+Note = Callable[[dict[str, str], str | None], None]
+
+
+@dataclass(frozen=True)
+class JobScript:
+    """A stage's script, and the command that it is handed to (empty: none)."""
+
+    argv: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Jobs of one run to be started, in order.
+
+    Attributes:
+        payload: folder of the code that runs them.
+        parents: job ids, by stage, of an earlier submit's jobs that these wait for.
+        wait_for: jobs that those without a parent wait for.
+    """
+
+    paths: RunPaths
+    user: str
+    site: Site
+    jobs: tuple[StageJob, ...]
+    payload: Path
+    parents: Mapping[str, str] = field(default_factory=dict)
+    wait_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SweepSubmission:
+    """Many runs alike. `members`: each one's submission; `note`: takes a member's index and its job ids."""
+
+    paths: SweepPaths
+    members: Sequence[Submission]
+    max_running: int | None
+    note: Callable[[int, dict[str, str]], None]
+
+
+@dataclass(frozen=True)
+class StageQuery:
+    """The newest job of a stage. `job_id`: None where it was not written down; `tag` finds it then."""
+
+    stage: str
+    submit: int
+    job_id: str | None
+    tag: str
+
+
+@dataclass(frozen=True)
+class RunQuery:
+    """Stages of one run to ask about."""
+
+    paths: RunPaths
+    user: str
+    stages: tuple[StageQuery, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a scheduler says: by run folder and stage. `trouble`: why it could not be asked."""
+
+    infos: Mapping[tuple[Path, str], JobInfo] = field(default_factory=dict)
+    trouble: str | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What nodes said of themselves.
+
+    Attributes:
+        facts: by node, as `nodes.node_facts` writes them.
+        silent: why the others gave none.
+        busy: those of `silent` that only were in use.
+        expected_gpus: by node, how many GPUs it should show.
+    """
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
+    busy: frozenset[str] = frozenset()
+    expected_gpus: dict[str, int] = field(default_factory=dict)
+
+
+class Scheduler(Protocol):
+    """One way to start jobs.
+
+    Attributes:
+        has_job_ids: whether jobs have ids that are written into the record.
+        is_shared: whether many people ask it, so that it is asked less and less often while a run is followed.
+        runs_preflight: whether its jobs check their nodes before each start.
+        rank_variables: the variables that tell a rank its rank, world size, local rank and node rank; empty where the
+            job sets HPCLM_RANK and the others itself.
+        outside_reason: what a stage's state says of a job that was cancelled from outside.
+    """
+
+    name: str
+    has_job_ids: bool
+    is_shared: bool
+    runs_preflight: bool
+    rank_variables: tuple[str, ...]
+    outside_reason: str
+
+    def capabilities(self, site: Site, *, gpu: bool, container: bool) -> SiteCapabilities:
+        """Fill in what the profile leaves open. Never raises: a dry run is made where there is no scheduler, too."""
+
+    def check_fit(self, capabilities: SiteCapabilities, jobs: Sequence[StageJob]) -> list[str]:
+        """Everything that keeps these jobs from ever starting, each with what there is and what to change."""
+
+    def notes(self, jobs: Sequence[StageJob]) -> list[str]:
+        """What a person should know although it is no fault."""
+
+    def threads(self, cpus_asked: int | None, cpus: int, ranks: int) -> int:
+        """CPU threads of a rank. `cpus_asked`: by the recipe; `cpus`: what it gets; `ranks`: of the whole stage."""
+
+    def script(self, job: StageJob, site: Site, parents: Mapping[str, str]) -> JobScript:
+        """What a submit hands over, to the letter. Raises SiteError for text that cannot be quoted."""
+
+    def start(self, submission: Submission, note: Note) -> None:
+        """Start the jobs. `note` is called after each that was taken. Raises SchedulerError when one is refused."""
+
+    def start_sweep(self, sweep: SweepSubmission) -> None:
+        """Start all members. Raises SchedulerError."""
+
+    def submit_import(self, wanted: Import, site: Site) -> str | None:
+        """Have an image imported by a job of its own; its id, None where this scheduler has no such jobs."""
+
+    def query(self, runs: Sequence[RunQuery]) -> Answers:
+        """How jobs are doing, one question however many runs. Never raises for a scheduler that does not answer."""
+
+    def cancel(self, run: RunQuery) -> None:
+        """Ask for the end of these stages' jobs. Raises SchedulerError."""
+
+    def survey(
+        self, capabilities: SiteCapabilities, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]
+    ) -> Survey:
+        """Facts of nodes (`all`, a number, or names). Raises SiteError where there are no nodes to ask."""
+
+    def draft_profile(self) -> str:
+        """A site profile from what the scheduler says, as YAML with comments. Raises SchedulerError, SiteError."""
+
+
+def scheduler_of(site: Site) -> Scheduler:
+    """The scheduler of a site. Raises UnknownNameError for one whose package is not installed here."""
+    found: Scheduler = SCHEDULERS.get(site.scheduler)
+    return found

@@ -1,0 +1,1 @@
+"""What a stage can do: one module a task, found by its name."""

@@ -1,0 +1,10 @@
+"""Running a program that is not ours."""
+
+from __future__ import annotations
+
+from hpclm.planning.task import Task
+
+TASK = Task(
+    name="program",
+    sections=frozenset({"parallel", "resources", "container", "recovery"}),
+)

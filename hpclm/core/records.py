@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from functools import cache
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def taken(cls: type[T], source: object, **derived: Any) -> T:
     So that a recipe's key is declared in the schema and taken over by its name. Raises TypeError for a field that is
     required and in neither.
     """
-    hints = _hints(cls)
+    hints = _hints(cast(Hashable, cls))
     values = {
         name: derived[name] if name in derived else _plain(hint, getattr(source, name))
         for name, hint in hints.items()
@@ -67,7 +67,7 @@ def from_dict(cls: type[T], raw: object, *, ignore_unknown: bool = False, where:
     where = where or cls.__name__
     if not isinstance(raw, Mapping):
         raise ValueError(f"{where}: an object is needed, not {_shown(raw)}")
-    hints = _hints(cls)
+    hints = _hints(cast(Hashable, cls))
     unknown = sorted(str(key) for key in raw if key not in hints)
     if unknown and not ignore_unknown:
         raise ValueError(f"{where}: unknown key {', '.join(unknown)}; written by another version of hpclm?")

@@ -35,7 +35,7 @@ _LOOKS = 10
 
 
 class StallWatch:
-    """Ends the rank with exit code STALL after `timeout_s` seconds (None: never) in which neither it nor rank 0 got on."""
+    """Ends the rank after `timeout_s` seconds (None: never) in which neither it nor rank 0 made progress."""
 
     def __init__(self, record: RankRecord, paths: AttemptPaths, rank: int, timeout_s: float | None) -> None:
         self.record, self.rank, self.timeout_s = record, rank, timeout_s or float("inf")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from engine_harness import SMALL
-from nemo_files import write_archive
+
+from tests.support.engine_harness import SMALL
+from tests.support.nemo_files import write_archive
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dev_cluster import Cluster
-from harness import CHAIN, Stage, prepared, until_over, use_fake_worker, words
-from samples import changed, write
-from standin_programs import STANDINS, install
 
 from hpclm.core.files import read_object
 from hpclm.core.site import Site, SiteContainer
 from hpclm.planning.plan import ContainerPlan, MountPlan
 from hpclm.runs.record import Run
 from hpclm.runs.submit import submit
+from launch.dev_cluster import Cluster
+from tests.support.container_programs import STANDINS, install
+from tests.support.harness import CHAIN, Stage, prepared, until_over, use_fake_worker, words
+from tests.support.samples import changed, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from harness import Stage, prepared, until_over, use_fake_worker
 
 from hpclm.cli.app import run
 from hpclm.core.site import SLURM
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "hardware"))
-from stand_in import pretend
+from launch.dev_cluster import Cluster
+from tests.support.fake_nvml import pretend
+from tests.support.harness import Stage, prepared, until_over, use_fake_worker
 
 pytestmark = pytest.mark.cluster
 

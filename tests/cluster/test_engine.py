@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from samples import changed, write
+
+from launch.dev_cluster import Cluster
+from tests.support.samples import changed, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from dev_cluster import Cluster
-from harness import CHAIN, Stage, prepared, until_over, use_fake_worker
 
 from hpclm.core.site import SLURM
 from hpclm.runs import resume as resuming
@@ -21,6 +19,8 @@ from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
 from hpclm.schedulers.slurm.job_script import verify
+from launch.dev_cluster import Cluster
+from tests.support.harness import CHAIN, Stage, prepared, until_over, use_fake_worker
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

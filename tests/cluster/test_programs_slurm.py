@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dev_cluster import Cluster
+
+from launch.dev_cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from samples import changed, write
 
 from hpclm.core.files import read_lines, read_object
 from hpclm.core.layout import StagePaths
+from launch.dev_cluster import Cluster
+from tests.support.samples import changed, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
 from hpclm.core.errors import SchedulerError, SiteError
 from hpclm.core.site import SLURM
@@ -24,6 +22,8 @@ from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
+from launch.dev_cluster import Cluster
+from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
 pytestmark = pytest.mark.cluster
 

@@ -8,15 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from dev_cluster import Cluster
-from harness import Stage, use_fake_worker
-from samples import changed, write
 
 from hpclm.cli import app as cli
 from hpclm.runs import sweep as sweeping
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import Request
 from hpclm.runs.sweep import Sweep, find_sweep, prepare_sweep, submit_sweep
+from launch.dev_cluster import Cluster
+from tests.support.harness import Stage, use_fake_worker
+from tests.support.samples import changed, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

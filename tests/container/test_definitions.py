@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from standin_programs import install
+
+from tests.support.container_programs import install
 
 if sys.version_info >= (3, 11):
     import tomllib

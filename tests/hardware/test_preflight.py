@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Stage, _spec
-from stand_in import call, machine, probed
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
 from hpclm.core.spec import to_dict
 from hpclm.nodes import preflight
 from hpclm.nodes.gpu_checks import Need
+from tests.support.fake_nvml import call, machine, probed
+from tests.support.harness import Stage, spec_of
 
 _ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
 
@@ -33,7 +33,7 @@ class Node:
                 "raise ImportError('the check must not import the engine')\n"
             )
         self.cuda("'12.4'")
-        self.spec: dict[str, Any] = to_dict(_spec(Stage("train", device="gpu", devices_per_node=4), RunPaths(folder)))
+        self.spec: dict[str, Any] = to_dict(spec_of(Stage("train", device="gpu", devices_per_node=4), RunPaths(folder)))
 
     def cuda(self, value: str) -> None:
         (self.image / "torch" / "version.py").write_text(

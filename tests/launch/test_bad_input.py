@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from broken import CASES, HOSTILE, Case
-from harness import use_fake_worker
 
 from hpclm.cli import app as cli
 from hpclm.core.errors import SiteError
@@ -17,6 +15,8 @@ from hpclm.core.layout import StagePaths
 from hpclm.core.shipped import launch_folder
 from hpclm.runs import submit as submitting
 from hpclm.schedulers.slurm import job_script
+from tests.support.broken import CASES, HOSTILE, Case
+from tests.support.harness import use_fake_worker
 
 RUNTIMES = ("pyxis", "enroot", "singularity", "apptainer")
 

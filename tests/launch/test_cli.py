@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import use_fake_worker
 
 from hpclm.cli import app as cli
+from tests.support.harness import Stage, use_fake_worker
+from tests.support.processes import environment
 
 HPCLM = [sys.executable, "-m", "hpclm.cli"]
 HEAVY = ("torch", "deepspeed", "megatron", "pynvml", "transformers", "numpy")
@@ -101,14 +102,14 @@ def test_the_login_side_never_imports_an_engine(recipe: Path, arguments: list[st
 
 def test_neither_does_a_whole_run(recipe: Path) -> None:
     script = (
-        "import sys, pytest; sys.path.insert(0, sys.argv[1])\n"
-        "from harness import use_fake_worker; use_fake_worker(pytest.MonkeyPatch(), ())\n"
+        "import sys, pytest\n"
+        "from tests.support.harness import use_fake_worker; use_fake_worker(pytest.MonkeyPatch(), ())\n"
         "from hpclm.cli import run\n"
         "codes = [run(['submit', 'tiny.yaml', '--wait']), run(['status']), run(['logs']), run(['collect'])]\n"
         f"assert codes == [0, 0, 0, 0], codes\nassert not set(sys.modules) & set({HEAVY!r}), sorted(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -144,8 +145,6 @@ def test_a_run_from_submit_to_collect(
 def test_wait_returns_what_became_of_the_run(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from harness import Stage
-
     use_fake_worker(
         monkeypatch, (Stage("pretrain", behaviour={"seconds": 30, "fail": {"rank": 1, "message": "boom"}}),)
     )
@@ -161,14 +160,15 @@ def test_wait_returns_what_became_of_the_run(
 
 def test_ctrl_c_ends_the_looking_and_not_the_run(recipe: Path) -> None:
     script = (
-        "import sys, pytest; sys.path.insert(0, sys.argv[1])\n"
-        "from harness import Stage, use_fake_worker\n"
+        "import sys, pytest\n"
+        "from tests.support.harness import Stage, use_fake_worker\n"
         "use_fake_worker(pytest.MonkeyPatch(), (Stage('pretrain', behaviour={'seconds': 3}),))\n"
         "from hpclm.cli import run; sys.exit(run(['submit', 'tiny.yaml', '--wait']))"
     )
     terminal, theirs = pty.openpty()
     shell = subprocess.Popen(
-        [sys.executable, "-c", script, str(Path(__file__).parent)],
+        [sys.executable, "-c", script],
+        env=environment(),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

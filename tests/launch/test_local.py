@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
 from hpclm.core.processes import is_alive
@@ -24,6 +23,8 @@ from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.local import executor
+from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
+from tests.support.processes import environment
 
 
 def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *stages: Stage) -> Run:
@@ -61,14 +62,15 @@ def test_stages_run_in_order_each_rank_with_its_place_and_share_of_threads(
 
 def test_a_run_outlives_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
-        "import sys, pytest; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from harness import *; from hpclm.core.site import LOCAL\n"
+        "import sys, pytest; from pathlib import Path\n"
+        "from tests.support.harness import *; from hpclm.core.site import LOCAL\n"
         "stages = (Stage('train', behaviour={'seconds': 1.5}),)\n"
         "use_fake_worker(pytest.MonkeyPatch(), stages)\n"
         "print(submitting.submit(prepared(Path(sys.argv[1]) / 'runs', stages, LOCAL)).paths.root)"
     )
     shell = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment(),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

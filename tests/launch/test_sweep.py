@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Stage, use_fake_worker
-from samples import DROP, changed, write
 
 from hpclm.cli import app as cli
 from hpclm.core.errors import RecipeError
 from hpclm.runs.sweep import parse_axis
+from tests.support.harness import Stage, use_fake_worker
+from tests.support.samples import DROP, changed, write
 
 MANY_SEEDS = "seed=" + ",".join(map(str, range(200)))
 MANY_RATES = "optim.lr=" + ",".join(f"1e-{number}" for number in range(1, 60))

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from samples import changed, single, write, write_checkpoint
 
 from hpclm.core.errors import RecipeError
 from hpclm.planning import make_plan
 from hpclm.recipe import load
+from tests.support.samples import changed, single, write, write_checkpoint
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

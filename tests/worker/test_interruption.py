@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
 
 from hpclm.core.files import read_object
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import StageSpec
 from hpclm.worker.report import EXIT_PEER, EXIT_STOPPED
+from tests.support.engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
 
 pytestmark = pytest.mark.slow
 

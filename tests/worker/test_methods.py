@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 
 from hpclm.core.files import read_lines
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import PromptSpec, StageSpec
 from hpclm.formats.ranks import checkpoint_store
+from tests.support.engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 
 pytestmark = pytest.mark.slow
 

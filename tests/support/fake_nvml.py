@@ -17,9 +17,9 @@ import pytest
 
 from hpclm.nodes.diagnosis import probe_of
 from hpclm.nodes.nvml import Probe
+from tests.support.processes import ROOT
 
 _SOURCE = Path(__file__).with_name("fake_nvml.c")
-_ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def machine(what: str, *flags: str) -> dict[str, str]:
         **os.environ,
         "HPCLM_FAKE_NVML": what,
         "LD_LIBRARY_PATH": str(_built(*flags)),
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": str(ROOT),
     }
 
 

@@ -65,7 +65,7 @@ def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str =
     jobs, problems = stage_jobs(plan.stages, offer, paths, name, folder)
     recipe = folder.parent / "tiny.yaml"
     loaded: Any = SimpleNamespace(text="version: 1\n", resolved=lambda: {"version": 1})
-    specs = tuple(_spec(stage, paths) for stage in stages)
+    specs = tuple(spec_of(stage, paths) for stage in stages)
     problems = [*misfits(offer, jobs), *problems]
     request = submitting.Request(recipe)
     imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
@@ -128,7 +128,7 @@ def _split(stage: Stage) -> ParallelSpec:
     return ParallelSpec(1, 1, world, world, stage.nodes, stage.devices_per_node)
 
 
-def _spec(stage: Stage, paths: RunPaths) -> StageSpec:
+def spec_of(stage: Stage, paths: RunPaths) -> StageSpec:
     task: Any = stage.task
     device: Any = stage.device
     return StageSpec(

@@ -187,6 +187,6 @@ def test_the_script_of_an_import_job(tmp_path: Path, runtimes: Callable[..., Non
     script = image_cache.job_script(one, {"partition": "cpu", "time": "60"}, folder / "log")
     assert "#SBATCH --partition=cpu" in script
     for _ in range(2):
-        subprocess.run(["bash", "-u", "-c", script], check=True, env=os.environ, cwd=tmp_path)
+        processes.run(["bash", "-u", "-c", script], check=True, cwd=tmp_path)
     assert one.target.exists()
     assert not list(tmp_path.rglob("pwned"))

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from hpclm.nodes.diagnosis import probe_of
 from hpclm.nodes.nvml import Probe
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, python
 
 _SOURCE = Path(__file__).with_name("fake_nvml.c")
 
@@ -48,7 +47,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, what: str) -> None:
 
 
 def call(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *argv], env=environment, capture_output=True, text=True, check=False)
+    return python(*argv, env=environment)
 
 
 def probed(what: str, *flags: str) -> Probe:

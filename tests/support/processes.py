@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,30 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *([before] if before else [])]), **changes}
 
 
-def start(
-    argv: Sequence[str | Path], *, ignored: Iterable[signal.Signals] = (), **options: Any
-) -> subprocess.Popen[Any]:
-    """Start a process that the test will send signals to.
+class Child(subprocess.Popen[Any]):
+    """A process that is killed where its `with` block ends, and at the limit: nobody waits for its words for ever."""
+
+    def __enter__(self) -> Child:
+        self._limit = threading.Timer(LIMIT_S, self.kill)
+        self._limit.daemon = True
+        self._limit.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._limit.cancel()
+        self.kill()
+        super().__exit__(*error)
+
+
+def start(argv: Sequence[str | Path], *, ignored: Iterable[signal.Signals] = (), **options: Any) -> Child:
+    """Start a process that the test waits for or sends signals to; `with` ends it.
 
     Signals do what they do by default, save the `ignored`, whoever started the tests: a background job of a script
     begins with SIGINT and SIGQUIT ignored, and so do all its children.
     """
     names = " ".join(number.name for number in ignored)
     before = [sys.executable, "-I", "-S", "-c", _WITH_SIGNALS, names]
-    return subprocess.Popen([*before, *map(str, argv)], **{"env": environment(), **options})
+    return Child([*before, *map(str, argv)], **{"env": environment(), **options})
 
 
 def run(argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:

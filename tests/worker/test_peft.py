@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.processes import environment
+from tests.support.processes import python
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def difference() -> dict[str, float]:
-    argv = [sys.executable, "-m", "tests.worker.peft_agreement"]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=300)
+    done = python("-m", "tests.worker.peft_agreement")
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -360,4 +361,8 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """The `hpclm` command."""
+    # A shell without job control starts its background jobs (`hpclm submit --wait &` in a script) with SIGINT ignored,
+    # and Python keeps that: a command that waits for hours could not be interrupted, and would not clean up behind
+    # itself. SIGHUP stays as it was found, so that `nohup hpclm …` outlives its terminal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))

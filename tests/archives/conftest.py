@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
 
 from hpclm.engines.megatron.ranks import cpu_standins
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "worker"))
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

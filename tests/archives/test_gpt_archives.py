@@ -15,45 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import MODERN, SMALL
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from nemo_files import config_text, saved, shard, write_archive, write_members
 
 from hpclm.core.errors import CheckpointError
-from hpclm.core.spec import ModelSpec, ParallelSpec
-from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
+from hpclm.core.spec import ModelSpec
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.model_config import model_spec
 from hpclm.formats.nemo.pickles import read_index
 from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
+from tests.support.engine_harness import MODERN
+from tests.support.gpt_models import DEEP, gpt_of, logits, state_of
+from tests.support.nemo_files import config_text, saved, shard, write_archive, write_members
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-DEEP = replace(SMALL, num_layers=4)
-
-
-def gpt_of(model: ModelSpec, alone: Groups, seed: int | None = 3) -> Any:
-    config = transformer_config(model, ParallelSpec(1, 1, 1, 1, 1, 1), "fp32", alone.device, variable_lengths=True)
-    gpt = build_gpt(model, config, alone)
-    if seed is not None:
-        initialize_weights(gpt, model, seed)
-        with torch.no_grad():
-            for parameter in gpt.parameters():  # biases and norms too
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.1)
-    return gpt
-
-
-def state_of(gpt: Any) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in gpt.state_dict().items() if isinstance(value, torch.Tensor)}
-
-
-def logits(gpt: Any) -> torch.Tensor:
-    tokens = torch.arange(12).view(2, 6) + 5
-    with torch.no_grad():
-        found: torch.Tensor = gpt.eval()(tokens, torch.arange(6).expand(2, 6), None)
-    return found
 
 
 def refused(path: Path, words: str) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from engine_harness import SMALL
-from nemo_files import write_archive
+
+from tests.support import processes
+from tests.support.engine_harness import SMALL
+from tests.support.nemo_files import write_archive
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -21,11 +20,8 @@ MODEL = replace(SMALL, vocab_size=50257, padded_vocab_size=50304, max_position_e
 
 
 def hpclm(folder: Path, *arguments: str) -> str:
-    environment = {**os.environ, "HPCLM_RUNS_DIR": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", "hpclm.cli", *arguments]
-    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    environment = processes.environment(HPCLM_RUNS_DIR=str(folder / "runs"), OMP_NUM_THREADS="1")
+    return processes.hpclm(*arguments, cwd=folder, env=environment)
 
 
 def weights() -> dict[str, torch.Tensor]:

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import SMALL
-from nemo_files import config_text, saved, write_archive, write_members
-from test_gpt_archives import DEEP, gpt_of, logits, state_of
 
 from hpclm.adapters.ranks import PromptsCard, build_prompts
 from hpclm.cli import app as cli
@@ -28,6 +25,9 @@ from hpclm.formats.nemo.prompt_tables import counts
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.nemo_weights import load_gpt
 from hpclm.formats.ranks.shards import sharded_tensors
+from tests.support.engine_harness import SMALL
+from tests.support.gpt_models import DEEP, gpt_of, logits, state_of
+from tests.support.nemo_files import config_text, saved, write_archive, write_members
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

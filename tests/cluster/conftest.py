@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(_ROOT / folder) for folder in ("launch", "tests/launch", "tests/recipe", "tests/container")]
-
-from dev_cluster import Cluster, ClusterError  # noqa: E402
+from launch.dev_cluster import Cluster, ClusterError
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dev_cluster import Cluster
-from harness import CHAIN, Stage, prepared, until_over, use_fake_worker, words
-from samples import changed, write
-from standin_programs import STANDINS, install
 
 from hpclm.core.files import read_object
 from hpclm.core.site import Site, SiteContainer
 from hpclm.planning.plan import ContainerPlan, MountPlan
 from hpclm.runs.record import Run
 from hpclm.runs.submit import submit
+from launch.dev_cluster import Cluster
+from tests.support.container_programs import STANDINS, install
+from tests.support.harness import CHAIN, Stage, prepared, until_over, use_fake_worker, words
+from tests.support.processes import hpclm
+from tests.support.samples import changed, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -53,7 +54,7 @@ def test_a_chain_runs_inside(
     said: list[str] = []
     run = submit(prepared(folder, stages, site(runtime)), said.append)
     assert said[0].startswith("importing docker://nvcr.io/nvidia/nemo:23.02")
-    status = until_over(run, 120)
+    status = until_over(run)
     assert words(status) == {"pretrain": "completed", "ptune": "completed", "evaluate": "completed"}, status
     seen = logs(run, "pretrain")
     # the image's own OMP_NUM_THREADS (99) and PYTHONPATH lose against the run's
@@ -81,10 +82,7 @@ def test_the_real_engine_inside(
     for name in ("HPCLM_RUNS_DIR", "HPCLM_SITE", "HPCLM_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     argv = ["submit", "recipe.yaml", "--site", str(profile), "--nodes", "2", "--devices-per-node", "1", "--wait"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hpclm.cli", *argv], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    hpclm(*argv, cwd=tmp_path)
     (result,) = tmp_path.glob("runs/*/stages/pretrain/result.json")
     assert read_object(result)["steps"] == 10  # type: ignore[index]
 
@@ -96,7 +94,7 @@ def test_an_image_in_a_job_of_its_own(
     use_fake_worker(monkeypatch, stages)
     run = submit(prepared(tmp_path / "runs", stages, site("enroot", pull="job")))
     assert len(run.record.submits[0].image_jobs) == 1
-    assert words(until_over(run, 120)) == {"pretrain": "completed", "ptune": "completed"}
+    assert words(until_over(run)) == {"pretrain": "completed", "ptune": "completed"}
 
 
 def test_an_image_that_cannot_be_had_is_said(
@@ -106,7 +104,7 @@ def test_an_image_that_cannot_be_had_is_said(
     stages = (dataclasses.replace(CHAIN[0], container=private),)
     use_fake_worker(monkeypatch, stages)
     run = submit(prepared(tmp_path / "runs", stages, site("enroot", pull="job")))
-    status = until_over(run, 60)
+    status = until_over(run)
     assert status.state == "skipped"
     assert "its image could not be imported (job " in status.reason
 
@@ -142,7 +140,7 @@ def test_pyxis_options_on_the_real_srun(monkeypatch: pytest.MonkeyPatch, tmp_pat
     python = Site("mine", "slurm", python=(sys.executable,))
     run = submit(prepared(tmp_path / "it's a folder #1", stages, python))
     assert run.record.site.container.runtime == "pyxis", "srun says itself that it has Pyxis"
-    assert until_over(run, 60).state == "completed"
+    assert until_over(run).state == "completed"
     seen = logs(run, "train")
     root = run.paths.root
     assert {
@@ -163,6 +161,6 @@ def test_a_missing_mount_ends_with_the_runtimes_words(
     stages = (Stage("train", nodes=1, devices_per_node=1, container=image),)
     use_fake_worker(monkeypatch, stages)
     run = submit(prepared(tmp_path / "runs", stages, Site("mine", "slurm", python=(sys.executable,))))
-    status = until_over(run, 60)
+    status = until_over(run)
     assert status.state == "failed"
     assert "could not be started on any node" in status.reason

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from harness import Stage, prepared, until_over, use_fake_worker
 
 from hpclm.cli.app import run
 from hpclm.core.site import SLURM
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "hardware"))
-from stand_in import pretend
+from launch.dev_cluster import Cluster
+from tests.support.fake_nvml import pretend
+from tests.support.harness import Stage, prepared, until_over, use_fake_worker
+from tests.support.processes import LIMIT_S, start
 
 pytestmark = pytest.mark.cluster
 
@@ -111,14 +110,14 @@ def test_ctrl_c_cancels_the_job_and_leaves_nothing(
     script = tmp_path / "busy.sh"
     script.write_text("#!/bin/sh\nsleep 60\n")
     other = client.sbatch(["--nodelist=node0", "--exclusive", "--output=/dev/null", str(script)])
-    argv = ["-m", "hpclm.cli", "doctor", "--site", "slurm", "--runs-dir", str(folder), "--nodes", "node0"]
-    with subprocess.Popen([sys.executable, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
+    argv = [sys.executable, "-m", "hpclm.cli", "doctor", "--site", "slurm", "--runs-dir", folder, "--nodes", "node0"]
+    with start(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
         try:
             assert asking.stderr is not None
             assert "asks node0" in asking.stderr.readline()
             assert "is pending" in asking.stderr.readline()
             asking.send_signal(signal.SIGINT)
-            _, err = asking.communicate(timeout=20)
+            _, err = asking.communicate(timeout=LIMIT_S)
         finally:
             client.scancel([other])
     assert asking.returncode == 130

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from samples import changed, write
+
+from launch.dev_cluster import Cluster
+from tests.support.processes import hpclm
+from tests.support.samples import changed, write
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -24,14 +24,6 @@ def folder(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("HPCLM_RUNS_DIR", "HPCLM_SITE", "HPCLM_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
-
-
-def hpclm(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "hpclm.cli", *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
 
 
 def make(folder: Path, *changes: tuple[str, Any]) -> None:
@@ -64,24 +56,25 @@ def test_pretrain_ptune_and_evaluate_over_two_nodes(folder: Path) -> None:
 def test_a_killed_rank_fails_a_run_without_restarts_and_resume_makes_it_good(folder: Path) -> None:
     make(folder, ("stages.0.trainer", {"max_steps": 60, "val_check_interval": 10}), ("recovery", {"max_restarts": 0}))
     hpclm("submit", "recipe.yaml", "--site", "slurm", "--nodes", "2", "--devices-per-node", "1")
-    deadline = time.monotonic() + 120
     root = Path(status()["path"])
-    while not list(root.glob("stages/pretrain/checkpoints/latest.json")):
-        assert time.monotonic() < deadline
+
+    def saved() -> bool:
         assert status()["state"] in ("pending", "running"), status()
-        time.sleep(0.1)
+        return (root / "stages/pretrain/checkpoints/latest.json").exists()
+
+    wait_until("a checkpoint", saved, seen=status)
     record = json.loads(next(root.glob("stages/pretrain/attempts/001-00/ranks/00001.json")).read_text())
     os.kill(record["pid"], signal.SIGKILL)
-    while status()["state"] in ("running", "pending"):
-        assert time.monotonic() < deadline, status()
-        time.sleep(0.5)
+    wait_until("the run's end", lambda: status()["state"] not in ("running", "pending"), seen=status)
     run = status()
     assert run["state"] == "failed"
     assert "rank 1 on node1 vanished without a word" in run["reason"]
-    while any(stage["state"] == "pending" for stage in status()["stages"]):
-        assert time.monotonic() < deadline, status()
-        time.sleep(0.5)
-    assert [stage["state"] for stage in status()["stages"]] == ["failed", "skipped", "skipped"]
+
+    def states() -> list[str]:
+        return [stage["state"] for stage in status()["stages"]]
+
+    wait_until("all stages' end", lambda: "pending" not in states(), seen=states)
+    assert states() == ["failed", "skipped", "skipped"]
     hpclm("resume", "--wait")
     assert status()["state"] == "completed"
     steps = [json.loads(line)["step"] for line in (root / "stages/pretrain/metrics.jsonl").read_text().splitlines()]

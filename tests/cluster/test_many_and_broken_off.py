@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from dev_cluster import Cluster
-from harness import CHAIN, Stage, prepared, until_over, use_fake_worker
 
 from hpclm.core.site import SLURM
 from hpclm.runs import resume as resuming
@@ -21,6 +19,9 @@ from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
 from hpclm.schedulers.slurm.job_script import verify
+from launch.dev_cluster import Cluster
+from tests.support.harness import CHAIN, Stage, prepared, until_over, use_fake_worker
+from tests.support.processes import LIMIT_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -36,7 +37,7 @@ def test_a_hundred_runs_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(submit, made))
     for run in runs:
-        assert until_over(run, 300).state == "completed"
+        assert until_over(run).state == "completed"
     assert len({run.record.run for run in runs}) == MANY
     assert len({run.record.submits[0].job_ids["train"] for run in runs}) == MANY
     for run in runs:
@@ -57,7 +58,7 @@ def broken_off(folder: Path, delay_s: float) -> None:
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(LIMIT_S)
     time.sleep(delay_s)
     assert process.pid
     os.kill(process.pid, signal.SIGKILL)
@@ -89,7 +90,7 @@ def test_a_submit_killed_at_any_instant(monkeypatch: pytest.MonkeyPatch, tmp_pat
         if any(stage.job_id is None for stage in status.stages):
             incomplete += 1
             run, _ = resuming.resume(run)
-        assert until_over(find_run(folder, run.record.run), 120).state == "completed"
+        assert until_over(find_run(folder, run.record.run)).state == "completed"
     assert incomplete > 0, "no kill came between two stages"
     for run in reread(runs):
         for name in ("pretrain", "ptune", "evaluate"):

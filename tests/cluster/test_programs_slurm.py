@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from dev_cluster import Cluster
+
+from launch.dev_cluster import Cluster
+from tests.support.processes import hpclm
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -39,14 +40,8 @@ def test_over_two_nodes(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Mo
     resources = {"nodes": 2, "devices_per_node": 2, "device": "cpu", "time_limit_min": 5, "memory_gib": 2}
     whole = {"version": 1, "name": "p", "resources": resources, "stages": [stage]}
     Path("recipe.yaml").write_text(yaml.safe_dump(whole))
-    done = subprocess.run(
-        [sys.executable, "-m", "hpclm.cli", "submit", "recipe.yaml", "--site", "slurm", "--wait", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (train,) = json.loads(done.stdout)["stages"]
+    shown = hpclm("submit", "recipe.yaml", "--site", "slurm", "--wait", "--json")
+    (train,) = json.loads(shown)["stages"]
     assert (train["state"], train["attempts"]) == ("completed", 2)
     sums = {path.read_text() for path in tmp_path.glob("runs/*/stages/train/sum-*.txt")}
     assert sums == {"10.0 of 4"}

@@ -7,32 +7,24 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from samples import changed, write
 
 from hpclm.core.files import read_lines, read_object
 from hpclm.core.layout import StagePaths
+from launch.dev_cluster import Cluster
+from tests.support.processes import LIMIT_S, hpclm
+from tests.support.samples import changed, write
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STEPS, SAVE = 240, 10
 STALL_S = 12
-
-
-def hpclm(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "hpclm.cli", *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
 
 
 class Shop:
@@ -92,21 +84,19 @@ class Disturbed:
     def saved(self) -> int:
         return int((read_object(self.stage.latest) or {}).get("step", 0))
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} did not happen: {self.status}"
-            assert not self.stage.result.exists(), f"it was complete before {what}"
-            time.sleep(0.02)
-
     def until_saved(self, step: int = SAVE) -> None:
-        self.until(lambda: self.saved() >= step, f"checkpoint {step}")
+        def reached() -> bool:
+            saved = self.saved() >= step
+            assert saved or not self.stage.result.exists(), f"it was complete before checkpoint {step}"
+            return saved
 
-    def until_over(self, seconds: float = 240.0) -> None:
-        deadline = time.monotonic() + seconds
-        while self.state in ("pending", "running"):
-            assert time.monotonic() < deadline, self.status
-            time.sleep(0.5)
+        wait_until(f"checkpoint {step}", reached, seen=lambda: self.status, pause_s=0.02)
+
+    def until_over(self) -> None:
+        def over() -> bool:
+            return self.state not in ("pending", "running")
+
+        wait_until("the run's end", over, limit_s=2 * LIMIT_S, seen=lambda: self.status, pause_s=0.5)
 
     def rank(self, number: int) -> dict[str, Any]:
         """What a rank of the newest attempt has written."""

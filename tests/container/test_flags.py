@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from hpclm.containers import PASSED, ContainerRequest, Mount, launch_spec
 from hpclm.core.errors import SiteError
+from tests.support.processes import run
 
 REQUEST = ContainerRequest(
     image="nvcr.io/nvidia/nemo:23.02",
@@ -137,14 +137,8 @@ def test_no_value_is_cut_or_executed(
     given = {name: value.replace("{here}", str(tmp_path)) for name, value in HOSTILE.items()}
     mounts = (Mount(str(tmp_path), str(tmp_path)),)
     spec = launch_spec(runtime, ContainerRequest(str(image), mounts, environment=given))
-    done = subprocess.run(
-        [*spec.prefix, *spec.python, "-c", SEEN],
-        env={**os.environ, "SLURM_NTASKS": "3", **spec.environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
+    env = {**os.environ, "SLURM_NTASKS": "3", **spec.environment}
+    done = run([*spec.prefix, *spec.python, "-c", SEEN], env=env, cwd="/")
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)["environment"]
     assert {name: seen.get(name) for name in given} == given
@@ -165,7 +159,7 @@ def test_a_folder_with_a_comma_and_a_colon_is_mounted_where_that_can_be(
     image.write_text(json.dumps({"source": "test", "prefixes": list(dict.fromkeys([sys.prefix, sys.base_prefix]))}))
     spec = launch_spec(runtime, ContainerRequest(str(image), (Mount(str(folder), str(folder)),), workdir=str(folder)))
     env = {**os.environ, **spec.environment}
-    subprocess.run([*spec.prefix, *spec.python, "-c", "open('made', 'w')"], env=env, check=True)
+    run([*spec.prefix, *spec.python, "-c", "open('made', 'w')"], env=env, check=True)
     assert (folder / "made").exists()
 
 
@@ -187,13 +181,7 @@ def test_what_a_rank_sees_inside(
     spec = launch_spec(runtime, request)
     monkeypatch.setenv("SLURM_PROCID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    done = subprocess.run(
-        [*spec.prefix, *spec.python, "-c", SEEN],
-        env={**os.environ, **spec.environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run([*spec.prefix, *spec.python, "-c", SEEN], env={**os.environ, **spec.environment})
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["cwd"] == str(hostile)

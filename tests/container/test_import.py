@@ -17,6 +17,7 @@ import pytest
 from hpclm.cli import app as cli
 from hpclm.containers import image_cache, parse_image
 from hpclm.core.errors import SiteError
+from tests.support import processes
 
 
 def wanted(folder: Path, image: str = "nvcr.io/nvidia/nemo:23.02", runtime: str = "enroot") -> image_cache.Import:
@@ -51,7 +52,7 @@ def test_many_at_once_import_once(tmp_path: Path, runtimes: Callable[..., None])
     )
     argv = [sys.executable, "-c", code, str(one.target.parent)]
     with ThreadPoolExecutor(6) as pool:
-        done = list(pool.map(lambda _: subprocess.run(argv, capture_output=True, text=True, check=True), range(6)))
+        done = list(pool.map(lambda _: processes.run(argv, check=True), range(6)))
     assert sorted(one.stdout.strip() for one in done) == ["False"] * 5 + ["True"]
 
 
@@ -64,7 +65,7 @@ def test_the_lock_of_a_dead_importer_holds_nobody(tmp_path: Path, runtimes: Call
         f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
         "print(1, flush=True); time.sleep(99)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+    with processes.start([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         with ThreadPoolExecutor(1) as pool:
@@ -73,7 +74,7 @@ def test_the_lock_of_a_dead_importer_holds_nobody(tmp_path: Path, runtimes: Call
             time.sleep(0.3)
             assert not pulling.done()
             holder.kill()
-            assert pulling.result(20)
+            assert pulling.result(processes.LIMIT_S)
     assert "another import" in said[0]
 
 
@@ -99,14 +100,14 @@ def test_an_import_that_is_interrupted_leaves_nothing(
     profile = tmp_path / "site.yaml"
     profile.write_text(f"scheduler: local\ncontainer: {{runtime: enroot, images: {one.target.parent}}}\n")
     argv = [sys.executable, "-m", "hpclm.cli", "image", "pull", "nvcr.io/nvidia/nemo:23.02", "--site", str(profile)]
-    environment = {**os.environ, "STANDIN_HANGS": "1"}
-    with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pulling:
+    environment = processes.environment(STANDIN_HANGS="1")
+    with processes.start(argv, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pulling:
         assert pulling.stderr is not None
         while "half" not in pulling.stderr.readline():
             assert pulling.poll() is None
         (half,) = one.target.parent.glob(".*.sqsh")
         pulling.send_signal(number)
-        assert pulling.wait(10) != 0
+        assert pulling.wait(processes.LIMIT_S) != 0
     at_work = processes_that_name(half)
     if number == signal.SIGKILL:
         # Nobody was left to clean up: the next one does.
@@ -186,6 +187,6 @@ def test_the_script_of_an_import_job(tmp_path: Path, runtimes: Callable[..., Non
     script = image_cache.job_script(one, {"partition": "cpu", "time": "60"}, folder / "log")
     assert "#SBATCH --partition=cpu" in script
     for _ in range(2):
-        subprocess.run(["bash", "-u", "-c", script], check=True, env=os.environ, cwd=tmp_path)
+        processes.run(["bash", "-u", "-c", script], check=True, cwd=tmp_path)
     assert one.target.exists()
     assert not list(tmp_path.rglob("pwned"))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from samples import changed, write
 
 from hpclm.containers import ContainerRequest, launch_spec, parse_image
 from hpclm.core.errors import SiteError
 from hpclm.core.site import read_profile
 from hpclm.recipe import load
 from hpclm.runs.submit import Prepared, Request, prepare
+from tests.support.samples import changed, write
 
 
 def prepared(folder: Path, container: dict[str, object], *, mounts: str = "[]", extra: str = "") -> Prepared:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import changed, write
-from stand_in import call, machine
 
 from hpclm.core.errors import SiteError
 from hpclm.core.site import SLURM, SiteContainer
 from hpclm.nodes.diagnosis import compare
 from hpclm.nodes.survey import NodeState, choose, options, script
+from tests.support.fake_nvml import call, machine
+from tests.support.samples import changed, write
 
 
 def recipe(folder: Path, precision: str, **model: int) -> str:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from stand_in import call, machine, probed
 
 from hpclm.nodes.gpu_checks import Need, examine, visible
 from hpclm.nodes.nvml import Probe, probe
+from tests.support.fake_nvml import call, machine, probed
 
 
 def errors(found: Probe, need: Need) -> list[tuple[str, str | None]]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from broken import CASES, HOSTILE, Case
-from harness import use_fake_worker
 
 from hpclm.cli import app as cli
 from hpclm.core.errors import SiteError
@@ -17,6 +14,9 @@ from hpclm.core.layout import StagePaths
 from hpclm.core.shipped import launch_folder
 from hpclm.runs import submit as submitting
 from hpclm.schedulers.slurm import job_script
+from tests.support.broken import CASES, HOSTILE, Case
+from tests.support.harness import use_fake_worker
+from tests.support.processes import run
 
 RUNTIMES = ("pyxis", "enroot", "singularity", "apptainer")
 
@@ -81,7 +81,7 @@ def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
         shutil.copy(launch_folder() / "supervise.sh", Path(job.payload) / "launch")
         environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}
         script = job_script.render(job, prepared.site)
-        subprocess.run(["bash", "-u", "-c", script], cwd=stage.root, check=True, env=environment)
+        run(["bash", "-u", "-c", script], cwd=stage.root, check=True, env=environment)
         given = (tmp_path / "srun-arguments").read_bytes().decode().split("\0")[:-1]
         assert given[-6:] == ["python3", "-u", "-m", "hpclm.worker", job.stage_dir, "001"]
         assert [part for part in job.launch.prefix if part not in given] == []

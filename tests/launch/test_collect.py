@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import CHAIN, prepared
 
 from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
 from hpclm.core.files import append_line, read_object, write_json
@@ -17,6 +16,7 @@ from hpclm.runs import submit as submitting
 from hpclm.runs.collect import collect
 from hpclm.runs.predictions import line
 from hpclm.runs.record import Run
+from tests.support.harness import CHAIN, prepared
 
 
 @pytest.fixture

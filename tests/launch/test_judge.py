@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import CHAIN, prepared
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
@@ -17,6 +16,7 @@ from hpclm.runs.record import Record, read_run, write_record
 from hpclm.runs.stage_state import judge
 from hpclm.runs.submit import _record
 from hpclm.schedulers.jobs import JobInfo
+from tests.support.harness import CHAIN, prepared
 
 
 def rank(number: int, state: str, kind: str = "", ended: float = 0.0, message: str = "") -> dict[str, Any]:

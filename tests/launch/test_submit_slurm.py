@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from harness import CHAIN, prepared, use_fake_worker, words
 
 from hpclm.core.errors import SchedulerError
 from hpclm.core.site import SLURM
@@ -14,6 +13,7 @@ from hpclm.runs import submit as submitting
 from hpclm.runs.record import find_run
 from hpclm.runs.status import status_of
 from hpclm.schedulers.slurm import job_script
+from tests.support.harness import CHAIN, prepared, use_fake_worker, words
 
 
 @pytest.fixture

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Stage, use_fake_worker
-from samples import DROP, changed, write
 
 from hpclm.cli import app as cli
 from hpclm.core.errors import RecipeError
 from hpclm.runs.sweep import parse_axis
+from tests.support.harness import Stage, use_fake_worker
+from tests.support.samples import DROP, changed, write
+from tests.support.waiting import wait_until
 
 MANY_SEEDS = "seed=" + ",".join(map(str, range(200)))
 MANY_RATES = "optim.lr=" + ",".join(f"1e-{number}" for number in range(1, 60))
@@ -115,21 +115,20 @@ def test_a_cancelled_sweep_starts_no_more_members_and_resume_does_the_rest(
     use_fake_worker(monkeypatch, slow)
     hpclm("submit", "recipe.yaml", "--sweep", "seed=1,2,3")
     (root,) = (tmp_path / "runs").iterdir()
-    deadline = time.monotonic() + 30
-    while "running" not in states(hpclm, root):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until("a running member", lambda: "running" in states(hpclm, root), seen=lambda: states(hpclm, root))
     assert states(hpclm, root) == {"pending": 2, "running": 1}
     assert "cancelled 3 of 3 runs" in hpclm("cancel", root.name)
-    while set(states(hpclm, root)) != {"cancelled"}:
-        assert time.monotonic() < deadline, states(hpclm, root)
-        time.sleep(0.2)
+    until_all(hpclm, root, "cancelled")
     for behaviour in root.glob("*/behaviour.json"):
         behaviour.write_text("{}")
     hpclm("resume", root.name)
-    while set(states(hpclm, root)) != {"completed"}:
-        assert time.monotonic() < deadline + 60, states(hpclm, root)
-        time.sleep(0.2)
+    until_all(hpclm, root, "completed")
+
+
+def until_all(hpclm: Callable[..., str], root: Path, state: str) -> None:
+    wait_until(
+        f"all members to be {state}", lambda: set(states(hpclm, root)) == {state}, seen=lambda: states(hpclm, root)
+    )
 
 
 def states(hpclm: Callable[..., str], root: Path) -> dict[str, int]:

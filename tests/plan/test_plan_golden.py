@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samples import changed, write
 
 from hpclm.planning import make_plan, picture
 from hpclm.recipe import load
+from tests.support.samples import changed, write
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 Golden = Callable[[str, str], None]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import changed, single, write, write_checkpoint
 
 from hpclm.planning import Finding, Plan, make_plan
 from hpclm.recipe import load
+from tests.support.samples import changed, single, write, write_checkpoint
 
 # rule, key that is at fault, the value it breaks on, choices offered, other changes that the case needs
 RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ROW, changed, single, write, write_checkpoint
 
 from hpclm.core.errors import PlanError
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import ModelSpec, StageSpec
 from hpclm.planning import make_plan, stage_specs
 from hpclm.recipe import load
+from tests.support.samples import ROW, changed, single, write, write_checkpoint
 
 
 def specs_of(folder: Path, recipe: dict[str, Any], overrides: tuple[str, ...] = ()) -> list[StageSpec]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from hpclm.cli import app as cli
+from tests.support.waiting import wait_until
 
 ALL_REDUCE = """
 import sys, torch, torch.distributed as dist
@@ -144,19 +144,18 @@ def test_a_cancel_reaches_the_program(hpclm: Callable[..., str], tmp_path: Path)
     code = (
         "import os, signal, sys, time\n"
         "def stop(*_): open('told-' + os.environ['RANK'], 'w'); sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, stop); open('ready-' + os.environ['RANK'], 'w'); time.sleep(60)"
+        "signal.signal(signal.SIGTERM, stop); open('ready-' + os.environ['RANK'], 'w'); time.sleep(600)"
     )
     (tmp_path / "wait.py").write_text(code)
     recipe({"argv": [sys.executable, str(tmp_path / "wait.py")]})
     hpclm("submit", "recipe.yaml")
-    deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("runs/*/stages/s0/ready-*"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(
+        "both ranks",
+        lambda: len(list(tmp_path.glob("runs/*/stages/s0/ready-*"))) == 2,
+        seen=lambda: status(hpclm),
+    )
     hpclm("cancel", status(hpclm)["run"])
-    while status(hpclm)["state"] != "cancelled":
-        assert time.monotonic() < deadline, status(hpclm)
-        time.sleep(0.1)
+    wait_until("the cancel", lambda: status(hpclm)["state"] == "cancelled", seen=lambda: status(hpclm))
     assert len(list(tmp_path.glob("runs/*/stages/s0/told-*"))) == 2
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import changed, write
 
 from hpclm.cli import app as cli
 from hpclm.engines.nemo.config import as_yaml
 from hpclm.planning import make_plan
 from hpclm.recipe import load
+from tests.support.samples import changed, write
 
 STANDINS = Path(__file__).with_name("standins")
 TUNE = {"name": "ptune", "task": "p-tuning", "engine": "nemo"}

@@ -66,7 +66,7 @@ def test_the_recipes_own_keys_are_reached_too() -> None:
     settings = [
         "hpclm.data.semantics=nemo",
         "hpclm.resources.time_limit_min=600",
-        "hpclm.containers.image=nvcr.io/x/y:1",
+        "hpclm.container.image=nvcr.io/x/y:1",
     ]
     loaded = load(NEMO, [*GIVEN, *settings], nodes=3, devices_per_node=8)
     recipe = loaded.stages[0].recipe

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from broken import CASES, HOSTILE, Case
-from samples import changed, write
 
 from hpclm.core.errors import RecipeError
 from hpclm.planning import make_plan, picture, stage_specs
 from hpclm.recipe import load
+from tests.support.broken import CASES, HOSTILE, Case
+from tests.support.samples import changed, write
 
 # `file:line key: what; how to mend`, or the command-line argument in the place's stead.
 SHAPE = re.compile(r"(--set .+?|\S+:\d+( .+?)?): .+")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import RECIPE, changed, dump, write_checkpoint, write_files
 
 from hpclm.core.errors import RecipeError
 from hpclm.planning import Plan, make_plan, picture, stage_specs
 from hpclm.recipe import load
+from tests.support.samples import RECIPE, changed, dump, write_checkpoint, write_files
 
 
 def keys(value: Any = RECIPE, prefix: str = "") -> Iterator[str]:

@@ -1,25 +1,22 @@
 # ruff: noqa: E402 - the stand-ins must be in place before anything of the engine is imported
-"""Run as a program: our prompt learning and Hugging Face PEFT's on the same weights and rows; prints their differences.
+"""`python -m tests.worker.peft_agreement`: our prompt learning and Hugging Face PEFT's on the same weights and rows.
 
-A process of its own, because the engine's CPU stand-ins are for the life of a process.
+Prints their differences. A process of its own, because the engine's CPU stand-ins are for the life of a process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 warnings.simplefilter("ignore")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-import prompt_learning as bench
 import torch
 import torch.distributed as dist
 
+from bench import prompt_learning as bench
 from hpclm.core import spec as plan
 from hpclm.engines.megatron.ranks import cpu_standins
 

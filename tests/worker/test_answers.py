@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_harness import SMALL
 
 from hpclm.core.spec import GenerationSpec, ParallelSpec
 from hpclm.data.templates import Example
@@ -21,6 +18,7 @@ from hpclm.engines.megatron.ranks.generation import Generator
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
+from tests.support.engine_harness import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -43,9 +41,9 @@ def model(alone: Groups) -> LanguageModel:
 @pytest.fixture(scope="module")
 def peer(model: LanguageModel) -> Any:
     """transformers' GPT-2 with the same weights."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-    import prompt_learning as bench
     from transformers import GPT2LMHeadModel
+
+    from bench import prompt_learning as bench
 
     made = GPT2LMHeadModel(bench.gpt2_config(SIZES)).eval()
     made.load_state_dict(bench._as_gpt2(model.gpt.state_dict(), SIZES), strict=False)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_harness import losses, result, run, stage_spec, write_data
 
 from hpclm.core.spec import EarlyStoppingSpec
 from hpclm.engines.megatron.ranks.early_stopping import Patience
+from tests.support.engine_harness import losses, result, run, stage_spec, write_data
 
 
 def test_only_a_loss_lower_by_more_than_min_delta_counts() -> None:

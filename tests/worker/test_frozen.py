@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import SMALL
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpclm.adapters.ranks import PromptsCard, build_prompts
@@ -21,6 +20,7 @@ from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.worker.report import Progress
 from hpclm.worker.signals import StopFlag
+from tests.support.engine_harness import SMALL
 
 # megatron-core warns of its own defaults
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import MODERN, SMALL
 
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
 from hpclm.engines.megatron.ranks.generation import Generator, prefill_mask, sample
@@ -15,6 +14,7 @@ from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.seeds import named_generator
+from tests.support.engine_harness import MODERN, SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
 
 from hpclm.core.files import read_object
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import StageSpec
 from hpclm.worker.report import EXIT_PEER, EXIT_STOPPED
+from tests.support.engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +41,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(tmp_path_factory.mktemp("interruption"))
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen in {timeout_s:.0f} s"
-        time.sleep(0.002)
+def until(condition: Callable[[], bool], what: str, ranks: Ranks) -> None:
+    """A run's step takes a few milliseconds, and the next thing is to happen soon after."""
+    wait_until(what, condition, seen=lambda: ranks.log()[-2000:], pause_s=0.002)
 
 
 def same_end(shop: Shop, task: str, paths: StagePaths) -> None:
@@ -59,7 +57,7 @@ def same_end(shop: Shop, task: str, paths: StagePaths) -> None:
 def test_a_killed_rank_costs_nothing(shop: Shop, task: str, step: int) -> None:
     spec = shop.spec(f"killed-{task}-{step}", task)
     ranks = Ranks(spec)
-    until(lambda: len(losses(ranks.paths)) >= step, f"step {step}")
+    until(lambda: len(losses(ranks.paths)) >= step, f"step {step}", ranks)
     ranks.processes[1].kill()
     assert ranks.wait() == [EXIT_PEER, -signal.SIGKILL]
     # the rank that was left says that a peer was lost; the killed one said nothing after "running"
@@ -72,7 +70,7 @@ def test_a_killed_rank_costs_nothing(shop: Shop, task: str, step: int) -> None:
 def test_a_kill_in_the_middle_of_a_save_leaves_no_half_checkpoint(shop: Shop) -> None:
     spec = shop.spec("killed-saving", "pretrain")
     ranks = Ranks(spec)
-    until(lambda: any(ranks.paths.checkpoints.glob("*.partial")), "a save")
+    until(lambda: any(ranks.paths.checkpoints.glob("*.partial")), "a save", ranks)
     for process in ranks.processes:
         process.kill()
     ranks.wait()
@@ -83,7 +81,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_no_half_checkpoint(shop: Shop) ->
 def test_a_signal_to_one_rank_stops_all_after_saving(shop: Shop, number: signal.Signals) -> None:
     spec = shop.spec(f"stopped-{number.name}", "p-tuning")
     ranks = Ranks(spec)
-    until(lambda: len(losses(ranks.paths)) >= 3, "step 3")
+    until(lambda: len(losses(ranks.paths)) >= 3, "step 3", ranks)
     ranks.processes[1].send_signal(number)
     assert ranks.wait() == [EXIT_STOPPED, EXIT_STOPPED]
     assert [ranks.record(rank)["state"] for rank in (0, 1)] == ["stopped", "stopped"]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 
 from hpclm.core.files import read_lines
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import PromptSpec, StageSpec
 from hpclm.formats.ranks import checkpoint_store
+from tests.support.engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
+from tests.support.processes import hpclm
 
 pytestmark = pytest.mark.slow
 
@@ -162,8 +161,7 @@ def test_nemo_archives_answer_as_the_checkpoints_they_were_made_from(bench: Benc
     made = {"model": bench.base, "prompts": tuned.checkpoints}
     for name, source in made.items():
         argv = ["model", "convert", str(source), str(bench.folder / f"{name}.nemo"), "--to", "nemo"]
-        done = subprocess.run([sys.executable, "-m", "hpclm.cli", *argv], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        hpclm(*argv)
     spec = bench.spec("from-archives", "evaluate", Split(2, 2), prompts=str(bench.folder / "prompts.nemo"))
     answers = predictions(run(replace(spec, base=str(bench.folder / "model.nemo"))))
     assert answers == bench.answers(tuned)

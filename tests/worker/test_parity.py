@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import engine_harness
 import pytest
-from engine_harness import MODERN, SPLITS, Split, losses, predictions, run, stage_spec
 
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import BatchSpec, GenerationSpec, RecomputeSpec
+from tests.support import engine_harness
+from tests.support.engine_harness import MODERN, SPLITS, Split, losses, predictions, run, stage_spec
 
 pytestmark = pytest.mark.slow
 

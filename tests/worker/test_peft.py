@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+
+from tests.support.processes import python
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def difference() -> dict[str, float]:
-    program = Path(__file__).with_name("peft_agreement.py")
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300)
+    done = python("-m", "tests.worker.peft_agreement")
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

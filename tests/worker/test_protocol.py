@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from hpclm.worker.rank_identity import RankFacts, rank_facts
 from hpclm.worker.ranks.rendezvous import RendezvousError, meet
 from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, StoppedError
 from hpclm.worker.signals import StopFlag
+from tests.support.processes import python, start
+from tests.support.waiting import wait_until
 
 OURS = {"HPCLM_RANK": "3", "HPCLM_WORLD_SIZE": "4", "HPCLM_LOCAL_RANK": "1", "HPCLM_NODE_RANK": "1"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURMD_NODENAME": "n2"}
@@ -102,8 +104,7 @@ def test_a_signal_sets_a_flag_and_nothing_else() -> None:
         flag.install()
         assert not flag.requested
         os.kill(os.getpid(), signal.SIGUSR2)
-        time.sleep(0.01)
-        assert flag.requested
+        wait_until("the flag", lambda: flag.requested)
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGUSR2), before, strict=True):
             signal.signal(number, handler)
@@ -115,7 +116,7 @@ from pathlib import Path
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.ranks.rendezvous import meet
 rank, world = int(sys.argv[2]), int(sys.argv[3])
-store = meet(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=20)
+store = meet(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=300)
 store.set(f"hello/{rank}", str(rank))
 print(sorted(store.get(f"hello/{other}").decode() for other in range(world)))
 store.set(f"done/{rank}", "")
@@ -126,8 +127,11 @@ store.wait([f"done/{other}" for other in range(world)])
 def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
     argv = [sys.executable, "-W", "ignore", "-c", MEET, str(tmp_path / "rendezvous.json")]
     # the late one is rank 0: the others wait for its address
-    ranks = [subprocess.Popen([*argv, str(rank), "3"], stdout=subprocess.PIPE, text=True) for rank in (2, 1, 0)]
-    assert {rank.communicate(timeout=60)[0].strip() for rank in ranks} == {"['0', '1', '2']"}
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(start([*argv, str(rank), "3"], stdout=subprocess.PIPE, text=True)) for rank in (2, 1, 0)
+        ]
+        assert {rank.communicate()[0].strip() for rank in ranks} == {"['0', '1', '2']"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -140,8 +144,8 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
 
 IMPORTS = """
 import importlib, pkgutil, sys
-from hpclm.engines.megatron.ranks import cpu
-cpu.install()
+from hpclm.engines.megatron.ranks import cpu_standins
+cpu_standins.install()
 import hpclm.worker
 for module in pkgutil.walk_packages(hpclm.worker.__path__, "hpclm.worker."):
     if not module.name.endswith("__main__"):
@@ -152,5 +156,5 @@ print([name for name in ("pydantic", "typer", "rich", "submitit") if name in sys
 
 
 def test_the_worker_starts_in_an_image_without_our_login_side() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], capture_output=True, text=True, timeout=120)
+    done = python("-W", "ignore", "-c", IMPORTS)
     assert done.stdout.strip() == "[]", done.stderr[-2000:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import pytest
 
 from hpclm.core.layout import AttemptPaths
 from hpclm.worker.report import EXIT_STALL
+from tests.support.processes import LIMIT_S, Child, start
+from tests.support.waiting import wait_until
 
 RANK = """
 import sys, time
@@ -46,9 +47,18 @@ assert "torch" not in sys.modules
 """
 
 
-def start(folder: Path, rank: int, timeout_s: float, what: str) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-c", RANK, str(folder), str(rank), str(timeout_s), what]
-    return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+def start_rank(folder: Path, rank: int, timeout_s: float, what: str) -> Child:
+    """A rank that does `what`. `with` ends it: what a failed test leaves running would keep the tests' output open."""
+    argv = [sys.executable, "-c", RANK, folder, str(rank), str(timeout_s), what]
+    return start(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def until_begun(process: Child, folder: Path, rank: int) -> None:
+    def begun() -> bool:
+        assert process.poll() is None, "the rank ended before it began"
+        return AttemptPaths(folder).rank(rank).exists()
+
+    wait_until(f"rank {rank} to begin", begun, pause_s=0.01)
 
 
 def record(folder: Path, rank: int) -> dict[str, object]:
@@ -57,10 +67,8 @@ def record(folder: Path, rank: int) -> dict[str, object]:
 
 
 def test_a_hang_is_noticed_and_its_stack_is_left(tmp_path: Path) -> None:
-    began = time.monotonic()
-    process = start(tmp_path, 0, 0.5, "computing_for_ever()")
-    assert process.wait(20) == EXIT_STALL
-    assert time.monotonic() - began < 10
+    with start_rank(tmp_path, 0, 0.5, "computing_for_ever()") as process:
+        assert process.wait(LIMIT_S) == EXIT_STALL
     left = record(tmp_path, 0)
     assert (left["state"], left["kind"], left["exit_code"]) == ("failed", "stall", EXIT_STALL)
     stack = AttemptPaths(tmp_path).stack(0).read_text()
@@ -72,30 +80,29 @@ def test_one_that_waits_for_others_says_so(tmp_path: Path) -> None:
     what = (
         "import types; code = compile('while True: time.sleep(0.01)', '/x/torch/distributed/y.py', 'exec'); exec(code)"
     )
-    assert start(tmp_path, 1, 0.5, what).wait(20) == EXIT_STALL
+    with start_rank(tmp_path, 1, 0.5, what) as process:
+        assert process.wait(LIMIT_S) == EXIT_STALL
     assert record(tmp_path, 1)["kind"] == "waited"
 
 
+# The time-out is ten times the pause between two beats, so that a busy machine delays none beyond it.
 @pytest.mark.parametrize("what", ["working()", "pass"])
 def test_work_and_its_end_are_no_hang(tmp_path: Path, what: str) -> None:
-    process = start(tmp_path, 0, 0.5, what)
-    assert process.wait(20) == 0
+    with start_rank(tmp_path, 0, 1.0, what) as process:
+        assert process.wait(LIMIT_S) == 0
     assert record(tmp_path, 0)["state"] == "done"
 
 
 def test_a_rank_that_was_stopped_is_the_one_the_others_waited_for(tmp_path: Path) -> None:
     """It goes on when the job ends it, and finds the others gone before it can notice that it stood still."""
-    what = "time.sleep(1.0); sys.exit(record.finish(PeerError('gone'), watch.stood_still_s()))"
-    process = start(tmp_path, 1, 4.0, what)
-    until = time.monotonic() + 60
-    while not AttemptPaths(tmp_path).rank(1).exists():
-        assert process.poll() is None, "the rank ended before it began"
-        assert time.monotonic() < until, "the rank did not begin"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(2.5)
-    os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(20) == EXIT_STALL
+    # it must be stopped before its two seconds are over, and for more than half of the time-out
+    what = "time.sleep(2.0); sys.exit(record.finish(PeerError('gone'), watch.stood_still_s()))"
+    with start_rank(tmp_path, 1, 4.0, what) as process:
+        until_begun(process, tmp_path, 1)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(LIMIT_S) == EXIT_STALL
     left = record(tmp_path, 1)
     assert left["kind"] == "stall"
     assert "did not run at all for" in str(left["message"])
@@ -103,9 +110,13 @@ def test_a_rank_that_was_stopped_is_the_one_the_others_waited_for(tmp_path: Path
 
 def test_ranks_are_patient_while_rank_0_works_alone(tmp_path: Path) -> None:
     """As when it makes tokens of a corpus, and all others wait in one collective."""
-    waiting = start(tmp_path, 1, 1.0, "computing_for_ever()")
-    alone = start(tmp_path, 0, 1.0, "working(); working()")
-    time.sleep(3.0)
-    assert waiting.poll() is None
-    assert alone.wait(20) == 0
-    assert waiting.wait(20) == EXIT_STALL
+    working = "while not Path(sys.argv[1], 'enough').exists(): time.sleep(0.1); heartbeat.beat()"
+    with start_rank(tmp_path, 0, 1.0, working) as alone:
+        wait_until("a sign of rank 0", lambda: (tmp_path / "pulse").exists())
+        with start_rank(tmp_path, 1, 1.0, "computing_for_ever()") as waiting:
+            until_begun(waiting, tmp_path, 1)
+            time.sleep(2.5)  # more than two time-outs
+            assert waiting.poll() is None
+            (tmp_path / "enough").touch()
+            assert alone.wait(LIMIT_S) == 0
+            assert waiting.wait(LIMIT_S) == EXIT_STALL

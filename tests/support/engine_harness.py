@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 from hpclm.core import spec as plan
 from hpclm.core.files import read_lines, write_json
 from hpclm.core.layout import StagePaths
+from tests.support.processes import environment
+from tests.support.waiting import wait_until
 
 NAMES = ["path", "name", "self", "node", "list", "dict", "file", "mode", "type", "args", "item", "data"]
 VOCAB = 384
@@ -127,21 +127,23 @@ class Ranks:
 
     def _start(self, rank: int, count: int, attempt: int) -> subprocess.Popen[bytes]:
         place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
-        environment = {
-            **os.environ,
-            **{f"HPCLM_{name}": str(value) for name, value in place.items()},
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "ignore",
-        }
+        given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
+        env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **given)
         argv = [sys.executable, "-m", "hpclm.worker", str(self.paths.root), str(attempt)]
         with self.attempt.log(rank).open("w") as log:
-            return subprocess.Popen(argv, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(argv, env=env, stdout=log, stderr=subprocess.STDOUT)
 
-    def wait(self, timeout_s: float = 180.0) -> list[int]:
-        """Exit codes in rank order; ranks that outlast the timeout are killed."""
-        deadline = time.monotonic() + timeout_s
+    def wait(self) -> list[int]:
+        """Exit codes in rank order; ranks that outlast the limit are killed, and the test fails with rank 0's words."""
+        codes: list[int | None] = []
+
+        def over() -> bool:
+            codes[:] = [process.poll() for process in self.processes]
+            return None not in codes
+
         try:
-            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+            wait_until("the ranks' end", over, seen=lambda: f"{codes} {self.log()[-2000:]}", pause_s=0.02)
+            return [code for code in codes if code is not None]
         finally:
             for process in self.processes:
                 process.kill()

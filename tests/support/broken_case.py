@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samples import changed, write
+from tests.support.samples import changed, write
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from broken_case import Case, changed_case, recipe_case
-from broken_files import checkpoint_cases, missing_files, row_cases, template_cases
-from samples import DROP, changed, dump, single, write, write_checkpoint
-
 from hpclm.recipe.error_messages import section_of
 from hpclm.recipe.schema.stage import SECTIONS, Stage
+from tests.support.broken_case import Case, changed_case, recipe_case
+from tests.support.broken_files import checkpoint_cases, missing_files, row_cases, template_cases
+from tests.support.samples import DROP, changed, dump, single, write, write_checkpoint
 
 
 def _leaves(model: Any = Stage, prefix: str = "") -> Iterator[tuple[str, Any]]:

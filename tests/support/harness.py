@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from hpclm.runs.job_building import import_of, stage_jobs
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
 from hpclm.schedulers.discovery import discover, misfits
+from tests.support.waiting import wait_until
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
@@ -65,7 +66,7 @@ def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str =
     jobs, problems = stage_jobs(plan.stages, offer, paths, name, folder)
     recipe = folder.parent / "tiny.yaml"
     loaded: Any = SimpleNamespace(text="version: 1\n", resolved=lambda: {"version": 1})
-    specs = tuple(_spec(stage, paths) for stage in stages)
+    specs = tuple(spec_of(stage, paths) for stage in stages)
     problems = [*misfits(offer, jobs), *problems]
     request = submitting.Request(recipe)
     imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
@@ -88,27 +89,30 @@ def use_fake_worker(monkeypatch: Any, stages: tuple[Stage, ...]) -> None:
     monkeypatch.setattr(submitting, "stage_payload", stage_fake)
 
 
-def until_over(run: Run, seconds: float = 60.0) -> RunStatus:
+def until_over(run: Run) -> RunStatus:
     """The status once the run is over. Fails the test when it is not in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        (status,) = status_of([run])
-        if status.over:
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(0.1)
+    return _until(f"the end of {run.record.run}", run, lambda status: status.over)
 
 
-def until(run: Run, stage: str, state: str, seconds: float = 60.0) -> RunStatus:
+def until(run: Run, stage: str, state: str) -> RunStatus:
     """The status once a stage is in a state (and, when running, has made a step)."""
-    deadline = time.monotonic() + seconds
-    while True:
-        (status,) = status_of([run])
+
+    def reached(status: RunStatus) -> bool:
         found = next(one for one in status.stages if one.name == stage)
-        if found.state == state and (state != "running" or found.step is not None):
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(0.1)
+        return found.state == state and (state != "running" or found.step is not None)
+
+    return _until(f"stage {stage} to be {state}", run, reached)
+
+
+def _until(what: str, run: Run, reached: Callable[[RunStatus], bool]) -> RunStatus:
+    seen: list[RunStatus] = []
+
+    def look() -> bool:
+        seen[:] = status_of([run])
+        return reached(seen[0])
+
+    wait_until(what, look, seen=lambda: seen[0], pause_s=0.1)
+    return seen[0]
 
 
 def words(status: RunStatus) -> dict[str, str]:
@@ -128,7 +132,7 @@ def _split(stage: Stage) -> ParallelSpec:
     return ParallelSpec(1, 1, world, world, stage.nodes, stage.devices_per_node)
 
 
-def _spec(stage: Stage, paths: RunPaths) -> StageSpec:
+def spec_of(stage: Stage, paths: RunPaths) -> StageSpec:
     task: Any = stage.task
     device: Any = stage.device
     return StageSpec(

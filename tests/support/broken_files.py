@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from broken_case import Case, changed_case, recipe_case
-from samples import DROP, ROW, changed, single, write, write_checkpoint
+from tests.support.broken_case import Case, changed_case, recipe_case
+from tests.support.samples import DROP, ROW, changed, single, write, write_checkpoint
 
 
 def missing_files() -> Iterator[Case]:

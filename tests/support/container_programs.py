@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-STANDINS = Path(__file__).with_name("standins")
+STANDINS = Path(__file__).with_name("container_standins")
 
 
 def install(folder: Path, *names: str) -> None:

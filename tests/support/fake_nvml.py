@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import pytest
 
 from hpclm.nodes.diagnosis import probe_of
 from hpclm.nodes.nvml import Probe
+from tests.support.processes import ROOT, python
 
 _SOURCE = Path(__file__).with_name("fake_nvml.c")
-_ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
@@ -37,7 +36,7 @@ def machine(what: str, *flags: str) -> dict[str, str]:
         **os.environ,
         "HPCLM_FAKE_NVML": what,
         "LD_LIBRARY_PATH": str(_built(*flags)),
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": str(ROOT),
     }
 
 
@@ -48,7 +47,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, what: str) -> None:
 
 
 def call(environment: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *argv], env=environment, capture_output=True, text=True, check=False)
+    return python(*argv, env=environment)
 
 
 def probed(what: str, *flags: str) -> Probe:

@@ -1,0 +1,1 @@
+"""What tests share: samples, stand-ins, and what runs and watches processes. No tests."""

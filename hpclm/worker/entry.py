@@ -12,13 +12,17 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.spec import ProgramStageSpec, StageSpec, from_dict
 from hpclm.worker.rank_identity import RankFacts, rank_facts
 from hpclm.worker.signals import StopFlag
+
+if TYPE_CHECKING:
+    from hpclm.engines.megatron.ranks.groups import Groups
+    from hpclm.worker.report import Progress
 
 
 def main(stage_dir: str, attempt: str) -> None:
@@ -32,7 +36,7 @@ def main(stage_dir: str, attempt: str) -> None:
     stage = StagePaths(Path(stage_dir))
     paths = stage.attempt(attempt, facts.restart)
     raw = json.loads(stage.spec.read_text())
-    spec = from_dict(ProgramStageSpec if raw["task"] == "program" else StageSpec, raw)
+    spec = from_dict(ProgramStageSpec, raw) if raw["task"] == "program" else from_dict(StageSpec, raw)
     _prepare_environment(spec)
 
     from hpclm.engines.command import run
@@ -95,7 +99,9 @@ def _run(spec: StageSpec, stage: StagePaths, paths: AttemptPaths, facts: RankFac
     _complete(stage, spec, groups, progress, {**result, "seconds_in_all": time.time() - began})
 
 
-def _complete(stage: StagePaths, spec: StageSpec, groups: Any, progress: Any, result: dict[str, Any]) -> None:
+def _complete(
+    stage: StagePaths, spec: StageSpec, groups: Groups, progress: Progress, result: dict[str, object]
+) -> None:
     """Write the result, last of all, once every rank is done."""
     import torch.distributed as dist
 

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpclm.adapters.ranks import PromptsCard, build_prompts
 from hpclm.core import spec as plan
+from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.worker.report import Progress
@@ -43,7 +44,7 @@ class OneBatch:
         examples = [Example(row, virtual, mask, "task", 0, place, "", None) for place, row in enumerate(tokens)]
         self.batch = pack(examples, 0)
 
-    def train(self, step: int) -> list[Batch]:
+    def train(self, step: int) -> list[TrainingBatch]:
         return [self.batch]
 
     def weight(self, step: int) -> None:

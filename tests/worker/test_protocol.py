@@ -77,8 +77,8 @@ def test_progress_is_json_whatever_the_numbers(tmp_path: Path, capsys: pytest.Ca
     progress = Progress(tmp_path / "progress.json", tmp_path / "metrics.jsonl", active=True)
     progress.update(phase="training", step=1, loss=float("nan"))
     progress.update(step=2)  # within the second: not written
-    progress.metric("train", 1, loss=float("inf"))
-    progress.metric("train", 2, loss=0.5)
+    progress.metric("train", 1, {"loss": float("inf")})
+    progress.metric("train", 2, {"loss": 0.5})
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [None, 0.5]
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -91,7 +91,7 @@ def test_progress_is_json_whatever_the_numbers(tmp_path: Path, capsys: pytest.Ca
 def test_ranks_that_do_not_report_write_nothing(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "progress.json", tmp_path / "metrics.jsonl", active=False)
     progress.update(phase="done", force=True)
-    progress.metric("train", 1, loss=0.5)
+    progress.metric("train", 1, {"loss": 0.5})
     assert not list(tmp_path.iterdir())
 
 
@@ -140,12 +140,13 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
 
 IMPORTS = """
 import importlib, pkgutil, sys
-from hpclm.engines.megatron.ranks import cpu
-cpu.install()
-import hpclm.worker
-for module in pkgutil.walk_packages(hpclm.worker.__path__, "hpclm.worker."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+from hpclm.engines.megatron.ranks import cpu_standins
+cpu_standins.install()
+for package in ("worker", "adapters.ranks", "data.ranks", "engines.megatron.ranks", "formats.ranks"):
+    path = importlib.import_module(f"hpclm.{package}").__path__
+    for module in pkgutil.walk_packages(path, f"hpclm.{package}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 # yaml is not named: torch brings and loads its own
 print([name for name in ("pydantic", "typer", "rich", "submitit") if name in sys.modules])
 """

@@ -69,7 +69,9 @@ class PTuning(SoftPrompts):
             name = self.task_names.get_buffer(table_name(template))
             if isinstance(self.encoder, LstmEncoder) and self.kind == "biglstm":
                 # the name is as wide as the model: NeMo brings it to the encoder's width by its last layer's weight
-                name = name @ self.encoder.head[2].weight
+                last = self.encoder.head[2]
+                assert isinstance(last, nn.Linear)
+                name = name @ last.weight
             tables.append(torch.cat([name, shared[len(name) :]]))
         return tables
 
@@ -130,11 +132,18 @@ class ParallelMlp(nn.Module):
         self.second = tensor_parallel.RowParallelLinear(inner, hidden, input_is_parallel=True, **arguments)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        states: Tensor
         states, _ = self.first(inputs)
         states, _ = self.second(nn.functional.gelu(states, approximate="tanh"))
         return states
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, bool] | None = None,
+    ) -> dict[str, ShardedTensor]:
+        """megatron-core's; its default would take a tensor-parallel layer's parts for whole tensors."""
         return {
             **self.first.sharded_state_dict(f"{prefix}first.", sharded_offsets, metadata),
             **self.second.sharded_state_dict(f"{prefix}second.", sharded_offsets, metadata),
@@ -152,7 +161,8 @@ class LstmEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.lstm(inputs)[0])
+        states: Tensor = self.head(self.lstm(inputs)[0])
+        return states
 
 
 def mlp(hidden: int, inner: int, layers: int) -> nn.Sequential:

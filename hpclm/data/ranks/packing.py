@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
+from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.attention import Layout
-from hpclm.engines.megatron.ranks.language_model import Batch
 
 
-def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Batch:
+def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> TrainingBatch:
     """A training batch [1, s]: at each position the next token of its row is the label.
 
     Args:
@@ -27,8 +26,7 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Batch:
         multiple_of: s is rounded up to it (sequence parallelism).
 
     Returns:
-        tokens, labels, position_ids, virtual_index, task int64 [1, s]; loss_mask fp32 [1, s]; places int64 [n], the
-        positions that count (one at least); lengths int64 [rows], tokens of each row; layout, see `Layout`.
+        All of it [1, s]; `loss_positions` are one at least.
     """
     shared = _shared_beginning(examples)
     # the shared beginning stands with the first row
@@ -40,24 +38,24 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Batch:
     real = sum(sizes)
     length = -(-max(1, real) // multiple_of) * multiple_of
 
-    def row(parts: Iterable[Iterable[Any]], fill: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def row(parts: Iterable[Iterable[float]], fill: float, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor([[*itertools.chain.from_iterable(parts), *[fill] * (length - real)]], dtype=dtype)
 
     pairs = list(zip(examples, spans, labels, strict=True))
     loss_mask = row((example.loss_mask[label] for example, _, label in pairs), 0.0, torch.float32)
-    places = loss_mask.flatten().nonzero().squeeze(1)
+    loss_positions = loss_mask.flatten().nonzero().squeeze(1)
     starts = [end - (count - shared) for end, count in zip(itertools.accumulate(sizes), counts, strict=True)]
-    return {
-        "tokens": row((example.tokens[span] for example, span, _ in pairs), pad_id),
-        "labels": row((example.tokens[label] for example, _, label in pairs), pad_id),
-        "position_ids": row((range(span.start, span.stop) for span in spans), 0),
-        "virtual_index": row((example.virtual[span] for example, span, _ in pairs), -1),
-        "task": row(([example.task] * size for (example, _, _), size in zip(pairs, sizes, strict=True)), 0),
-        "loss_mask": loss_mask,
-        "places": places if len(places) else torch.zeros(1, dtype=torch.int64),
-        "lengths": torch.tensor(counts, dtype=torch.int64),
-        "layout": Layout.make(shared, starts, [count - shared for count in counts], length),
-    }
+    return TrainingBatch(
+        tokens=row((example.tokens[span] for example, span, _ in pairs), pad_id),
+        labels=row((example.tokens[label] for example, _, label in pairs), pad_id),
+        position_ids=row((range(span.start, span.stop) for span in spans), 0),
+        virtual_index=row((example.virtual[span] for example, span, _ in pairs), -1),
+        task=row(([example.task] * size for (example, _, _), size in zip(pairs, sizes, strict=True)), 0),
+        loss_mask=loss_mask,
+        loss_positions=loss_positions if len(loss_positions) else torch.zeros(1, dtype=torch.int64),
+        lengths=torch.tensor(counts, dtype=torch.int64),
+        layout=Layout.make(shared, starts, [count - shared for count in counts], length),
+    )
 
 
 def _shared_beginning(examples: list[Example]) -> int:
@@ -78,23 +76,18 @@ def _shared_beginning(examples: list[Example]) -> int:
     return count
 
 
-def collate_left(examples: list[Example], pad_id: int) -> Batch:
-    """Left-padded prompts to continue.
-
-    Returns:
-        tokens, position_ids (0 at the first real token), virtual_index int64 [b, s]; attention bool [b, s], True at
-        real tokens; task int64 [b].
-    """
+def collate_left(examples: list[Example], pad_id: int) -> GenerationBatch:
+    """Left-padded prompts to continue [b, s], with `position_ids` 0 at the first real token and `task` [b]."""
     length = max(len(example.tokens) for example in examples)
 
     def rows(values: list[list[int]], fill: int) -> torch.Tensor:
         return torch.tensor([[fill] * (length - len(row)) + row for row in values], dtype=torch.int64)
 
     attention = rows([[1] * len(example.tokens) for example in examples], 0).bool()
-    return {
-        "tokens": rows([example.tokens for example in examples], pad_id),
-        "virtual_index": rows([example.virtual for example in examples], -1),
-        "attention": attention,
-        "position_ids": (attention.long().cumsum(dim=1) - 1).clamp(min=0),
-        "task": torch.tensor([example.task for example in examples]),
-    }
+    return GenerationBatch(
+        tokens=rows([example.tokens for example in examples], pad_id),
+        virtual_index=rows([example.virtual for example in examples], -1),
+        attention=attention,
+        position_ids=(attention.long().cumsum(dim=1) - 1).clamp(min=0),
+        task=torch.tensor([example.task for example in examples]),
+    )

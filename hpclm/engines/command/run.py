@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object, write_json, write_text
@@ -24,12 +25,14 @@ from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.spec import ProgramStageSpec
 from hpclm.worker.addresses import addresses, boot_id
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.report import PeerError, ProgramError, Progress, RendezvousError, StoppedError
+from hpclm.worker.report import PeerError, ProgramError, Progress, ProgressValues, RendezvousError, StoppedError
 from hpclm.worker.signals import StopFlag
 
 _WAIT_S = 300.0
 _POLL_S = 0.1
 _CONNECT_S = 3.0
+Number = TypeVar("Number", int, float)
+
 _FAILED = ("failed", "stopped")
 
 
@@ -76,12 +79,12 @@ def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
         one_machine = all(_met(attempt, rank).read_text() == boot_id() for rank in range(1, facts.world_size))
         return "127.0.0.1" if one_machine else next(iter(addresses()), "127.0.0.1"), port
     while time.monotonic() < deadline:
-        offer = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
-        if offer is not None:
-            address = _reachable(offer)
+        found = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
+        if found is not None:
+            address = _reachable(found)
             if address is not None:
                 _met(attempt, facts.rank).write_text(boot_id())
-                return address, int(offer["port"])
+                return address, int(found["port"])
         time.sleep(_POLL_S)
     raise RendezvousError(f"rank 0 could not be reached within {_WAIT_S:.0f} s; see {attempt.rendezvous}")
 
@@ -255,16 +258,28 @@ class _Reader(threading.Thread):
         return self.reports
 
     def _take(self, found: dict[str, str | None]) -> None:
-        values: dict[str, Any] = {}
-        for name, kind in (("step", int), ("total_steps", int), ("loss", float), ("val_loss", float)):
-            with contextlib.suppress(TypeError, ValueError):
-                values[name] = kind(found.get(name))  # type: ignore[arg-type]
-        if "step" in values and values["step"] <= self.step:
+        step, loss = _number(int, found.get("step")), _number(float, found.get("loss"))
+        if step is not None and step <= self.step:
             return  # another rank of the node, that prints the same
-        self.step = values.get("step", self.step)
-        if "step" in values and "loss" in values:
-            self.progress.metric("train", values["step"], loss=values["loss"], silent=True)
-        self.progress.update(phase="training", **values)
+        values: ProgressValues = {"phase": "training"}
+        if step is not None:
+            self.step = values["step"] = step
+        if loss is not None:
+            values["loss"] = loss
+        if step is not None and loss is not None:
+            self.progress.metric("train", step, {"loss": loss}, silent=True)
+        if (total_steps := _number(int, found.get("total_steps"))) is not None:
+            values["total_steps"] = total_steps
+        if (val_loss := _number(float, found.get("val_loss"))) is not None:
+            values["val_loss"] = val_loss
+        self.progress.update(**values)
+
+
+def _number(kind: Callable[[str], Number], text: str | None) -> Number | None:
+    try:
+        return None if text is None else kind(text)
+    except ValueError:
+        return None
 
 
 def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
@@ -300,6 +315,6 @@ def _outputs(spec: ProgramStageSpec, stage: StagePaths) -> list[str]:
     return found
 
 
-def _last_metrics(progress: Progress) -> dict[str, Any]:
+def _last_metrics(progress: Progress) -> dict[str, object]:
     written = read_object(progress.progress_path) or {}
     return {"steps": written.get("step"), "loss": written.get("loss"), "val_loss": written.get("val_loss")}

@@ -56,7 +56,7 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
             for address in candidates:
                 try:
                     socket.create_connection((address, record["port"]), timeout=_CONNECT_S).close()
-                    return address, record["port"]
+                    return str(address), int(record["port"])
                 except OSError as error:
                     tried = f"{address}:{record['port']}: {error}"
         time.sleep(0.05)

@@ -6,6 +6,8 @@ Engine. torch's function picks a flash or memory-efficient kernel on GPUs and a 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.module import MegatronModule
@@ -46,7 +48,7 @@ class Layout:
     def apart(self, states: Tensor) -> Tensor:
         """[s, 1, n, d] → [rows, n, shared + width, d]; gradients of the shared beginning sum over the rows."""
         beginning = states[: self.shared, 0].unsqueeze(0).expand(self.rows, -1, -1, -1)
-        own = states[:, 0].index_select(0, self.places).unflatten(0, (self.rows, self.width))
+        own = states[:, 0].index_select(0, self.places).view(self.rows, self.width, *states.shape[2:])
         return torch.cat([beginning, own], dim=1).transpose(1, 2)
 
     def together(self, context: Tensor) -> Tensor:
@@ -82,26 +84,27 @@ class SdpaAttention(MegatronModule):
     ) -> Tensor:
         if attention_mask is not None and attention_mask.dtype == torch.int64:
             layout = Layout(attention_mask, query.size(0))
-            rows = [layout.apart(tensor) for tensor in (query, key, value)]
-            return layout.together(self._attend(*rows, None))
+            return layout.together(self._attend(layout.apart(query), layout.apart(key), layout.apart(value), None))
         # [s, b, n, d] -> [b, n, s, d], views only
-        rows = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
-        context = self._attend(*rows, attention_mask)
+        context = self._attend(
+            query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), attention_mask
+        )
         # [b, n, sq, d] -> [sq, b, n · d]
         return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.hidden_size_per_partition)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         """All [b, n, s, d]."""
         dropout = self.config.attention_dropout if self.training else 0.0
-        arguments = {
-            "attn_mask": attention_mask,
-            "dropout_p": dropout,
-            "is_causal": attention_mask is None and query.size(2) > 1,
-            "scale": self.softmax_scale,
-            "enable_gqa": self.grouped,
-        }
+        attend = functools.partial(
+            functional.scaled_dot_product_attention,
+            attn_mask=attention_mask,
+            dropout_p=dropout,
+            is_causal=attention_mask is None and query.size(2) > 1,
+            scale=self.softmax_scale,
+            enable_gqa=self.grouped,
+        )
         if dropout > 0.0 and not self.config.sequence_parallel:
             # each tensor-parallel rank holds other heads and must draw other masks
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                return functional.scaled_dot_product_attention(query, key, value, **arguments)
-        return functional.scaled_dot_product_attention(query, key, value, **arguments)
+                return attend(query, key, value)
+        return attend(query, key, value)

@@ -7,9 +7,9 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +25,12 @@ from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
 from hpclm.formats.nemo.gpt_weights import nemo_name
 from hpclm.formats.nemo.model_config import model_spec, read_config
 from hpclm.formats.nemo.prompt_tables import read_tables
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from hpclm.engines.megatron.ranks.groups import Groups
 
 PARALLEL = ParallelSpec(1, 1, 1, 1, 1, 1)
 PROMPTS_FILE, MODEL_FILE = "prompts.json", "model.json"
@@ -55,7 +61,7 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
 
 
 @functools.cache
-def _here() -> Any:
+def _here() -> Groups:
     """The groups of a world of this process alone, on the CPU."""
     import torch.distributed as dist
 
@@ -76,7 +82,7 @@ def _checkpoint(path: Path) -> Path:
     return resolve(path, prefer="best" if (path / PROMPTS_FILE).is_file() else "latest")
 
 
-def _build(model: ModelSpec, precision: str = "fp32") -> Any:
+def _build(model: ModelSpec, precision: str = "fp32") -> GPTModel:
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, transformer_config
 
     config = transformer_config(model, PARALLEL, precision, _here().device, variable_lengths=True)
@@ -109,7 +115,7 @@ def _gpt_to_hpclm(source: Path, out: Path) -> str:
     return "\n".join([f"{out}: a checkpoint of {stored} weights", *notes])
 
 
-def _state() -> dict[str, Any]:
+def _state() -> dict[str, object]:
     return {"step": 0, "val_loss": None, "best": []}
 
 
@@ -215,7 +221,7 @@ def _stored(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def _config(hidden: int) -> Any:
+def _config(hidden: int) -> TransformerConfig:
     """A configuration as wide as the virtual tokens; nothing else of it counts."""
     from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 
@@ -278,7 +284,7 @@ def _prompts_to_peft(out: Path, tables: Tables, task: str | None) -> str:
     return f"{out}: a PEFT adapter of {template.taskname}"
 
 
-def _saved(value: Any) -> bytes:
+def _saved(value: Mapping[str, object]) -> bytes:
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()

@@ -170,4 +170,5 @@ def _in_order(wanted: list[TaskTemplate], trained: list[TaskTemplate], checkpoin
 def vocabulary_embeddings(gpt: GPTModel, tokens: list[int], device: torch.device) -> torch.Tensor:
     """The word embeddings [n, h] of `tokens`, fp32, gathered over tensor ranks. First pipeline stage only."""
     ids = torch.tensor([tokens], dtype=torch.int64, device=device)
-    return gpt.embedding.word_embeddings(ids)[0].float()
+    embeddings: torch.Tensor = gpt.embedding.word_embeddings(ids)[0].float()
+    return embeddings

@@ -32,7 +32,7 @@ from hpclm.worker.report import StoppedError, say
 _NEMO_LONGEST = 8192
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> dict[str, object]:
     """Generate an answer for every test row; returns the stage's result with a score a task."""
     spec, groups = context.spec, context.groups
     assert spec.generation is not None
@@ -101,7 +101,7 @@ def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer)
     writes = groups.is_last_stage and groups.tensor_rank == 0
     if writes:
         write_text(context.paths.prediction(groups.data_rank), "".join(lines))
-    counts: list[Any] = [None] * groups.world_size
+    counts = [(0, 0)] * groups.world_size
     dist.all_gather_object(counts, (tokens, at_limit) if writes else (0, 0))
     return sum(made for made, _ in counts), sum(limited for _, limited in counts)
 

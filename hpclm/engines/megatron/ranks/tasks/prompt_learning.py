@@ -7,16 +7,16 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hpclm.adapters.ranks import PromptsCard
 from hpclm.core.spec import PromptData
 from hpclm.data.examples import PromptDataset
+from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.ranks.sampler import GlobalBatchSampler
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.engines.megatron.ranks.answering import Answerer
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import (
     base_checkpoint,
@@ -32,7 +32,7 @@ from hpclm.metrics import validation_metrics
 from hpclm.worker.report import say
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> dict[str, object]:
     """Data, frozen model, prompts, training; returns the stage's result."""
     spec, groups = context.spec, context.groups
     assert spec.data is not None
@@ -127,7 +127,7 @@ class PromptBatches:
             "validation_examples_skipped": 0 if self.validation_set is None else self.validation_set.skipped,
         }
 
-    def train(self, step: int) -> list[Batch]:
+    def train(self, step: int) -> list[TrainingBatch]:
         """Rows of one task and like length share a micro-batch: they begin alike and pad less. In strict mode that
         changes no result."""
         rows = self.order.global_batch(step)
@@ -143,16 +143,13 @@ class PromptBatches:
             return None
         return sum(self.train_set.examples[row].weight for row in self.order.global_batch(step))
 
-    def validation(self) -> Iterator[list[Batch]]:
+    def validation(self) -> Iterator[list[TrainingBatch]]:
         if self.validation_set is None:
             return
         for micro_batches in itertools.islice(self.validation_order.all_rows(), self.val_batches):
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]
 
-    def _batch(self, dataset: PromptDataset, rows: list[int]) -> Batch:
+    def _batch(self, dataset: PromptDataset, rows: list[int]) -> TrainingBatch:
         """Rows of a micro-batch; a row of -1 is none."""
-        batch = pack([dataset.examples[row] for row in rows if row >= 0], self.pad_id, self.multiple_of)
-        # moved as it is, a view of many equal entries would become as many
-        layout = batch.pop("layout")
-        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        return moved | {"layout": layout[0].to(self.device).expand(layout.shape)}
+        examples = [dataset.examples[row] for row in rows if row >= 0]
+        return pack(examples, self.pad_id, self.multiple_of).to(self.device)

@@ -1,4 +1,4 @@
-"""Where a rank begins: read the stage's spec, meet the others, do the task, say how it ended.
+"""Where a rank begins: read the stage's spec, rendezvous with the others, run the task, record how it ended.
 
 Importable without side effects and without torch.
 """
@@ -86,10 +86,10 @@ def _run(spec: StageSpec, stage: StagePaths, paths: AttemptPaths, facts: RankFac
     from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
-    from hpclm.worker.ranks.rendezvous import meet
+    from hpclm.worker.ranks.rendezvous import rendezvous
     from hpclm.worker.report import Progress
 
-    store = meet(paths.rendezvous, facts)
+    store = rendezvous(paths.rendezvous, facts)
     groups = process_groups.initialize(
         store, facts.rank, facts.local_rank, spec.parallel, spec.device, spec.trainer.seed
     )

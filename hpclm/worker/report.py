@@ -210,6 +210,6 @@ class Progress:
         partial.replace(self.metrics_path)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """A line for the log of this rank."""
     print(message, file=sys.stderr, flush=True)

@@ -109,7 +109,7 @@ def test_a_frozen_base_costs_two_thirds_of_a_full_steps_products(alone: Groups) 
     assert share == pytest.approx(2 / 3, abs=0.03)
 
 
-def test_the_output_layer_works_for_learnt_tokens_alone(alone: Groups) -> None:
+def test_the_output_layer_works_at_loss_positions_alone(alone: Groups) -> None:
     all_of_it, some = (flops(trainer(alone, frozen=True, answer=count)) for count in (LENGTH - 4, 3))
     # each position costs a product with the output table, forward and backward
     spared = (LENGTH - 4 - 3) * ROWS * 2 * 2 * MODEL.hidden_size * MODEL.padded_vocab_size

@@ -1,4 +1,4 @@
-"""What a rank tells the login node, how ranks meet, and what the worker must not import."""
+"""What a rank tells the login node, the rendezvous of ranks, and what the worker must not import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.worker.rank_identity import RankFacts, rank_facts
-from hpclm.worker.ranks.rendezvous import RendezvousError, meet
+from hpclm.worker.ranks.rendezvous import RendezvousError, rendezvous
 from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, StoppedError
 from hpclm.worker.signals import StopFlag
 
@@ -109,13 +109,13 @@ def test_a_signal_sets_a_flag_and_nothing_else() -> None:
             signal.signal(number, handler)
 
 
-MEET = """
+RENDEZVOUS = """
 import sys
 from pathlib import Path
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.ranks.rendezvous import meet
+from hpclm.worker.ranks.rendezvous import rendezvous
 rank, world = int(sys.argv[2]), int(sys.argv[3])
-store = meet(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=20)
+store = rendezvous(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=20)
 store.set(f"hello/{rank}", str(rank))
 print(sorted(store.get(f"hello/{other}").decode() for other in range(world)))
 store.set(f"done/{rank}", "")
@@ -123,8 +123,8 @@ store.wait([f"done/{other}" for other in range(world)])
 """
 
 
-def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
-    argv = [sys.executable, "-W", "ignore", "-c", MEET, str(tmp_path / "rendezvous.json")]
+def test_the_rendezvous_is_through_a_file(tmp_path: Path) -> None:
+    argv = [sys.executable, "-W", "ignore", "-c", RENDEZVOUS, str(tmp_path / "rendezvous.json")]
     # the late one is rank 0: the others wait for its address
     ranks = [subprocess.Popen([*argv, str(rank), "3"], stdout=subprocess.PIPE, text=True) for rank in (2, 1, 0)]
     assert {rank.communicate(timeout=60)[0].strip() for rank in ranks} == {"['0', '1', '2']"}
@@ -133,9 +133,9 @@ def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     with pytest.raises(RendezvousError, match=r"rank 1 of 2 did not arrive within 0 s"):
-        meet(tmp_path / "rendezvous.json", RankFacts(0, 2, 0, 0, "n", 0), wait_s=0.3)
+        rendezvous(tmp_path / "rendezvous.json", RankFacts(0, 2, 0, 0, "n", 0), wait_s=0.3)
     with pytest.raises(RendezvousError, match="rank 0 could not be reached"):
-        meet(tmp_path / "elsewhere.json", RankFacts(1, 2, 1, 0, "n", 0), wait_s=0.3)
+        rendezvous(tmp_path / "elsewhere.json", RankFacts(1, 2, 1, 0, "n", 0), wait_s=0.3)
 
 
 IMPORTS = """

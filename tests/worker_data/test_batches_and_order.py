@@ -38,7 +38,7 @@ def test_a_training_batch_predicts_the_next_token_of_each_row() -> None:
     assert batch.lengths.tolist() == [3, 5]
 
 
-def test_what_rows_of_a_task_begin_with_stands_once() -> None:
+def test_a_shared_prefix_stands_once() -> None:
     batch = pack([replace(SHORT, task=1), LONG], 0, multiple_of=4)
     # the virtual token; then two and four of their own, and one to make it eight
     assert batch.tokens.tolist() == [[9, 1, 2, 4, 5, 6, 7, 0]]
@@ -47,10 +47,10 @@ def test_what_rows_of_a_task_begin_with_stands_once() -> None:
     assert batch.loss_mask.tolist() == [[0, 1, 1, 0, 0, 1, 1, 0]]
 
 
-def test_nothing_that_is_learnt_is_shared() -> None:
+def test_no_loss_position_is_in_the_shared_prefix() -> None:
     """What follows it differs from row to row."""
-    learnt = [replace(one, task=0, loss_mask=[0.0] + [1.0] * (len(one.tokens) - 1)) for one in (SHORT, LONG)]
-    assert pack(learnt, 0).tokens.tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
+    trained = [replace(one, task=0, loss_mask=[0.0] + [1.0] * (len(one.tokens) - 1)) for one in (SHORT, LONG)]
+    assert pack(trained, 0).tokens.tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
 
 
 def test_no_rows_are_a_batch_in_which_nothing_counts() -> None:
@@ -90,15 +90,15 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, in
     packed_table, alone_table = (table.clone().requires_grad_() for _ in range(2))
     tokens, positions = batch.tokens[0], batch.position_ids[0]
     packed = attend(packed_table[tokens] + places[positions], batch.layout)
-    learnt = packed[batch.loss_positions]
+    at_loss = packed[batch.loss_positions]
     alone = []
     for example in examples:
         ids = torch.tensor(example.tokens[:-1])
         made = attend(alone_table[ids] + places[: len(ids)], None)
         alone.append(made[torch.tensor(example.loss_mask[1:]).bool()])
     expected = torch.cat(alone)
-    assert torch.allclose(learnt, expected)
-    learnt.square().sum().backward()
+    assert torch.allclose(at_loss, expected)
+    at_loss.square().sum().backward()
     expected.square().sum().backward()
     assert torch.allclose(packed_table.grad, alone_table.grad)  # type: ignore[arg-type]
 

@@ -1,9 +1,9 @@
-"""Training rows as one packed sequence: no padding, and what all rows begin with only once.
+"""Training rows as one packed sequence: no padding, and the prefix that all rows share only once.
 
-Rows of a prompt-learning batch start alike (virtual tokens, the template's first words) and differ in length; padded
-side by side, a third to a half of the work is on padding and on the same beginning again. Here a micro-batch is one
-sequence: the shared beginning, then each row's rest. Attention takes it apart again (`engine.attention`); every other
-layer works token by token. The numbers are those of the padded batch but for the order of sums.
+Rows of a prompt-learning batch share a prefix (virtual tokens, the template's first words) and differ in length; padded
+side by side, a third to a half of the work is on padding and on the same prefix again. Here a micro-batch is one
+sequence: the shared prefix, then each row's rest. Attention unpacks it (`engines.megatron.ranks.attention`); every
+other layer works token by token. The numbers are those of the padded batch but for the order of sums.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     Returns:
         All of it [1, s]; `loss_positions` are one at least.
     """
-    shared = _shared_beginning(examples)
-    # the shared beginning stands with the first row
+    shared = _shared_prefix(examples)
+    # the shared prefix stands with the first row
     begins = [0] + [shared] * (len(examples) - 1)
     counts = [len(example.tokens) - 1 for example in examples]
     spans = [slice(begin, count) for begin, count in zip(begins, counts, strict=False)]
@@ -58,20 +58,20 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     )
 
 
-def _shared_beginning(examples: list[Example]) -> int:
-    """Positions that all rows begin with, in none of which a loss is made: what comes next differs."""
+def _shared_prefix(examples: list[Example]) -> int:
+    """Length of the prefix that all rows share, in none of whose positions a loss is made: what comes next differs."""
     if len(examples) < 2 or len({example.task for example in examples}) > 1:
         return 0
     first = examples[0]
     count = min(len(example.tokens) - 1 for example in examples)
     for example in examples:
-        for place in range(count):
+        for position in range(count):
             if (
-                example.tokens[place] != first.tokens[place]
-                or example.virtual[place] != first.virtual[place]
-                or example.loss_mask[place + 1]
+                example.tokens[position] != first.tokens[position]
+                or example.virtual[position] != first.virtual[position]
+                or example.loss_mask[position + 1]
             ):
-                count = place
+                count = position
                 break
     return count
 

@@ -1,7 +1,7 @@
 """A stage that runs a program of the user's: rendezvous, environment, signals, progress, and how it ended.
 
-Nothing here imports torch: the image may hold anything. Ranks meet by files in the attempt's folder; rank 0 offers an
-address and a port that are free, which the program may then use as MASTER_ADDR and MASTER_PORT.
+Nothing here imports torch: the image may hold anything. The rendezvous is by files in the attempt's folder; rank 0
+offers an address and a port that are free, which the program may then use as MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts:
         progress.update(phase="starting")
         for name, text in spec.program.files.items():
             write_text(stage.root / name, text)
-    address, port = _meet(attempt, facts)
+    address, port = _rendezvous(attempt, facts)
     values = _values(spec, stage, facts, address, port)
     starts = spec.program.launcher == "rank" or facts.local_rank == 0
     if starts:
@@ -59,7 +59,7 @@ def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts:
         write_json(stage.result, result | _last_metrics(progress))
 
 
-def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
+def _rendezvous(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
     """Where rank 0 is, as seen from here, and a port that was free there a moment ago."""
     deadline = time.monotonic() + _WAIT_S
     if facts.rank == 0:
@@ -75,15 +75,16 @@ def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
                 "boot_id": boot_id(),
             }
             write_json(attempt.rendezvous, offer)
-            _wait_for_files([_met(attempt, rank) for rank in range(1, facts.world_size)], attempt, deadline, "arrive")
-        one_machine = all(_met(attempt, rank).read_text() == boot_id() for rank in range(1, facts.world_size))
+            others = [_arrived(attempt, rank) for rank in range(1, facts.world_size)]
+            _wait_for_files(others, attempt, deadline, "arrive")
+        one_machine = all(file.read_text() == boot_id() for file in others)
         return "127.0.0.1" if one_machine else next(iter(addresses()), "127.0.0.1"), port
     while time.monotonic() < deadline:
         found = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
         if found is not None:
             address = _reachable(found)
             if address is not None:
-                _met(attempt, facts.rank).write_text(boot_id())
+                _arrived(attempt, facts.rank).write_text(boot_id())
                 return address, int(found["port"])
         time.sleep(_POLL_S)
     raise RendezvousError(f"rank 0 could not be reached within {_WAIT_S:.0f} s; see {attempt.rendezvous}")
@@ -97,7 +98,7 @@ def _reachable(offer: dict[str, Any]) -> str | None:
     return None
 
 
-def _met(attempt: AttemptPaths, rank: int) -> Path:
+def _arrived(attempt: AttemptPaths, rank: int) -> Path:
     return attempt.root / f"met-{rank:05d}"
 
 

@@ -24,7 +24,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.core.spec import CheckpointSpec
 from hpclm.formats.ranks import checkpoint_store
-from hpclm.worker.report import say
+from hpclm.worker.report import log
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -76,7 +76,7 @@ class CheckpointManager:
                 self.best = [(loss, step) for loss, step in state["best"] if self._path(step).is_dir()]
                 return ResumePoint(path, state)
             if dist.get_rank() == 0:
-                say(f"not resuming from {path.name}: {wrong}")
+                log(f"not resuming from {path.name}: {wrong}")
         return None
 
     def _damage(self, path: Path) -> str | None:

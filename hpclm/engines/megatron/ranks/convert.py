@@ -211,6 +211,7 @@ def _tables_of_checkpoint(folder: Path) -> Tables:
     return [(one, tables[place, : one.total_virtual_tokens].clone()) for place, one in enumerate(card.task_templates)]
 
 
+# as checkpoints name trainable tables, input tables and frozen tables
 _TABLES = ("prompts.free.", "prompts.inputs.", "prompts.kept.")
 
 
@@ -248,7 +249,7 @@ def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
     card = PromptsCard("prompt-tuning", None, templates, kept=[template.taskname for template in templates])
     module = build_prompts(card, _config(tables[0][1].shape[1]), 1, _here().device)
     for template, table in tables:
-        module.keep(template, table)
+        module.set_frozen(template, table)
     checkpoint_store.save(
         out, module.shards(), _state(), lambda folder: write_json(folder / PROMPTS_FILE, to_dict(card))
     )

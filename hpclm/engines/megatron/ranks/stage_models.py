@@ -132,7 +132,7 @@ def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPr
     if context.groups.is_first_stage:
         module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
         for template in templates:
-            module.keep(template, tables[template.taskname])
+            module.set_frozen(template, tables[template.taskname])
     return TrainedPrompts(module, card, path)
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from hpclm.core import heartbeat
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
-from hpclm.engines.megatron.ranks.early_stopping import Patience
+from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.shards import sharded_tensors
-from hpclm.worker.report import Progress, StoppedError, say
+from hpclm.worker.report import Progress, StoppedError, log
 from hpclm.worker.signals import StopFlag
 
 
@@ -108,7 +108,7 @@ class Trainer:
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
         self.has_dropout = _has_dropout(model, spec)
-        self.patience = Patience(trainer.early_stopping)
+        self.early_stopping = EarlyStopping(trainer.early_stopping)
         self.val_loss: float | None = None
         self.loss: float | None = None
 
@@ -131,13 +131,13 @@ class Trainer:
             validated = (step % self.val_interval == 0 or is_last) and not outcome.stop
             if validated:
                 self.val_loss = self._validate(step)
-                self.patience.saw(self.val_loss)
+                self.early_stopping.observe(self.val_loss)
             if validated or outcome.stop or self._save_due(step):
                 self._save(step, self.val_loss if validated else None)
             if outcome.stop:
                 raise StoppedError(f"told to stop; saved step {step} of {self.total_steps}")
-            if self.patience.is_over and not is_last:
-                say(f"stopped early: {self.patience.stale} validations in a row without a lower val_loss")
+            if self.early_stopping.should_stop and not is_last:
+                log(f"stopped early: {self.early_stopping.stale} validations in a row without a lower val_loss")
                 break
         return self._result(step, time.time() - began)
 
@@ -152,9 +152,9 @@ class Trainer:
         self.optimizer.restore(state["optimizer"])
         self.val_loss = state["val_loss"]
         self.loss = state["loss"]
-        self.patience.restore(state["patience"])
+        self.early_stopping.restore(state["patience"])
         self.progress.forget_after(step)
-        say(f"resumed from {found.path.name}")
+        log(f"resumed from {found.path.name}")
         return step
 
     def _step(self, step: int) -> StepOutcome:
@@ -224,7 +224,8 @@ class Trainer:
         self.progress.update(phase="training")
 
     def _state(self) -> dict[str, object]:
-        return {"loss": self.loss, "optimizer": self.optimizer.state(), "patience": self.patience.state()}
+        # "patience" is what checkpoints call early stopping's counts
+        return {"loss": self.loss, "optimizer": self.optimizer.state(), "patience": self.early_stopping.state()}
 
     def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:
         self.loss = outcome.loss

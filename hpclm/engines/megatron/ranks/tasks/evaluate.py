@@ -26,7 +26,7 @@ from hpclm.engines.megatron.ranks.stage_models import (
     templates_for,
 )
 from hpclm.metrics import scores
-from hpclm.worker.report import StoppedError, say
+from hpclm.worker.report import StoppedError, log
 
 # NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).
 _NEMO_LONGEST = 8192
@@ -48,9 +48,9 @@ def run(context: StageContext) -> dict[str, object]:
         templates = templates_for(spec.templates, trained)
     dataset = rows_to_answer(spec, templates, tokenizer)
     if groups.rank == 0 and dataset.left_out:
-        say(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
+        log(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
     if groups.rank == 0 and dataset.truncated:
-        say(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
+        log(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
     answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
     began = time.time()
     made, at_limit = _generate(context, dataset, answerer)

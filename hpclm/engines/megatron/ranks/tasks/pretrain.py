@@ -19,7 +19,7 @@ from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import config_for, start_weights, write_model_card
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.worker.report import say
+from hpclm.worker.report import log
 
 
 def run(context: StageContext) -> dict[str, object]:
@@ -51,7 +51,7 @@ def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | 
     assert spec.text is not None
     validation = TextDataset(folder, spec, "validation") if spec.text.validation_fraction > 0 else None
     if context.groups.rank == 0 and len(train) < spec.batch.global_batch_size:
-        say(f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; they repeat")
+        log(f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; they repeat")
     return tokenizer, train, validation
 
 

@@ -29,7 +29,7 @@ from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.metrics import validation_metrics
-from hpclm.worker.report import say
+from hpclm.worker.report import log
 
 
 def run(context: StageContext) -> dict[str, object]:
@@ -67,7 +67,7 @@ def answers_scored(
     room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
     # in NeMo's semantics a prompt would show the answer that its row holds
     data = replace(spec.data, max_seq_length=min(spec.data.max_seq_length, room), semantics="strict")
-    rows = PromptDataset(data.validation, card.task_templates, tokenizer, data, training=False, kept=card.kept)
+    rows = PromptDataset(data.validation, card.task_templates, tokenizer, data, training=False, frozen=card.kept)
     known = [example for example in rows.examples if example.answer is not None][: spec.trainer.val_metric_rows]
     answers = [example.answer or "" for example in known]
 
@@ -90,7 +90,12 @@ class PromptBatches:
         self.val_batches = spec.trainer.val_batches
         self.semantics = data.semantics
         dataset = functools.partial(
-            PromptDataset, templates=card.task_templates, tokenizer=tokenizer, data=data, training=True, kept=card.kept
+            PromptDataset,
+            templates=card.task_templates,
+            tokenizer=tokenizer,
+            data=data,
+            training=True,
+            frozen=card.kept,
         )
         self.train_set = dataset(data.train)
         self.validation_set = dataset(data.validation) if data.validation else None
@@ -106,16 +111,16 @@ class PromptBatches:
         if self.validation_set is not None:
             self.validation_order = sampler(len(self.validation_set), seed=None)
         if groups.rank == 0:
-            self._say_what_is_left_out(data)
+            self._log_rows_left_out(data)
 
-    def _say_what_is_left_out(self, data: PromptData) -> None:
+    def _log_rows_left_out(self, data: PromptData) -> None:
         for what, found in (("training", self.train_set), ("validation", self.validation_set)):
             if found is not None and found.skipped:
-                say(f"{found.skipped} {what} rows do not fit in {data.max_seq_length} tokens and are left out")
-            if found is not None and found.of_kept_tasks:
-                say(f"{found.of_kept_tasks} {what} rows are of tasks that stay as they are, and are left out")
+                log(f"{found.skipped} {what} rows do not fit in {data.max_seq_length} tokens and are left out")
+            if found is not None and found.of_frozen_tasks:
+                log(f"{found.of_frozen_tasks} {what} rows are of frozen tasks and are left out")
         if self.order.repeats:
-            say(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
+            log(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
 
     def counts(self) -> dict[str, int]:
         """What became of the rows, for the stage's result."""
@@ -138,7 +143,7 @@ class PromptBatches:
 
     def weight(self, step: int) -> float | None:
         """NeMo's mean of means lets a token count more the shorter its micro-batch's answers are: not in strict mode,
-        where neither the micro-batch size nor the split changes what is learnt."""
+        where neither the micro-batch size nor the split changes what is trained."""
         if self.semantics == "nemo":
             return None
         return sum(self.train_set.examples[row].weight for row in self.order.global_batch(step))

@@ -10,12 +10,15 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict
 
 from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.files import append_line, finite, write_json
 from hpclm.worker.rank_identity import RankFacts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
 
 EXIT_OK, EXIT_BUG, EXIT_DATA, EXIT_PEER, EXIT_STOPPED, EXIT_STALL, EXIT_HARDWARE = 0, 1, 10, 20, 30, 40, 50
 _PROGRESS_INTERVAL_S = 1.0

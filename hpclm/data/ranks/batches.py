@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Batch:
     virtual_index: Tensor | None = None
     task: Tensor | None = None
 
-    def to(self, device: torch.device) -> Self:
+    def to(self: AnyBatch, device: torch.device) -> AnyBatch:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return replace(self, **{name: _moved(value, device) for name, value in values.items() if value is not None})
 

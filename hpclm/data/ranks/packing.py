@@ -30,9 +30,9 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     """
     shared = _shared_prefix(examples)
     # the shared prefix stands with the first row
-    begins = [0] + [shared] * (len(examples) - 1)
+    starts_in_row = [0] + [shared] * (len(examples) - 1)
     counts = [len(example.tokens) - 1 for example in examples]
-    spans = [slice(begin, count) for begin, count in zip(begins, counts, strict=False)]
+    spans = [slice(start, count) for start, count in zip(starts_in_row, counts, strict=False)]
     labels = [slice(span.start + 1, span.stop + 1) for span in spans]
     sizes = [span.stop - span.start for span in spans]
     real = sum(sizes)

@@ -31,9 +31,9 @@ from hpclm.worker.signals import StopFlag
 _WAIT_S = 300.0
 _POLL_S = 0.1
 _CONNECT_S = 3.0
-Number = TypeVar("Number", int, float)
-
 _FAILED = ("failed", "stopped")
+
+Number = TypeVar("Number", int, float)
 
 
 def run(spec: ProgramStageSpec, stage: StagePaths, attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
@@ -99,6 +99,7 @@ def _reachable(offer: dict[str, Any]) -> str | None:
 
 
 def _arrived(attempt: AttemptPaths, rank: int) -> Path:
+    """Left by a rank that found rank 0."""
     return attempt.root / f"met-{rank:05d}"
 
 

@@ -1,7 +1,7 @@
 """A stage's checkpoints: which to keep, which is best, which one a restart goes on from.
 
 checkpoints/
-  step-00000040/    one checkpoint (see store), with model.json, and tokenizer.json where the stage has one
+  step-00000040/    one checkpoint (see checkpoint_store), with model.json, and tokenizer.json where the stage has one
   latest.json       {"checkpoint", "step"}
   best.json         {"checkpoint", "step", "val_loss"}
   model.json        what the checkpoints hold (ModelSpec)

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NotRequired, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -45,14 +45,19 @@ class Batches(Protocol):
         """The validation set in groups of micro-batches, as many groups and micro-batches on every rank."""
 
 
-class TrainingResult(TypedDict):
+class ValidationMetrics(TypedDict, total=False):
+    """There where the recipe asks for metrics beside the loss."""
+
+    val_metrics: dict[str, float]
+
+
+class TrainingResult(ValidationMetrics):
     """How a training ended, for the stage's result."""
 
     steps: int
     stopped_early: bool
     loss: float | None
     val_loss: float | None
-    val_metrics: NotRequired[dict[str, float]]
     best_val_loss: float | None
     best_checkpoint: str | None
     last_checkpoint: str

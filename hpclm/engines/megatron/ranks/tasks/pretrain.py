@@ -56,7 +56,7 @@ def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | 
 
 
 class TextBatches:
-    """Windows of text as micro-batches (see `engine.training.Batches`)."""
+    """Windows of text as micro-batches (see `training.Batches`)."""
 
     def __init__(self, context: StageContext, train: TextDataset, validation: TextDataset | None) -> None:
         spec, groups = context.spec, context.groups

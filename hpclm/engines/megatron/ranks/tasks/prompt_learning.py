@@ -81,7 +81,7 @@ def answers_scored(
 
 
 class PromptBatches:
-    """Rows of the task files as micro-batches (see `engine.training.Batches`)."""
+    """Rows of the task files as micro-batches (see `training.Batches`)."""
 
     def __init__(self, context: StageContext, tokenizer: Tokenizer, data: PromptData, card: PromptsCard) -> None:
         spec, groups = context.spec, context.groups
@@ -133,7 +133,7 @@ class PromptBatches:
         }
 
     def train(self, step: int) -> list[TrainingBatch]:
-        """Rows of one task and like length share a micro-batch: they begin alike and pad less. In strict mode that
+        """Rows of one task and like length share a micro-batch: they share a longer prefix. In strict mode that
         changes no result."""
         rows = self.order.global_batch(step)
         if self.semantics == "strict":

@@ -84,6 +84,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
 
     parallel, groups, model = shared._world(arguments, init_std=0.2)
     from hpclm.core import spec as plan
+    from hpclm.data.ranks.batches import GenerationBatch
     from hpclm.engines.megatron.ranks.generation import Generator
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
@@ -99,13 +100,13 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
         LanguageModel(config, gpt, None, frozen=True), groups, spec, vocab_size=arguments.vocab, eos_id=-1
     )
     rows = _rows(arguments)
-    batch = {
-        "tokens": rows,
-        "attention": torch.ones_like(rows, dtype=torch.bool),
-        "position_ids": torch.arange(rows.shape[1]).expand_as(rows),
-        "virtual_index": torch.full_like(rows, -1),
-        "task": torch.zeros(len(rows), dtype=torch.int64),
-    }
+    batch = GenerationBatch(
+        tokens=rows,
+        attention=torch.ones_like(rows, dtype=torch.bool),
+        position_ids=torch.arange(rows.shape[1]).expand_as(rows),
+        virtual_index=torch.full_like(rows, -1),
+        task=torch.zeros(len(rows), dtype=torch.int64),
+    )
     return _timed(lambda: generator(batch, range(len(rows))), arguments)
 
 

@@ -20,7 +20,10 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpclm.data.ranks.batches import TrainingBatch
 
 VIRTUAL = 10
 
@@ -189,7 +192,7 @@ class _Batches:
         examples = [Example([0] * VIRTUAL + row, virtual, mask, "task", 0, n, "", None) for n, row in enumerate(rows)]
         self.batch = pack(examples, 0)
 
-    def train(self, step: int) -> list[dict[str, Any]]:
+    def train(self, step: int) -> list[TrainingBatch]:
         return [self.batch]
 
     def weight(self, step: int) -> None:

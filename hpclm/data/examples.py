@@ -20,11 +20,11 @@ class PromptDataset:
     Args:
         data: with `semantics: nemo` rows are read by `NemoTemplate`, which may leave out one to be answered, too.
         training: prompt and answer; a row that cannot fit is left out. Otherwise prompts alone, every row.
-        kept: tasks that stay as they are; their rows are no examples.
+        frozen: tasks that are not trained; their rows are no examples.
 
     Attributes:
         left_out: places, among all rows, of those left out.
-        of_kept_tasks: rows of such tasks.
+        of_frozen_tasks: rows of such tasks.
         truncated: rows that lost tokens to fit.
     """
 
@@ -37,7 +37,7 @@ class PromptDataset:
         *,
         training: bool,
         with_virtual: bool = True,
-        kept: Sequence[str] = (),
+        frozen: Sequence[str] = (),
     ) -> None:
         kind = NemoTemplate if data.semantics == "nemo" else Template
         ready = {
@@ -55,11 +55,11 @@ class PromptDataset:
         }
         self.examples: list[Example] = []
         self.left_out: list[int] = []
-        self.of_kept_tasks = 0
+        self.of_frozen_tasks = 0
         by_name = {template.taskname: template for template in templates}
         for index, row in enumerate(read_rows(files, by_name, training=training)):
-            if row["taskname"] in kept:
-                self.of_kept_tasks += 1
+            if row["taskname"] in frozen:
+                self.of_frozen_tasks += 1
                 continue
             example = ready[row["taskname"]].example(row, index, training=training)
             if example is None:
@@ -70,7 +70,7 @@ class PromptDataset:
         if not self.examples:
             raise DataError(
                 f"{', '.join(files)}: no row is left"
-                + (f"; all {self.of_kept_tasks} are of tasks learnt before" if self.of_kept_tasks else "")
+                + (f"; all {self.of_frozen_tasks} are of frozen tasks" if self.of_frozen_tasks else "")
                 + (f"; {self.skipped} do not fit in {data.max_seq_length} tokens" if self.skipped else "")
             )
 

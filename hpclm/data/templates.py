@@ -162,6 +162,7 @@ class Template:
     def _tail(self, row: dict[str, Any]) -> list[int]:
         text = ""
         if self.has_answer:
+            assert self.spec.answer_field is not None
             lead = " " if self._takes_space() else ""
             text = (lead + row.get(self.spec.answer_field, "") + self._fill(self.after, row)).rstrip(" ")
         return self.tokenizer.encode(text) + [self.tokenizer.eos_id] * self.add_eos

@@ -8,8 +8,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError, DataError
@@ -17,6 +18,9 @@ from hpclm.core.failures import FailureKind, policy
 from hpclm.core.files import append_line, finite, write_json
 from hpclm.core.states import RankState
 from hpclm.worker.rank_identity import RankFacts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
 
 _PROGRESS_INTERVAL_S = 1.0
 _TRACEBACK_LINES = 30
@@ -72,7 +76,7 @@ class RankRecord:
 
     def __init__(self, path: Path, facts: RankFacts) -> None:
         self.path = path
-        self.record: dict[str, Any] = {
+        self.record: dict[str, object] = {
             "rank": facts.rank,
             "node": facts.node,
             "pid": os.getpid(),
@@ -154,18 +158,29 @@ def _where(error: BaseException) -> str | None:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
+class ProgressValues(TypedDict, total=False):
+    """What `progress.json` tells of a stage; None where it is not known."""
+
+    phase: str
+    step: int | None
+    total_steps: int | None
+    epoch: int | None
+    loss: float | None
+    val_loss: float | None
+    tokens_per_s: float | None
+    seconds_left: float | None
+
+
 class Progress:
     """`progress.json` and `metrics.jsonl` of a stage, written by one rank and silent on the others."""
 
     def __init__(self, progress: Path, metrics: Path, *, active: bool) -> None:
         self.progress_path, self.metrics_path, self.active = progress, metrics, active
-        self.state: dict[str, Any] = dict.fromkeys(
-            ("phase", "step", "total_steps", "epoch", "loss", "val_loss", "tokens_per_s", "seconds_left")
-        )
+        self.state: dict[str, object] = dict.fromkeys(ProgressValues.__annotations__)
         self.state["started_at"] = time.time()
         self.written_at = 0.0
 
-    def update(self, *, force: bool = False, **values: Any) -> None:
+    def update(self, *, force: bool = False, **values: Unpack[ProgressValues]) -> None:
         """Take new values, a sign of life on every rank.
 
         They reach the disk at most once a second unless `force` or the phase changes.
@@ -178,8 +193,8 @@ class Progress:
             self.written_at = now
             write_json(self.progress_path, {**self.state, "updated_at": time.time()})
 
-    def metric(self, kind: str, step: int, *, silent: bool = False, **values: Any) -> None:
-        """Append one row to the metrics and, unless `silent`, say it on standard output."""
+    def metric(self, kind: str, step: int, values: Mapping[str, float], *, silent: bool = False) -> None:
+        """Append one row to the metrics and, unless `silent`, print it on standard output."""
         if not self.active:
             return
         row = {"kind": kind, "step": step, **values, "time": time.time()}
@@ -206,6 +221,6 @@ class Progress:
         partial.replace(self.metrics_path)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """A line for the log of this rank."""
     print(message, file=sys.stderr, flush=True)

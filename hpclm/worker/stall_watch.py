@@ -1,4 +1,4 @@
-"""Noticing a hang: a thread looks at the pulse, leaves every thread's stack in the run directory, ends the rank.
+"""Noticing a hang: a thread looks at the heartbeat, leaves every thread's stack in the run directory, ends the rank.
 
 A collective that one rank never joins keeps all others waiting for the whole of its timeout, and NCCL's may wait for
 ever. All of them see that nothing moves; by its stack each says whether it waits for the others or is itself stuck,
@@ -39,7 +39,7 @@ class StallWatch:
 
     def __init__(self, record: RankRecord, paths: AttemptPaths, rank: int, timeout_s: float | None) -> None:
         self.record, self.rank, self.timeout_s = record, rank, timeout_s or float("inf")
-        self.stack, self.pulse_file = paths.stack(rank), paths.heartbeat
+        self.stack, self.heartbeat_file = paths.stack(rank), paths.heartbeat
         self.stopped = threading.Event()
         self.looked = time.monotonic()
         self._stood_still_s = 0.0
@@ -72,13 +72,13 @@ class StallWatch:
                 self._end()
             if self.rank == 0 and heartbeat.age_s() < 2 * pause:
                 with contextlib.suppress(OSError):
-                    self.pulse_file.touch()
+                    self.heartbeat_file.touch()
 
     def _rank_0_age_s(self) -> float:
         if self.rank == 0:
             return float("inf")
         try:
-            return time.time() - self.pulse_file.stat().st_mtime
+            return time.time() - self.heartbeat_file.stat().st_mtime
         except OSError:
             return float("inf")
 

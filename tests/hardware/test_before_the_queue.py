@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hpclm.schedulers.discovery import Offer, misfits
 
 from hpclm.containers import LaunchSpec
 from hpclm.core.site import SLURM
-from hpclm.schedulers.discovery import Offer, misfits
 from hpclm.schedulers.jobs import StageJob
 from hpclm.schedulers.slurm import client
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hpclm.nodes.survey import NodeState, choose, options, script
 
 from hpclm.core.errors import SiteError
 from hpclm.core.site import SLURM, SiteContainer
 from hpclm.nodes.diagnosis import compare
-from hpclm.nodes.survey import NodeState, choose, options, script
 from tests.support.fake_nvml import call, machine
 from tests.support.samples import changed, write
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hpclm.schedulers.discovery import discover, misfits
+
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
 from hpclm.core.payload import stage_payload
@@ -29,7 +31,6 @@ from hpclm.runs import submit as submitting
 from hpclm.runs.job_building import import_of, stage_jobs
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
-from hpclm.schedulers.discovery import discover, misfits
 from tests.support.waiting import wait_until
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")

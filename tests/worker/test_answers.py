@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hpclm.core.spec import GenerationSpec, ParallelSpec
+from hpclm.data.ranks.batches import GenerationBatch
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.answering import Answerer
@@ -52,13 +53,13 @@ def peer(model: LanguageModel) -> Any:
 
 def answers(model: LanguageModel, alone: Groups, spec: GenerationSpec, *, eos: int = 0) -> list[list[int]]:
     rows = torch.tensor(ROWS)
-    batch = {
-        "tokens": rows,
-        "attention": torch.ones_like(rows, dtype=torch.bool),
-        "position_ids": torch.arange(rows.shape[1]).expand_as(rows),
-        "virtual_index": torch.full_like(rows, -1),
-        "task": torch.zeros(len(rows), dtype=torch.int64),
-    }
+    batch = GenerationBatch(
+        tokens=rows,
+        attention=torch.ones_like(rows, dtype=torch.bool),
+        position_ids=torch.arange(rows.shape[1]).expand_as(rows),
+        virtual_index=torch.full_like(rows, -1),
+        task=torch.zeros(len(rows), dtype=torch.int64),
+    )
     return Generator(model, alone, spec, vocab_size=SIZES.vocab, eos_id=eos)(batch, range(len(rows)))
 
 

@@ -131,7 +131,7 @@ def test_a_restart_goes_on_from_the_newest_undamaged(tmp_path: Path, alone: Grou
         manager.save(step, [shard(WHOLE)], {"loss": step / 10}, 1.0 / step)
     _flip(tmp_path / "step-00000003")
     fresh = CheckpointManager(tmp_path, CheckpointSpec(), lambda folder: None)
-    state = fresh.resume()
-    assert state is not None
-    assert (state["step"], state["loss"]) == (2, 0.2)
+    found = fresh.resume()
+    assert found is not None
+    assert (found.state["step"], found.state["loss"]) == (2, 0.2)
     assert CheckpointManager(tmp_path / "none", CheckpointSpec(), lambda folder: None).resume() is None

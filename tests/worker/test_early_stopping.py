@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.spec import EarlyStoppingSpec
-from hpclm.engines.megatron.ranks.early_stopping import Patience
+from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from tests.support.engine_harness import losses, result, run, stage_spec, write_data
 
 
 def test_only_a_loss_lower_by_more_than_min_delta_counts() -> None:
-    patience = Patience(EarlyStoppingSpec(patience=2, min_delta=0.1))
+    stopping = EarlyStopping(EarlyStoppingSpec(patience=2, min_delta=0.1))
     seen = []
     for loss in (3.0, 2.95, 2.85, 2.8, 2.76):
-        patience.saw(loss)
-        seen.append((patience.stale, patience.is_over))
+        stopping.observe(loss)
+        seen.append((stopping.stale, stopping.should_stop))
     assert seen == [(0, False), (1, False), (0, False), (1, False), (2, True)]
-    other = Patience(EarlyStoppingSpec(patience=2, min_delta=0.1))
-    other.restore(patience.state())
-    assert other.is_over
-    never = Patience(None)
+    other = EarlyStopping(EarlyStoppingSpec(patience=2, min_delta=0.1))
+    other.restore(stopping.state())
+    assert other.should_stop
+    never = EarlyStopping(None)
     for _ in range(99):
-        never.saw(1.0)
-    assert not never.is_over
+        never.observe(1.0)
+    assert not never.should_stop
 
 
 @pytest.mark.slow

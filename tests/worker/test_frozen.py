@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpclm.adapters.ranks import PromptsCard, build_prompts
 from hpclm.core import spec as plan
+from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.worker.report import Progress
@@ -43,7 +44,7 @@ class OneBatch:
         examples = [Example(row, virtual, mask, "task", 0, place, "", None) for place, row in enumerate(tokens)]
         self.batch = pack(examples, 0)
 
-    def train(self, step: int) -> list[Batch]:
+    def train(self, step: int) -> list[TrainingBatch]:
         return [self.batch]
 
     def weight(self, step: int) -> None:
@@ -108,7 +109,7 @@ def test_a_frozen_base_costs_two_thirds_of_a_full_steps_products(alone: Groups) 
     assert share == pytest.approx(2 / 3, abs=0.03)
 
 
-def test_the_output_layer_works_for_learnt_tokens_alone(alone: Groups) -> None:
+def test_the_output_layer_works_at_loss_positions_alone(alone: Groups) -> None:
     all_of_it, some = (flops(trainer(alone, frozen=True, answer=count)) for count in (LENGTH - 4, 3))
     # each position costs a product with the output table, forward and backward
     spared = (LENGTH - 4 - 3) * ROWS * 2 * 2 * MODEL.hidden_size * MODEL.padded_vocab_size

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
+from hpclm.data.ranks.batches import GenerationBatch
 from hpclm.engines.megatron.ranks.generation import Generator, prefill_mask, sample
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
@@ -30,16 +31,16 @@ def model_of(spec: ModelSpec, groups: Groups) -> LanguageModel:
     return LanguageModel(config, gpt, None, frozen=True).eval()
 
 
-def left_padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+def left_padded(prompts: list[list[int]]) -> GenerationBatch:
     length = max(map(len, prompts))
     attention = torch.tensor([[False] * (length - len(p)) + [True] * len(p) for p in prompts])
-    return {
-        "tokens": torch.tensor([[0] * (length - len(p)) + p for p in prompts]),
-        "attention": attention,
-        "position_ids": (attention.long().cumsum(1) - 1).clamp(min=0),
-        "virtual_index": torch.full((len(prompts), length), -1),
-        "task": torch.zeros(len(prompts), dtype=torch.int64),
-    }
+    return GenerationBatch(
+        tokens=torch.tensor([[0] * (length - len(p)) + p for p in prompts]),
+        attention=attention,
+        position_ids=(attention.long().cumsum(1) - 1).clamp(min=0),
+        virtual_index=torch.full((len(prompts), length), -1),
+        task=torch.zeros(len(prompts), dtype=torch.int64),
+    )
 
 
 @torch.no_grad()

@@ -70,11 +70,11 @@ def test_a_new_task_leaves_the_old_one_as_it_was(bench: Bench, task: str) -> Non
     first = run(only(bench.spec(f"first-{task}", task), "copy"))
     added = run(bench.spec(f"added-{task}", task, prompts=str(first.checkpoints)))
     # the old task's rows were in the files, and none of them was trained on
-    assert "rows are of tasks that stay as they are" in added.all_attempts()[0].log(0).read_text()
+    assert "rows are of frozen tasks" in added.all_attempts()[0].log(0).read_text()
     old = predictions(run(only(bench.spec(f"old-{task}", "evaluate", prompts=str(first.checkpoints)), "copy")))
     again = predictions(run(only(bench.spec(f"again-{task}", "evaluate", prompts=str(added.checkpoints)), "copy")))
     assert again == old
-    # the new one alone would have learnt the same: nothing of the old one is in its way
+    # the new one alone would have trained the same: nothing of the old one is in its way
     fresh = run(only(bench.spec(f"fresh-{task}", task), "swap"))
     assert losses(added)[-1] < losses(added)[0]
     assert losses(added)[0] == pytest.approx(losses(fresh)[0], rel=0.2)
@@ -99,7 +99,7 @@ def test_nothing_new_to_learn_is_said(bench: Bench) -> None:
     first = run(bench.spec("all", "prompt-tuning", steps=2, validate=2))
     ranks = Ranks(bench.spec("none-new", "prompt-tuning", prompts=str(first.checkpoints)))
     assert ranks.wait() == [10]
-    assert "has learnt copy, swap already" in ranks.record(0)["message"]
+    assert "holds prompts for copy, swap already" in ranks.record(0)["message"]
 
 
 def test_in_nemos_way_the_name_of_a_task_changes_what_it_learns(bench: Bench) -> None:
@@ -142,7 +142,7 @@ def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
 
 @pytest.mark.parametrize("split", [ALONE, Split(2, sequence=True), Split(1, 2, 2)], ids=str)
 def test_metrics_of_made_answers_stand_beside_the_loss(bench: Bench, split: Split) -> None:
-    """And they change nothing of what is learnt, sequence parallelism or not."""
+    """And they change nothing of what is trained, sequence parallelism or not."""
     spec = bench.spec(f"scored-{split}", "prompt-tuning", split)
     trainer = replace(spec.trainer, val_metrics=["accuracy", "rouge"], val_metric_rows=12)
     scored = run(replace(spec, trainer=trainer))

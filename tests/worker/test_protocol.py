@@ -1,4 +1,4 @@
-"""What a rank tells the login node, how ranks meet, and what the worker must not import."""
+"""What a rank tells the login node, the rendezvous of ranks, and what the worker must not import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.worker.rank_identity import RankFacts, rank_facts
-from hpclm.worker.ranks.rendezvous import RendezvousError, meet
+from hpclm.worker.ranks.rendezvous import RendezvousError, rendezvous
 from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, StoppedError
 from hpclm.worker.signals import StopFlag
 from tests.support.processes import python, start
@@ -79,8 +79,8 @@ def test_progress_is_json_whatever_the_numbers(tmp_path: Path, capsys: pytest.Ca
     progress = Progress(tmp_path / "progress.json", tmp_path / "metrics.jsonl", active=True)
     progress.update(phase="training", step=1, loss=float("nan"))
     progress.update(step=2)  # within the second: not written
-    progress.metric("train", 1, loss=float("inf"))
-    progress.metric("train", 2, loss=0.5)
+    progress.metric("train", 1, {"loss": float("inf")})
+    progress.metric("train", 2, {"loss": 0.5})
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [None, 0.5]
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -93,7 +93,7 @@ def test_progress_is_json_whatever_the_numbers(tmp_path: Path, capsys: pytest.Ca
 def test_ranks_that_do_not_report_write_nothing(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "progress.json", tmp_path / "metrics.jsonl", active=False)
     progress.update(phase="done", force=True)
-    progress.metric("train", 1, loss=0.5)
+    progress.metric("train", 1, {"loss": 0.5})
     assert not list(tmp_path.iterdir())
 
 
@@ -110,13 +110,13 @@ def test_a_signal_sets_a_flag_and_nothing_else() -> None:
             signal.signal(number, handler)
 
 
-MEET = """
+RENDEZVOUS = """
 import sys
 from pathlib import Path
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.ranks.rendezvous import meet
+from hpclm.worker.ranks.rendezvous import rendezvous
 rank, world = int(sys.argv[2]), int(sys.argv[3])
-store = meet(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=300)
+store = rendezvous(Path(sys.argv[1]), RankFacts(rank, world, rank, 0, "n", 0), wait_s=300)
 store.set(f"hello/{rank}", str(rank))
 print(sorted(store.get(f"hello/{other}").decode() for other in range(world)))
 store.set(f"done/{rank}", "")
@@ -124,8 +124,8 @@ store.wait([f"done/{other}" for other in range(world)])
 """
 
 
-def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
-    argv = [sys.executable, "-W", "ignore", "-c", MEET, str(tmp_path / "rendezvous.json")]
+def test_the_rendezvous_is_through_a_file(tmp_path: Path) -> None:
+    argv = [sys.executable, "-W", "ignore", "-c", RENDEZVOUS, str(tmp_path / "rendezvous.json")]
     # the late one is rank 0: the others wait for its address
     with ExitStack() as stack:
         ranks = [
@@ -137,19 +137,20 @@ def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     with pytest.raises(RendezvousError, match=r"rank 1 of 2 did not arrive within 0 s"):
-        meet(tmp_path / "rendezvous.json", RankFacts(0, 2, 0, 0, "n", 0), wait_s=0.3)
+        rendezvous(tmp_path / "rendezvous.json", RankFacts(0, 2, 0, 0, "n", 0), wait_s=0.3)
     with pytest.raises(RendezvousError, match="rank 0 could not be reached"):
-        meet(tmp_path / "elsewhere.json", RankFacts(1, 2, 1, 0, "n", 0), wait_s=0.3)
+        rendezvous(tmp_path / "elsewhere.json", RankFacts(1, 2, 1, 0, "n", 0), wait_s=0.3)
 
 
 IMPORTS = """
 import importlib, pkgutil, sys
 from hpclm.engines.megatron.ranks import cpu_standins
 cpu_standins.install()
-import hpclm.worker
-for module in pkgutil.walk_packages(hpclm.worker.__path__, "hpclm.worker."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+for package in ("worker", "adapters.ranks", "data.ranks", "engines.megatron.ranks", "formats.ranks"):
+    path = importlib.import_module(f"hpclm.{package}").__path__
+    for module in pkgutil.walk_packages(path, f"hpclm.{package}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 # yaml is not named: torch brings and loads its own
 print([name for name in ("pydantic", "typer", "rich", "submitit") if name in sys.modules])
 """

@@ -28,36 +28,36 @@ LONG = Example([9, 4, 5, 6, 7, 8], [0, -1, -1, -1, -1, -1], [0, 0, 0, 0, 1, 1], 
 
 def test_a_training_batch_predicts_the_next_token_of_each_row() -> None:
     batch = pack([SHORT, LONG], 0)
-    assert batch["tokens"].tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
-    assert batch["labels"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
-    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0, 0, 0, 1, 1]]
-    assert batch["places"].tolist() == [1, 2, 6, 7]
-    assert batch["virtual_index"].tolist() == [[0, -1, -1, 0, -1, -1, -1, -1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
-    assert batch["task"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
-    assert batch["lengths"].tolist() == [3, 5]
+    assert batch.tokens.tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
+    assert batch.labels.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch.loss_mask.tolist() == [[0, 1, 1, 0, 0, 0, 1, 1]]
+    assert batch.loss_positions.tolist() == [1, 2, 6, 7]
+    assert batch.virtual_index.tolist() == [[0, -1, -1, 0, -1, -1, -1, -1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert batch.task.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
+    assert batch.lengths.tolist() == [3, 5]
 
 
-def test_what_rows_of_a_task_begin_with_stands_once() -> None:
+def test_a_shared_prefix_stands_once() -> None:
     batch = pack([replace(SHORT, task=1), LONG], 0, multiple_of=4)
     # the virtual token; then two and four of their own, and one to make it eight
-    assert batch["tokens"].tolist() == [[9, 1, 2, 4, 5, 6, 7, 0]]
-    assert batch["labels"].tolist() == [[1, 2, 3, 5, 6, 7, 8, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 1, 2, 3, 4, 0]]
-    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0, 0, 1, 1, 0]]
+    assert batch.tokens.tolist() == [[9, 1, 2, 4, 5, 6, 7, 0]]
+    assert batch.labels.tolist() == [[1, 2, 3, 5, 6, 7, 8, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 1, 2, 3, 4, 0]]
+    assert batch.loss_mask.tolist() == [[0, 1, 1, 0, 0, 1, 1, 0]]
 
 
-def test_nothing_that_is_learnt_is_shared() -> None:
+def test_no_loss_position_is_in_the_shared_prefix() -> None:
     """What follows it differs from row to row."""
-    learnt = [replace(one, task=0, loss_mask=[0.0] + [1.0] * (len(one.tokens) - 1)) for one in (SHORT, LONG)]
-    assert pack(learnt, 0)["tokens"].tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
+    trained = [replace(one, task=0, loss_mask=[0.0] + [1.0] * (len(one.tokens) - 1)) for one in (SHORT, LONG)]
+    assert pack(trained, 0).tokens.tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
 
 
 def test_no_rows_are_a_batch_in_which_nothing_counts() -> None:
     batch = pack([], 0, multiple_of=2)
-    assert batch["tokens"].shape == (1, 2)
-    assert batch["loss_mask"].sum() == 0
-    assert len(batch["places"]) == 1
+    assert batch.tokens.shape == (1, 2)
+    assert batch.loss_mask.sum() == 0
+    assert len(batch.loss_positions) == 1
 
 
 @given(
@@ -73,7 +73,7 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, in
         mask = [0.0] * (len(tokens) - answer) + [1.0] * answer
         examples.append(Example(tokens, [0, 1] + [-1] * (len(tokens) - 2), mask, "t", 0, 0, "", None))
     batch = pack(examples, 0, multiple)
-    length = batch["tokens"].shape[1]
+    length = batch.tokens.shape[1]
     generator = torch.Generator().manual_seed(length)
     table = torch.randn(30, 3, 2, 4, generator=generator, dtype=torch.float64)
     # the same token at the same place has the same query, key and value, whichever row it is in
@@ -88,28 +88,28 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, in
         return module(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), layout)[:, 0]
 
     packed_table, alone_table = (table.clone().requires_grad_() for _ in range(2))
-    tokens, positions = batch["tokens"][0], batch["position_ids"][0]
-    packed = attend(packed_table[tokens] + places[positions], batch["layout"])
-    learnt = packed[batch["places"]]
+    tokens, positions = batch.tokens[0], batch.position_ids[0]
+    packed = attend(packed_table[tokens] + places[positions], batch.layout)
+    at_loss = packed[batch.loss_positions]
     alone = []
     for example in examples:
         ids = torch.tensor(example.tokens[:-1])
         made = attend(alone_table[ids] + places[: len(ids)], None)
         alone.append(made[torch.tensor(example.loss_mask[1:]).bool()])
     expected = torch.cat(alone)
-    assert torch.allclose(learnt, expected)
-    learnt.square().sum().backward()
+    assert torch.allclose(at_loss, expected)
+    at_loss.square().sum().backward()
     expected.square().sum().backward()
     assert torch.allclose(packed_table.grad, alone_table.grad)  # type: ignore[arg-type]
 
 
 def test_prompts_are_padded_on_the_left_and_counted_from_their_first_token() -> None:
     batch = collate_left([SHORT, LONG], 0)
-    assert batch["tokens"][0].tolist() == [0, 0, 9, 1, 2, 3]
-    assert batch["attention"][0].tolist() == [False, False, True, True, True, True]
-    assert batch["position_ids"][0].tolist() == [0, 0, 0, 1, 2, 3]
-    assert batch["virtual_index"][0].tolist() == [-1, -1, 0, -1, -1, -1]
-    assert batch["tokens"].dtype == torch.int64
+    assert batch.tokens[0].tolist() == [0, 0, 9, 1, 2, 3]
+    assert batch.attention[0].tolist() == [False, False, True, True, True, True]
+    assert batch.position_ids[0].tolist() == [0, 0, 0, 1, 2, 3]
+    assert batch.virtual_index[0].tolist() == [-1, -1, 0, -1, -1, -1]
+    assert batch.tokens.dtype == torch.int64
 
 
 def rows(path: Path, count: int) -> str:

@@ -97,8 +97,8 @@ def test_any_row_gives_ids_within_the_limit(row: dict[str, str], text: str, bos:
         if not whole.truncated and not prompt.truncated:
             assert whole.tokens[: len(prompt.tokens)] == prompt.tokens
         batch = pack([whole, whole], TOKENIZER.pad_id, multiple_of=4)
-        assert batch["tokens"].shape[1] % 4 == 0
-    assert collate_left([prompt], TOKENIZER.pad_id)["attention"].all()
+        assert batch.tokens.shape[1] % 4 == 0
+    assert collate_left([prompt], TOKENIZER.pad_id).attention.all()
 
 
 def test_an_empty_prompt_begins_with_the_begin_token() -> None:

@@ -163,7 +163,7 @@ def test_labels_are_the_next_tokens(gpt2: Tokenizer) -> None:
     example = read(gpt2)
     assert example is not None
     batch = pack([example], gpt2.pad_id)
-    assert batch["labels"][0].tolist() == example.tokens[1:]
-    assert batch["tokens"][0].tolist() == example.tokens[:-1]
-    answered = [label for label, weight in zip(batch["labels"][0], batch["loss_mask"][0], strict=True) if weight]
+    assert batch.labels[0].tolist() == example.tokens[1:]
+    assert batch.tokens[0].tolist() == example.tokens[:-1]
+    answered = [label for label, weight in zip(batch.labels[0], batch.loss_mask[0], strict=True) if weight]
     assert answered == [*gpt2.encode(" the mat"), gpt2.eos_id]

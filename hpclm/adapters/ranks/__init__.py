@@ -20,7 +20,9 @@ class PromptsCard:
 
     Attributes:
         task: `p-tuning` or `prompt-tuning`.
-        task_templates: every task of the table, in its order; `kept`: those that were trained elsewhere.
+        task_templates: every task of the table, in its order.
+        kept: names of the frozen ones among them, trained elsewhere. It is the key in `prompts.json`, which checkpoints
+            of earlier versions have, too.
         name_lengths: see `PTuning`.
     """
 
@@ -34,12 +36,12 @@ class PromptsCard:
 
 def build_prompts(card: PromptsCard, config: TransformerConfig, seed: int, device: torch.device) -> SoftPrompts:
     """The soft prompts of a card, initialised the same whatever the split."""
-    kept = frozenset(card.kept)
+    frozen = frozenset(card.kept)
     if card.task == "p-tuning":
         assert card.prompt is not None
-        prompts: SoftPrompts = PTuning(config, card.task_templates, card.prompt, kept, card.name_lengths)
+        prompts: SoftPrompts = PTuning(config, card.task_templates, card.prompt, frozen, card.name_lengths)
     else:
-        prompts = PromptTuning(config, card.task_templates, kept)
+        prompts = PromptTuning(config, card.task_templates, frozen)
     prompts.initialize(seed)
     prompts.to(device)
     mark_tensor_parallel(prompts)

@@ -3,7 +3,7 @@
 Encoders follow NeMo's nemo/collections/nlp/modules/common/prompt_encoder.py; `mlp` (three layers in PEFT) and `lstm`
 are also PEFT's peft/tuners/p_tuning/model.py. Each task has its own input table and all share the encoder.
 
-NeMo gives all tasks one input table and tells them apart by writing the task name's word embeddings over its first
+NeMo gives all tasks one input table and distinguishes them by writing the task name's word embeddings over its first
 rows, so renaming a task changes its results. That is done here under `data.semantics: nemo` alone (`name_lengths`);
 otherwise a name is only a name. (In NeMo a name shorter than another of its batch is also followed by the padding
 token's embedding, which depends on the batch; not here.)
@@ -40,18 +40,18 @@ class PTuning(SoftPrompts):
         config: TransformerConfig,
         templates: list[TaskTemplate],
         prompt: PromptSpec,
-        kept: frozenset[str] = frozenset(),
+        frozen: frozenset[str] = frozenset(),
         name_lengths: dict[str, int] | None = None,
     ) -> None:
-        super().__init__(config, templates, kept)
+        super().__init__(config, templates, frozen)
         hidden, inner = config.hidden_size, prompt.encoder_hidden
         self.kind, self.init_std = prompt.encoder, prompt.encoder_init_std
         width = inner if prompt.encoder == "biglstm" else hidden
-        rows = {table_name(template): template.total_virtual_tokens for template in self.learnt}
+        rows = {table_name(template): template.total_virtual_tokens for template in self.trainable}
         self.task_names = nn.Module()
         self.by_name = name_lengths is not None
         if name_lengths is not None:
-            for template in self.learnt:
+            for template in self.trainable:
                 length = min(name_lengths[template.taskname], template.total_virtual_tokens)
                 self.task_names.register_buffer(table_name(template), torch.zeros(length, hidden))
             rows = {SHARED: max(rows.values())}
@@ -65,11 +65,13 @@ class PTuning(SoftPrompts):
     def _named_inputs(self) -> list[Tensor]:
         """The shared input [n, width] of each task with its name's embeddings in front."""
         shared, tables = self.inputs[SHARED], []
-        for template in self.learnt:
+        for template in self.trainable:
             name = self.task_names.get_buffer(table_name(template))
             if isinstance(self.encoder, LstmEncoder) and self.kind == "biglstm":
                 # the name is as wide as the model: NeMo brings it to the encoder's width by its last layer's weight
-                name = name @ self.encoder.head[2].weight
+                last = self.encoder.head[2]
+                assert isinstance(last, nn.Linear)
+                name = name @ last.weight
             tables.append(torch.cat([name, shared[len(name) :]]))
         return tables
 
@@ -130,11 +132,18 @@ class ParallelMlp(nn.Module):
         self.second = tensor_parallel.RowParallelLinear(inner, hidden, input_is_parallel=True, **arguments)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        states: Tensor
         states, _ = self.first(inputs)
         states, _ = self.second(nn.functional.gelu(states, approximate="tanh"))
         return states
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, bool] | None = None,
+    ) -> dict[str, ShardedTensor]:
+        """megatron-core's; its default would take a tensor-parallel layer's parts for whole tensors."""
         return {
             **self.first.sharded_state_dict(f"{prefix}first.", sharded_offsets, metadata),
             **self.second.sharded_state_dict(f"{prefix}second.", sharded_offsets, metadata),
@@ -152,7 +161,8 @@ class LstmEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.lstm(inputs)[0])
+        states: Tensor = self.head(self.lstm(inputs)[0])
+        return states
 
 
 def mlp(hidden: int, inner: int, layers: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691): one free table of virtual tokens a task."""
+"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691): one trainable table of virtual tokens a task."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class PromptTuning(SoftPrompts):
     """A [virtual tokens, hidden] table a task: random (Xavier, as NeMo's PromptTable) or a text's embeddings."""
 
     def __init__(
-        self, config: TransformerConfig, templates: list[TaskTemplate], kept: frozenset[str] = frozenset()
+        self, config: TransformerConfig, templates: list[TaskTemplate], frozen: frozenset[str] = frozenset()
     ) -> None:
-        super().__init__(config, templates, kept)
+        super().__init__(config, templates, frozen)
+        # its name is part of the tensors' names in a checkpoint
         self.free = nn.ParameterDict(
             {
                 table_name(template): nn.Parameter(torch.empty(template.total_virtual_tokens, config.hidden_size))
-                for template in self.learnt
+                for template in self.trainable
             }
         )
 
@@ -34,8 +35,8 @@ class PromptTuning(SoftPrompts):
         return xavier_normal(shard.global_shape, generator)
 
     @torch.no_grad()
-    def start_from(self, template: TaskTemplate, embeddings: Tensor) -> None:
-        """Begin a task from the embeddings [n, hidden] of its init text, clipped or repeated to the table's length."""
+    def set_from_text(self, template: TaskTemplate, embeddings: Tensor) -> None:
+        """Set a task's table to the embeddings [n, hidden] of its init text, clipped or repeated to its length."""
         table = self.free[table_name(template)]
         repeats = math.ceil(len(table) / len(embeddings))
         table.copy_(embeddings.repeat(repeats, 1)[: len(table)])

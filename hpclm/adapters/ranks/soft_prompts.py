@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -15,6 +16,9 @@ from hpclm.core.spec import TaskTemplate
 from hpclm.engines.megatron.ranks.seeds import named_generator
 from hpclm.formats.ranks.shards import sharded_tensors
 
+# Frozen tables are `prompts.kept.…` in every checkpoint that was ever written.
+_FROZEN, _FROZEN_ON_DISK = "prompts.frozen_tables.", "prompts.kept."
+
 
 class SoftPrompts(MegatronModule):
     """Virtual tokens of several tasks, fp32 whatever the base model's precision.
@@ -23,54 +27,59 @@ class SoftPrompts(MegatronModule):
     tokens than the longest are padded with rows that no template refers to.
 
     Args:
-        kept: names of the tasks that are not learnt: constant tables, which `keep` sets.
+        frozen: names of the tasks that are not trained: constant tables, which `set_frozen` sets.
+
+    Attributes:
+        trainable: the templates of the other tasks.
     """
 
     def __init__(
-        self, config: TransformerConfig, templates: list[TaskTemplate], kept: frozenset[str] = frozenset()
+        self, config: TransformerConfig, templates: list[TaskTemplate], frozen: frozenset[str] = frozenset()
     ) -> None:
         super().__init__(config=config)
         self.names = [table_name(template) for template in templates]
         self.longest = max(template.total_virtual_tokens for template in templates)
-        self.learnt = [template for template in templates if template.taskname not in kept]
-        self.kept = nn.Module()
+        self.trainable = [template for template in templates if template.taskname not in frozen]
+        self.frozen_tables = nn.Module()
         for template in templates:
-            if template.taskname in kept:
+            if template.taskname in frozen:
                 rows = torch.empty(template.total_virtual_tokens, config.hidden_size)
-                self.kept.register_buffer(table_name(template), rows)
+                self.frozen_tables.register_buffer(table_name(template), rows)
 
     def forward(self) -> Tensor:
-        tables = dict(self.kept.named_buffers())
-        if self.learnt:
-            tables |= {table_name(template): table for template, table in zip(self.learnt, self.tables(), strict=True)}
+        tables = dict(self.frozen_tables.named_buffers())
+        if self.trainable:
+            tables |= zip(map(table_name, self.trainable), self.tables(), strict=True)
         return torch.stack([nn.functional.pad(tables[n], (0, 0, 0, self.longest - len(tables[n]))) for n in self.names])
 
     @abstractmethod
     def tables(self) -> list[Tensor]:
-        """The virtual tokens [n, hidden] of each task in `learnt`."""
+        """The virtual tokens [n, hidden] of each task in `trainable`."""
 
     @torch.no_grad()
-    def keep(self, template: TaskTemplate, table: Tensor) -> None:
-        """Set the table of a task that is kept to the first rows of `table` [n or more, hidden]."""
-        rows = self.kept.get_buffer(table_name(template))
+    def set_frozen(self, template: TaskTemplate, table: Tensor) -> None:
+        """Set the table of a frozen task to the first rows of `table` [n or more, hidden]."""
+        rows = self.frozen_tables.get_buffer(table_name(template))
         rows.copy_(table[: len(rows)])
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Draw every weight whole from a generator named after it and keep this rank's part."""
+        """Draw every weight whole from a generator named after it and take this rank's part."""
         for shard in self.shards():
-            if not shard.key.startswith(KEPT):
+            if not shard.key.startswith(_FROZEN_ON_DISK):
                 shard.data.copy_(self.draw(shard, named_generator(seed, shard.key))[shard.global_slice()])
 
     def shards(self) -> list[ShardedTensor]:
-        return sharded_tensors(self, prefix="prompts.")
+        """Every table and weight held by this rank, by its name in a checkpoint."""
+        return [replace(one, key=_stored_name(one.key)) for one in sharded_tensors(self, prefix="prompts.")]
 
     @abstractmethod
     def draw(self, shard: ShardedTensor, generator: torch.Generator) -> Tensor:
         """The initial value of the whole tensor that `shard` is a part of."""
 
 
-KEPT = "prompts.kept."
+def _stored_name(key: str) -> str:
+    return _FROZEN_ON_DISK + key.removeprefix(_FROZEN) if key.startswith(_FROZEN) else key
 
 
 def table_name(template: TaskTemplate) -> str:

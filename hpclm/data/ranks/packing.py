@@ -1,25 +1,24 @@
-"""Training rows as one packed sequence: no padding, and what all rows begin with only once.
+"""Training rows as one packed sequence: no padding, and the prefix that all rows share only once.
 
-Rows of a prompt-learning batch start alike (virtual tokens, the template's first words) and differ in length; padded
-side by side, a third to a half of the work is on padding and on the same beginning again. Here a micro-batch is one
-sequence: the shared beginning, then each row's rest. Attention takes it apart again (`engine.attention`); every other
-layer works token by token. The numbers are those of the padded batch but for the order of sums.
+Rows of a prompt-learning batch share a prefix (virtual tokens, the template's first words) and differ in length; padded
+side by side, a third to a half of the work is on padding and on the same prefix again. Here a micro-batch is one
+sequence: the shared prefix, then each row's rest. Attention unpacks it (`engines.megatron.ranks.attention`); every
+other layer works token by token. The numbers are those of the padded batch but for the order of sums.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
+from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.attention import Layout
-from hpclm.engines.megatron.ranks.language_model import Batch
 
 
-def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Batch:
+def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> TrainingBatch:
     """A training batch [1, s]: at each position the next token of its row is the label.
 
     Args:
@@ -27,74 +26,68 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Batch:
         multiple_of: s is rounded up to it (sequence parallelism).
 
     Returns:
-        tokens, labels, position_ids, virtual_index, task int64 [1, s]; loss_mask fp32 [1, s]; places int64 [n], the
-        positions that count (one at least); lengths int64 [rows], tokens of each row; layout, see `Layout`.
+        All of it [1, s]; `loss_positions` are one at least.
     """
-    shared = _shared_beginning(examples)
-    # the shared beginning stands with the first row
-    begins = [0] + [shared] * (len(examples) - 1)
+    shared = _shared_prefix(examples)
+    # the shared prefix stands with the first row
+    starts_in_row = [0] + [shared] * (len(examples) - 1)
     counts = [len(example.tokens) - 1 for example in examples]
-    spans = [slice(begin, count) for begin, count in zip(begins, counts, strict=False)]
+    spans = [slice(start, count) for start, count in zip(starts_in_row, counts, strict=False)]
     labels = [slice(span.start + 1, span.stop + 1) for span in spans]
     sizes = [span.stop - span.start for span in spans]
     real = sum(sizes)
     length = -(-max(1, real) // multiple_of) * multiple_of
 
-    def row(parts: Iterable[Iterable[Any]], fill: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def row(parts: Iterable[Iterable[float]], fill: float, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor([[*itertools.chain.from_iterable(parts), *[fill] * (length - real)]], dtype=dtype)
 
     pairs = list(zip(examples, spans, labels, strict=True))
     loss_mask = row((example.loss_mask[label] for example, _, label in pairs), 0.0, torch.float32)
-    places = loss_mask.flatten().nonzero().squeeze(1)
+    loss_positions = loss_mask.flatten().nonzero().squeeze(1)
     starts = [end - (count - shared) for end, count in zip(itertools.accumulate(sizes), counts, strict=True)]
-    return {
-        "tokens": row((example.tokens[span] for example, span, _ in pairs), pad_id),
-        "labels": row((example.tokens[label] for example, _, label in pairs), pad_id),
-        "position_ids": row((range(span.start, span.stop) for span in spans), 0),
-        "virtual_index": row((example.virtual[span] for example, span, _ in pairs), -1),
-        "task": row(([example.task] * size for (example, _, _), size in zip(pairs, sizes, strict=True)), 0),
-        "loss_mask": loss_mask,
-        "places": places if len(places) else torch.zeros(1, dtype=torch.int64),
-        "lengths": torch.tensor(counts, dtype=torch.int64),
-        "layout": Layout.make(shared, starts, [count - shared for count in counts], length),
-    }
+    return TrainingBatch(
+        tokens=row((example.tokens[span] for example, span, _ in pairs), pad_id),
+        labels=row((example.tokens[label] for example, _, label in pairs), pad_id),
+        position_ids=row((range(span.start, span.stop) for span in spans), 0),
+        virtual_index=row((example.virtual[span] for example, span, _ in pairs), -1),
+        task=row(([example.task] * size for (example, _, _), size in zip(pairs, sizes, strict=True)), 0),
+        loss_mask=loss_mask,
+        loss_positions=loss_positions if len(loss_positions) else torch.zeros(1, dtype=torch.int64),
+        lengths=torch.tensor(counts, dtype=torch.int64),
+        layout=Layout.make(shared, starts, [count - shared for count in counts], length),
+    )
 
 
-def _shared_beginning(examples: list[Example]) -> int:
-    """Positions that all rows begin with, in none of which a loss is made: what comes next differs."""
+def _shared_prefix(examples: list[Example]) -> int:
+    """Length of the prefix that all rows share, in none of whose positions a loss is made: what comes next differs."""
     if len(examples) < 2 or len({example.task for example in examples}) > 1:
         return 0
     first = examples[0]
     count = min(len(example.tokens) - 1 for example in examples)
     for example in examples:
-        for place in range(count):
+        for position in range(count):
             if (
-                example.tokens[place] != first.tokens[place]
-                or example.virtual[place] != first.virtual[place]
-                or example.loss_mask[place + 1]
+                example.tokens[position] != first.tokens[position]
+                or example.virtual[position] != first.virtual[position]
+                or example.loss_mask[position + 1]
             ):
-                count = place
+                count = position
                 break
     return count
 
 
-def collate_left(examples: list[Example], pad_id: int) -> Batch:
-    """Left-padded prompts to continue.
-
-    Returns:
-        tokens, position_ids (0 at the first real token), virtual_index int64 [b, s]; attention bool [b, s], True at
-        real tokens; task int64 [b].
-    """
+def collate_left(examples: list[Example], pad_id: int) -> GenerationBatch:
+    """Left-padded prompts to continue [b, s], with `position_ids` 0 at the first real token and `task` [b]."""
     length = max(len(example.tokens) for example in examples)
 
     def rows(values: list[list[int]], fill: int) -> torch.Tensor:
         return torch.tensor([[fill] * (length - len(row)) + row for row in values], dtype=torch.int64)
 
     attention = rows([[1] * len(example.tokens) for example in examples], 0).bool()
-    return {
-        "tokens": rows([example.tokens for example in examples], pad_id),
-        "virtual_index": rows([example.virtual for example in examples], -1),
-        "attention": attention,
-        "position_ids": (attention.long().cumsum(dim=1) - 1).clamp(min=0),
-        "task": torch.tensor([example.task for example in examples]),
-    }
+    return GenerationBatch(
+        tokens=rows([example.tokens for example in examples], pad_id),
+        virtual_index=rows([example.virtual for example in examples], -1),
+        attention=attention,
+        position_ids=(attention.long().cumsum(dim=1) - 1).clamp(min=0),
+        task=torch.tensor([example.task for example in examples]),
+    )

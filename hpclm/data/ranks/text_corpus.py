@@ -10,7 +10,6 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -83,7 +82,7 @@ def text_files(text: TextData) -> list[Path]:
 def _mark(spec: StageSpec, files: list[Path]) -> str:
     """Changes whenever the tokens would: the settings, and each file's name, size and time."""
     assert spec.text is not None
-    facts: list[Any] = [repr(spec.text), repr(spec.tokenizer)]
+    facts: list[object] = [repr(spec.text), repr(spec.tokenizer)]
     own = spec.tokenizer
     read = [Path(name) for name in (own.vocab_file, own.merges_file, own.tokenizer_file) if name]
     facts += [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in (*files, *read) if path.exists()]
@@ -125,7 +124,8 @@ def _split(text: TextData, documents: list[str]) -> tuple[list[str], list[str]]:
             f"{', '.join(text.paths)}: {len(documents)} document in the text, 2 are needed to keep one for validation; "
             "set text.document to paragraph or line, or text.validation_fraction to 0"
         )
-    train, validation = [], []
+    train: list[str] = []
+    validation: list[str] = []
     for place, document in enumerate(documents, start=1):
         # the rounding error of a product must not move a document from one part to the other
         due = math.floor(place * fraction + 1e-9) > len(validation)

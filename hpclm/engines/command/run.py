@@ -1,7 +1,7 @@
 """A stage that runs a program of the user's: rendezvous, environment, signals, progress, and how it ended.
 
-Nothing here imports torch: the image may hold anything. Ranks meet by files in the attempt's folder; rank 0 offers an
-address and a port that are free, which the program may then use as MASTER_ADDR and MASTER_PORT.
+Nothing here imports torch: the image may hold anything. The rendezvous is by files in the attempt's folder; rank 0
+offers an address and a port that are free, which the program may then use as MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object, write_json, write_text
@@ -27,13 +28,15 @@ from hpclm.core.states import RankState
 from hpclm.worker.addresses import addresses, boot_id
 from hpclm.worker.launch import RankLaunch
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.report import PeerError, ProgramError, Progress, RendezvousError, StoppedError
+from hpclm.worker.report import PeerError, ProgramError, Progress, ProgressValues, RendezvousError, StoppedError
 from hpclm.worker.signals import StopFlag
 
 _WAIT_S = 300.0
 _POLL_S = 0.1
 _CONNECT_S = 3.0
 _FAILED = (RankState.FAILED, RankState.STOPPED)
+
+Number = TypeVar("Number", int, float)
 
 
 def run(launch: RankLaunch) -> None:
@@ -46,7 +49,7 @@ def run(launch: RankLaunch) -> None:
         progress.update(phase="starting")
         for name, text in spec.program.files.items():
             write_text(stage.root / name, text)
-    address, port = _meet(attempt, facts)
+    address, port = _rendezvous(attempt, facts)
     values = _values(spec, stage, facts, address, port)
     starts = spec.program.launcher == "rank" or facts.local_rank == 0
     if starts:
@@ -61,7 +64,7 @@ def run(launch: RankLaunch) -> None:
         write_json(stage.result, result | _last_metrics(progress))
 
 
-def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
+def _rendezvous(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
     """Where rank 0 is, as seen from here, and a port that was free there a moment ago."""
     deadline = time.monotonic() + _WAIT_S
     if facts.rank == 0:
@@ -77,16 +80,17 @@ def _meet(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
                 "boot_id": boot_id(),
             }
             write_json(attempt.rendezvous, offer)
-            _wait_for_files([attempt.arrived(rank) for rank in range(1, facts.world_size)], attempt, deadline, "arrive")
-        one_machine = all(attempt.arrived(rank).read_text() == boot_id() for rank in range(1, facts.world_size))
+            others = [attempt.arrived(rank) for rank in range(1, facts.world_size)]
+            _wait_for_files(others, attempt, deadline, "arrive")
+        one_machine = all(file.read_text() == boot_id() for file in others)
         return "127.0.0.1" if one_machine else next(iter(addresses()), "127.0.0.1"), port
     while time.monotonic() < deadline:
-        offer = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
-        if offer is not None:
-            address = _reachable(offer)
+        found = read_object(attempt.rendezvous) if attempt.rendezvous in attempt.root.iterdir() else None
+        if found is not None:
+            address = _reachable(found)
             if address is not None:
                 attempt.arrived(facts.rank).write_text(boot_id())
-                return address, int(offer["port"])
+                return address, int(found["port"])
         time.sleep(_POLL_S)
     raise RendezvousError(f"rank 0 could not be reached within {_WAIT_S:.0f} s; see {attempt.rendezvous}")
 
@@ -252,16 +256,28 @@ class _Reader(threading.Thread):
         return self.reports
 
     def _take(self, found: dict[str, str | None]) -> None:
-        values: dict[str, Any] = {}
-        for name, kind in (("step", int), ("total_steps", int), ("loss", float), ("val_loss", float)):
-            with contextlib.suppress(TypeError, ValueError):
-                values[name] = kind(found.get(name))  # type: ignore[arg-type]
-        if "step" in values and values["step"] <= self.step:
+        step, loss = _number(int, found.get("step")), _number(float, found.get("loss"))
+        if step is not None and step <= self.step:
             return  # another rank of the node, that prints the same
-        self.step = values.get("step", self.step)
-        if "step" in values and "loss" in values:
-            self.progress.metric("train", values["step"], loss=values["loss"], silent=True)
-        self.progress.update(phase="training", **values)
+        values: ProgressValues = {"phase": "training"}
+        if step is not None:
+            self.step = values["step"] = step
+        if loss is not None:
+            values["loss"] = loss
+        if step is not None and loss is not None:
+            self.progress.metric("train", step, {"loss": loss}, silent=True)
+        if (total_steps := _number(int, found.get("total_steps"))) is not None:
+            values["total_steps"] = total_steps
+        if (val_loss := _number(float, found.get("val_loss"))) is not None:
+            values["val_loss"] = val_loss
+        self.progress.update(**values)
+
+
+def _number(kind: Callable[[str], Number], text: str | None) -> Number | None:
+    try:
+        return None if text is None else kind(text)
+    except ValueError:
+        return None
 
 
 def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
@@ -297,6 +313,6 @@ def _outputs(spec: ProgramStageSpec, stage: StagePaths) -> list[str]:
     return found
 
 
-def _last_metrics(progress: Progress) -> dict[str, Any]:
+def _last_metrics(progress: Progress) -> dict[str, object]:
     written = read_object(progress.progress_path) or {}
     return {"steps": written.get("step"), "loss": written.get("loss"), "val_loss": written.get("val_loss")}

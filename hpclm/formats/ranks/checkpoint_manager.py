@@ -1,7 +1,7 @@
 """A stage's checkpoints: which to keep, which is best, which one a restart goes on from.
 
 checkpoints/
-  step-00000040/    one checkpoint (see store), with model.json, and tokenizer.json where the stage has one
+  step-00000040/    one checkpoint (see checkpoint_store), with model.json, and tokenizer.json where the stage has one
   latest.json       {"checkpoint", "step"}
   best.json         {"checkpoint", "step", "val_loss"}
   model.json        what the checkpoints hold (ModelSpec)
@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,17 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.core.spec import CheckpointSpec
 from hpclm.formats.ranks import checkpoint_store
-from hpclm.worker.report import say
+from hpclm.worker.report import log
 
 _NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint to go on from, and the state in its manifest."""
+
+    path: Path
+    state: dict[str, Any]
 
 
 class CheckpointManager:
@@ -35,7 +44,9 @@ class CheckpointManager:
         self.folder, self.policy, self.finish = folder, policy, finish
         self.best: list[tuple[float, int]] = []
 
-    def save(self, step: int, shards: Iterable[ShardedTensor], state: dict[str, Any], val_loss: float | None) -> None:
+    def save(
+        self, step: int, shards: Iterable[ShardedTensor], state: Mapping[str, object], val_loss: float | None
+    ) -> None:
         """Write the checkpoint of `step` and drop those the policy no longer keeps."""
         if val_loss is not None:
             self.best = sorted({*self.best, (val_loss, step)})[: max(1, self.policy.keep_best)]
@@ -50,26 +61,26 @@ class CheckpointManager:
             self._prune(step)
         dist.barrier()
 
-    def resume(self) -> dict[str, Any] | None:
-        """The state of the newest undamaged checkpoint, with its `path`, or None for a fresh start.
+    def resume(self) -> ResumePoint | None:
+        """The newest undamaged checkpoint, or None for a fresh start.
 
         Every byte is checked against the manifest, the files shared out among the ranks, and all ranks hear of any
         damage, so that they go on from the same one.
         """
-        candidates: list[Any] = [[str(path) for path in sorted(checkpoints_in(self.folder), reverse=True)]]
+        candidates = [[str(path) for path in sorted(checkpoints_in(self.folder), reverse=True)]]
         dist.broadcast_object_list(candidates, src=0)
         for path in map(Path, candidates[0]):
             wrong = self._damage(path)
             if wrong is None:
                 state = checkpoint_store.read_manifest(path)["state"]
                 self.best = [(loss, step) for loss, step in state["best"] if self._path(step).is_dir()]
-                return {**state, "path": path}
+                return ResumePoint(path, state)
             if dist.get_rank() == 0:
-                say(f"not resuming from {path.name}: {wrong}")
+                log(f"not resuming from {path.name}: {wrong}")
         return None
 
     def _damage(self, path: Path) -> str | None:
-        found: list[Any] = [None] * dist.get_world_size()
+        found: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(found, checkpoint_store.damage(path, share=(dist.get_rank(), len(found))))
         return next((wrong for wrong in found if wrong is not None), None)
 

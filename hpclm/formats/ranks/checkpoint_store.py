@@ -16,7 +16,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ _HASH_BLOCK = 1 << 22
 def save(
     directory: Path,
     shards: Iterable[ShardedTensor],
-    state: dict[str, Any],
+    state: Mapping[str, object],
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write a checkpoint from every rank at once (collective).
@@ -58,54 +59,75 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    entry = _write_shard(partial, rank, [shard for shard in shards if is_main_replica(shard)])
-    entries: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(entries, entry)
+    own = _write_shard(partial, rank, [shard for shard in shards if is_main_replica(shard)])
+    files = [own] * dist.get_world_size()
+    dist.all_gather_object(files, own)
     if rank == 0:
         finish(partial)
-        write_json(partial / MANIFEST, _manifest(entries, state))
+        write_json(partial / MANIFEST, _manifest(files, state))
         shutil.rmtree(directory, ignore_errors=True)
         partial.replace(directory)
         _sync_directory(directory.parent)
     dist.barrier()
 
 
-def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Piece:
+    """A part of the tensor `key`, and the name it has in its file."""
+
+    key: str
+    name: str
+    dtype: str
+    global_shape: list[int]
+    offset: list[int]
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that a rank wrote; it holds a piece at least."""
+
+    name: str
+    size: int
+    sha256: str
+    pieces: list[_Piece]
+
+
+def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _File | None:
     name = f"shard-{rank:05d}.safetensors"
     tensors, pieces = {}, []
     for number, shard in enumerate(shards):
         tensors[str(number)] = shard.data.detach().contiguous().cpu()
         pieces.append(
-            {
-                "key": shard.key,
-                "name": str(number),
-                "dtype": str(shard.data.dtype).removeprefix("torch."),
-                "global_shape": list(shard.global_shape),
-                "offset": list(shard.global_offset),
-                "shape": list(shard.local_shape),
-            }
+            _Piece(
+                key=shard.key,
+                name=str(number),
+                dtype=str(shard.data.dtype).removeprefix("torch."),
+                global_shape=list(shard.global_shape),
+                offset=list(shard.global_offset),
+                shape=list(shard.local_shape),
+            )
         )
     if not tensors:
-        return {"file": None, "pieces": []}
+        return None
     path = folder / name
     save_file(tensors, str(path))
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    return {"file": name, "bytes": path.stat().st_size, "sha256": _sha256(path), "pieces": pieces}
+    return _File(name, path.stat().st_size, _sha256(path), pieces)
 
 
-def _manifest(entries: list[dict[str, Any]], state: dict[str, Any]) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for entry in entries:
-        for piece in entry["pieces"]:
-            tensor = tensors.setdefault(
-                piece["key"], {"dtype": piece["dtype"], "shape": piece["global_shape"], "pieces": []}
-            )
+def _manifest(files: list[_File | None], state: Mapping[str, object]) -> dict[str, object]:
+    written = [file for file in files if file is not None]
+    tensors: dict[str, dict[str, Any]] = {}
+    for file in written:
+        for piece in file.pieces:
+            tensor = tensors.setdefault(piece.key, {"dtype": piece.dtype, "shape": piece.global_shape, "pieces": []})
             tensor["pieces"].append(
-                {"file": entry["file"], "name": piece["name"], "offset": piece["offset"], "shape": piece["shape"]}
+                {"file": file.name, "name": piece.name, "offset": piece.offset, "shape": piece.shape}
             )
-    files = {e["file"]: {"bytes": e["bytes"], "sha256": e["sha256"]} for e in entries if e["file"]}
-    return {"format": FORMAT, "version": FORMAT_VERSION, "state": state, "files": files, "tensors": tensors}
+    facts = {file.name: {"bytes": file.size, "sha256": file.sha256} for file in written}
+    return {"format": FORMAT, "version": FORMAT_VERSION, "state": dict(state), "files": facts, "tensors": tensors}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -210,6 +232,7 @@ class _Files:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        # the types of safetensors leave its methods out
         self.open: dict[str, Any] = {}
 
     def __enter__(self) -> _Files:
@@ -222,13 +245,13 @@ class _Files:
         try:
             if file not in self.open:
                 self.open[file] = safe_open(str(_inside(self.directory, file)), framework="pt")
-            if not where:
-                return self.open[file].get_tensor(name)
-            return self.open[file].get_slice(name)[where]
+            stored = self.open[file]
+            part: torch.Tensor = stored.get_slice(name)[where] if where else stored.get_tensor(name)
         except CheckpointError:
             raise
         except Exception as error:  # safetensors raises its own kinds for a damaged file
             raise CheckpointError(f"{self.directory / file}: cannot be read ({error}); it is damaged") from error
+        return part
 
 
 def _inside(directory: Path, name: str) -> Path:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.transformer.module import MegatronModule
 
 # One key a layer ("decoder.layers.3.…") rather than one stacked tensor: names match what users know.
 _METADATA = {"non_homogeneous_layers": True}
 
 
-def sharded_tensors(module: torch.nn.Module, prefix: str = "") -> list[ShardedTensor]:
+def sharded_tensors(module: MegatronModule, prefix: str = "") -> list[ShardedTensor]:
     """Every parameter and buffer of `module` held by this rank, with its place in the global tensor.
 
     `data` is the parameter's own storage (a view of it where megatron-core splits a fused weight, as SwiGLU's), so

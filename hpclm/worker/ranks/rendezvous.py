@@ -25,7 +25,7 @@ WAIT_S = 300.0
 _CONNECT_S = 3.0
 
 
-def meet(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:
+def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:
     """The store all ranks share, once every one of them is there.
 
     Also names the network interface for gloo, which otherwise takes whatever the host's name resolves to.
@@ -56,7 +56,7 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
             for address in candidates:
                 try:
                     socket.create_connection((address, record["port"]), timeout=_CONNECT_S).close()
-                    return address, record["port"]
+                    return str(address), int(record["port"])
                 except OSError as error:
                     tried = f"{address}:{record['port']}: {error}"
         time.sleep(0.05)

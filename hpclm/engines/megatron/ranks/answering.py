@@ -66,7 +66,7 @@ class Answerer:
         for batch in batches[groups.data_rank :: groups.data_size]:
             heartbeat.beat()
             chosen = [examples[place] for place in batch]
-            inputs = {k: v.to(groups.device) for k, v in collate_left(chosen, self.tokenizer.pad_id).items()}
+            inputs = collate_left(chosen, self.tokenizer.pad_id).to(groups.device)
             with without_sequence_parallelism(self.model):
                 made = generator(inputs, [example.index for example in chosen])
             yield [(example, self._answer(ids)) for example, ids in zip(chosen, made, strict=True)]

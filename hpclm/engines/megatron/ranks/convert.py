@@ -7,9 +7,9 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,12 @@ from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
 from hpclm.formats.nemo.gpt_weights import nemo_name
 from hpclm.formats.nemo.model_config import model_spec, read_config
 from hpclm.formats.nemo.prompt_tables import read_tables
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from hpclm.engines.megatron.ranks.groups import Groups
 
 PARALLEL = ParallelSpec(1, 1, 1, 1, 1, 1)
 PROMPTS_FILE, MODEL_FILE = "prompts.json", "model.json"
@@ -56,7 +62,7 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
 
 
 @functools.cache
-def _here() -> Any:
+def _here() -> Groups:
     """The groups of a world of this process alone, on the CPU."""
     import torch.distributed as dist
 
@@ -77,7 +83,7 @@ def _checkpoint(path: Path) -> Path:
     return resolve(path, prefer="best" if (path / PROMPTS_FILE).is_file() else "latest")
 
 
-def _build(model: ModelSpec, precision: str = "fp32") -> Any:
+def _build(model: ModelSpec, precision: str = "fp32") -> GPTModel:
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, transformer_config
 
     config = transformer_config(model, PARALLEL, precision, _here().device, variable_lengths=True)
@@ -110,7 +116,7 @@ def _gpt_to_hpclm(source: Path, out: Path) -> str:
     return "\n".join([f"{out}: a checkpoint of {stored} weights", *notes])
 
 
-def _state() -> dict[str, Any]:
+def _state() -> dict[str, object]:
     return {"step": 0, "val_loss": None, "best": []}
 
 
@@ -206,6 +212,7 @@ def _tables_of_checkpoint(folder: Path) -> Tables:
     return [(one, tables[place, : one.total_virtual_tokens].clone()) for place, one in enumerate(card.task_templates)]
 
 
+# as checkpoints name trainable tables, input tables and frozen tables
 _TABLES = ("prompts.free.", "prompts.inputs.", "prompts.kept.")
 
 
@@ -216,7 +223,7 @@ def _stored(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def _config(hidden: int) -> Any:
+def _config(hidden: int) -> TransformerConfig:
     """A configuration as wide as the virtual tokens; nothing else of it counts."""
     from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 
@@ -243,7 +250,7 @@ def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
     card = PromptsCard("prompt-tuning", None, templates, kept=[template.taskname for template in templates])
     module = build_prompts(card, _config(tables[0][1].shape[1]), 1, _here().device)
     for template, table in tables:
-        module.keep(template, table)
+        module.set_frozen(template, table)
     checkpoint_store.save(
         out, module.shards(), _state(), lambda folder: write_json(folder / PROMPTS_FILE, to_dict(card))
     )
@@ -279,7 +286,7 @@ def _prompts_to_peft(out: Path, tables: Tables, task: str | None) -> str:
     return f"{out}: a PEFT adapter of {template.taskname}"
 
 
-def _saved(value: Any) -> bytes:
+def _saved(value: Mapping[str, object]) -> bytes:
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()

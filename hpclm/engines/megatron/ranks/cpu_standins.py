@@ -22,19 +22,22 @@ def install() -> None:
     """Route megatron-core's CUDA calls to the CPU. Raises RuntimeError where a GPU is visible to torch."""
     if torch.cuda.is_available():
         raise RuntimeError("the CPU stand-ins are not for a process that sees a GPU; hide it or use device: gpu")
-    # megatron-core decorates its fused kernels with torch.compile as it is imported; none of them is used here, and the
-    # decorator alone loads the whole compiler, a third of a rank's start
-    torch.compile = _uncompiled  # type: ignore[assignment]
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
-    cuda: Any = torch.cuda
-    cuda.current_device = lambda: _CPU
-    cuda.synchronize = lambda *args, **kwargs: None
-    cuda.empty_cache = lambda: None
-    cuda.manual_seed = torch.manual_seed
-    cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    stand_ins: list[tuple[object, str, Callable[..., object]]] = [
+        # megatron-core decorates its fused kernels with torch.compile as it is imported; none of them is used here, and
+        # the decorator alone loads the whole compiler, a third of a rank's start
+        (torch, "compile", _uncompiled),
+        (torch.cuda, "current_device", lambda: _CPU),
+        (torch.cuda, "synchronize", lambda *args, **kwargs: None),
+        (torch.cuda, "empty_cache", lambda: None),
+        (torch.cuda, "manual_seed", torch.manual_seed),
+        (torch.cuda, "get_rng_state", lambda *args, **kwargs: torch.get_rng_state()),
+        (torch.cuda, "set_rng_state", lambda state, *args, **kwargs: torch.set_rng_state(state)),
+        (torch.Tensor, "cuda", lambda self, *args, **kwargs: self),
+    ]
+    for owner, name, stand_in in stand_ins:
+        setattr(owner, name, stand_in)
 
     from megatron.core.tensor_parallel import random as megatron_random
 
@@ -42,7 +45,7 @@ def install() -> None:
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
 
 
-def _uncompiled(function: Any = None, **options: Any) -> Any:
+def _uncompiled(function: Callable[..., object] | None = None, **options: object) -> Callable[..., object]:
     return function if function is not None else _uncompiled
 
 

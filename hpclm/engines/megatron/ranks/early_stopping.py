@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpclm.core.spec import EarlyStoppingSpec
 
 
-class Patience:
+class EarlyStopping:
     """Counts validations without an improvement, as PyTorch Lightning's EarlyStopping does (which NeMo 1.x uses):
     a loss improves on the best so far when it is lower by more than `min_delta`.
 
@@ -18,8 +18,8 @@ class Patience:
         self.best: float | None = None
         self.stale = 0
 
-    def saw(self, loss: float | None) -> None:
-        """Take note of a validation's loss; None (nothing to validate on) says nothing."""
+    def observe(self, loss: float | None) -> None:
+        """Count a validation's loss; None (nothing to validate on) counts for nothing."""
         if self.spec is None or loss is None:
             return
         if self.best is None or loss < self.best - self.spec.min_delta:
@@ -28,11 +28,11 @@ class Patience:
             self.stale += 1
 
     @property
-    def is_over(self) -> bool:
+    def should_stop(self) -> bool:
         return self.spec is not None and self.stale >= self.spec.patience
 
     def state(self) -> list[float | int | None]:
-        """What a checkpoint keeps."""
+        """What is saved in a checkpoint."""
         return [self.best, self.stale]
 
     def restore(self, state: list[float | None]) -> None:

@@ -31,5 +31,5 @@ class EndStrings:
 
     def cut(self, text: str) -> tuple[str, bool]:
         """The text before the first of the strings, and whether there is one."""
-        places = [place for place in (text.find(one) for one in self.texts) if place >= 0]
-        return (text[: min(places)], True) if places else (text, False)
+        starts = [start for start in (text.find(one) for one in self.texts) if start >= 0]
+        return (text[: min(starts)], True) if starts else (text, False)

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpclm.core.spec import GenerationSpec
+from hpclm.data.ranks.batches import Batch, GenerationBatch
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel, embed
+from hpclm.engines.megatron.ranks.language_model import LanguageModel, embed
 from hpclm.engines.megatron.ranks.seeds import named_generator
 
 
@@ -50,12 +51,10 @@ class Generator:
         self.table: Tensor | None = None
         self.trains_on = trains_on
 
-    def __call__(self, batch: Batch, indices: Iterable[int]) -> list[list[int]]:
+    def __call__(self, batch: GenerationBatch, indices: Iterable[int]) -> list[list[int]]:
         """The new tokens of each row, without the end token.
 
         Args:
-            batch: `tokens`, `position_ids`, `virtual_index` int64 [b, s], `task` [b], `attention` bool [b, s] (real
-                tokens); left-padded.
             indices: each row's place in the test set. Sampling draws from a generator named after it, so what a row
                 gets does not depend on its batch or on the split.
         """
@@ -63,14 +62,14 @@ class Generator:
         with torch.inference_mode(not self.trains_on), torch.no_grad(), plain_linears(self.model.gpt, self.groups):
             return self._answer(batch, indices)
 
-    def _answer(self, batch: Batch, indices: Iterable[int]) -> list[list[int]]:
-        rows, length = batch["tokens"].shape
+    def _answer(self, batch: GenerationBatch, indices: Iterable[int]) -> list[list[int]]:
+        rows, length = batch.tokens.shape
         if self.table is None and self.groups.is_first_stage and self.model.prompts is not None:
             self.table = self.model.prompts()
         context = StaticInferenceContext(rows, length + self.spec.max_new_tokens)
         generators = [named_generator(self.spec.seed, f"row {index}") for index in indices]
-        real = batch["attention"]
-        positions = batch["position_ids"][:, -1:]
+        real = batch.attention
+        positions = batch.position_ids[:, -1:]
         # prompts of one length need no mask: causal attention is all there is to it
         padded = not bool(real.all())
         logits = self._forward(batch, prefill_mask(real) if padded else None, context)
@@ -89,7 +88,7 @@ class Generator:
             if padded:
                 real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
             positions = positions + 1
-            step = {"tokens": chosen.unsqueeze(1), "position_ids": positions}
+            step = Batch(tokens=chosen.unsqueeze(1), position_ids=positions)
             logits = self._forward(step, real[:, None, None, :] if padded else None, context)
         return answers
 
@@ -104,11 +103,11 @@ class Generator:
             answers[row].append(token)
             finished[row] = self.ends is not None and self.ends.reached(answers[row])
 
-    def _seen(self, batch: Batch) -> Tensor:
+    def _seen(self, batch: GenerationBatch) -> Tensor:
         """Which tokens of the vocabulary each row's prompt holds, bool [b, vocabulary]; virtual ones are none."""
-        tokens = batch["tokens"].clamp(max=self.vocab_size - 1)
+        tokens = batch.tokens.clamp(max=self.vocab_size - 1)
         counts = torch.zeros((len(tokens), self.vocab_size), dtype=torch.int32, device=tokens.device)
-        real = batch["attention"] & (batch["virtual_index"] < 0)
+        real = batch.attention & (batch.virtual_index < 0)
         return counts.scatter_add_(1, tokens, real.int()) > 0
 
     def _shaped(self, logits: Tensor, seen: Tensor | None, *, may_end: bool) -> Tensor:
@@ -124,7 +123,7 @@ class Generator:
     def _forward(self, batch: Batch, mask: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
         """One pass over all stages. Logits fp32 [b, vocabulary] of the last position on the last stage, else None."""
         gpt, groups = self.model.gpt, self.groups
-        rows, length = batch["tokens"].shape
+        rows, length = batch.tokens.shape
         decoder_input = None
         if not groups.is_first_stage:
             states = torch.empty(
@@ -132,11 +131,11 @@ class Generator:
             )
             dist.recv(states, src=parallel_state.get_pipeline_model_parallel_prev_rank())
             gpt.set_input_tensor(states)
-        elif "virtual_index" in batch:
+        elif batch.virtual_index is not None:
             decoder_input = embed(gpt, batch, self.table)
         output = gpt(
-            batch["tokens"],
-            batch["position_ids"],
+            batch.tokens,
+            batch.position_ids,
             mask,
             decoder_input=decoder_input,
             inference_context=context,
@@ -146,7 +145,8 @@ class Generator:
         if not groups.is_last_stage:
             dist.send(output.contiguous(), dst=parallel_state.get_pipeline_model_parallel_next_rank())
             return None
-        return output[:, -1, : self.vocab_size].float()
+        logits: Tensor = output[:, -1, : self.vocab_size].float()
+        return logits
 
     def _choose(self, logits: Tensor | None, rows: int, generators: list[torch.Generator]) -> Tensor:
         """The next token of each row, int64 [b], the same on every rank of the replica."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
@@ -14,18 +13,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hpclm.adapters.ranks.soft_prompts import SoftPrompts
-from hpclm.engines.megatron.ranks.sparse_loss import losses_at
-
-Batch = dict[str, Tensor]
+from hpclm.data.ranks.batches import Batch, TrainingBatch
+from hpclm.engines.megatron.ranks.sparse_loss import sparse_losses
 
 
 class LanguageModel(MegatronModule):
     """A GPT shard and, on the first pipeline stage of prompt learning, the soft prompts.
 
-    A batch holds int64 `tokens`, `labels`, `position_ids` [b, s] and fp32 `loss_mask` [b, s]; with soft prompts also
-    int64 `virtual_index` [b, s] (the number of the virtual token at a slot, -1 elsewhere) and `task`, [b] or [b, s].
-    With int64 `places` [n] losses are made at these of the b · s positions alone. With `layout` the one row is a packed
-    sequence (see `data.packing`).
+    Of a batch with `loss_positions` losses are made at these positions alone; one with a `layout` is a packed sequence.
     """
 
     def __init__(self, config: TransformerConfig, gpt: GPTModel, prompts: SoftPrompts | None, *, frozen: bool) -> None:
@@ -40,50 +35,54 @@ class LanguageModel(MegatronModule):
         if frozen:
             gpt.requires_grad_(False)
 
-    def set_input_tensor(self, input_tensor: Any) -> None:
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         self.gpt.set_input_tensor(input_tensor)
 
     def shared_embedding_or_output_weight(self) -> Tensor:
-        return self.gpt.shared_embedding_or_output_weight()
+        weight: Tensor = self.gpt.shared_embedding_or_output_weight()
+        return weight
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: TrainingBatch) -> Tensor:
         """Per-token losses fp32 [b, s] on the last stage, activations [s, b, h] (or their share) on the others."""
         decoder_input = None
-        if self.pre_process and "virtual_index" in batch:
+        if self.pre_process and batch.virtual_index is not None:
             table = self.prompts() if self.prompts is not None else None
             decoder_input = embed(self.gpt, batch, table)
         with positions_of_rows(self.gpt, batch):
             return self._losses(batch, decoder_input)
 
-    def _losses(self, batch: Batch, decoder_input: Tensor | None) -> Tensor:
-        if self.post_process and "places" in batch:
+    def _losses(self, batch: TrainingBatch, decoder_input: Tensor | None) -> Tensor:
+        if self.post_process and batch.loss_positions is not None:
             states = self._states(batch, decoder_input)
-            return losses_at(self.gpt, states, batch["labels"], batch["places"])
-        return self.gpt(
-            batch["tokens"],
-            batch["position_ids"],
-            batch.get("layout"),
+            return sparse_losses(self.gpt, states, batch.labels, batch.loss_positions)
+        output: Tensor = self.gpt(
+            batch.tokens,
+            batch.position_ids,
+            batch.layout,
             decoder_input=decoder_input,
-            labels=batch["labels"] if self.post_process else None,
+            labels=batch.labels if self.post_process else None,
         )
+        return output
 
-    def _states(self, batch: Batch, decoder_input: Tensor | None) -> Tensor:
+    def _states(self, batch: TrainingBatch, decoder_input: Tensor | None) -> Tensor:
         """What goes into the output layer."""
         self.gpt.post_process = False
         try:
-            return self.gpt(batch["tokens"], batch["position_ids"], batch.get("layout"), decoder_input=decoder_input)
+            states: Tensor = self.gpt(batch.tokens, batch.position_ids, batch.layout, decoder_input=decoder_input)
         finally:
             self.gpt.post_process = True
+        return states
 
 
 @contextlib.contextmanager
-def positions_of_rows(gpt: GPTModel, batch: Batch) -> Iterator[None]:
-    """Rotary embeddings of a packed sequence by each token's place in its row; megatron-core counts in the sequence."""
-    if "layout" not in batch or gpt.position_embedding_type != "rope":
+def positions_of_rows(gpt: GPTModel, batch: TrainingBatch) -> Iterator[None]:
+    """Rotary embeddings of a packed sequence by each token's position in its row, not by that in the sequence."""
+    if batch.layout is None or gpt.position_embedding_type != "rope":
         yield
         return
-    places = batch["position_ids"][0]
-    hook = gpt.rotary_pos_emb.register_forward_hook(lambda _module, _inputs, table: table.index_select(0, places))
+    positions = batch.position_ids[0]
+    rotary = gpt.rotary_pos_emb
+    hook = rotary.register_forward_hook(lambda _module, _inputs, table: table.index_select(0, positions))
     try:
         yield
     finally:
@@ -100,17 +99,20 @@ def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
         [s, b, h], or this rank's [s/tp, b, h] under sequence parallelism.
     """
     embedding = gpt.embedding
-    words = embedding.word_embeddings(batch["tokens"])
+    words = embedding.word_embeddings(batch.tokens)
     if table is not None:
-        index = batch["virtual_index"]
-        task = batch["task"]
+        index, task = batch.virtual_index, batch.task
+        assert index is not None
+        assert task is not None
         rows = table[task.unsqueeze(1) if task.dim() == 1 else task, index.clamp(min=0)]
         words = torch.where((index >= 0).unsqueeze(-1), rows.to(words.dtype), words)
     if embedding.add_position_embedding:
-        words = words + embedding.position_embeddings(batch["position_ids"])
+        words = words + embedding.position_embeddings(batch.position_ids)
     states = words.transpose(0, 1).contiguous()
     if gpt.config.sequence_parallel:
         states = tensor_parallel.scatter_to_sequence_parallel_region(states)
-        with tensor_parallel.get_cuda_rng_tracker().fork():
-            return embedding.embedding_dropout(states)
-    return embedding.embedding_dropout(states)
+    # under sequence parallelism each tensor rank holds other positions and must draw other masks
+    fork = tensor_parallel.get_cuda_rng_tracker().fork() if gpt.config.sequence_parallel else contextlib.nullcontext()
+    with fork:
+        dropped: Tensor = embedding.embedding_dropout(states)
+    return dropped

@@ -5,19 +5,22 @@ megatron-core's plain-torch norm refuses sequence parallelism and its other norm
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from hpclm.engines.megatron.ranks.parameters import attributes
+
 
 class Norm:
-    """Builds torch's LayerNorm or RMSNorm as the configuration asks."""
+    """Builds torch's LayerNorm or RMSNorm as the configuration asks. A class, since megatron-core takes a function for
+    a layer that is built already."""
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> torch.nn.Module:
+    def __new__(  # type: ignore[misc] # a norm of torch's is made, and never a Norm
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object
+    ) -> torch.nn.Module:
         kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():
             # each rank sees a part of the sequence: megatron-core sums such gradients over the tensor ranks
-            parameter.sequence_parallel = config.sequence_parallel
+            attributes(parameter).sequence_parallel = config.sequence_parallel
         return norm

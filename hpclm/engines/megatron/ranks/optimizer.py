@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,15 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
 from hpclm.core.spec import OptimSpec
+from hpclm.engines.megatron.ranks.parameters import attributes
+
+
+class OptimizerState(TypedDict):
+    """What a checkpoint keeps beside the tensors: updates made (skipped steps make none), and scale and good steps of
+    the loss scaling."""
+
+    updates: int
+    loss_scale: list[float]
 
 
 class LossScale:
@@ -105,7 +114,8 @@ class Optimizer:
         if self.clip_norm > 0:
             factor *= min(1.0, self.clip_norm / (norm + 1e-6))
         for parameter, master in zip(self.parameters, self.masters, strict=True):
-            master.grad = parameter.main_grad.mul_(factor) if factor != 1.0 else parameter.main_grad
+            gradient = attributes(parameter).main_grad
+            master.grad = gradient.mul_(factor) if factor != 1.0 else gradient
         if self.adam is not None:
             for group in self.adam.param_groups:
                 group["lr"] = lr
@@ -119,7 +129,7 @@ class Optimizer:
 
     def _gradient_norm(self) -> float:
         counted = [
-            parameter.main_grad
+            attributes(parameter).main_grad
             for parameter in self.parameters
             if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
         ]
@@ -127,7 +137,9 @@ class Optimizer:
         if counted:
             square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))) ** 2
         dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
-        return float(square.item()) ** 0.5
+        # not math.sqrt, which rounds otherwise: losses are compared bit by bit
+        norm: float = float(square.item()) ** 0.5
+        return norm
 
     def sharded_state(self, shards: Iterable[ShardedTensor]) -> list[ShardedTensor]:
         """Masters and Adam moments as pieces named `optimizer.<what>.<parameter>`, placed as their parameters are.
@@ -151,20 +163,19 @@ class Optimizer:
 
     def _moments(self, master: torch.Tensor) -> dict[str, torch.Tensor]:
         assert self.adam is not None
-        state = self.adam.state[master]
+        state: dict[str, torch.Tensor] = self.adam.state[master]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
             state["exp_avg"] = torch.zeros_like(master)
             state["exp_avg_sq"] = torch.zeros_like(master)
         return state
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside `sharded_state`: updates made (skipped steps make none) and the loss scale."""
+    def state(self) -> OptimizerState:
         return {"updates": self.updates, "loss_scale": self.loss_scale.state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: OptimizerState) -> None:
         """Go on from `state`; Adam's bias correction counts the updates."""
-        self.updates = int(state["updates"])
+        self.updates = state["updates"]
         self.loss_scale.restore(state["loss_scale"])
         for master in self.masters:
             self._moments(master)["step"].fill_(float(self.updates))
@@ -189,13 +200,13 @@ def _owner(
     return None
 
 
-def _same_view(shard: ShardedTensor, value: Any) -> torch.Tensor:
+def _same_view(shard: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
     """The part of `value` (shaped as the whole parameter) that `shard.data` is of the parameter."""
     if tuple(value.shape) == tuple(shard.data.shape):
         return value
     # SwiGLU's fused weight is stored as two pieces along the first axis
-    rows = shard.data.shape[0]
-    first = shard.data.storage_offset() // max(1, math.prod(shard.data.shape[1:]))
+    rows: int = shard.data.shape[0]
+    first: int = shard.data.storage_offset() // max(1, math.prod(shard.data.shape[1:]))
     return value[first % value.shape[0] :][:rows]
 
 

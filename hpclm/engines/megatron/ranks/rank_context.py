@@ -26,16 +26,15 @@ class StageContext:
 
     def on_first_rank(self, work: Callable[[], None]) -> None:
         """Let rank 0 do `work` while the others wait; its error is raised on every rank, so none waits for ever."""
-        outcome: list[BaseException | None] = [None]
+        own: Exception | None = None
         if self.groups.rank == 0:
             try:
                 work()
             except Exception as error:
-                outcome = [error]
-        shared = [None if outcome[0] is None else (type(outcome[0]), str(outcome[0]))]
-        dist.broadcast_object_list(shared, src=0)
-        if shared[0] is None:
-            return
-        if outcome[0] is not None:
-            raise outcome[0]
-        raise PeerError(f"rank 0 failed: {shared[0][1]}")
+                own = error
+        message = [None if own is None else str(own)]
+        dist.broadcast_object_list(message, src=0)
+        if own is not None:
+            raise own
+        if message[0] is not None:
+            raise PeerError(f"rank 0 failed: {message[0]}")

@@ -17,7 +17,7 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.worker.launch import RankLaunch
-from hpclm.worker.ranks.rendezvous import meet
+from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import Progress
 
 
@@ -32,16 +32,16 @@ def run(launch: RankLaunch) -> None:
         cpu_standins.install()
     # the stand-ins must be there before megatron-core's modules are used
     from hpclm.engines.megatron.ranks import groups as process_groups
-    from hpclm.engines.megatron.ranks.rank_context import RankContext
+    from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
 
-    store = meet(launch.attempt.rendezvous, facts)
+    store = rendezvous(launch.attempt.rendezvous, facts)
     groups = process_groups.initialize(
         store, facts.rank, facts.local_rank, spec.parallel, spec.device, spec.trainer.seed
     )
     progress = Progress(launch.stage.progress, launch.stage.metrics, active=groups.is_reporter)
     progress.update(phase="starting")
-    result = RUNNERS[spec.task](RankContext(spec, launch.stage, groups, progress, launch.stop))
+    result = RUNNERS[spec.task](StageContext(spec, launch.stage, groups, progress, launch.stop))
     _complete(launch.stage, spec, groups, progress, {**result, "seconds_in_all": time.time() - began})
 
 

@@ -133,7 +133,7 @@ def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPr
     if context.groups.is_first_stage:
         module = build_prompts(card, config, spec.trainer.seed, context.groups.device)
         for template in templates:
-            module.keep(template, tables[template.taskname])
+            module.set_frozen(template, tables[template.taskname])
     return TrainedPrompts(module, card, path)
 
 
@@ -171,4 +171,5 @@ def _in_order(wanted: list[TaskTemplate], trained: list[TaskTemplate], checkpoin
 def vocabulary_embeddings(gpt: GPTModel, tokens: list[int], device: torch.device) -> torch.Tensor:
     """The word embeddings [n, h] of `tokens`, fp32, gathered over tensor ranks. First pipeline stage only."""
     ids = torch.tensor([tokens], dtype=torch.int64, device=device)
-    return gpt.embedding.word_embeddings(ids)[0].float()
+    embeddings: torch.Tensor = gpt.embedding.word_embeddings(ids)[0].float()
+    return embeddings

@@ -6,24 +6,26 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from hpclm.core import heartbeat
 from hpclm.core.spec import StageSpec
-from hpclm.engines.megatron.ranks.early_stopping import Patience
+from hpclm.data.ranks.batches import TrainingBatch
+from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.shards import sharded_tensors
-from hpclm.worker.report import Progress, StoppedError, say
+from hpclm.worker.report import Progress, StoppedError, log
 from hpclm.worker.signals import StopFlag
 
 
@@ -32,15 +34,35 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def train(self, step: int) -> list[Batch]:
+    def train(self, step: int) -> list[TrainingBatch]:
         """The micro-batches of global step `step` (from 0, over all epochs)."""
 
     def weight(self, step: int) -> float | None:
         """Tokens that count in the global batch of `step`, whose mean loss is then the step's; None takes the mean of
         each micro-batch, and the mean of those."""
 
-    def validation(self) -> Iterator[list[Batch]]:
+    def validation(self) -> Iterator[list[TrainingBatch]]:
         """The validation set in groups of micro-batches, as many groups and micro-batches on every rank."""
+
+
+class ValidationMetrics(TypedDict, total=False):
+    """There where the recipe asks for metrics beside the loss."""
+
+    val_metrics: dict[str, float]
+
+
+class TrainingResult(ValidationMetrics):
+    """How a training ended, for the stage's result."""
+
+    steps: int
+    stopped_early: bool
+    loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    best_checkpoint: str | None
+    last_checkpoint: str
+    seconds: float
+    optimizer: str
 
 
 @dataclass
@@ -91,17 +113,17 @@ class Trainer:
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
         self.has_dropout = _has_dropout(model, spec)
-        self.patience = Patience(trainer.early_stopping)
+        self.early_stopping = EarlyStopping(trainer.early_stopping)
         self.val_loss: float | None = None
         self.loss: float | None = None
 
-    def shards(self) -> list[Any]:
+    def shards(self) -> list[ShardedTensor]:
         """What a checkpoint of this stage holds: all weights, or in prompt learning the prompts alone."""
         if self.module.frozen:
             return self.module.prompts.shards() if self.module.prompts is not None else []
         return sharded_tensors(self.module.gpt)
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> TrainingResult:
         """Train to the end. Returns the stage's result; raises StoppedError after saving when told to stop."""
         step = self._resume()
         began, first = time.time(), step
@@ -114,30 +136,30 @@ class Trainer:
             validated = (step % self.val_interval == 0 or is_last) and not outcome.stop
             if validated:
                 self.val_loss = self._validate(step)
-                self.patience.saw(self.val_loss)
+                self.early_stopping.observe(self.val_loss)
             if validated or outcome.stop or self._save_due(step):
                 self._save(step, self.val_loss if validated else None)
             if outcome.stop:
                 raise StoppedError(f"told to stop; saved step {step} of {self.total_steps}")
-            if self.patience.is_over and not is_last:
-                say(f"stopped early: {self.patience.stale} validations in a row without a lower val_loss")
+            if self.early_stopping.should_stop and not is_last:
+                log(f"stopped early: {self.early_stopping.stale} validations in a row without a lower val_loss")
                 break
         return self._result(step, time.time() - began)
 
     def _resume(self) -> int:
-        state = self.manager.resume()
-        if state is None:
+        found = self.manager.resume()
+        if found is None:
             self.progress.forget_after(0)
             return 0
-        shards = self.shards()
-        checkpoint_store.load(state["path"], [*shards, *self.optimizer.sharded_state(shards)])
+        state, shards = found.state, self.shards()
+        checkpoint_store.load(found.path, [*shards, *self.optimizer.sharded_state(shards)])
         step = int(state["step"])
         self.optimizer.restore(state["optimizer"])
         self.val_loss = state["val_loss"]
         self.loss = state["loss"]
-        self.patience.restore(state["patience"])
+        self.early_stopping.restore(state["patience"])
         self.progress.forget_after(step)
-        say(f"resumed from {state['path'].name}")
+        log(f"resumed from {found.path.name}")
         return step
 
     def _step(self, step: int) -> StepOutcome:
@@ -161,10 +183,10 @@ class Trainer:
         return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
 
     def _forward_backward(
-        self, micro_batches: list[Batch], *, forward_only: bool, weight: float | None = None
+        self, micro_batches: list[TrainingBatch], *, forward_only: bool, weight: float | None = None
     ) -> list[dict[str, Tensor]]:
-        rows, length = micro_batches[0]["tokens"].shape
-        return get_forward_backward_func()(
+        rows, length = micro_batches[0].tokens.shape
+        losses: list[dict[str, Tensor]] = get_forward_backward_func()(
             forward_step_func=functools.partial(forward_step, weight=weight),
             data_iterator=iter(micro_batches),
             model=[self.model],
@@ -173,6 +195,7 @@ class Trainer:
             micro_batch_size=rows,
             forward_only=forward_only,
         )
+        return losses
 
     @torch.no_grad()
     def _validate(self, step: int) -> float | None:
@@ -191,7 +214,7 @@ class Trainer:
         loss = float(sums[0] / sums[1])
         self.val_metrics = self.metrics() if self.metrics is not None else {}
         self.progress.update(phase="training", val_loss=loss)
-        self.progress.metric("validation", step, loss=loss, **self.val_metrics)
+        self.progress.metric("validation", step, {"loss": loss, **self.val_metrics})
         return loss
 
     def _save_due(self, step: int) -> bool:
@@ -205,8 +228,9 @@ class Trainer:
         self.manager.save(step, tensors, self._state(), val_loss)
         self.progress.update(phase="training")
 
-    def _state(self) -> dict[str, Any]:
-        return {"loss": self.loss, "optimizer": self.optimizer.state(), "patience": self.patience.state()}
+    def _state(self) -> dict[str, object]:
+        # "patience" is what checkpoints call early stopping's counts
+        return {"loss": self.loss, "optimizer": self.optimizer.state(), "patience": self.early_stopping.state()}
 
     def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:
         self.loss = outcome.loss
@@ -224,36 +248,40 @@ class Trainer:
             self.progress.metric(
                 "train",
                 step,
-                loss=outcome.loss,
-                lr=learning_rate(self.spec.optim, step - 1, self.total_steps),
-                grad_norm=outcome.grad_norm,
-                tokens_per_s=rate,
-                seconds_per_step=seconds,
+                {
+                    "loss": outcome.loss,
+                    "lr": learning_rate(self.spec.optim, step - 1, self.total_steps),
+                    "grad_norm": outcome.grad_norm,
+                    "tokens_per_s": rate,
+                    "seconds_per_step": seconds,
+                },
             )
 
-    def _result(self, step: int, seconds: float) -> dict[str, Any]:
+    def _result(self, step: int, seconds: float) -> TrainingResult:
         best = self.manager.best[0] if self.manager.best else (None, None)
-        return {
+        result: TrainingResult = {
             "steps": step,
             "stopped_early": step < self.total_steps,
             "loss": self.loss,
             "val_loss": self.val_loss,
-            **({"val_metrics": self.val_metrics} if self.val_metrics else {}),
             "best_val_loss": best[0],
             "best_checkpoint": None if best[1] is None else f"step-{best[1]:08d}",
             "last_checkpoint": f"step-{step:08d}",
             "seconds": seconds,
             "optimizer": "torch.optim.AdamW(fused)",
         }
+        if self.val_metrics:
+            result["val_metrics"] = self.val_metrics
+        return result
 
 
 def forward_step(
-    batches: Iterator[Batch], model: torch.nn.Module, *, weight: float | None = None
-) -> tuple[Tensor, Any]:
+    batches: Iterator[TrainingBatch], model: torch.nn.Module, *, weight: float | None = None
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]]:
     """megatron-core's forward step: output of this stage and, for the last stage, how to make the loss of it."""
     heartbeat.beat()
     batch = next(batches)
-    return model(batch), functools.partial(masked_mean, batch["loss_mask"], share=weight)
+    return model(batch), functools.partial(masked_mean, batch.loss_mask, share=weight)
 
 
 def masked_mean(loss_mask: Tensor, losses: Tensor, *, share: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -274,9 +302,8 @@ def _interval(setting: int | float, steps_per_epoch: int) -> int:
     return setting if isinstance(setting, int) else max(1, int(setting * steps_per_epoch))
 
 
-def _real_tokens(batch: Batch) -> int:
-    lengths = batch.get("lengths")
-    return int(lengths.sum()) if lengths is not None else batch["tokens"].numel()
+def _real_tokens(batch: TrainingBatch) -> int:
+    return int(batch.lengths.sum()) if batch.lengths is not None else batch.tokens.numel()
 
 
 def _has_dropout(model: LanguageModel, spec: StageSpec) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.tasks import evaluate, pretrain, prompt_learning
 
-RUNNERS: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+RUNNERS: dict[str, Callable[[StageContext], dict[str, object]]] = {
     "pretrain": pretrain.run,
     "p-tuning": prompt_learning.run,
     "prompt-tuning": prompt_learning.run,

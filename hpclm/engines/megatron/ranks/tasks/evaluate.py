@@ -26,13 +26,13 @@ from hpclm.engines.megatron.ranks.stage_models import (
     templates_for,
 )
 from hpclm.metrics import scores
-from hpclm.worker.report import StoppedError, say
+from hpclm.worker.report import StoppedError, log
 
 # NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).
 _NEMO_LONGEST = 8192
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> dict[str, object]:
     """Generate an answer for every test row; returns the stage's result with a score a task."""
     spec, groups = context.spec, context.groups
     assert spec.generation is not None
@@ -48,9 +48,9 @@ def run(context: StageContext) -> dict[str, Any]:
         templates = templates_for(spec.templates, trained)
     dataset = rows_to_answer(spec, templates, tokenizer)
     if groups.rank == 0 and dataset.left_out:
-        say(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
+        log(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
     if groups.rank == 0 and dataset.truncated:
-        say(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
+        log(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
     answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
     began = time.time()
     made, at_limit = _generate(context, dataset, answerer)
@@ -101,7 +101,7 @@ def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer)
     writes = groups.is_last_stage and groups.tensor_rank == 0
     if writes:
         write_text(context.paths.prediction(groups.data_rank), "".join(lines))
-    counts: list[Any] = [None] * groups.world_size
+    counts = [(0, 0)] * groups.world_size
     dist.all_gather_object(counts, (tokens, at_limit) if writes else (0, 0))
     return sum(made for made, _ in counts), sum(limited for _, limited in counts)
 

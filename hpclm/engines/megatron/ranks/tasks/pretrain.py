@@ -6,23 +6,23 @@ import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.sampler import GlobalBatchSampler
 from hpclm.data.ranks.text_corpus import TextDataset, prepare_text
 from hpclm.data.tokenizers import Tokenizer
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import config_for, start_weights, write_model_card
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.worker.report import say
+from hpclm.worker.report import log
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> dict[str, object]:
     """Tokenizer, data, model, training; returns the stage's result."""
     spec = context.spec
     assert spec.text is not None
@@ -51,12 +51,12 @@ def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | 
     assert spec.text is not None
     validation = TextDataset(folder, spec, "validation") if spec.text.validation_fraction > 0 else None
     if context.groups.rank == 0 and len(train) < spec.batch.global_batch_size:
-        say(f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; they repeat")
+        log(f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; they repeat")
     return tokenizer, train, validation
 
 
 class TextBatches:
-    """Windows of text as micro-batches (see `engine.training.Batches`)."""
+    """Windows of text as micro-batches (see `training.Batches`)."""
 
     def __init__(self, context: StageContext, train: TextDataset, validation: TextDataset | None) -> None:
         spec, groups = context.spec, context.groups
@@ -75,29 +75,29 @@ class TextBatches:
         self.val_batches = spec.trainer.val_batches
         self.steps_per_epoch = self.order.steps_per_epoch
 
-    def train(self, step: int) -> list[Batch]:
+    def train(self, step: int) -> list[TrainingBatch]:
         return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
 
     def weight(self, step: int) -> None:
         """Every micro-batch holds as many tokens: the mean of their means is the mean."""
 
-    def validation(self) -> Iterator[list[Batch]]:
+    def validation(self) -> Iterator[list[TrainingBatch]]:
         if self.validation_set is None:
             return
         groups = self.validation_order.all_rows()
         for micro_batches in itertools.islice(groups, self.val_batches):
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]
 
-    def _batch(self, dataset: TextDataset, rows: list[int]) -> Batch:
+    def _batch(self, dataset: TextDataset, rows: list[int]) -> TrainingBatch:
         """Rows of a micro-batch; a row of -1 only fills it up and counts for nothing."""
         windows = torch.from_numpy(np.stack([dataset[max(row, 0)] for row in rows]).astype(np.int64))
         tokens, labels = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
         weight = torch.tensor([float(row >= 0) for row in rows]).unsqueeze(1)
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        batch = {
-            "tokens": tokens,
-            "labels": labels,
-            "loss_mask": weight.expand_as(tokens).contiguous(),
-            "position_ids": positions.contiguous(),
-        }
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        batch = TrainingBatch(
+            tokens=tokens,
+            labels=labels,
+            loss_mask=weight.expand_as(tokens).contiguous(),
+            position_ids=positions.contiguous(),
+        )
+        return batch.to(self.device)

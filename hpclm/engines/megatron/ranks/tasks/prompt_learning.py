@@ -7,16 +7,16 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hpclm.adapters.ranks import PromptsCard
 from hpclm.core.spec import PromptData
 from hpclm.data.examples import PromptDataset
+from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.ranks.sampler import GlobalBatchSampler
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.engines.megatron.ranks.answering import Answerer
-from hpclm.engines.megatron.ranks.language_model import Batch, LanguageModel
+from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import (
     base_checkpoint,
@@ -29,10 +29,10 @@ from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.metrics import score_by
-from hpclm.worker.report import say
+from hpclm.worker.report import log
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> dict[str, object]:
     """Data, frozen model, prompts, training; returns the stage's result."""
     spec, groups = context.spec, context.groups
     assert spec.data is not None
@@ -67,7 +67,7 @@ def answers_scored(
     room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
     # in NeMo's semantics a prompt would show the answer that its row holds
     data = replace(spec.data, max_seq_length=min(spec.data.max_seq_length, room), semantics="strict")
-    rows = PromptDataset(data.validation, card.task_templates, tokenizer, data, training=False, kept=card.kept)
+    rows = PromptDataset(data.validation, card.task_templates, tokenizer, data, training=False, frozen=card.kept)
     known = [example for example in rows.examples if example.answer is not None][: spec.trainer.val_metric_rows]
     answers = [example.answer or "" for example in known]
 
@@ -81,7 +81,7 @@ def answers_scored(
 
 
 class PromptBatches:
-    """Rows of the task files as micro-batches (see `engine.training.Batches`)."""
+    """Rows of the task files as micro-batches (see `training.Batches`)."""
 
     def __init__(self, context: StageContext, tokenizer: Tokenizer, data: PromptData, card: PromptsCard) -> None:
         spec, groups = context.spec, context.groups
@@ -90,7 +90,12 @@ class PromptBatches:
         self.val_batches = spec.trainer.val_batches
         self.semantics = data.semantics
         dataset = functools.partial(
-            PromptDataset, templates=card.task_templates, tokenizer=tokenizer, data=data, training=True, kept=card.kept
+            PromptDataset,
+            templates=card.task_templates,
+            tokenizer=tokenizer,
+            data=data,
+            training=True,
+            frozen=card.kept,
         )
         self.train_set = dataset(data.train)
         self.validation_set = dataset(data.validation) if data.validation else None
@@ -106,16 +111,16 @@ class PromptBatches:
         if self.validation_set is not None:
             self.validation_order = sampler(len(self.validation_set), seed=None)
         if groups.rank == 0:
-            self._say_what_is_left_out(data)
+            self._log_rows_left_out(data)
 
-    def _say_what_is_left_out(self, data: PromptData) -> None:
+    def _log_rows_left_out(self, data: PromptData) -> None:
         for what, found in (("training", self.train_set), ("validation", self.validation_set)):
             if found is not None and found.skipped:
-                say(f"{found.skipped} {what} rows do not fit in {data.max_seq_length} tokens and are left out")
-            if found is not None and found.of_kept_tasks:
-                say(f"{found.of_kept_tasks} {what} rows are of tasks that stay as they are, and are left out")
+                log(f"{found.skipped} {what} rows do not fit in {data.max_seq_length} tokens and are left out")
+            if found is not None and found.of_frozen_tasks:
+                log(f"{found.of_frozen_tasks} {what} rows are of frozen tasks and are left out")
         if self.order.repeats:
-            say(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
+            log(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
 
     def counts(self) -> dict[str, int]:
         """What became of the rows, for the stage's result."""
@@ -127,8 +132,8 @@ class PromptBatches:
             "validation_examples_skipped": 0 if self.validation_set is None else self.validation_set.skipped,
         }
 
-    def train(self, step: int) -> list[Batch]:
-        """Rows of one task and like length share a micro-batch: they begin alike and pad less. In strict mode that
+    def train(self, step: int) -> list[TrainingBatch]:
+        """Rows of one task and like length share a micro-batch: they share a longer prefix. In strict mode that
         changes no result."""
         rows = self.order.global_batch(step)
         if self.semantics == "strict":
@@ -138,21 +143,18 @@ class PromptBatches:
 
     def weight(self, step: int) -> float | None:
         """NeMo's mean of means lets a token count more the shorter its micro-batch's answers are: not in strict mode,
-        where neither the micro-batch size nor the split changes what is learnt."""
+        where neither the micro-batch size nor the split changes what is trained."""
         if self.semantics == "nemo":
             return None
         return sum(self.train_set.examples[row].weight for row in self.order.global_batch(step))
 
-    def validation(self) -> Iterator[list[Batch]]:
+    def validation(self) -> Iterator[list[TrainingBatch]]:
         if self.validation_set is None:
             return
         for micro_batches in itertools.islice(self.validation_order.all_rows(), self.val_batches):
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]
 
-    def _batch(self, dataset: PromptDataset, rows: list[int]) -> Batch:
+    def _batch(self, dataset: PromptDataset, rows: list[int]) -> TrainingBatch:
         """Rows of a micro-batch; a row of -1 is none."""
-        batch = pack([dataset.examples[row] for row in rows if row >= 0], self.pad_id, self.multiple_of)
-        # moved as it is, a view of many equal entries would become as many
-        layout = batch.pop("layout")
-        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        return moved | {"layout": layout[0].to(self.device).expand(layout.shape)}
+        examples = [dataset.examples[row] for row in rows if row >= 0]
+        return pack(examples, self.pad_id, self.multiple_of).to(self.device)

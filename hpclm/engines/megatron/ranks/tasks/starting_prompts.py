@@ -1,4 +1,4 @@
-"""The soft prompts that a prompt-learning stage begins with: new, started from text, or added to trained ones."""
+"""The starting prompts of a prompt-learning stage: random, from a text's embeddings, or added to trained ones."""
 
 from __future__ import annotations
 
@@ -32,33 +32,35 @@ def starting_prompts(
     if not context.groups.is_first_stage:
         return card, None
     prompts = build_prompts(card, config, spec.trainer.seed, context.groups.device)
-    for template in prompts.learnt:
+    for template in prompts.trainable:
         if isinstance(prompts, PromptTuning) and template.prompt_init == "text":
             ids = tokenizer.encode(template.prompt_init_text or "")
-            prompts.start_from(template, vocabulary_embeddings(gpt, ids, context.groups.device))
+            prompts.set_from_text(template, vocabulary_embeddings(gpt, ids, context.groups.device))
         elif isinstance(prompts, PTuning) and prompts.by_name:
             ids = tokenizer.encode(template.taskname)
             prompts.set_name(template, vocabulary_embeddings(gpt, ids, context.groups.device))
     if trained is not None and trained.module is not None:
         for template, table in zip(trained.card.task_templates, trained.module(), strict=True):
-            prompts.keep(template, table)
+            prompts.set_frozen(template, table)
     return card, prompts
 
 
 def _card(spec: StageSpec, trained: TrainedPrompts | None, tokenizer: Tokenizer) -> PromptsCard:
     assert spec.data is not None
-    templates, kept = spec.templates, []
+    templates = spec.templates
+    frozen: list[str] = []
     if trained is not None:
-        kept = [template.taskname for template in trained.card.task_templates]
-        new = [template for template in templates if template.taskname not in kept]
+        frozen = [template.taskname for template in trained.card.task_templates]
+        new = [template for template in templates if template.taskname not in frozen]
         if not new:
             raise DataError(
-                f"{trained.checkpoint} has learnt {', '.join(kept)} already, and these stay as they are: there is no "
-                "new task; add its template to task_templates, or leave prompts out to learn all of them anew"
+                f"{trained.checkpoint} holds prompts for {', '.join(frozen)} already, and these stay frozen: no task "
+                "is left to train; add a new task's template to task_templates, or leave prompts out to train all of "
+                "them anew"
             )
-        old = [template for template in templates if template.taskname in kept]
+        old = [template for template in templates if template.taskname in frozen]
         templates = [*templates_for(old, trained), *new]
     lengths = None
     if spec.task == "p-tuning" and spec.data.semantics == "nemo":
-        lengths = {t.taskname: len(tokenizer.encode(t.taskname)) for t in templates if t.taskname not in kept}
-    return PromptsCard(spec.task, spec.prompt, templates, kept, lengths, str(base_checkpoint(spec)))
+        lengths = {t.taskname: len(tokenizer.encode(t.taskname)) for t in templates if t.taskname not in frozen}
+    return PromptsCard(spec.task, spec.prompt, templates, frozen, lengths, str(base_checkpoint(spec)))

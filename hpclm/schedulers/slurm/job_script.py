@@ -4,8 +4,7 @@ submitit makes the script's header and finds what a cluster calls its options. W
 with two strings, not submitit's pickle: that is moved into place only after sbatch has answered, so a login shell
 dying in between would strand the job, and it is read by the image's Python, which may be another version.
 
-submitit 1.5 is pinned because a private function is relied on: `_make_submission_file_text` renders a script without
-a cluster. A golden test holds the whole text.
+What is asked of submitit, and of which versions, stands in submitit_adapter. Golden tests hold whole scripts.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpclm.containers import LaunchSpec
 from hpclm.core.errors import SiteError
@@ -23,9 +22,7 @@ from hpclm.core.layout import ArrayPaths, StagePaths
 from hpclm.core.node_name import VARIABLES
 from hpclm.core.site import Site
 from hpclm.schedulers.jobs import ArrayJob, StageJob, array_tag
-
-if TYPE_CHECKING:
-    from submitit.slurm.slurm import SlurmExecutor
+from hpclm.schedulers.slurm.submitit_adapter import render_script
 
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -47,10 +44,11 @@ JOB_VARIABLES = (
 
 
 def render(job: StageJob, site: Site) -> str:
-    """The job script of a stage, whole. Pure: needs no scheduler. Raises SiteError for text that cannot be quoted."""
-    executor = _executor_class()(folder=str(StagePaths(Path(job.stage_dir)).job_folder))
-    executor.update_parameters(**_parameters(job, site))
-    return str(executor._make_submission_file_text(_body(job, site), ""))
+    """The job script of a stage, whole. Pure: needs no scheduler.
+
+    Raises SiteError for text that cannot be quoted, SchedulerError where the installed submitit does not serve.
+    """
+    return render_script(str(StagePaths(Path(job.stage_dir)).job_folder), _parameters(job, site), _body(job, site))
 
 
 def submission_argv(job: StageJob, parents: Mapping[str, str], first: tuple[str, ...] = ()) -> list[str]:
@@ -167,7 +165,6 @@ def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
     own = dataclasses.replace(
         job, stage_dir=array.folder, run=array.sweep, title=array.sweep, environment={}, python=(), launch=LaunchSpec()
     )
-    executor = _executor_class()(folder=array.folder)
     limit = f"%{array.max_running}" if array.max_running else ""
     parameters = _parameters(own, site)
     parameters["comment"] = array_tag(array, job.stage)
@@ -175,26 +172,11 @@ def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
         "array": f"0-{array.count - 1}{limit}",
         "output": str(ArrayPaths(Path(array.folder)).member("%a").stage(job.stage).batch_log("%A_%a")),
     }
-    executor.update_parameters(**parameters)
     member = f'{shlex.quote(array.folder)}/"$SLURM_ARRAY_TASK_ID"/stages/{shlex.quote(job.stage)}'
-    return str(executor._make_submission_file_text(f"cd {member} && exec bash ./job.sh", ""))
+    return render_script(array.folder, parameters, f"cd {member} && exec bash ./job.sh")
 
 
 def _refuse_control(texts: list[str], what: str) -> None:
     for text in texts:
         if _CONTROL.search(text):
             raise SiteError(f"{what}: {text!r} holds a control character; remove it")
-
-
-def _executor_class() -> type[SlurmExecutor]:
-    """Made on first use: submitit takes as long to import as everything else a command needs."""
-    from submitit.slurm import slurm
-
-    class StageExecutor(slurm.SlurmExecutor):  # type: ignore[misc]
-        """submitit's executor, for scripts that can be rendered anywhere."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 2  # rendering needs no srun; submitting asks for sbatch itself
-
-    return StageExecutor

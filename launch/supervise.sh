@@ -149,10 +149,10 @@ hpclm_ask_decision() { # sets hpclm_action and hpclm_detail
       "${hpclm_srun[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
       "${hpclm_python[@]}" -m hpclm.recovery.restart_decision "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
       "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)"
-    [ -s "$hpclm_attempt/verdict" ] && break
+    [ -s "$hpclm_attempt/decision" ] && break
     [ "$hpclm_signal" = - ] || break
   done
-  read -r hpclm_action hpclm_detail 2>/dev/null <"$hpclm_attempt/verdict" || hpclm_action=none
+  read -r hpclm_action hpclm_detail 2>/dev/null <"$hpclm_attempt/decision" || hpclm_action=none
 }
 
 trap hpclm_on_term TERM

@@ -11,7 +11,7 @@ Standard library only: the ranks import this too.
     spec.json  job.sh  scheduler.json  result.json  metrics.jsonl  progress.json
     slurm/                         under Slurm: the batch script's log and its last word
     events.jsonl                   what the job did between attempts
-    attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, verdict.json
+    attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, decision.json
     data/  checkpoints/  predictions/
 <runs_dir>/<sweep>/sweep.json    and <sweep>.<index:03d>/ for each of its runs
 <runs_dir>/nodes.jsonl           the bad-node list
@@ -150,11 +150,16 @@ class AttemptPaths:
     @property
     def decision(self) -> Path:
         """The restart decision after this attempt; `decision_line` beside it is one line of it, for the shell."""
+        return self.root / "decision.json"
+
+    @property
+    def earlier_decision(self) -> Path:
+        """Its name in runs of version 1."""
         return self.root / "verdict.json"
 
     @property
     def decision_line(self) -> Path:
-        return self.root / "verdict"
+        return self.root / "decision"
 
     @property
     def bad_nodes(self) -> Path:

@@ -1,7 +1,7 @@
 """The check of a node before the ranks start: `python -m hpclm.nodes.preflight STAGE_DIR ATTEMPT_DIR`.
 
 One task a node, in the image the ranks will run in, in about a second: it imports no torch. What it finds goes to
-`<attempt>/preflight/<node>.json`: {"node", "verdict", "ok", "findings", "facts", "seconds"}. The result is `ok`,
+`<attempt>/preflight/<node>.json`: {"node", "result", "ok", "findings", "facts", "seconds"}. The result is `ok`,
 `node` (this node is at fault: the run goes on without it) or `run` (it would be the same everywhere). Exit codes: 0,
 60, 61.
 """
@@ -125,7 +125,7 @@ def main(stage_dir: str, attempt_dir: str) -> int:
         print(f"{node_name()}: {finding.severity}: {finding.check}: {finding.message}", flush=True)
     report = {
         "node": node_name(),
-        "verdict": word,
+        "result": word,
         "ok": word == "ok",
         "findings": [asdict(finding) for finding in findings],
         "facts": {"unix_time": time.time(), "gpu": asdict(gpu) if gpu else None},

@@ -3,8 +3,9 @@
     python -m hpclm.recovery.restart_decision STAGE_DIR ATTEMPT ENDS_AT NODES
 
 is a step of the job, run inside the image once the ranks are gone (`launch/supervise.sh`); the local supervisor calls
-`decide` itself. It writes `verdict.json`, `verdict` (one line for the shell: `again`, `requeue NODES,…` or `stop CODE`)
-and `bad-nodes` into the attempt. What follows which failure is `core.failures.POLICIES`. Standard library only.
+`decide` itself. It writes into the attempt `decision.json`, `decision` (one line for the shell: `again`,
+`requeue NODES,…` or `stop CODE`) and `bad-nodes`. What follows which failure is `core.failures.POLICIES`. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ def _preflight(attempt: AttemptPaths, nodes: tuple[str, ...]) -> Decision | None
     if not found:
         return None  # the check itself did not start: the log says why
     for node, report in sorted(found.items()):
-        if report.get("verdict") == "run":
+        if report.get("result") == "run":
             return _decision(FailureKind.DATA, f"{node}: {_errors(report)}")
-    bad = {node: _errors(report) for node, report in sorted(found.items()) if report.get("verdict") == "node"}
+    bad = {node: _errors(report) for node, report in sorted(found.items()) if report.get("result") == "node"}
     bad |= {node: "did not answer the preflight" for node in nodes if node not in found}
     if not bad:
         return None
@@ -194,7 +195,7 @@ def _oom_killed(stage: StagePaths) -> bool:
 
 def read_decision(attempt: AttemptPaths) -> Decision | None:
     """What was decided after an attempt, None where nothing was: it runs, ended well, or died with its job."""
-    raw = read_object(attempt.decision)
+    raw = read_object(attempt.decision) or read_object(attempt.earlier_decision)
     if raw is None:
         return None
     try:

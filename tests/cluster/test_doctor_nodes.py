@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from hpclm.cli.app import run
-from hpclm.core.site import SLURM
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
 from launch.dev_cluster import Cluster
 from tests.support.fake_nvml import pretend
 from tests.support.harness import Stage, prepared, until_over, use_fake_worker
 from tests.support.processes import LIMIT_S, start
+from tests.support.sites import SLURM
 
 pytestmark = pytest.mark.cluster
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.core.site import SLURM
 from hpclm.runs import resume as resuming
 from hpclm.runs.record import Run, all_runs, find_run
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
-from hpclm.schedulers.slurm.job_script import verify
+from hpclm.schedulers.slurm.submission import verify
 from launch.dev_cluster import Cluster
 from tests.support.harness import CHAIN, Stage, prepared, until_over, use_fake_worker
 from tests.support.processes import LIMIT_S
+from tests.support.sites import SLURM
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

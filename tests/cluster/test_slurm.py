@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from hpclm.core.errors import SchedulerError, SiteError
-from hpclm.core.site import SLURM
 from hpclm.runs.cancel import cancel
 from hpclm.runs.collect import collect
 from hpclm.runs.rank_logs import choose_stage, log_path
@@ -23,6 +22,7 @@ from hpclm.runs.submit import submit
 from hpclm.schedulers.slurm import client
 from launch.dev_cluster import Cluster
 from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
+from tests.support.sites import SLURM
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster

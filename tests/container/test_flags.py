@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.containers import PASSED, ContainerRequest, Mount, launch_spec
+from hpclm.containers import ContainerRequest, Mount, launch_spec
+from hpclm.containers.launch import PASSED
 from hpclm.core.errors import SiteError
 from tests.support.processes import run
 

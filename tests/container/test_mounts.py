@@ -10,8 +10,8 @@ import yaml
 
 from hpclm.containers import ContainerRequest, launch_spec, parse_image
 from hpclm.core.errors import SiteError
-from hpclm.core.site import read_profile
 from hpclm.recipe import load
+from hpclm.recipe.site_profile import read_profile
 from hpclm.runs.submit import Prepared, Request, prepare
 from tests.support.samples import changed, write
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hpclm.schedulers.discovery import Offer, misfits
 
 from hpclm.containers import LaunchSpec
-from hpclm.core.site import SLURM
+from hpclm.schedulers.capabilities import SiteCapabilities
+from hpclm.schedulers.interface import scheduler_of
 from hpclm.schedulers.jobs import StageJob
-from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm import partitions
+from tests.support.sites import SLURM
 
 JOB = StageJob(
     run="r", stage="train", submit=1, title="t", stage_dir="/r/stages/train", payload="/r/payload", device="gpu",
@@ -20,8 +21,9 @@ JOB = StageJob(
 
 
 def problems(gres: str, job: StageJob = JOB, wanted: str | None = None) -> list[str]:
-    (partition,) = client.parse_sinfo("\n".join(f"p|up|4|64|512000|infinite|{one}" for one in gres.split()))
-    return misfits(Offer(dataclasses.replace(SLURM, gpu_type=wanted), partition), [job])
+    (partition,) = partitions.parse_sinfo("\n".join(f"p|up|4|64|512000|infinite|{one}" for one in gres.split()))
+    capabilities = SiteCapabilities(dataclasses.replace(SLURM, gpu_type=wanted), partition)
+    return scheduler_of(SLURM).check_fit(capabilities, [job])
 
 
 @pytest.mark.parametrize(
@@ -38,11 +40,11 @@ def problems(gres: str, job: StageJob = JOB, wanted: str | None = None) -> list[
     ],
 )
 def test_gres_text(gres: str, found: list[tuple[str, int]]) -> None:
-    assert client.parse_gres(gres) == found
+    assert partitions.parse_gres(gres) == found
 
 
 def test_types_of_unlike_nodes_are_merged_to_the_most_of_each() -> None:
-    (merged,) = client.parse_sinfo(
+    (merged,) = partitions.parse_sinfo(
         "p|up|1|8|9|1:00|gpu:a100:4\np|up|1|8|9|1:00|gpu:v100:8\np|up|1|8|9|1:00|gpu:a100:2\n"
     )
     assert (merged.gpu_types, merged.gpus_per_node) == ((("a100", 4), ("v100", 8)), 8)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hpclm.nodes.survey import NodeState, choose, options, script
 
 from hpclm.core.errors import SiteError
-from hpclm.core.site import SLURM, SiteContainer
+from hpclm.core.site import SiteContainer
 from hpclm.nodes.diagnosis import compare
+from hpclm.schedulers.slurm.survey import NodeState, choose, options, script
 from tests.support.fake_nvml import call, machine
 from tests.support.samples import changed, write
+from tests.support.sites import SLURM
 
 
 def recipe(folder: Path, precision: str, **model: int) -> str:

@@ -76,7 +76,7 @@ def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
     assert prepared.jobs[0].in_container
     for job in prepared.jobs:
         stage = StagePaths(Path(job.stage_dir))
-        stage.slurm.mkdir(parents=True)
+        stage.job_folder.mkdir(parents=True)
         (Path(job.payload) / "launch").mkdir(parents=True, exist_ok=True)
         shutil.copy(launch_folder() / "supervise.sh", Path(job.payload) / "launch")
         environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}

@@ -11,12 +11,12 @@ import pytest
 
 from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
 from hpclm.core.files import append_line, read_object, write_json
-from hpclm.core.site import LOCAL
 from hpclm.runs import submit as submitting
 from hpclm.runs.collect import collect
 from hpclm.runs.predictions import line
 from hpclm.runs.record import Run
 from tests.support.harness import CHAIN, prepared
+from tests.support.sites import LOCAL
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
 from hpclm.core.processes import is_alive
-from hpclm.core.site import LOCAL
 from hpclm.runs.cancel import cancel
 from hpclm.runs.rank_logs import choose_stage, follow, log_path, read
 from hpclm.runs.record import Run, find_run
@@ -24,6 +23,7 @@ from hpclm.runs.submit import submit
 from hpclm.schedulers.local import executor
 from tests.support import processes
 from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
+from tests.support.sites import LOCAL
 from tests.support.waiting import wait_until
 
 
@@ -63,7 +63,7 @@ def test_stages_run_in_order_each_rank_with_its_place_and_share_of_threads(
 def test_a_run_outlives_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = (
         "import sys, pytest; from pathlib import Path\n"
-        "from tests.support.harness import *; from hpclm.core.site import LOCAL\n"
+        "from tests.support.harness import *; from tests.support.sites import LOCAL\n"
         "stages = (Stage('train', behaviour={'seconds': 1.5}),)\n"
         "use_fake_worker(pytest.MonkeyPatch(), stages)\n"
         "print(submitting.submit(prepared(Path(sys.argv[1]) / 'runs', stages, LOCAL)).paths.root)"

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import SchedulerError
-from hpclm.schedulers.jobs import STATES, JobInfo
-from hpclm.schedulers.slurm import client
-from hpclm.schedulers.slurm.words import pending_words, state_word
+from hpclm.core.states import StageState
+from hpclm.schedulers.capabilities import Partition
+from hpclm.schedulers.jobs import JobInfo
+from hpclm.schedulers.slurm import client, partitions
+from hpclm.schedulers.slurm.words import pending_reason, state_of
 
 
 def when(text: str) -> float:
@@ -19,7 +21,7 @@ def when(text: str) -> float:
 
 
 A100 = (("a100", 4),)
-MIXED = client.Partition("mix", False, True, 1, 8, 4000, 3, 150, (("a100", 2), ("v100", 1)))
+MIXED = Partition("mix", False, True, 1, 8, 4000, 3, 150, (("a100", 2), ("v100", 1)))
 START = when("2026-11-20T22:42:03")
 
 
@@ -55,18 +57,18 @@ def test_sacct_lines() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("main*|up|4|16|16000|1-00:00:00|gpu:8", client.Partition("main", True, True, 4, 16, 16000, 8, 1440)),
-        ("gpu|up|2|64+|9+|infinite|gpu:a100:4(S:0-1)", client.Partition("gpu", False, True, 2, 64, 9, 4, None, A100)),
-        ("cpu|down|1|8|4000|30:00|(null)", client.Partition("cpu", False, False, 1, 8, 4000, 0, 30)),
+        ("main*|up|4|16|16000|1-00:00:00|gpu:8", Partition("main", True, True, 4, 16, 16000, 8, 1440)),
+        ("gpu|up|2|64+|9+|infinite|gpu:a100:4(S:0-1)", Partition("gpu", False, True, 2, 64, 9, 4, None, A100)),
+        ("cpu|down|1|8|4000|30:00|(null)", Partition("cpu", False, False, 1, 8, 4000, 0, 30)),
         ("mix|up|1|8|4000|2:30:00|gpu:a100:2,nic:2,gpu:v100:1", MIXED),
     ],
 )  # fmt: skip
-def test_sinfo_lines(line: str, expected: client.Partition) -> None:
-    assert client.parse_sinfo(line) == [expected]
+def test_sinfo_lines(line: str, expected: Partition) -> None:
+    assert partitions.parse_sinfo(line) == [expected]
 
 
 def test_a_partition_of_unlike_nodes_is_merged() -> None:
-    (merged,) = client.parse_sinfo("a*|up|2|8|1000|60:00|(null)\na*|up|3|16|2000|60:00|gpu:4\n")
+    (merged,) = partitions.parse_sinfo("a*|up|2|8|1000|60:00|(null)\na*|up|3|16|2000|60:00|gpu:4\n")
     assert (merged.nodes, merged.cpus_per_node, merged.memory_mib_per_node, merged.gpus_per_node) == (5, 16, 2000, 4)
 
 
@@ -75,7 +77,7 @@ def test_a_partition_of_unlike_nodes_is_merged() -> None:
     [("30", 30), ("5:30", 5), ("2:30:00", 150), ("1-0", 1440), ("1-12:30", 2190), ("infinite", None), ("n/a", None)],
 )
 def test_time_limits(text: str, minutes: int | None) -> None:
-    assert client.parse_minutes(text) == minutes
+    assert partitions.parse_minutes(text) == minutes
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,7 @@ def test_time_limits(text: str, minutes: int | None) -> None:
     ],
 )
 def test_states(said: str, word: str) -> None:
-    assert state_word(said) == word
-    assert word in STATES
+    assert state_of(said) is StageState(word)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_states(said: str, word: str) -> None:
     ],
 )
 def test_why_a_job_waits(reason: str, said: str) -> None:
-    assert pending_words(reason) == said
+    assert pending_reason(reason) == said
 
 
 def command(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, script: str) -> None:
@@ -140,7 +141,7 @@ def test_accounting_is_asked_once_and_only_for_what_the_controller_forgot(
     command(monkeypatch, tmp_path, "squeue", "echo '1|RUNNING|None|N/A|N/A||hpclm:a/b/001'")
     command(monkeypatch, tmp_path, "sacct", f'echo "$*" >> {tmp_path}/asked; echo "2|TIMEOUT|Unknown|Unknown|node0"')
     jobs = client.jobs_of(["me"], ["1", "2", "3"])
-    assert [(job.job_id, job.state) for job in jobs] == [("1", "RUNNING"), ("2", "TIMEOUT")]
+    assert [(job.job_id, job.state) for job in jobs] == [("1", "running"), ("2", "timeout")]
     (asked,) = (tmp_path / "asked").read_text().splitlines()
     assert asked.endswith("--jobs=2,3")
 

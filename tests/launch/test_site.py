@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import SiteError
-from hpclm.core.site import load_site, read_profile
+from hpclm.recipe.site_profile import read_profile
+from hpclm.recipe.sites import load_site
 from hpclm.runs.runs_folder import runs_folder
 
 FULL = """

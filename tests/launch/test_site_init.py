@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.cli import app as cli
-from hpclm.core.site import read_profile
+from hpclm.recipe.site_profile import read_profile
 
 PLAIN = r"""cpu*|up|20|64|256000|2-00:00:00|(null)
 gpu|up|8|96|1000000|1-00:00:00|gpu:a100:8(S:0-1)

@@ -13,11 +13,12 @@ import pytest
 
 from hpclm.containers import ContainerRequest, LaunchSpec, Mount, launch_spec
 from hpclm.core.errors import SiteError
-from hpclm.core.site import LOCAL, SLURM, Site
+from hpclm.core.site import Site
 from hpclm.schedulers.jobs import StageJob
 from hpclm.schedulers.local import executor
 from hpclm.schedulers.slurm import job_script
 from tests.support.processes import run
+from tests.support.sites import LOCAL, SLURM
 
 JOB = StageJob(
     run="gpt-20261120-120000-ab12",

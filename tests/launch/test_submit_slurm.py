@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hpclm.core.errors import SchedulerError
-from hpclm.core.site import SLURM
 from hpclm.runs import submit as submitting
 from hpclm.runs.record import find_run
 from hpclm.runs.status import status_of
-from hpclm.schedulers.slurm import job_script
+from hpclm.schedulers.slurm import client
 from tests.support.harness import CHAIN, prepared, use_fake_worker, words
+from tests.support.sites import SLURM
 
 
 @pytest.fixture
@@ -62,14 +63,14 @@ def test_the_first_refusal_leaves_nothing(tmp_path: Path, programs: Path) -> Non
 def test_ctrl_c_between_two_stages_takes_the_first_back(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = job_script.submit
+    real = client.sbatch
 
-    def interrupted(job, site, parents, first):  # type: ignore[no-untyped-def]
-        if job.stage == "ptune":
+    def interrupted(argv: Sequence[str]) -> str:
+        if "/ptune/" in argv[-1]:
             raise KeyboardInterrupt
-        return real(job, site, parents, first)
+        return real(argv)
 
-    monkeypatch.setattr(job_script, "submit", interrupted)
+    monkeypatch.setattr(client, "sbatch", interrupted)
     with pytest.raises(SchedulerError, match="stage ptune: interrupted"):
         submit(tmp_path)
     assert (tmp_path / "cancelled").read_text().split() == ["1"]

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
-from test_slurm_script import JOB, SITE
 
 from hpclm.core.errors import SchedulerError
 from hpclm.schedulers.slurm import job_script, submitit_adapter
 from hpclm.schedulers.slurm.submitit_adapter import render_script
+from tests.launch.test_slurm_script import JOB, SITE
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -33,7 +33,9 @@ def test_predictions_pair_by_index_whatever_their_order(tmp_path: Path, capsys: 
     made = [{"index": n, "taskname": "squad", "prompt": "p", "prediction": f"answer {n}"} for n in (2, 0, 1)]
     told = [{"taskname": "squad", "answer": [f"answer {n}", "other"]} for n in range(3)]
     files = write(tmp_path / "p.jsonl", *made), write(tmp_path / "t.jsonl", *told)
-    assert scored(capsys, *files) == {"squad": {"task": "squad", "examples": 3, "exact_match": 1.0, "f1": 1.0}}
+    assert scored(capsys, *files) == {
+        "squad": {"task": "squad", "examples": 3, "squad_exact_match": 1.0, "squad_f1": 1.0}
+    }
 
 
 def test_ids_of_the_truth_pair_too_and_tasks_are_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +43,7 @@ def test_ids_of_the_truth_pair_too_and_tasks_are_apart(tmp_path: Path, capsys: p
     told = [{"id": "a", "taskname": "x", "label": " positive"}, {"id": "b", "taskname": "y", "label": "positive"}]
     files = write(tmp_path / "p.jsonl", *made), write(tmp_path / "t.jsonl", *told)
     found = scored(capsys, *files, "--task", "classification")
-    assert (found["x"]["accuracy"], found["y"]["accuracy"]) == (1.0, 0.0)
+    assert (found["x"]["label_accuracy"], found["y"]["label_accuracy"]) == (1.0, 0.0)
 
 
 def test_nemos_prediction_file_is_cut_at_the_last_split_string(
@@ -50,7 +52,7 @@ def test_nemos_prediction_file_is_cut_at_the_last_split_string(
     made = "Context: x Answer: y Question: z Answer: Paris", "Context: x Question: z Answer: in London"
     files = write(tmp_path / "pred.txt", *made), write(tmp_path / "t.jsonl", ["Paris", "paris!"], ["London"])
     found = scored(capsys, *files, "--split-string", "Answer:")["all"]
-    assert (found["task"], found["exact_match"]) == ("squad", 0.5)
+    assert (found["task"], found["squad_exact_match"]) == ("squad", 0.5)
     assert "--split-string" in refused(capsys, *files)
     assert "2 without 'Reply:' (0, 1)" in refused(capsys, *files, "--split-string", "Reply:")
 

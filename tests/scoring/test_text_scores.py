@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from hpclm.metrics import validation_metrics
-from hpclm.metrics.task_scores import classification, intents, kind_of, squad
-from hpclm.metrics.text_scores import bleu, exact_match, rouge, token_f1
+from hpclm.metrics import larger_is_better, score_by
+from hpclm.metrics.task_scores import kind_of, score
+from hpclm.metrics.text_scores import bleu, rouge, squad_exact_match, squad_f1
 
 WORDS = [
     "the",
@@ -86,26 +86,25 @@ def test_rouge_is_rouge_scores(seed: int) -> None:
     ],
 )
 def test_squads_exact_match_and_f1(prediction: str, answer: str, exact: float, f1: float) -> None:
-    assert exact_match(prediction, answer) == exact
-    assert token_f1(prediction, answer) == pytest.approx(f1)
+    assert squad_exact_match(prediction, answer) == exact
+    assert squad_f1(prediction, answer) == pytest.approx(f1)
 
 
 def test_squad_takes_the_best_of_a_questions_answers() -> None:
-    found = squad(["Paris", "in 1990"], [["London", "paris"], ["1990", "the year 1990"]])
-    assert found == {"examples": 2, "exact_match": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2)}
+    found = score("squad", ["Paris", "in 1990"], [["London", "paris"], ["1990", "the year 1990"]])
+    assert found == {"examples": 2, "squad_exact_match": 0.5, "squad_f1": pytest.approx((1 + 2 / 3) / 2)}
 
 
 def test_macro_f1_counts_every_label_alike() -> None:
-    found = classification(
-        [" positive", "positive", "Neutral", "nonsense"], ["positive", "negative", "neutral", "neutral"]
-    )
+    right = [["positive"], ["negative"], ["neutral"], ["neutral"]]
+    found = score("classification", [" positive", "positive", "Neutral", "nonsense"], right)
     # positive: precision 1/2, recall 1; negative: 0; neutral: precision 1, recall 1/2
-    assert found == {"examples": 4, "accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 0 + 2 / 3) / 3)}
+    assert found == {"examples": 4, "label_accuracy": 0.5, "label_macro_f1": pytest.approx((2 / 3 + 0 + 2 / 3) / 3)}
 
 
 def test_intents_and_slots() -> None:
-    answers = ["\nIntent: play_music\nSlots: artist(adele), time(today)", "\nIntent: stop\nSlots: None"]
-    found = intents(["\nIntent: play_music\nSlots: artist(adele)", "\nIntent: go\nSlots: None"], answers)
+    answers = [["\nIntent: play_music\nSlots: artist(adele), time(today)"], ["\nIntent: stop\nSlots: None"]]
+    found = score("intent-slot", ["\nIntent: play_music\nSlots: artist(adele)", "\nIntent: go\nSlots: None"], answers)
     assert found == {
         "examples": 2,
         "exact_match": 0.0,
@@ -121,9 +120,23 @@ def test_what_the_answers_look_like() -> None:
     assert kind_of([[f"answer {n}"] for n in range(20)]) == "squad"
 
 
-def test_the_metrics_of_a_validation() -> None:
-    names = ["accuracy", "exact_match", "f1", "bleu", "rouge"]
-    found = validation_metrics(names, ["the  cat", "Dog."], ["the cat", "dog"])
+def test_one_registry_has_two_exact_matches() -> None:
+    names = ["exact_match", "squad_exact_match", "squad_f1", "bleu", "rouge_l"]
+    found = score_by(names, ["the  cat", "The Dog."], [["the cat"], ["dog"]])
     assert list(found) == names
-    assert (found["accuracy"], found["exact_match"], found["f1"], found["rouge"]) == (0.5, 1.0, 1.0, 1.0)
-    assert validation_metrics(names, [], []) == {}
+    assert (found["exact_match"], found["squad_exact_match"], found["squad_f1"]) == (0.5, 1.0, 1.0)
+    assert score_by(names, [], []) == {}
+
+
+def test_earlier_names_mean_what_they_measured() -> None:
+    assert score_by(["accuracy", "f1", "rouge"], ["a"], [["a"]]) == {
+        "exact_match": 1.0,
+        "squad_f1": 1.0,
+        "rouge_l": 1.0,
+    }
+
+
+def test_which_direction_is_better() -> None:
+    assert larger_is_better("exact_match")
+    assert not larger_is_better("val_loss")
+    assert not larger_is_better("perplexity")

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.recipe.error_messages import section_of
-from hpclm.recipe.schema.stage import SECTIONS, Stage
+from hpclm.recipe.schema.stage import section_names, stage_model
 from tests.support.broken_case import Case, changed_case, recipe_case
 from tests.support.broken_files import checkpoint_cases, missing_files, row_cases, template_cases
 from tests.support.samples import DROP, changed, dump, single, write, write_checkpoint
 
 
-def _leaves(model: Any = Stage, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(model: Any = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of the schema that is no section, dotted, with a value of a wrong type for it."""
-    for name, info in model.model_fields.items():
+    for name, info in (model or stage_model()).model_fields.items():
         key = info.alias or name
-        if not prefix and key not in SECTIONS:
+        if not prefix and key not in section_names():
             continue
         inner = section_of(info.annotation)
         here = f"{prefix}{key}"
@@ -41,7 +41,7 @@ def _wrong_types() -> Iterator[Case]:
         section = key.rpartition(".")[0]
         needed = [(f"{section}.{owned[section][0]}", owned[section][1])] if section in owned else []
         yield recipe_case(f"type-{key}", changed(*needed, (key, wrong)), key.split(".")[-1], "must be")
-    for section in sorted(SECTIONS):
+    for section in sorted(section_names()):
         yield changed_case(section, "text", section, "must be", id=f"type-section-{section}")
     for key, value in (("optim.lr", "0.1"), ("trainer.max_steps", "ten"), ("trainer.max_steps", 1.5)):
         yield changed_case(key, value, key, "number")

@@ -9,10 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hpclm.schedulers.discovery import discover, misfits
-
 from hpclm.core.files import write_json
-from hpclm.core.layout import RunPaths
+from hpclm.core.layout import RunPaths, RunsFolder
 from hpclm.core.payload import stage_payload
 from hpclm.core.site import Site
 from hpclm.core.spec import (
@@ -31,6 +29,7 @@ from hpclm.runs import submit as submitting
 from hpclm.runs.job_building import import_of, stage_jobs
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
+from hpclm.schedulers.interface import scheduler_of
 from tests.support.waiting import wait_until
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
@@ -62,23 +61,32 @@ CHAIN = (
 def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str = "tiny") -> submitting.Prepared:
     """What `prepare` would make of a recipe with these stages."""
     plan = Plan(name, "tiny.yaml", tuple(_plan(stage) for stage in stages), ())
-    offer = discover(site, gpu=False, container=any(stage.container for stage in stages))
-    paths = RunPaths(folder / submitting.run_id(None, name))
-    jobs, problems = stage_jobs(plan.stages, offer, paths, name, folder)
+    container = any(stage.container for stage in stages)
+    capabilities = scheduler_of(site).capabilities(site, gpu=False, container=container)
+    paths, runs = RunPaths(folder / submitting.run_id(None, name)), RunsFolder(folder)
+    jobs, problems = stage_jobs(plan.stages, capabilities, paths, paths.payload, name, runs)
     recipe = folder.parent / "tiny.yaml"
     loaded: Any = SimpleNamespace(text="version: 1\n", resolved=lambda: {"version": 1})
     specs = tuple(spec_of(stage, paths) for stage in stages)
-    problems = [*misfits(offer, jobs), *problems]
-    request = submitting.Request(recipe)
-    imports = tuple(one for stage in plan.stages if (one := import_of(stage, offer.site, folder)) is not None)
-    return submitting.Prepared(request, loaded, plan, offer.site, paths, specs, tuple(jobs), tuple(problems), imports)
+    return submitting.Prepared(
+        request=submitting.Request(recipe),
+        loaded=loaded,
+        plan=plan,
+        site=capabilities.site,
+        paths=paths,
+        payload=paths.payload,
+        specs=specs,
+        jobs=tuple(jobs),
+        problems=(*scheduler_of(site).check_fit(capabilities, jobs), *problems),
+        imports=tuple(one for stage in plan.stages if (one := import_of(stage, capabilities.site, runs)) is not None),
+    )
 
 
 def use_fake_worker(monkeypatch: Any, stages: tuple[Stage, ...]) -> None:
     """From now on payloads hold the fake worker, and runs its behaviour."""
 
-    def stage_fake(target: Path) -> None:
-        stage_payload(target)
+    def stage_fake(target: Path, shared: Path | None = None) -> None:
+        stage_payload(target, shared)
         worker = target / "hpclm" / "worker"
         shutil.rmtree(worker)
         worker.mkdir()
@@ -124,8 +132,19 @@ def _plan(stage: Stage) -> StagePlan:
     resources = ResourcePlan(
         stage.nodes, stage.devices_per_node, stage.device, stage.time_limit_min, stage.memory_gib, None
     )
-    task: Any = stage.task
-    return StagePlan(stage.name, task, stage.depends_on, resources, stage.container, _split(stage), 1, 1, None, None)
+    return StagePlan(
+        name=stage.name,
+        task=stage.task,
+        engine="megatron",
+        depends_on=stage.depends_on,
+        resources=resources,
+        container=stage.container,
+        parallel=_split(stage),
+        gradient_accumulation_steps=1,
+        total_steps=1,
+        memory=None,
+        spec=None,
+    )
 
 
 def _split(stage: Stage) -> ParallelSpec:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import read_object
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import StageSpec
-from hpclm.worker.report import EXIT_PEER, EXIT_STOPPED
 from tests.support.engine_harness import Ranks, Split, checkpoint_bytes, losses, run, stage_spec, write_data
 from tests.support.waiting import wait_until
 
@@ -59,7 +59,7 @@ def test_a_killed_rank_costs_nothing(shop: Shop, task: str, step: int) -> None:
     ranks = Ranks(spec)
     until(lambda: len(losses(ranks.paths)) >= step, f"step {step}", ranks)
     ranks.processes[1].kill()
-    assert ranks.wait() == [EXIT_PEER, -signal.SIGKILL]
+    assert ranks.wait() == [ExitCode.PEER_LOST, -signal.SIGKILL]
     # the rank that was left says that a peer was lost; the killed one said nothing after "running"
     assert ranks.record(0)["kind"] == "peer-lost"
     assert ranks.record(1)["state"] == "running"
@@ -83,7 +83,7 @@ def test_a_signal_to_one_rank_stops_all_after_saving(shop: Shop, number: signal.
     ranks = Ranks(spec)
     until(lambda: len(losses(ranks.paths)) >= 3, "step 3", ranks)
     ranks.processes[1].send_signal(number)
-    assert ranks.wait() == [EXIT_STOPPED, EXIT_STOPPED]
+    assert ranks.wait() == [ExitCode.STOPPED, ExitCode.STOPPED]
     assert [ranks.record(rank)["state"] for rank in (0, 1)] == ["stopped", "stopped"]
     latest = read_object(ranks.paths.latest)
     assert latest is not None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_harness import SMALL
 
 from hpclm.adapters.ranks import PromptsCard, build_prompts
-from hpclm.core.spec import ParallelSpec, PromptSpec, TaskTemplate, from_dict, to_dict
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import ParallelSpec, PromptSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
+from tests.support.engine_harness import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hpclm.core.exit_codes import ExitCode
 from hpclm.core.layout import AttemptPaths
-from hpclm.worker.report import EXIT_STALL
 from tests.support.processes import LIMIT_S, Child, start
 from tests.support.waiting import wait_until
 
@@ -68,9 +68,9 @@ def record(folder: Path, rank: int) -> dict[str, object]:
 
 def test_a_hang_is_noticed_and_its_stack_is_left(tmp_path: Path) -> None:
     with start_rank(tmp_path, 0, 0.5, "computing_for_ever()") as process:
-        assert process.wait(LIMIT_S) == EXIT_STALL
+        assert process.wait(LIMIT_S) == ExitCode.STALL
     left = record(tmp_path, 0)
-    assert (left["state"], left["kind"], left["exit_code"]) == ("failed", "stall", EXIT_STALL)
+    assert (left["state"], left["kind"], left["exit_code"]) == ("failed", "stall", ExitCode.STALL)
     stack = AttemptPaths(tmp_path).stack(0).read_text()
     assert "computing_for_ever" in stack
     assert str(AttemptPaths(tmp_path).stack(0)) in str(left["message"])
@@ -81,7 +81,7 @@ def test_one_that_waits_for_others_says_so(tmp_path: Path) -> None:
         "import types; code = compile('while True: time.sleep(0.01)', '/x/torch/distributed/y.py', 'exec'); exec(code)"
     )
     with start_rank(tmp_path, 1, 0.5, what) as process:
-        assert process.wait(LIMIT_S) == EXIT_STALL
+        assert process.wait(LIMIT_S) == ExitCode.STALL
     assert record(tmp_path, 1)["kind"] == "waited"
 
 
@@ -102,7 +102,7 @@ def test_a_rank_that_was_stopped_is_the_one_the_others_waited_for(tmp_path: Path
         process.send_signal(signal.SIGSTOP)
         time.sleep(2.5)
         process.send_signal(signal.SIGCONT)
-        assert process.wait(LIMIT_S) == EXIT_STALL
+        assert process.wait(LIMIT_S) == ExitCode.STALL
     left = record(tmp_path, 1)
     assert left["kind"] == "stall"
     assert "did not run at all for" in str(left["message"])
@@ -119,4 +119,4 @@ def test_ranks_are_patient_while_rank_0_works_alone(tmp_path: Path) -> None:
             assert waiting.poll() is None
             (tmp_path / "enough").touch()
             assert alone.wait(LIMIT_S) == 0
-            assert waiting.wait(LIMIT_S) == EXIT_STALL
+            assert waiting.wait(LIMIT_S) == ExitCode.STALL

@@ -10,13 +10,14 @@ import pytest
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
-from hpclm.core.site import SLURM
 from hpclm.recovery.rank_failures import first_failure
 from hpclm.runs.record import Record, read_run, write_record
-from hpclm.runs.stage_state import judge
+from hpclm.runs.stage_state import current_state
 from hpclm.runs.submit import _record
 from hpclm.schedulers.jobs import JobInfo
+from hpclm.schedulers.slurm import client
 from tests.support.harness import CHAIN, prepared
+from tests.support.sites import SLURM
 
 
 def rank(number: int, state: str, kind: str = "", ended: float = 0.0, message: str = "") -> dict[str, Any]:
@@ -60,7 +61,14 @@ def record(tmp_path: Path) -> Record:
     )
 
 
-def verdict(
+def _info(job_id: str, raw: str, reason: str, started: float, ended: float, nodes: str) -> JobInfo:
+    """As Slurm's client makes it of an answer."""
+    text = "|".join([job_id, raw, reason, "N/A", "N/A", nodes, ""])
+    (info,) = client.parse_squeue(text)
+    return dataclasses.replace(info, started_at=started, ended_at=ended)
+
+
+def state_of(
     record: Record,
     root: Path,
     state: str,
@@ -71,8 +79,8 @@ def verdict(
     paths = RunPaths(root).stage("pretrain")
     for one in ranks:
         write_json(paths.attempt(1).rank(one["rank"]), one)
-    found = judge(
-        record, "pretrain", paths, JobInfo("1", state, reason, 1000.0, 1000.0 + seconds, "node[0-1]"), asked=True
+    found = current_state(
+        record, "pretrain", paths, _info("1", state, reason, 1000.0, 1000.0 + seconds, "node[0-1]"), asked=True
     )
     return found.state, found.reason
 
@@ -83,12 +91,12 @@ def cancelled(record: Record) -> Record:
 
 def test_ranks_that_stopped_before_the_limit_reached_them_timed_out(record: Record, tmp_path: Path) -> None:
     stopped = (rank(0, "stopped", "signal", 2000, "told to stop"),)
-    assert verdict(record, tmp_path, "FAILED", ranks=stopped, seconds=270)[0] == "timeout"
-    assert verdict(record, tmp_path, "FAILED", ranks=stopped, seconds=60) == (
+    assert state_of(record, tmp_path, "FAILED", ranks=stopped, seconds=270)[0] == "timeout"
+    assert state_of(record, tmp_path, "FAILED", ranks=stopped, seconds=60) == (
         "cancelled",
         "a signal from outside told the ranks to stop",
     )
-    assert verdict(cancelled(record), tmp_path, "FAILED", ranks=stopped, seconds=60) == (
+    assert state_of(cancelled(record), tmp_path, "FAILED", ranks=stopped, seconds=60) == (
         "cancelled",
         "by `hpclm cancel`",
     )
@@ -103,7 +111,7 @@ def test_ranks_that_stopped_before_the_limit_reached_them_timed_out(record: Reco
         ("CANCELLED", "", ("cancelled", "outside hpclm (scancel, or an administrator)")),
         ("PENDING", "Resources", ("pending", "waiting for nodes to become free")),
         ("COMPLETED", "", ("failed", "every rank ended without an error, but none wrote result.json")),
-        ("OUT_OF_MEMORY", "", ("out-of-memory", "no rank left a word")),
+        ("OUT_OF_MEMORY", "", ("out-of-memory", "no rank left a record")),
         ("FAILED", "NonZeroExitCode", ("failed", "NonZeroExitCode")),
         ("NEW_STATE", "", ("unknown", "the scheduler says NEW_STATE")),
     ],
@@ -111,24 +119,24 @@ def test_ranks_that_stopped_before_the_limit_reached_them_timed_out(record: Reco
 def test_the_schedulers_word(
     record: Record, tmp_path: Path, state: str, reason: str, expected: tuple[str, str]
 ) -> None:
-    assert verdict(record, tmp_path, state, reason) == expected
+    assert state_of(record, tmp_path, state, reason) == expected
 
 
 def test_gpu_memory_has_its_word_whatever_slurm_says(record: Record, tmp_path: Path) -> None:
     full = (rank(0, "failed", "memory", 5, "CUDA out of memory"),)
-    assert verdict(record, tmp_path, "FAILED", ranks=full)[0] == "out-of-memory"
+    assert state_of(record, tmp_path, "FAILED", ranks=full)[0] == "out-of-memory"
 
 
 def test_a_result_is_a_result_whatever_the_scheduler_says(record: Record, tmp_path: Path) -> None:
     write_json(RunPaths(tmp_path).stage("pretrain").result, {"steps": 1})
-    assert verdict(record, tmp_path, "FAILED")[0] == "completed"
+    assert state_of(record, tmp_path, "FAILED")[0] == "completed"
 
 
 def test_a_job_that_nobody_knows_is_unknown_and_not_well(record: Record, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path).stage("pretrain")
-    found = judge(record, "pretrain", paths, None, asked=True)
-    assert (found.state, found.reason) == ("unknown", "the scheduler no longer knows job 1, and the job left no word")
-    assert judge(record, "pretrain", paths, None, asked=False).reason == "the scheduler could not be asked"
+    found = current_state(record, "pretrain", paths, None, asked=True)
+    assert (found.state, found.reason) == ("unknown", "the scheduler no longer knows job 1, and the job left no record")
+    assert current_state(record, "pretrain", paths, None, asked=False).reason == "the scheduler could not be asked"
 
 
 @pytest.mark.parametrize(
@@ -148,9 +156,9 @@ def test_a_forgotten_job_is_known_by_what_its_script_left(
         paths.attempt(1).rank(0),
         rank(0, "stopped", "signal", 1000 + seconds) if "TERM" in left else rank(0, "done", "ok", 1),
     )
-    paths.slurm.mkdir()
+    paths.job_folder.mkdir()
     paths.job_exit("1").write_text(left)
-    assert judge(record, "pretrain", paths, None, asked=True).state == expected
+    assert current_state(record, "pretrain", paths, None, asked=True).state == expected
 
 
 def test_a_record_is_read_as_it_was_written(record: Record, tmp_path: Path) -> None:

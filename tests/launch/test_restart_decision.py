@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from hpclm.core.failures import POLICIES, FailureKind
 from hpclm.core.files import append_line, write_json
 from hpclm.core.layout import StagePaths
-from hpclm.recovery.restart_decision import STOP_CODES, Verdict, decide, read_verdict, write_verdict
+from hpclm.recovery.restart_decision import Decision, decide, read_decision, write_decision
 from hpclm.runs import attempt_history
 
 NODES = ("node0", "node1")
@@ -26,8 +27,8 @@ class Trial:
         write_json(folder / "run" / "run.json", {"site": {"name": "mine"}})
         self.count = 0
 
-    def attempt(self, *ranks: dict[str, Any], step: int = 0, ends: float | None = None, **files: Any) -> Verdict:
-        """One attempt that ended so; the verdict on it, which is written down as the job does."""
+    def attempt(self, *ranks: dict[str, Any], step: int = 0, ends: float | None = None, **files: Any) -> Decision:
+        """One attempt that ended so; the decision on it, which is written down as the job does."""
         here = self.stage.attempt(1, self.count)
         self.count += 1
         here.ranks.mkdir(parents=True)
@@ -38,10 +39,10 @@ class Trial:
             write_json(here.preflight / f"{node}.json", report)
         if step:
             write_json(self.stage.latest, {"checkpoint": f"step-{step:08d}", "step": step})
-        verdict = decide(self.stage, here, ends, NODES)
-        write_verdict(self.stage, here, verdict)
-        assert read_verdict(here) == verdict
-        return verdict
+        decision = decide(self.stage, here, ends, NODES)
+        write_decision(self.stage, here, decision)
+        assert read_decision(here) == decision
+        return decision
 
     def line(self) -> str:
         return self.stage.attempt(1, self.count - 1).decision_line.read_text().strip()
@@ -60,15 +61,20 @@ def trial(tmp_path: Path) -> Trial:
 
 @pytest.mark.parametrize("kind", ["data", "memory", "error"])
 def test_what_would_repeat_is_not_tried_again(trial: Trial, kind: str) -> None:
-    verdict = trial.attempt(rank(0, "peer-lost"), rank(1, kind))
-    assert (verdict.action, verdict.kind, verdict.rank, verdict.code) == ("stop", kind, 1, STOP_CODES[kind])
-    assert trial.line() == f"stop {STOP_CODES[kind]}"
+    decision = trial.attempt(rank(0, "peer-lost"), rank(1, kind))
+    assert (decision.action, decision.kind, decision.rank, decision.code) == (
+        "stop",
+        kind,
+        1,
+        int(POLICIES[FailureKind(kind)].exit_code),
+    )
+    assert trial.line() == f"stop {int(POLICIES[FailureKind(kind)].exit_code)}"
 
 
 @pytest.mark.parametrize("kind", ["stall", "storage", "program", "peer-lost", "no-meeting", None])
 def test_what_may_go_better_is_tried_on_the_same_nodes(trial: Trial, kind: str | None) -> None:
-    verdict = trial.attempt(rank(0, "peer-lost"), rank(1, kind))
-    assert (verdict.action, verdict.exclude) == ("again", ())
+    decision = trial.attempt(rank(0, "peer-lost"), rank(1, kind))
+    assert (decision.action, decision.exclude) == ("again", ())
     assert trial.line() == "again"
 
 
@@ -80,13 +86,13 @@ def test_not_for_the_last_minute_of_an_allocation(trial: Trial) -> None:
 def test_ranks_that_were_told_to_stop_go_on_in_another_job_and_that_is_free(tmp_path: Path) -> None:
     trial = Trial(tmp_path, max_restarts=0, max_without_progress=1)
     for _ in range(5):
-        verdict = trial.attempt(rank(0, "signal"), rank(1, "signal"))
-        assert (verdict.action, verdict.kind, trial.line()) == ("requeue", "signal", "requeue")
+        decision = trial.attempt(rank(0, "signal"), rank(1, "signal"))
+        assert (decision.action, decision.kind, trial.line()) == ("requeue", "signal", "requeue")
 
 
 def test_a_broken_device_costs_its_node(trial: Trial) -> None:
-    verdict = trial.attempt(rank(0, "peer-lost"), rank(1, "hardware", message="CUDA error: uncorrectable ECC"))
-    assert (verdict.action, verdict.exclude, trial.line()) == ("requeue", ("node1",), "requeue node1")
+    decision = trial.attempt(rank(0, "peer-lost"), rank(1, "hardware", message="CUDA error: uncorrectable ECC"))
+    assert (decision.action, decision.exclude, trial.line()) == ("requeue", ("node1",), "requeue node1")
     (line,) = trial.stage.attempt(1, 0).bad_nodes.read_text().splitlines()
     fault = json.loads(line)
     assert (fault["node"], fault["site"], fault["run"], fault["stage"]) == ("node1", "mine", "run", "train")
@@ -94,9 +100,9 @@ def test_a_broken_device_costs_its_node(trial: Trial) -> None:
 
 def test_vanishing_twice_on_one_node_makes_it_the_suspect_but_proves_nothing(trial: Trial) -> None:
     assert trial.attempt(rank(0, "peer-lost"), rank(1), step=5).action == "again"
-    verdict = trial.attempt(rank(0, "peer-lost"), rank(1), step=9)
-    assert (verdict.action, verdict.exclude) == ("requeue", ("node1",))
-    assert "not the first time on node1" in verdict.reason
+    decision = trial.attempt(rank(0, "peer-lost"), rank(1), step=9)
+    assert (decision.action, decision.exclude) == ("requeue", ("node1",))
+    assert "not the first time on node1" in decision.reason
     assert not trial.stage.attempt(1, 1).bad_nodes.exists()
 
 
@@ -104,8 +110,8 @@ def test_restarts_are_counted(tmp_path: Path) -> None:
     trial = Trial(tmp_path, max_restarts=2)
     assert trial.attempt(rank(0, "storage"), step=1).action == "again"
     assert trial.attempt(rank(0, "storage"), step=2).action == "again"
-    verdict = trial.attempt(rank(0, "storage"), step=3)
-    assert (verdict.action, verdict.kind, verdict.code) == ("stop", "restarts", 41)
+    decision = trial.attempt(rank(0, "storage"), step=3)
+    assert (decision.action, decision.kind, decision.code) == ("stop", "restarts", 41)
 
 
 def test_attempts_that_save_nothing_are_counted_and_progress_clears_them(tmp_path: Path) -> None:
@@ -114,53 +120,53 @@ def test_attempts_that_save_nothing_are_counted_and_progress_clears_them(tmp_pat
     assert trial.attempt(rank(0, "storage"), step=5).action == "again"
     assert trial.attempt(rank(0, "storage"), step=9).action == "again"
     assert trial.attempt(rank(0, "storage"), step=9).action == "again"
-    verdict = trial.attempt(rank(0, "storage"), step=9)
-    assert (verdict.action, verdict.kind, verdict.code) == ("stop", "no-progress", 42)
-    assert "saved nothing past step 9" in verdict.reason
+    decision = trial.attempt(rank(0, "storage"), step=9)
+    assert (decision.action, decision.kind, decision.code) == ("stop", "no-progress", 42)
+    assert "saved nothing past step 9" in decision.reason
 
 
 def test_a_node_that_fails_the_check_is_left_out_for_good(trial: Trial) -> None:
-    sick = {"verdict": "node", "findings": [{"severity": "error", "message": "GPU 3 has 5 uncorrected ECC errors"}]}
-    verdict = trial.attempt(preflight={"node0": {"verdict": "ok"}, "node1": sick})
-    assert (verdict.action, verdict.exclude) == ("requeue", ("node1",))
-    assert verdict.reason == "node1: GPU 3 has 5 uncorrected ECC errors"
+    sick = {"result": "node", "findings": [{"severity": "error", "message": "GPU 3 has 5 uncorrected ECC errors"}]}
+    decision = trial.attempt(preflight={"node0": {"result": "ok"}, "node1": sick})
+    assert (decision.action, decision.exclude) == ("requeue", ("node1",))
+    assert decision.reason == "node1: GPU 3 has 5 uncorrected ECC errors"
     assert trial.attempt(rank(0, "peer-lost"), rank(1)).exclude == ("node1",)
 
 
 def test_so_is_one_that_does_not_answer_it(trial: Trial) -> None:
-    verdict = trial.attempt(preflight={"node0": {"verdict": "ok"}})
-    assert verdict.bad == {"node1": "did not answer the check before the start"}
+    decision = trial.attempt(preflight={"node0": {"result": "ok"}})
+    assert decision.bad == {"node1": "did not answer the preflight"}
 
 
 def test_where_every_node_fails_it_is_not_the_nodes(trial: Trial) -> None:
-    sick = {"verdict": "node", "findings": [{"severity": "error", "message": "/data cannot be read here"}]}
-    verdict = trial.attempt(preflight={"node0": sick, "node1": sick})
-    assert (verdict.action, verdict.kind) == ("stop", "bad-nodes")
-    run = {"verdict": "run", "findings": [{"severity": "error", "message": "no torch"}]}
-    verdict = trial.attempt(preflight={"node0": {"verdict": "ok"}, "node1": run})
-    assert (verdict.action, verdict.kind, verdict.reason) == ("stop", "data", "node1: no torch")
+    sick = {"result": "node", "findings": [{"severity": "error", "message": "/data cannot be read here"}]}
+    decision = trial.attempt(preflight={"node0": sick, "node1": sick})
+    assert (decision.action, decision.kind) == ("stop", "bad-nodes")
+    run = {"result": "run", "findings": [{"severity": "error", "message": "no torch"}]}
+    decision = trial.attempt(preflight={"node0": {"result": "ok"}, "node1": run})
+    assert (decision.action, decision.kind, decision.reason) == ("stop", "data", "node1: no torch")
 
 
 def test_bad_nodes_have_a_limit(tmp_path: Path) -> None:
     trial = Trial(tmp_path, max_bad_nodes=1)
-    sick = {"verdict": "node", "findings": []}
-    assert trial.attempt(preflight={"node0": {"verdict": "ok"}, "node1": sick}).action == "requeue"
-    verdict = trial.attempt(preflight={"node0": sick, "node1": {"verdict": "ok"}})
-    assert (verdict.action, verdict.kind, verdict.code) == ("stop", "bad-nodes", 44)
+    sick = {"result": "node", "findings": []}
+    assert trial.attempt(preflight={"node0": {"result": "ok"}, "node1": sick}).action == "requeue"
+    decision = trial.attempt(preflight={"node0": sick, "node1": {"result": "ok"}})
+    assert (decision.action, decision.kind, decision.code) == ("stop", "bad-nodes", 44)
 
 
 def test_the_kernels_out_of_memory_handler_is_told_from_a_kill(trial: Trial) -> None:
-    trial.stage.slurm.mkdir(parents=True)
+    trial.stage.job_folder.mkdir(parents=True)
     words = "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM Killed."
     trial.stage.batch_log("12").write_text(words)
-    verdict = trial.attempt(rank(0, "peer-lost"), rank(1))
-    assert (verdict.action, verdict.kind, verdict.code) == ("stop", "memory", 11)
+    decision = trial.attempt(rank(0, "peer-lost"), rank(1))
+    assert (decision.action, decision.kind, decision.code) == ("stop", "memory", 11)
 
 
 def test_a_hostile_node_name_reaches_neither_shell_nor_ledger(trial: Trial) -> None:
     evil = "node1,$(touch x)\nstop 0"
-    verdict = trial.attempt(rank(0, "hardware", node=evil))
-    assert verdict.action == "requeue"
+    decision = trial.attempt(rank(0, "hardware", node=evil))
+    assert decision.action == "requeue"
     assert trial.line() == "requeue"
     assert not trial.stage.attempt(1, 0).bad_nodes.exists()
 
@@ -181,7 +187,7 @@ def test_the_story_is_told_attempt_by_attempt(trial: Trial) -> None:
     )
     tell("start", "node[2-3]")
     trial.attempt(rank(0, "data"))
-    tell("stop", "verdict")
+    tell("stop", "decision")
     lines = [sentence for _, sentence in attempt_history.sentences(trial.stage, 1)]
     assert lines[0].startswith("attempt 1 on node[0-1]: rank 1 on node1 vanished without a word")
     assert lines[0].endswith("; started again on the same nodes")

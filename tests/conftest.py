@@ -15,6 +15,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write the golden files instead of comparing")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """With `-m ""` the tests of a GPU are chosen on every machine, and say why they do not run on this one."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    torch = pytest.importorskip("torch", reason="torch is not installed, and it drives the CUDA device")
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device on this machine")
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`golden(name, text)`: the text is that of `golden/<name>` beside the test, whole. An absent file is a failure."""

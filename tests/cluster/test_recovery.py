@@ -24,7 +24,8 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STEPS, SAVE = 240, 10
-STALL_S = 12
+# For the test of a hang alone. On a busy machine the engine's imports take longer than 12 s, and count as a hang.
+STALL_S = 60
 
 
 class Shop:
@@ -39,7 +40,7 @@ class Shop:
             ("model.num_layers", 2),
             ("trainer", {"max_steps": STEPS, "val_check_interval": STEPS}),
             ("checkpoint", {"save_interval_steps": SAVE, "keep_last": 4}),
-            ("recovery", {"stall_timeout_s": STALL_S, "preflight": False}),
+            ("recovery", {"preflight": False}),
         )
         for key in ("data", "task_templates", "prompt", "generation"):
             del recipe[key]
@@ -182,7 +183,7 @@ def test_a_killed_rank(shop: Shop) -> None:
 
 
 def test_a_rank_that_gives_no_sign_any_more(shop: Shop) -> None:
-    run = shop.submit()
+    run = shop.submit("main", f"recovery.stall_timeout_s={STALL_S}")
     run.until_saved()
     os.kill(run.rank(1)["pid"], signal.SIGSTOP)
     run.is_the_undisturbed_one()

@@ -89,8 +89,9 @@ def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
     assert not list(tmp_path.rglob("pwned"))
 
 
-@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.id)
-def test_and_to_a_run(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_and_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case of a template; the others are of a container, which a local run has none of."""
+    (case,) = (one for one in HOSTILE if one.id == "legal-template")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     use_fake_worker(monkeypatch, ())

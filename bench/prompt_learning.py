@@ -141,7 +141,8 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
 def _trainer(
     model: Any, parallel: Any, groups: Any, arguments: argparse.Namespace, optim: Any, *, frozen: bool = True
 ) -> tuple[Any, Any, Any]:
-    from hpclm.adapters.ranks import PromptsCard, build_prompts
+    from hpclm.adapters.prompts_card import PromptsCard
+    from hpclm.adapters.ranks.building import build_prompts
     from hpclm.core import spec as plan
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, transformer_config
     from hpclm.engines.megatron.ranks.language_model import LanguageModel

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import PromptData, TaskTemplate
 from hpclm.data.nemo_templates import NemoTemplate
-from hpclm.data.templates import Example, Template, check_row
+from hpclm.data.rows import Row, checked, lines_of
+from hpclm.data.templates import Example, Template
 from hpclm.data.tokenizers import Tokenizer
 
 
@@ -83,28 +82,14 @@ class PromptDataset:
         return len(self.left_out)
 
 
-def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[dict[str, Any]]:
+def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[Row]:
     """The rows of all files. Raises DataError with file and line."""
     rows = []
     for name in files:
         try:
-            # by bytes, not splitlines(): JSON strings may hold U+2028 and its kin as they are
-            lines = Path(name).read_bytes().split(b"\n")
+            with Path(name).open("rb") as file:
+                for number, line in lines_of(file):
+                    rows.append(checked(line, f"{name}:{number}", templates, learns=training))
         except OSError as error:
             raise DataError(f"{name}: cannot be read ({error.strerror})") from error
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{name}:{number}"
-                rows.append(check_row(_parse(line, where), where, templates, training=training))
     return rows
-
-
-def _parse(line: bytes, where: str) -> Any:
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: nested too deep; a row is a flat object of strings") from error
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}); write one object a line") from error

@@ -20,7 +20,8 @@ from typing import Any
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
-from hpclm.data.templates import FIELD, SLOT, VIRTUAL, Example
+from hpclm.data.template_text import FIELD, MARKER
+from hpclm.data.templates import SLOT, Example
 from hpclm.data.tokenizers import Tokenizer
 
 
@@ -42,7 +43,7 @@ class NemoTemplate:
         self.spec, self.task, self.tokenizer = template, task, tokenizer
         self.max_seq_length, self.min_seq_length = max_seq_length, min_seq_length
         self.add_bos, self.add_eos = add_bos, add_eos
-        self.text = template.prompt_template if with_virtual else VIRTUAL.sub("", template.prompt_template)
+        self.text = template.prompt_template if with_virtual else MARKER.sub("", template.prompt_template)
         self.fields = FIELD.findall(self.text)
         self.virtual_count = template.total_virtual_tokens if with_virtual else 0
         special = sorted(tokenizer.special_ids, key=len, reverse=True)
@@ -68,7 +69,7 @@ class NemoTemplate:
             taskname=self.spec.taskname,
             task=self.task,
             index=index,
-            prompt=VIRTUAL.sub("", self._fill(row)).strip(" "),
+            prompt=MARKER.sub("", self._fill(row)).strip(" "),
             answer=row.get(answer) if answer else None,
             truncated=length - len(ids),
         )
@@ -82,7 +83,7 @@ class NemoTemplate:
     def _ids(self, row: dict[str, Any], index: int) -> list[int | None]:
         """Token ids, None at virtual slots: the k-th takes the k-th virtual token, whatever number its marker has."""
         ids: list[int | None] = []
-        for place, piece in enumerate(VIRTUAL.split(self._fill(row))):
+        for place, piece in enumerate(MARKER.split(self._fill(row))):
             if place % 2:
                 count = self.spec.virtual_token_splits[int(piece) : int(piece) + 1]
                 ids += [None] * sum(count)

@@ -15,11 +15,9 @@ from typing import Any
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
+from hpclm.data.template_text import FIELD, MARKER
 from hpclm.data.tokenizers import Tokenizer
 
-# as the plan reads them (plan/templates.py)
-VIRTUAL = re.compile(r"<\|VIRTUAL_PROMPT_(\d{1,6})\|>")
-FIELD = re.compile(r"\{(.*?)\}")
 SLOT = -1
 # markers go with the space behind them where there is one in front as well, or nothing
 _REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
@@ -85,7 +83,7 @@ class Template:
         marker = f"{{{template.answer_field}}}" if template.answer_field else None
         self.has_answer = marker is not None and marker in text
         self.before, self.after = text.split(marker, 1) if self.has_answer and marker else (text, "")
-        if behind := VIRTUAL.search(self.after):
+        if behind := MARKER.search(self.after):
             raise DataError(
                 f"task template {template.taskname!r}: {behind[0]} stands behind {marker}, where "
                 "an answer to be made never sees it; move it in front"
@@ -133,7 +131,7 @@ class Template:
         """Ids, virtual slots and (last) text of all before the answer, and ids from the answer on (training only)."""
         tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
         virtual = [SLOT] * len(tokens)
-        pieces, texts = VIRTUAL.split(self.before), []
+        pieces, texts = MARKER.split(self.before), []
         for place, piece in enumerate(pieces):
             if place % 2:
                 start = sum(self.spec.virtual_token_splits[: int(piece)])
@@ -187,30 +185,3 @@ class Template:
             else:
                 kept.append((token, number))
         return [token for token, _ in kept], [number for _, number in kept]
-
-
-def check_row(row: Any, where: str, templates: dict[str, TaskTemplate], *, training: bool) -> dict[str, Any]:
-    """A row that can be filled in: an object of strings with a known `taskname`, and the answer if it is to be learnt.
-
-    Raises DataError, which begins with `where`.
-    """
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
-    for key, value in row.items():
-        if not isinstance(value, str):
-            raise DataError(f"{where}: {key} must be a string, not {type(value).__name__}; quote it")
-        if _has_surrogate(value):
-            raise DataError(f"{where}: {key} holds half a surrogate pair, which is no character; mend the \\u escape")
-    template = templates.get(row.get("taskname", ""))
-    if template is None:
-        raise DataError(
-            f"{where}: taskname {row.get('taskname')!r} has no task template; the recipe has {', '.join(templates)}"
-        )
-    answer = template.answer_field
-    if training and answer and answer not in row and f"{{{answer}}}" in template.prompt_template:
-        raise DataError(f"{where}: no {answer!r}, the answer to learn; add it or drop the row")
-    return row
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)

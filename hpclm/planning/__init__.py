@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpclm.planning.drawing import picture
-    from hpclm.planning.findings import Finding
     from hpclm.planning.plan import ContainerPlan, MountPlan, Origin, Plan, ResourcePlan, StagePlan
     from hpclm.planning.planner import make_plan
     from hpclm.planning.specs import stage_specs
 
 __all__ = [
     "ContainerPlan",
-    "Finding",
     "MountPlan",
     "Origin",
     "Plan",
@@ -34,7 +32,7 @@ __all__ = [
     "stage_specs",
 ]
 
-_HOMES = {"Finding": "findings", "make_plan": "planner", "picture": "drawing", "stage_specs": "specs"}
+_HOMES = {"make_plan": "planner", "picture": "drawing", "stage_specs": "specs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpclm.core.spec import Input, PromptData, TaskTemplate
-from hpclm.data import row_checks
+from hpclm.planning import row_checks
 from hpclm.planning.stage_context import StageContext
+from hpclm.planning.task import Role
 
 # Directory entries looked at for a match before the check gives up and says so.
 MAX_ENTRIES = 200_000
@@ -56,7 +57,7 @@ class InputChecks:
         return train_rows
 
     def _reports(
-        self, owner: StageContext, role: row_checks.Role, paths: list[str], templates: tuple[TaskTemplate, ...]
+        self, owner: StageContext, role: Role, paths: list[str], templates: tuple[TaskTemplate, ...]
     ) -> list[row_checks.RowReport | None]:
         found: list[row_checks.RowReport | None] = []
         for index, path in enumerate(paths):
@@ -71,9 +72,7 @@ class InputChecks:
                 found.append(report)
         return found
 
-    def _read(
-        self, path: str, role: row_checks.Role, templates: tuple[TaskTemplate, ...]
-    ) -> row_checks.RowReport | str:
+    def _read(self, path: str, role: Role, templates: tuple[TaskTemplate, ...]) -> row_checks.RowReport | str:
         if Path(path).is_dir():
             return f"{path}: is a folder; give the JSONL file in it"
         # Opening a pipe would wait for its writer for ever.

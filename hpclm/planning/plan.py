@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpclm.core.findings import Finding
 from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec, StageSpec
-from hpclm.planning.findings import Finding
 from hpclm.planning.memory import MemoryEstimate
 from hpclm.planning.topology import RankPlace, Topology
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hpclm.core.findings import Findings
 from hpclm.core.registries import ENGINES
 from hpclm.planning import lowering, section_checks
 from hpclm.planning.base_model import BaseModel, Earlier
 from hpclm.planning.engine import Engine, StageRequest, engine_named
-from hpclm.planning.findings import Findings
 from hpclm.planning.input_checks import InputChecks
 from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.stage_context import StageContext

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hpclm.core.findings import Findings
 from hpclm.core.registries import ENGINES, TASKS
 from hpclm.planning.engine import engine_named
-from hpclm.planning.findings import Findings
 from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:

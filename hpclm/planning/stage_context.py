@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hpclm.planning.findings import Findings
+from hpclm.core.findings import Findings
 from hpclm.planning.task import Task, task_named
 
 if TYPE_CHECKING:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpclm.core.nearest import either
 from hpclm.core.spec import TaskTemplate
+from hpclm.data.template_text import BROKEN_FIELD, MARKER, fields
 from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:
     from hpclm.recipe.schema.data_sections import TaskTemplate as Written
-
-FIELD = re.compile(r"\{(.*?)\}", re.DOTALL)
-MARKER = re.compile(r"<\|VIRTUAL_PROMPT_(\d{1,6})\|>")
-
-
-def fields(template: str) -> list[str]:
-    """The fields of a prompt template, each once, in order."""
-    return list(dict.fromkeys(FIELD.findall(template)))
 
 
 def resolve(stage: StageContext, written: Sequence[Written], max_seq_length: int | None) -> tuple[TaskTemplate, ...]:
@@ -104,6 +96,11 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
     names = fields(template.prompt_template)
     answer, cut = template.answer_field, template.truncate_field
     keys = ("task_templates", index)
+    broken = BROKEN_FIELD.search(template.prompt_template)
+    if broken is not None:
+        what = f"{broken[0][:40]!r} is not a field; write the name of a row's key between the braces, on one line"
+        stage.error((*keys, "prompt_template"), what, "template has fields")
+        return
     if not names:
         stage.error(
             (*keys, "prompt_template"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -219,8 +218,3 @@ class Progress:
         partial = self.metrics_path.with_suffix(".partial")
         partial.write_text("".join(f"{row}\n" for row in rows))
         partial.replace(self.metrics_path)
-
-
-def log(message: str) -> None:
-    """A line for the log of this rank."""
-    print(message, file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.adapters.ranks.building import build_prompts
 from hpclm.cli import app as cli
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json

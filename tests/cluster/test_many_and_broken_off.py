@@ -16,6 +16,7 @@ from hpclm.runs import resume as resuming
 from hpclm.runs.record import Run, all_runs, find_run
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
+from hpclm.schedulers import commands
 from hpclm.schedulers.slurm import client
 from hpclm.schedulers.slurm.submission import verify
 from launch.dev_cluster import Cluster
@@ -26,7 +27,7 @@ from tests.support.sites import SLURM
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 MANY = 100
-USER = client.run_command(["id", "-un"]).out.strip()
+USER = commands.run_command(["id", "-un"]).out.strip()
 
 
 def test_a_hundred_runs_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster) -> None:

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 
-from hpclm.core.spec import BatchSpec, GenerationSpec, ModelSpec, ParallelSpec, PromptSpec, TaskTemplate
-from hpclm.planning import memory
+from hpclm.core.spec import (
+    BatchSpec,
+    CheckpointSpec,
+    GenerationSpec,
+    ModelSpec,
+    OptimSpec,
+    ParallelSpec,
+    PromptData,
+    PromptSpec,
+    StageSpec,
+    TaskTemplate,
+    TextData,
+    TokenizerSpec,
+    TrainerSpec,
+)
+from hpclm.engines.megatron import memory
+from hpclm.planning.memory import MemoryEstimate
 
 GPT2 = ModelSpec(12, 768, 3072, 12, 12, 64, 1024, 50257, 50304)
 GPT20B = ModelSpec(44, 6144, 24576, 48, 48, 128, 2048, 50257, 50304)
@@ -17,6 +33,28 @@ LLAMA3_8B = ModelSpec(
 )
 ONE = ParallelSpec(1, 1, 1, 1, 1, 1)
 BATCH = BatchSpec(16, 1, 16)
+
+
+def estimate(task: str, model: ModelSpec, parallel: ParallelSpec, precision: str, **sections: Any) -> MemoryEstimate:
+    """Memory of a stage of so many tokens a sample: those of its `text` or `data`."""
+    spec = StageSpec(
+        run="",
+        stage="stage",
+        stage_dir="",
+        task=task,
+        device="gpu",
+        model=model,
+        tokenizer=TokenizerSpec("base"),
+        parallel=parallel,
+        batch=BATCH,
+        trainer=TrainerSpec(precision, max_steps=1),  # type: ignore[arg-type]
+        optim=OptimSpec(1e-3),
+        checkpoint=CheckpointSpec(),
+        **sections,
+    )
+    found = memory.memory(spec)
+    assert found is not None
+    return found
 
 
 def test_parameters_are_those_of_the_published_models() -> None:
@@ -38,11 +76,11 @@ def test_a_split_leaves_each_rank_its_part() -> None:
 
 def test_a_frozen_base_costs_two_bytes_a_weight() -> None:
     templates = (TaskTemplate("t", "", 10, [10]),)
-    frozen = memory.estimate(
-        "p-tuning", GPT20B, dataclasses.replace(ONE, tensor=4), BATCH, "bf16",
-        seq_length=2048, prompt=PromptSpec(), templates=templates,
+    frozen = estimate(
+        "p-tuning", GPT20B, dataclasses.replace(ONE, tensor=4), "bf16",
+        data=PromptData(max_seq_length=2048), prompt=PromptSpec(), templates=list(templates),
     )  # fmt: skip
-    own = memory.prompt_parameters(GPT20B, "p-tuning", PromptSpec(), templates, 4)[1]
+    own = memory.prompt_parameters(GPT20B, True, PromptSpec(), templates, 4)[1]
     assert frozen.weights == 2 * memory.rank_parameters(GPT20B, 4, 1) + 4 * own
     assert frozen.gradients == 4 * own
     assert frozen.optimizer == 8 * own
@@ -51,9 +89,9 @@ def test_a_frozen_base_costs_two_bytes_a_weight() -> None:
 
 
 def test_training_costs_eighteen_bytes_a_weight_in_bf16() -> None:
-    trained = memory.estimate("pretrain", GPT2, ONE, BATCH, "bf16", seq_length=1024)
+    trained = estimate("pretrain", GPT2, ONE, "bf16", text=TextData([], seq_length=1024))
     assert trained.weights + trained.gradients + trained.optimizer == 18 * memory.total_parameters(GPT2)
-    exact = memory.estimate("pretrain", GPT2, ONE, BATCH, "fp32", seq_length=1024)
+    exact = estimate("pretrain", GPT2, ONE, "fp32", text=TextData([], seq_length=1024))
     assert exact.weights + exact.gradients + exact.optimizer == 16 * memory.total_parameters(GPT2)
 
 
@@ -84,14 +122,14 @@ def test_encoders_are_counted_as_torch_counts_them(encoder: str, layers: int) ->
     model = dataclasses.replace(GPT2, hidden_size=h)
     prompt = PromptSpec(encoder=encoder, encoder_hidden=inner, encoder_layers=layers)  # type: ignore[arg-type]
     templates = (TaskTemplate("t", "", 10, [10]),)
-    assert memory.prompt_parameters(model, "p-tuning", prompt, templates, 1) == (expected, expected)
+    assert memory.prompt_parameters(model, True, prompt, templates, 1) == (expected, expected)
 
 
 def test_answering_keeps_keys_and_values_of_every_layer() -> None:
     short, long = (
-        memory.estimate(
-            "evaluate", GPT20B, dataclasses.replace(ONE, tensor=4), BATCH, "bf16",
-            seq_length=length, generation=GenerationSpec(batch_size=16),
+        estimate(
+            "evaluate", GPT20B, dataclasses.replace(ONE, tensor=4), "bf16",
+            data=PromptData(max_seq_length=length), generation=GenerationSpec(batch_size=16),
         )
         for length in (1024, 2048)
     )  # fmt: skip

@@ -119,8 +119,8 @@ def test_batch_and_steps(tmp_path: Path) -> None:
     # 16 rows in batches of 8, three times over.
     assert ptune.total_steps == 6
     assert evaluate.total_steps is None
-    assert evaluate.work is not None
-    assert evaluate.work.batch.micro_batch_size == 16
+    assert evaluate.spec is not None
+    assert evaluate.spec.batch.micro_batch_size == 16
 
 
 def test_more_batch_than_rows_is_a_warning(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.planning.rules import padded_vocab_size
-from hpclm.planning.topology import Topology
+from hpclm.planning.topology import RankPlace, Topology
 
 
 @st.composite
@@ -20,14 +20,19 @@ def topologies(draw: st.DrawFn) -> Topology:
     return Topology(tensor, pipeline, nodes, world // nodes)
 
 
+def coordinates(place: RankPlace, **steps: int) -> dict[str, int]:
+    """Where a rank stands on each axis, moved by `steps`."""
+    return {axis: getattr(place, axis) + steps.get(axis, 0) for axis in ("tensor", "data", "pipeline")}
+
+
 @given(topologies())
 def test_every_rank_has_one_place_and_every_place_one_rank(topology: Topology) -> None:
     places = topology.places()
     assert [place.rank for place in places] == list(range(topology.world_size))
-    coordinates = {(place.pipeline, place.data, place.tensor) for place in places}
-    assert len(coordinates) == topology.world_size == topology.tensor * topology.pipeline * topology.data
+    distinct = {(place.pipeline, place.data, place.tensor) for place in places}
+    assert len(distinct) == topology.world_size == topology.tensor * topology.pipeline * topology.data
     for place in places:
-        assert topology.rank(place.pipeline, place.data, place.tensor) == place.rank
+        assert topology.rank(**coordinates(place)) == place.rank
         assert 0 <= place.tensor < topology.tensor
         assert 0 <= place.data < topology.data
         assert 0 <= place.pipeline < topology.pipeline
@@ -39,12 +44,12 @@ def test_every_rank_has_one_place_and_every_place_one_rank(topology: Topology) -
 def test_tensor_groups_are_neighbours_and_pipeline_stages_are_far_apart(topology: Topology) -> None:
     for place in topology.places():
         if place.tensor + 1 < topology.tensor:
-            assert topology.rank(place.pipeline, place.data, place.tensor + 1) == place.rank + 1
+            assert topology.rank(**coordinates(place, tensor=1)) == place.rank + 1
         if place.data + 1 < topology.data:
-            assert topology.rank(place.pipeline, place.data + 1, place.tensor) == place.rank + topology.tensor
+            assert topology.rank(**coordinates(place, data=1)) == place.rank + topology.tensor
         if place.pipeline + 1 < topology.pipeline:
             step = topology.tensor * topology.data
-            assert topology.rank(place.pipeline + 1, place.data, place.tensor) == place.rank + step
+            assert topology.rank(**coordinates(place, pipeline=1)) == place.rank + step
 
 
 @given(topologies())
@@ -58,9 +63,9 @@ def test_groups_across_nodes_are_counted_as_they_lie(topology: Topology) -> None
 def test_megatrons_own_example() -> None:
     # megatron/core/parallel_state.py: 16 GPUs, tensor 2, pipeline 4 on two nodes of 8.
     topology = Topology(2, 4, 2, 8)
-    tensor_groups = [[topology.rank(p, d, t) for t in range(2)] for p in range(4) for d in range(2)]
-    data_groups = [[topology.rank(p, d, t) for d in range(2)] for p in range(4) for t in range(2)]
-    pipeline_groups = [[topology.rank(p, d, t) for p in range(4)] for d in range(2) for t in range(2)]
+    tensor_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for t in range(2)] for p in range(4) for d in range(2)]
+    data_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for d in range(2)] for p in range(4) for t in range(2)]
+    pipeline_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for p in range(4)] for d in range(2) for t in range(2)]
     assert tensor_groups == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
     assert data_groups == [[0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15]]
     assert pipeline_groups == [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import RecipeError
+from hpclm.core.spec import StageSpec
 from hpclm.planning import make_plan
 from hpclm.recipe import load
 
@@ -102,5 +103,5 @@ def test_the_posts_tasks_plan_at_every_size(size: str, task: str) -> None:
     plan = make_plan(loaded, files=False)
     assert not plan.errors
     layers = {"345m": 24, "1.3b": 24, "5b": 24, "20b": 44}[size]
-    assert all(stage.work is not None and stage.work.model.num_layers == layers for stage in plan.stages)
+    assert all(isinstance(stage.spec, StageSpec) and stage.spec.model.num_layers == layers for stage in plan.stages)
     assert len((RECIPES / f"gpt{size}_{task}.yaml").read_text().splitlines()) < 12

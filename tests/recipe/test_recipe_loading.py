@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import RecipeError
+from hpclm.core.spec import StageSpec
 from hpclm.planning import make_plan
 from hpclm.recipe import load
 from tests.support.processes import python
@@ -160,7 +161,7 @@ def test_shipped_recipes_lack_nothing_but_the_users_own_files(path: Path) -> Non
     allowed = {"data exists", "text exists", "checkpoint exists", "tokenizer exists"}
     assert {finding.rule for finding in plan.errors} <= allowed
     assert all(stage.parallel is not None for stage in plan.stages)
-    assert all(stage.work is not None for stage in plan.stages if stage.task != "program")
+    assert all(isinstance(stage.spec, StageSpec) for stage in plan.stages if stage.task != "program")
     unseen = make_plan(load(path), files=False)
     assert all(stage.program is not None for stage in unseen.stages if stage.task == "program"), unseen.errors
 

@@ -129,7 +129,7 @@ def test_one_registry_has_two_exact_matches() -> None:
 
 
 def test_earlier_names_mean_what_they_measured() -> None:
-    assert score_by(["accuracy", "f1", "rouge"], ["a"], [["a"]]) == {
+    assert score_by(["accuracy", "f1", "rouge"], ["cat"], [["cat"]]) == {
         "exact_match": 1.0,
         "squad_f1": 1.0,
         "rouge_l": 1.0,

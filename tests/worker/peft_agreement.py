@@ -25,7 +25,8 @@ cpu_standins.install()
 from peft import PromptEncoder, PromptEncoderConfig, get_peft_model
 from transformers import GPT2LMHeadModel
 
-from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.adapters.ranks.building import build_prompts
 from hpclm.engines.megatron.ranks import groups as process_groups
 from hpclm.engines.megatron.ranks.gpt_model import initialize_weights, transformer_config
 

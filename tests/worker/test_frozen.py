@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.adapters.ranks.building import build_prompts
 from hpclm.core import spec as plan
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack

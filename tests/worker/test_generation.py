@@ -14,7 +14,7 @@ from hpclm.engines.megatron.ranks.generation import Generator, prefill_mask, sam
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
-from hpclm.engines.megatron.ranks.seeds import named_generator
+from hpclm.core.ranks.seeds import named_generator
 from tests.support.engine_harness import MODERN, SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.adapters.ranks.building import build_prompts
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import ParallelSpec, PromptSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import transformer_config

@@ -12,8 +12,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import TaskTemplate
-from hpclm.engines.megatron.ranks.seeds import named_generator
 from hpclm.formats.ranks.shards import sharded_tensors
 
 # Frozen tables are `prompts.kept.…` in every checkpoint that was ever written.

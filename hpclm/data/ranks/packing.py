@@ -14,8 +14,8 @@ from collections.abc import Iterable
 import torch
 
 from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
+from hpclm.data.ranks.packed_layout import Layout
 from hpclm.data.templates import Example
-from hpclm.engines.megatron.ranks.attention import Layout
 
 
 def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> TrainingBatch:

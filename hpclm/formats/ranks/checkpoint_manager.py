@@ -22,9 +22,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
+from hpclm.core.logging import log
 from hpclm.core.spec import CheckpointSpec
 from hpclm.formats.ranks import checkpoint_store
-from hpclm.worker.report import log
 
 _NAME = re.compile(r"step-(\d{8})")
 

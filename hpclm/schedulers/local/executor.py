@@ -19,7 +19,7 @@ from hpclm.core.layout import LocalPaths, RunPaths, StagePaths, SweepPaths
 from hpclm.core.processes import is_alive
 from hpclm.core.site import Site
 from hpclm.core.states import StageState, stage_state
-from hpclm.schedulers.environment import clean_environment
+from hpclm.schedulers.commands import clean_environment
 from hpclm.schedulers.jobs import JobInfo, StageJob
 
 _START_S = 20.0

@@ -11,10 +11,10 @@ from hpclm.core.errors import SchedulerError, SiteError
 from hpclm.core.processes import cpus_here
 from hpclm.core.site import Site
 from hpclm.schedulers.capabilities import SiteCapabilities, missing_packages
+from hpclm.schedulers.commands import output_of
 from hpclm.schedulers.interface import Answers, JobScript, Note, RunQuery, Submission, Survey, SweepSubmission
 from hpclm.schedulers.jobs import JobInfo, StageJob
 from hpclm.schedulers.local import executor
-from hpclm.schedulers.slurm.client import output_of
 
 
 class Local:

@@ -8,70 +8,18 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from hpclm.core.errors import SchedulerError
 from hpclm.core.states import StageState
-from hpclm.schedulers.environment import clean_environment
+from hpclm.schedulers.commands import PROBE_S, run_command
 from hpclm.schedulers.jobs import JobInfo, member_tag
 from hpclm.schedulers.slurm.words import pending_reason, state_of
 
-_TIMEOUT_S = 60.0
 _JOB_ID = re.compile(r"\d+(_\d+)?")
-SINFO_S = 15.0  # a dry run asks too, and should not hang for a minute where Slurm is set up but away
 _SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"
 _SACCT_FORMAT = "JobID,State,Start,End,NodeList"
-
-
-@dataclass(frozen=True)
-class Completed:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """Its complaint on one line, without the program's name in front."""
-        text = self.err.strip() or self.out.strip() or f"exit code {self.code}"
-        lines = [line.split(": error: ", 1)[-1].split(": fatal: ", 1)[-1].strip() for line in text.splitlines()]
-        return "; ".join(dict.fromkeys(line for line in lines if line))
-
-
-def run_command(argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> Completed:
-    """Run one command. Raises SchedulerError when it is not installed or does not answer in time."""
-    if shutil.which(argv[0]) is None:
-        raise SchedulerError(f"{argv[0]} not found: this is no login node of a Slurm cluster; use --site local")
-    try:
-        done = subprocess.run(
-            list(argv),
-            # sbatch hands its environment to the job, so nothing is added for it.
-            env=clean_environment() | ({} if argv[0] == "sbatch" else {"SLURM_TIME_FORMAT": "standard"}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{argv[0]} did not answer within {timeout_s:.0f} s; is the controller up?") from None
-    except OSError as error:
-        raise SchedulerError(f"{argv[0]} cannot be run: {error.strerror}") from None
-    return Completed(done.returncode, done.stdout, done.stderr)
-
-
-def output_of(argv: list[str]) -> str | None:
-    """What a command prints, None where it is not there or fails."""
-    try:
-        done = run_command(argv, SINFO_S)
-    except SchedulerError:
-        return None
-    return done.out if done.code == 0 else None
 
 
 def sbatch(argv: Sequence[str]) -> str:
@@ -176,7 +124,7 @@ def _time(text: str) -> float | None:
 
 def max_array_size() -> int:
     """How many members an array may have. Raises SchedulerError."""
-    done = run_command(["scontrol", "show", "config"], SINFO_S)
+    done = run_command(["scontrol", "show", "config"], PROBE_S)
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.out, re.MULTILINE)
     if done.code or not found:
         raise SchedulerError(f"scontrol: {done.said}")

@@ -6,12 +6,12 @@ import re
 
 from hpclm.core.errors import SchedulerError
 from hpclm.schedulers.capabilities import Partition
-from hpclm.schedulers.slurm.client import SINFO_S, run_command
+from hpclm.schedulers.commands import PROBE_S, run_command
 
 
 def partitions() -> list[Partition]:
     """What the cluster offers. A partition with unlike nodes is given by its largest. Raises SchedulerError."""
-    done = run_command(["sinfo", "--noheader", "--format=%P|%a|%D|%c|%m|%l|%G"], SINFO_S)
+    done = run_command(["sinfo", "--noheader", "--format=%P|%a|%D|%c|%m|%l|%G"], PROBE_S)
     if done.code:
         raise SchedulerError(f"sinfo: {done.said}")
     return parse_sinfo(done.out)

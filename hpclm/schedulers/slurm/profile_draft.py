@@ -13,8 +13,8 @@ from pathlib import Path
 from hpclm.containers.runtime import runtime_here
 from hpclm.core.errors import SchedulerError
 from hpclm.core.processes import user_name
+from hpclm.schedulers import commands
 from hpclm.schedulers.capabilities import Partition
-from hpclm.schedulers.slurm import client
 from hpclm.schedulers.slurm.partitions import partitions
 
 # Where clusters tell users their large folders are, best first.
@@ -38,7 +38,7 @@ def look(environment: Mapping[str, str] = os.environ) -> Found:
         raise SchedulerError("sinfo shows no partition; ask whoever runs the cluster for access")
     folders = (environment.get(name, "") for name in _SCRATCH)
     scratch = next((folder for folder in folders if folder.startswith("/") and Path(folder).is_dir()), None)
-    return Found(found, _accounts(), runtime_here(client.output_of), scratch)
+    return Found(found, _accounts(), runtime_here(commands.output_of), scratch)
 
 
 def _accounts() -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def _accounts() -> tuple[str, ...]:
     if shutil.which("sacctmgr") is None:
         return ()
     try:
-        done = client.run_command(
+        done = commands.run_command(
             ["sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user_name()}", "format=account"],
             15,
         )

@@ -10,6 +10,7 @@ from hpclm.containers.image_cache import Import
 from hpclm.containers.runtime import runtime_here
 from hpclm.core.errors import SchedulerError, SiteError
 from hpclm.core.site import Site
+from hpclm.schedulers import commands
 from hpclm.schedulers.capabilities import SiteCapabilities, missing_packages
 from hpclm.schedulers.interface import (
     Answers,
@@ -57,7 +58,7 @@ class Slurm:
     @staticmethod
     def runtime_here() -> str:
         """The container runtime of this login node."""
-        return runtime_here(client.output_of)
+        return runtime_here(commands.output_of)
 
     def check_fit(self, capabilities: SiteCapabilities, jobs: Sequence[StageJob]) -> list[str]:
         missing = missing_packages(jobs)

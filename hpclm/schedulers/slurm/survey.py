@@ -20,6 +20,7 @@ from hpclm.core.payload import stage_payload
 from hpclm.core.processes import user_name
 from hpclm.core.site import Site
 from hpclm.core.states import StageState
+from hpclm.schedulers import commands
 from hpclm.schedulers.interface import Survey
 from hpclm.schedulers.jobs import JobInfo
 from hpclm.schedulers.slurm import client
@@ -61,7 +62,7 @@ class NodeState:
 def node_states(partition: str) -> dict[str, NodeState]:
     """Every node of a partition. Raises SchedulerError."""
     argv = ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%T|%G|%E"]
-    done = client.run_command(argv, 15.0)
+    done = commands.run_command(argv, 15.0)
     if done.code:
         raise SchedulerError(f"sinfo: {done.said}")
     found = {}
@@ -101,7 +102,7 @@ def _why_down(node: NodeState) -> str:
 def _expanded(asked: str) -> list[str]:
     if not _LIST.fullmatch(asked) or asked.startswith("-"):
         raise SiteError(f"--nodes {asked!r}: give a number, `all`, or names as Slurm writes them (node[0-3],node7)")
-    done = client.run_command(["scontrol", "show", "hostnames", asked])
+    done = commands.run_command(["scontrol", "show", "hostnames", asked])
     if done.code:
         raise SiteError(f"--nodes {asked}: {done.said}")
     return list(dict.fromkeys(done.out.split()))

@@ -198,7 +198,8 @@ def _tables_of_adapter(path: Path) -> Tables:
 
 
 def _tables_of_checkpoint(folder: Path) -> Tables:
-    from hpclm.adapters.ranks import PromptsCard, build_prompts
+    from hpclm.adapters.prompts_card import PromptsCard
+    from hpclm.adapters.ranks.building import build_prompts
     from hpclm.formats.ranks import checkpoint_store
 
     card = from_dict(PromptsCard, read_object(folder / PROMPTS_FILE) or {})
@@ -243,7 +244,8 @@ def _prompts_to_nemo(out: Path, tables: Tables, _task: str | None) -> str:
 
 
 def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
-    from hpclm.adapters.ranks import PromptsCard, build_prompts
+    from hpclm.adapters.prompts_card import PromptsCard
+    from hpclm.adapters.ranks.building import build_prompts
     from hpclm.formats.ranks import checkpoint_store
 
     templates = [template for template, _ in tables]

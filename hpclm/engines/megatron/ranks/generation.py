@@ -15,12 +15,12 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor
 from torch.nn import functional
 
+from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec
 from hpclm.data.ranks.batches import Batch, GenerationBatch
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel, embed
-from hpclm.engines.megatron.ranks.seeds import named_generator
 
 
 class Generator:

@@ -9,17 +9,16 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
+from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import ModelSpec, ParallelSpec, RecomputeSpec
 from hpclm.engines.megatron.ranks.attention import SdpaAttention
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.norm import Norm
-from hpclm.engines.megatron.ranks.parameters import attributes
-from hpclm.engines.megatron.ranks.seeds import named_generator
+from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,18 +111,6 @@ def build_gpt(model: ModelSpec, config: TransformerConfig, groups: Groups) -> GP
         parameter.data = parameter.data.to(config.params_dtype)
     mark_tensor_parallel(gpt)
     return gpt
-
-
-def mark_tensor_parallel(module: MegatronModule) -> None:
-    """Say of each parameter whether tensor ranks hold parts of it, which the gradient norm must know.
-
-    megatron-core does it while it initialises weights, and it is told not to.
-    """
-    parameters = {parameter.data_ptr(): parameter for parameter in module.parameters()}
-    for shard in sharded_tensors(module):
-        parameter = parameters.get(shard.data.data_ptr())
-        if parameter is not None and shard.local_shape != shard.global_shape:
-            attributes(parameter).tensor_model_parallel = True
 
 
 @torch.no_grad()

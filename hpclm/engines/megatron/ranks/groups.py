@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from hpclm.core.ranks.seeds import named_seed
 from hpclm.core.spec import ParallelSpec
-from hpclm.engines.megatron.ranks.seeds import named_seed
 
 COLLECTIVE_TIMEOUT_MIN = 30
 

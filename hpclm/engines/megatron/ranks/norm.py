@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from hpclm.engines.megatron.ranks.parameters import attributes
+from hpclm.formats.ranks.parameters import attributes
 
 
 class Norm:

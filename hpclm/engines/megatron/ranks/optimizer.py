@@ -20,7 +20,7 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
 from hpclm.core.spec import OptimSpec
-from hpclm.engines.megatron.ranks.parameters import attributes
+from hpclm.formats.ranks.parameters import attributes
 
 
 class OptimizerState(TypedDict):

@@ -9,7 +9,8 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.adapters.ranks.building import build_prompts
 from hpclm.adapters.ranks.soft_prompts import SoftPrompts
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json

@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from hpclm.core import heartbeat
+from hpclm.core.logging import log
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
@@ -25,7 +26,7 @@ from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learnin
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.shards import sharded_tensors
-from hpclm.worker.report import Progress, StoppedError, log
+from hpclm.worker.report import Progress, StoppedError
 from hpclm.worker.signals import StopFlag
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from hpclm.core.files import read_lines, write_text
+from hpclm.core.logging import log
 from hpclm.core.spec import StageSpec, TaskTemplate
 from hpclm.data.examples import PromptDataset
 from hpclm.data.templates import Example
@@ -26,7 +27,7 @@ from hpclm.engines.megatron.ranks.stage_models import (
     templates_for,
 )
 from hpclm.metrics import scores
-from hpclm.worker.report import StoppedError, log
+from hpclm.worker.report import StoppedError
 
 # NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).
 _NEMO_LONGEST = 8192

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hpclm.core.logging import log
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.sampler import GlobalBatchSampler
 from hpclm.data.ranks.text_corpus import TextDataset, prepare_text
@@ -19,7 +20,6 @@ from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import config_for, start_weights, write_model_card
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.worker.report import log
 
 
 def run(context: StageContext) -> dict[str, object]:

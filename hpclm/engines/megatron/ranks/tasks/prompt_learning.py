@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hpclm.adapters.ranks import PromptsCard
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.core.logging import log
 from hpclm.core.spec import PromptData
 from hpclm.data.examples import PromptDataset
 from hpclm.data.ranks.batches import TrainingBatch
@@ -29,7 +30,6 @@ from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.metrics import score_by
-from hpclm.worker.report import log
 
 
 def run(context: StageContext) -> dict[str, object]:

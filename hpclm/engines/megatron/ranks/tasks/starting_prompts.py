@@ -5,7 +5,8 @@ from __future__ import annotations
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from hpclm.adapters.ranks import PromptsCard, build_prompts
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.adapters.ranks.building import build_prompts
 from hpclm.adapters.ranks.p_tuning import PTuning
 from hpclm.adapters.ranks.prompt_tuning import PromptTuning
 from hpclm.adapters.ranks.soft_prompts import SoftPrompts

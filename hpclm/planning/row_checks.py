@@ -1,29 +1,25 @@
 """JSONL rows, looked through before the queue: one finding a bad line, with its own file and line.
 
-A row is an object with `taskname` and the fields of that task's template, all of them text. Semantics as in NeMo's
-gpt_prompt_learning_dataset.py: a field a row lacks becomes empty; values that are not text fail there with a TypeError.
+What a row is and what is wrong with one is `data.rows`, which the ranks ask as well.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from hpclm.core.findings import Finding, Findings
 from hpclm.core.nearest import either
 from hpclm.core.spec import TaskTemplate
-from hpclm.planning.findings import Finding, Findings
-from hpclm.planning.template_checks import fields
-
-Role = Literal["train", "validation", "test"]
+from hpclm.data.rows import MAX_LINE_BYTES, Problem, RowError, lines_of, parse, problems, word
+from hpclm.data.template_text import fields
+from hpclm.planning.task import Role
 
 # About a second of reading, and of each further file this much; the ranks check every row again.
 MAX_BYTES = 64 << 20
 MIN_FILE_BYTES = 4 << 20
-MAX_LINE_BYTES = 16 << 20
 MAX_FINDINGS = 10
 
 
@@ -50,10 +46,10 @@ class RowReport:
     faults: list[Finding] = field(default_factory=list)
     more: int = 0
 
-    def fault(self, line: int, message: str, rule: str) -> None:
+    def fault(self, line: int, problem: Problem) -> None:
         """Note a bad line; beyond the first ten only their number is kept."""
         if len(self.faults) < MAX_FINDINGS:
-            self.faults.append(Finding("error", f"{self.path}:{line}", message, rule))
+            self.faults.append(Finding("error", f"{self.path}:{line}", problem.message, problem.rule))
         else:
             self.more += 1
 
@@ -62,78 +58,30 @@ def read_rows(path: str, role: Role, templates: Sequence[TaskTemplate], budget: 
     """Look through `path` line by line. Raises OSError where it cannot be read."""
     report = RowReport(path)
     by_name = {template.taskname: template for template in templates}
-    number, left = 0, max(budget.left, MIN_FILE_BYTES)
+    left = max(budget.left, MIN_FILE_BYTES)
     with Path(path).open("rb") as file:
-        while True:
-            if left <= 0:
-                report.complete = not file.read(1)
-                break
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if not line:
-                break
+        for number, line in lines_of(file):
+            report.rows += 1
+            _check_line(report, number, line, role, by_name)
             left -= len(line)
             budget.left -= len(line)
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                report.fault(number, f"is longer than {MAX_LINE_BYTES >> 20} MiB; one row is one line", "row")
-                report.complete = False
+            if len(line) > MAX_LINE_BYTES or left <= 0:
+                report.complete = len(line) <= MAX_LINE_BYTES and not file.read(1)
                 break
-            # Empty lines are no rows, here and on the ranks.
-            if line.strip():
-                report.rows += 1
-                _check_line(report, number, line, role, by_name)
     return report
 
 
 def _check_line(report: RowReport, number: int, line: bytes, role: Role, templates: dict[str, TaskTemplate]) -> None:
     try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        report.fault(number, "is not UTF-8 text; convert the file", "row")
+        row = parse(line)
+    except RowError as error:
+        report.fault(number, error.problem)
         return
-    except ValueError as error:
-        what = getattr(error, "msg", "a number too long")
-        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        report.fault(number, f"is not JSON ({what}{column}); write one object a line", "row")
-        return
-    except RecursionError:
-        report.fault(number, "is nested too deep; a row is a flat object of text", "row")
-        return
-    if not isinstance(row, dict):
-        report.fault(number, f'is {_kind(row)}; a row is an object such as {{"taskname": …}}', "row")
-        return
-    _check_row(report, number, row, role, templates)
-
-
-def _check_row(
-    report: RowReport, number: int, row: dict[str, object], role: Role, templates: dict[str, TaskTemplate]
-) -> None:
     name = row.get("taskname")
-    if name is None:
-        report.fault(number, f"has no taskname; add it, one of {', '.join(templates)}", "row has a taskname")
-        return
-    template = templates.get(name) if isinstance(name, str) else None
-    if template is None:
-        near = difflib.get_close_matches(str(name), templates, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        report.fault(
-            number,
-            f"taskname {str(name)[:60]!r} has no template; {hint}templates: {', '.join(templates)}",
-            "taskname has a template",
-        )
-        return
-    report.seen.setdefault(template.taskname, set()).update(row)
-    for key, value in row.items():
-        if not isinstance(value, str):
-            message = f"{_word(key)} is {_kind(value)}; write it as text, in quotes"
-            report.fault(number, message, "row values are text")
-    answer = template.answer_field
-    if role != "test" and answer is not None and answer in fields(template.prompt_template) and answer not in row:
-        report.fault(
-            number,
-            f"has no {answer!r}, the answer to learn; add it, or drop the row",
-            "rows to learn from have the answer",
-        )
+    if isinstance(name, str) and name in templates:
+        report.seen.setdefault(name, set()).update(row)
+    for problem in problems(row, templates, learns=role != "test"):
+        report.fault(number, problem)
 
 
 def findings(
@@ -188,17 +136,5 @@ def findings(
     return found
 
 
-def _word(key: str) -> str:
-    """A row's key for a message: as it is where that fits on a line."""
-    return key if key.isprintable() and 0 < len(key) <= 40 else repr(key[:40])
-
-
 def _words(keys: Sequence[str]) -> str:
-    return ", ".join(_word(key) for key in keys[:20]) + (" …" if len(keys) > 20 else "")
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), "no text")
+    return ", ".join(word(key) for key in keys[:20]) + (" …" if len(keys) > 20 else "")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
+
+from hpclm.formats.ranks.shards import sharded_tensors
 
 
 class MegatronParameter(Protocol):
@@ -24,3 +27,15 @@ class MegatronParameter(Protocol):
 def attributes(parameter: nn.Parameter) -> MegatronParameter:
     """The same parameter, by megatron-core's attributes."""
     return cast(MegatronParameter, parameter)
+
+
+def mark_tensor_parallel(module: MegatronModule) -> None:
+    """Say of each parameter whether tensor ranks hold parts of it, which the gradient norm must know.
+
+    megatron-core does it while it initialises weights, and it is told not to.
+    """
+    parameters = {parameter.data_ptr(): parameter for parameter in module.parameters()}
+    for shard in sharded_tensors(module):
+        parameter = parameters.get(shard.data.data_ptr())
+        if parameter is not None and shard.local_shape != shard.global_shape:
+            attributes(parameter).tensor_model_parallel = True

@@ -1,0 +1,1 @@
+"""What every room's ranks share: helpers on torch tensors."""

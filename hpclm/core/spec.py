@@ -7,7 +7,7 @@ YAML nor pydantic in the image. Every path in it is absolute. Units are in the n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 SPEC_VERSION = 2
 
@@ -343,6 +343,32 @@ class ProgramStageSpec:
     engine: str = "command"
     runner: str = "hpclm.engines.command.run:run"
     spec_version: int = SPEC_VERSION
+
+
+class EngineSpec(Protocol):
+    """What every engine's spec has, so that a run can be placed, checked and started whatever the engine.
+
+    It is a frozen dataclass of plain values; `runner` names what reads it on the ranks.
+    """
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def stage_dir(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def device(self) -> Literal["cpu", "gpu"]: ...
+    @property
+    def parallel(self) -> ParallelSpec: ...
+    @property
+    def recovery(self) -> RecoverySpec: ...
+    @property
+    def needs(self) -> NodeNeeds: ...
+    @property
+    def runner(self) -> str: ...
 
 
 @dataclass(frozen=True)

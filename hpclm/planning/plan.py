@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpclm.core.findings import Finding
-from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec, StageSpec
+from hpclm.core.records import to_dict
+from hpclm.core.spec import EngineSpec, ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec
 from hpclm.planning.memory import MemoryEstimate
 from hpclm.planning.topology import RankPlace, Topology
 
@@ -82,7 +83,7 @@ class StagePlan:
     gradient_accumulation_steps: int | None
     total_steps: int | None
     memory: MemoryEstimate | None
-    spec: StageSpec | ProgramStageSpec | None
+    spec: EngineSpec | None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     packages: tuple[str, ...] = ()
 
@@ -124,7 +125,7 @@ class StagePlan:
             "resources": dataclasses.asdict(self.resources),
             "container": dataclasses.asdict(self.container) if self.container else None,
             "recovery": dataclasses.asdict(self.recovery),
-            "spec": dataclasses.asdict(self.spec) if self.spec else None,
+            "spec": to_dict(self.spec) if self.spec else None,
         }
 
 

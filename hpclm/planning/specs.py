@@ -6,10 +6,11 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from hpclm.core.errors import PlanError
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import ProgramSpec, ProgramStageSpec, StageSpec
+from hpclm.core.spec import EngineSpec, ProgramSpec, ProgramStageSpec, StageSpec
 from hpclm.planning.plan import Plan
 
 # Put in once the run has a place.
@@ -27,7 +28,7 @@ def is_in_run(path: str) -> bool:
     return path.startswith(_STAGE)
 
 
-def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec | ProgramStageSpec]:
+def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[EngineSpec]:
     """One spec a stage, in order; every path absolute. Raises PlanError for a plan with errors."""
     if plan.errors:
         raise PlanError("\n".join(str(finding) for finding in plan.errors))
@@ -40,15 +41,18 @@ def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[StageSpec | Program
     return found
 
 
-def placed(spec: StageSpec | ProgramStageSpec, run: str, paths: RunPaths) -> StageSpec | ProgramStageSpec:
+def placed(spec: EngineSpec, run: str, paths: RunPaths) -> EngineSpec:
     """The spec in a run's folder."""
     stage_dir = str(paths.stage(spec.stage).root)
     if isinstance(spec, ProgramStageSpec):
         program = _placed_program(spec.program, stage_dir, str(paths.root))
         return dataclasses.replace(spec, run=run, stage_dir=stage_dir, program=program)
-    return dataclasses.replace(
-        spec, run=run, stage_dir=stage_dir, base=_location(spec.base, paths), prompts=_location(spec.prompts, paths)
-    )
+    if isinstance(spec, StageSpec):
+        base, prompts = _location(spec.base, paths), _location(spec.prompts, paths)
+        return dataclasses.replace(spec, run=run, stage_dir=stage_dir, base=base, prompts=prompts)
+    other: Any = spec
+    moved: EngineSpec = dataclasses.replace(other, run=run, stage_dir=stage_dir)
+    return moved
 
 
 def _placed_program(program: ProgramSpec, stage_dir: str, run_dir: str) -> ProgramSpec:

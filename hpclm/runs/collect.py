@@ -13,6 +13,8 @@ from typing import Any
 from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import RunPaths, StagePaths
+from hpclm.core.states import StageState
+from hpclm.planning.task import task_named
 from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
@@ -70,7 +72,7 @@ def collect(run: Run, *, pred_file: Path | None = None, out: Path | None = None,
 
 
 def _refuse_incomplete(run: Run, status: RunStatus) -> None:
-    open_stages = [stage for stage in status.stages if stage.state != "completed"]
+    open_stages = [stage for stage in status.stages if stage.state is not StageState.COMPLETED]
     if open_stages:
         what = "; ".join(
             f"stage {one.name} is {one.state}" + (f" ({one.reason})" if one.reason else "") for one in open_stages
@@ -79,7 +81,7 @@ def _refuse_incomplete(run: Run, status: RunStatus) -> None:
 
 
 def _evaluation(run: Run, stage: str | None) -> str | None:
-    found = [one.name for one in run.record.stages if one.task == "evaluate"]
+    found = [one.name for one in run.record.stages if task_named(one.task).answers]
     if stage is None:
         return found[-1] if found else None
     if stage not in found:

@@ -39,7 +39,7 @@ from hpclm.schedulers.interface import JobScript, Submission, scheduler_of
 from hpclm.schedulers.jobs import StageJob
 
 if TYPE_CHECKING:
-    from hpclm.core.spec import ProgramStageSpec, StageSpec
+    from hpclm.core.spec import EngineSpec
     from hpclm.planning import Plan
     from hpclm.planning.input_checks import InputChecks
     from hpclm.recipe import LoadedRecipe
@@ -81,7 +81,7 @@ class Prepared:
     site: Site
     paths: RunPaths
     payload: Path
-    specs: tuple[StageSpec | ProgramStageSpec, ...]
+    specs: tuple[EngineSpec, ...]
     jobs: tuple[StageJob, ...]
     problems: tuple[str, ...]
     imports: tuple[Import, ...] = ()

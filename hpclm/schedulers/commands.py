@@ -1,4 +1,4 @@
-"""The one door to programs of a cluster: argv in, text out, no shell, and no setting of the user's that changes either."""
+"""The one door to programs of a cluster: argv in, text out, no shell, no user setting that changes either."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ _WAITING = (
     "megatron/core/tensor_parallel/",
     "megatron/core/pipeline_parallel/p2p_communication",
     "hpclm/worker/ranks/rendezvous",
+    "hpclm/worker/preparation",
 )
 _LOOKS = 10
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
 from hpclm.data.ranks.batches import GenerationBatch
 from hpclm.engines.megatron.ranks.generation import Generator, prefill_mask, sample
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
-from hpclm.core.ranks.seeds import named_generator
 from tests.support.engine_harness import MODERN, SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -20,7 +18,8 @@ with warnings.catch_warnings():
 from hpclm.core import heartbeat
 from hpclm.core.errors import DataError
 from hpclm.core.files import read_object, write_json
-from hpclm.core.spec import StageSpec, TextData
+from hpclm.core.spec import StageSpec
+from hpclm.data.documents import documents, split, text_files
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 
 PREPARED = "prepared.json"
@@ -29,7 +28,7 @@ _BATCH = 256
 
 def prepare_text(spec: StageSpec, folder: Path) -> None:
     """Train or load the tokenizer and write `train` and `validation` (unless its fraction is 0) as indexed token files.
-    For one rank.
+    For one rank, before the ranks meet. Documents are read one after another, twice where a tokenizer is learned.
 
     Done once: on a restart the files are kept if they were made from the same text in the same way. Raises DataError
     where there is too little text.
@@ -42,16 +41,18 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    train, validation = _split(spec.text, list(_documents(spec.text, files)))
-    parts = {"train": train, "validation": validation} if validation else {"train": train}
+
+    def parts() -> Iterator[tuple[str, str]]:
+        return split(spec.text, documents(spec.text, files, heartbeat.beat)) if spec.text else iter(())
+
     if spec.tokenizer.kind == "train":
+        train = (document for part, document in parts() if part == "train")
         tokenizer = Tokenizer.train(train, spec.tokenizer.vocab_size)
     else:
         tokenizer = load_tokenizer(spec.tokenizer, None if spec.base is None else Path(spec.base))
     tokenizer.check_fits(spec.model.padded_vocab_size)
     tokenizer.save(partial)
-    for name, documents in parts.items():
-        tokens = _write_indexed(partial / name, documents, tokenizer)
+    for name, tokens in _write_indexed(partial, parts(), tokenizer).items():
         if tokens <= spec.text.seq_length:
             raise DataError(
                 f"the {name} text has {tokens} tokens, less than one sample of text.seq_length "
@@ -61,22 +62,6 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
     write_json(partial / PREPARED, {"mark": mark})
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-
-
-def text_files(text: TextData) -> list[Path]:
-    """Every file meant by `paths` and `pattern`, sorted, so that each machine reads the same order."""
-    found: list[Path] = []
-    for root in map(Path, text.paths):
-        if root.is_file():
-            found.append(root)
-        elif root.is_dir():
-            found.extend(sorted(path for path in root.rglob(text.pattern) if path.is_file()))
-        else:
-            raise DataError(f"{root}: no such file or folder (text.paths)")
-    found = list(dict.fromkeys(found))
-    if not found:
-        raise DataError(f"no file matches {text.pattern!r} in {', '.join(text.paths)} (text.pattern)")
-    return found
 
 
 def _mark(spec: StageSpec, files: list[Path]) -> str:
@@ -89,65 +74,42 @@ def _mark(spec: StageSpec, files: list[Path]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _documents(text: TextData, files: list[Path]) -> Iterator[str]:
-    left = float("inf") if text.max_mib is None else text.max_mib * (1 << 20)
-    for path in files:
+class _Part:
+    """`<folder>/<name>`.bin and .idx while they are written; documents are tokenised some at a time."""
+
+    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
+        self.prefix, self.tokenizer, self.waiting, self.tokens = folder / name, tokenizer, list[str](), 0
+        self.dtype = DType.optimal_dtype(tokenizer.vocab_size)
+        self.builder = IndexedDatasetBuilder(f"{self.prefix}.bin", dtype=self.dtype)
+
+    def add(self, document: str) -> None:
+        self.waiting.append(document)
+        if len(self.waiting) == _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, each document ended by the end token."""
         heartbeat.beat()
-        try:
-            content = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert it or narrow text.pattern") from None
-        for document in _cut(content, text.document):
-            if not document.strip():
-                continue
-            if left <= 0:
-                return
-            left -= len(document.encode())
-            yield document
+        for ids in self.tokenizer.encode_batch(self.waiting):
+            ids.append(self.tokenizer.eos_id)
+            self.builder.add_document(np.array(ids, dtype=self.dtype), [len(ids)])
+            self.tokens += len(ids)
+        self.waiting.clear()
+
+    def close(self) -> int:
+        self.flush()
+        self.builder.finalize(f"{self.prefix}.idx")
+        return self.tokens
 
 
-def _cut(content: str, document: str) -> list[str]:
-    if document == "line":
-        return content.split("\n")
-    return re.split(r"\n(?:[ \t]*\n)+", content) if document == "paragraph" else [content]
-
-
-def _split(text: TextData, documents: list[str]) -> tuple[list[str], list[str]]:
-    """The fraction of the documents for validation, evenly spread; one at least, the last, unless the fraction is 0."""
-    fraction = text.validation_fraction
-    if fraction == 0:
-        return documents, []
-    if len(documents) < 2:
-        raise DataError(
-            f"{', '.join(text.paths)}: {len(documents)} document in the text, 2 are needed to keep one for validation; "
-            "set text.document to paragraph or line, or text.validation_fraction to 0"
-        )
-    train: list[str] = []
-    validation: list[str] = []
-    for place, document in enumerate(documents, start=1):
-        # the rounding error of a product must not move a document from one part to the other
-        due = math.floor(place * fraction + 1e-9) > len(validation)
-        (validation if due else train).append(document)
-    if not validation:
-        validation.append(train.pop())
-    return train, validation
-
-
-def _write_indexed(prefix: Path, documents: list[str], tokenizer: Tokenizer) -> int:
-    """Write `prefix`.bin and .idx, each document ended by the end token. Returns the number of tokens."""
-    dtype = DType.optimal_dtype(tokenizer.vocab_size)
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
-    total = 0
-    for start in range(0, len(documents), _BATCH):
-        heartbeat.beat()
-        for ids in tokenizer.encode_batch(documents[start : start + _BATCH]):
-            ids.append(tokenizer.eos_id)
-            builder.add_document(np.array(ids, dtype=dtype), [len(ids)])
-            total += len(ids)
-    builder.finalize(f"{prefix}.idx")
-    return total
+def _write_indexed(folder: Path, parts: Iterator[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, int]:
+    """Write every part's documents; returns the number of tokens of each part."""
+    open_parts: dict[str, _Part] = {}
+    for name, document in parts:
+        if name not in open_parts:
+            open_parts[name] = _Part(folder, name, tokenizer)
+        open_parts[name].add(document)
+    return {name: part.close() for name, part in sorted(open_parts.items())}
 
 
 class TextDataset:

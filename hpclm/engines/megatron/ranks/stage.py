@@ -17,6 +17,7 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.worker.launch import RankLaunch
+from hpclm.worker.preparation import prepare_on_first_rank
 from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import Progress
 
@@ -35,6 +36,10 @@ def run(launch: RankLaunch) -> None:
     from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
 
+    if spec.text is not None:
+        from hpclm.data.ranks.text_corpus import prepare_text
+
+        prepare_on_first_rank(launch.attempt, facts, lambda: prepare_text(spec, launch.stage.data))
     store = rendezvous(launch.attempt.rendezvous, facts)
     groups = process_groups.initialize(
         store, facts.rank, facts.local_rank, spec.parallel, spec.device, spec.trainer.seed

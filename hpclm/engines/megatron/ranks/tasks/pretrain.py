@@ -13,7 +13,7 @@ import torch
 from hpclm.core.logging import log
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.sampler import GlobalBatchSampler
-from hpclm.data.ranks.text_corpus import TextDataset, prepare_text
+from hpclm.data.ranks.text_corpus import TextDataset
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -43,9 +43,8 @@ def run(context: StageContext) -> dict[str, object]:
 
 
 def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | None]:
-    """The tokenizer and both datasets (no validation at a fraction of 0), prepared once by rank 0, read by all."""
-    spec, folder = context.spec, context.paths.root / "data"
-    context.on_first_rank(lambda: prepare_text(spec, folder))
+    """The tokenizer and both datasets (no validation at a fraction of 0), prepared before the ranks met."""
+    spec, folder = context.spec, context.paths.data
     tokenizer = Tokenizer.load(folder)
     train = TextDataset(folder, spec, "train")
     assert spec.text is not None

@@ -1,0 +1,120 @@
+"""Documents of plain text, one after another: what is read is never held whole, however large the files are."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpclm.core.errors import DataError
+from hpclm.core.spec import TextData
+
+_CHUNK_BYTES = 4 << 20
+_LINE = re.compile(r"\n")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+
+
+def text_files(text: TextData) -> list[Path]:
+    """Every file meant by `paths` and `pattern`, sorted: each machine reads the same order. Raises DataError."""
+    found: list[Path] = []
+    for root in map(Path, text.paths):
+        if root.is_file():
+            found.append(root)
+        elif root.is_dir():
+            found.extend(sorted(path for path in root.rglob(text.pattern) if path.is_file()))
+        else:
+            raise DataError(f"{root}: no such file or folder (text.paths)")
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise DataError(f"no file matches {text.pattern!r} in {', '.join(text.paths)} (text.pattern)")
+    return found
+
+
+def documents(text: TextData, files: list[Path], on_file: Callable[[], None]) -> Iterator[str]:
+    """The documents of all files in order, up to `max_mib`. `on_file` is called at each file and chunk.
+
+    Raises DataError for a file that cannot be read or is not UTF-8.
+    """
+    left = float("inf") if text.max_mib is None else text.max_mib * (1 << 20)
+    for path in files:
+        for document in _cut(_chunks(path, on_file), text.document):
+            if not document.strip():
+                continue
+            if left <= 0:
+                return
+            left -= len(document.encode())
+            yield document
+
+
+def split(text: TextData, found: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """("train" or "validation", document): the fraction for validation, evenly spread; one at least, the last, unless
+    the fraction is 0. Raises DataError where there are too few documents.
+    """
+    fraction, place, validation = text.validation_fraction, 0, 0
+    if fraction == 0:
+        yield from (("train", document) for document in found)
+        return
+    held: str | None = None
+    for place, document in enumerate(found, start=1):
+        # the rounding error of a product must not move a document from one part to the other
+        if math.floor(place * fraction + 1e-9) > validation:
+            validation += 1
+            yield "validation", document
+            continue
+        if held is not None:
+            yield "train", held
+        held = document  # the last one is validation's where nothing else is
+    if place < 2:
+        raise DataError(
+            f"{', '.join(text.paths)}: {place} document in the text, 2 are needed to keep one for validation; "
+            "set text.document to paragraph or line, or text.validation_fraction to 0"
+        )
+    if held is not None:
+        yield ("train" if validation else "validation"), held
+
+
+def _chunks(path: Path, on_file: Callable[[], None]) -> Iterator[str]:
+    """A file's text piece by piece, line ends as `\\n`."""
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    offset = 0
+    try:
+        with path.open("rb") as stream:
+            while True:
+                on_file()
+                data = stream.read(_CHUNK_BYTES)
+                pending = len(utf8.getstate()[0])
+                piece = decoder.decode(data, final=not data)
+                offset += len(data)
+                if piece:
+                    yield piece
+                if not data:
+                    return
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        place = offset - pending + error.start
+        raise DataError(f"{path}: not UTF-8 at byte {place}; convert it or narrow text.pattern") from None
+
+
+def _cut(chunks: Iterator[str], document: str) -> Iterator[str]:
+    """Pieces of the text between lines or between blank lines; the whole of it as one document."""
+    if document == "file":
+        yield "".join(chunks)
+        return
+    pattern = _LINE if document == "line" else _BLANK_LINES
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        start = 0
+        for match in pattern.finditer(rest):
+            # blank lines at the end of what has been read may go on in the next chunk
+            if document == "paragraph" and not rest[match.end() :].lstrip(" \t"):
+                break
+            yield rest[start : match.start()]
+            start = match.end()
+        rest = rest[start:]
+    yield from pattern.split(rest)

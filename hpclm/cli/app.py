@@ -292,7 +292,7 @@ def nodes(
 
     from hpclm.cli.tables import fault_lines
     from hpclm.core.errors import HpclmError
-    from hpclm.core.layout import RunsFolder
+    from hpclm.core.sweep_layout import RunsFolder
     from hpclm.recovery import bad_nodes
 
     folder = _folder(runs_dir, site)

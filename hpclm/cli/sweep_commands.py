@@ -11,7 +11,7 @@ import typer
 from hpclm.cli.output import print_findings, print_json
 
 if TYPE_CHECKING:
-    from hpclm.core.layout import SweepPaths
+    from hpclm.core.sweep_layout import SweepPaths
     from hpclm.runs.submit import Request
     from hpclm.runs.sweep import Sweep
     from hpclm.runs.sweep_results import SweepStatus

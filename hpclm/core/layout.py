@@ -1,4 +1,4 @@
-"""Every path of a run, a sweep, a folder of runs and a checkpoint, in one place.
+"""Every path of a run, in one place (`sweep_layout` has those of sweeps, `checkpoint_layout` those of checkpoints).
 
 Standard library only: the ranks import this too.
 
@@ -23,6 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
+
 
 def attempt_name(submit: int | str, restart: int = 0) -> str:
     """`001-00`: which submit of the run, and how often its ranks have been started again since."""
@@ -31,45 +33,6 @@ def attempt_name(submit: int | str, restart: int = 0) -> str:
 
 CHECKPOINTS = "checkpoints"
 RUN_RECORD = "run.json"
-
-
-@dataclass(frozen=True)
-class CheckpointFolder:
-    """A stage's checkpoints, or one checkpoint, which has the cards and the tokenizer as well."""
-
-    root: Path
-
-    @property
-    def best(self) -> Path:
-        """Names the step of lowest val_loss."""
-        return self.root / "best.json"
-
-    @property
-    def latest(self) -> Path:
-        """Names the newest step."""
-        return self.root / "latest.json"
-
-    def step(self, step: int) -> Path:
-        return self.root / f"step-{step:08d}"
-
-    @property
-    def manifest(self) -> Path:
-        """Of one checkpoint: tensors, files and checksums; written last of all."""
-        return self.root / "manifest.json"
-
-    @property
-    def model(self) -> Path:
-        """The architecture."""
-        return self.root / "model.json"
-
-    @property
-    def prompts(self) -> Path:
-        """Which tasks the prompts belong to, and how they were trained."""
-        return self.root / "prompts.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -356,89 +319,3 @@ class RunPaths:
 
     def local(self, submit: int) -> LocalPaths:
         return LocalPaths(self.root / "local" / f"{submit:03d}")
-
-    @property
-    def parent_sweep(self) -> SweepPaths:
-        """The sweep that this run would be a member of."""
-        return SweepPaths(self.root.parent)
-
-
-@dataclass(frozen=True)
-class SweepPaths:
-    """A sweep: its record, its members' runs, and what starts them."""
-
-    root: Path
-
-    @property
-    def name(self) -> str:
-        return self.root.name
-
-    @property
-    def record(self) -> Path:
-        return self.root / "sweep.json"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results"
-
-    @property
-    def payload(self) -> Path:
-        """The code of all its members."""
-        return self.root / "payload"
-
-    def run(self, name: str) -> RunPaths:
-        return RunPaths(self.root / name)
-
-    @property
-    def queue(self) -> Path:
-        """What the local executor's queue is told: the members, and how many run at once."""
-        return self.root / "queue.json"
-
-    @property
-    def queue_state(self) -> Path:
-        """Which process the queue is."""
-        return self.root / "queue-state.json"
-
-    @property
-    def queue_log(self) -> Path:
-        return self.root / "queue.log"
-
-    def array(self, first: int) -> ArrayPaths:
-        """The job array whose first member has the place `first` in the sweep."""
-        return ArrayPaths(self.root / f"array-{first}")
-
-
-@dataclass(frozen=True)
-class ArrayPaths:
-    """One job array of a sweep: `<root>/<index>` leads to the run of a member."""
-
-    root: Path
-
-    def member(self, index: int | str) -> RunPaths:
-        return RunPaths(self.root / str(index))
-
-    def script(self, stage: str) -> Path:
-        return self.root / f"{stage}.sh"
-
-
-@dataclass(frozen=True)
-class RunsFolder:
-    """A folder of runs and sweeps, and what they share."""
-
-    root: Path
-
-    @property
-    def bad_nodes(self) -> Path:
-        """The bad-node list: one JSON object a line."""
-        return self.root / "nodes.jsonl"
-
-    @property
-    def images(self) -> Path:
-        """Imported images, where the site names no other folder."""
-        return self.root.parent / "images"
-
-    def run(self, name: str) -> RunPaths:
-        return RunPaths(self.root / name)
-
-    def sweep(self, name: str) -> SweepPaths:
-        return SweepPaths(self.root / name)

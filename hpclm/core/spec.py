@@ -7,7 +7,7 @@ YAML nor pydantic in the image. Every path in it is absolute. Units are in the n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 SPEC_VERSION = 2
 
@@ -343,79 +343,3 @@ class ProgramStageSpec:
     engine: str = "command"
     runner: str = "hpclm.engines.command.run:run"
     spec_version: int = SPEC_VERSION
-
-
-class EngineSpec(Protocol):
-    """What every engine's spec has, so that a run can be placed, checked and started whatever the engine.
-
-    It is a frozen dataclass of plain values; `runner` names what reads it on the ranks.
-    """
-
-    @property
-    def run(self) -> str: ...
-    @property
-    def stage(self) -> str: ...
-    @property
-    def stage_dir(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def device(self) -> Literal["cpu", "gpu"]: ...
-    @property
-    def parallel(self) -> ParallelSpec: ...
-    @property
-    def recovery(self) -> RecoverySpec: ...
-    @property
-    def needs(self) -> NodeNeeds: ...
-    @property
-    def runner(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class RankStart:
-    """What a rank reads of any engine's spec before it hands over to that engine's runner."""
-
-    task: str
-    device: Literal["cpu", "gpu"]
-    parallel: ParallelSpec
-    recovery: RecoverySpec
-    runner: str
-    engine: str = ""
-
-
-@dataclass(frozen=True)
-class Input:
-    """A file or folder that a stage opens. `keys`: where the recipe names it; `kind`: what it holds."""
-
-    keys: tuple[str | int, ...]
-    kind: Literal["rows", "text", "tokenizer", "checkpoint", "prompts"]
-    path: str
-
-
-def inputs(
-    *,
-    roles: tuple[str, ...],
-    data: PromptData | None,
-    text: TextData | None,
-    tokenizer: TokenizerSpec | None,
-    base: str | None,
-    prompts: str | None,
-) -> list[Input]:
-    """Everything a stage reads, once, for the plan, the mounts and the nodes. `roles`: the rows its task reads."""
-    found: list[Input] = []
-    if data is not None:
-        for role in roles:
-            paths: list[str] = getattr(data, role)
-            found += [Input(("data", role, index), "rows", path) for index, path in enumerate(paths)]
-    if text is not None:
-        found += [Input(("text", "paths", index), "text", path) for index, path in enumerate(text.paths)]
-    if tokenizer is not None:
-        for key in ("vocab_file", "merges_file", "tokenizer_file"):
-            path = getattr(tokenizer, key)
-            if path is not None:
-                found.append(Input(("tokenizer", key), "tokenizer", path))
-    if base is not None:
-        found.append(Input(("model", "checkpoint"), "checkpoint", base))
-    if prompts is not None:
-        found.append(Input(("prompts",), "prompts", prompts))
-    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hpclm.core.spec import NodeNeeds, ProgramSpec, ProgramStageSpec, PromptData, TaskTemplate, inputs
+from hpclm.core.spec import NodeNeeds, ProgramSpec, ProgramStageSpec, PromptData, TaskTemplate
+from hpclm.core.stage_inputs import stage_inputs
 from hpclm.planning import lowering, rules, template_checks
 from hpclm.planning.engine import StageRequest
 from hpclm.planning.plan import StagePlan
@@ -51,7 +52,7 @@ def program_plan(
     parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
     spec = None
     if parallel is not None and program is not None:
-        read = inputs(roles=stage.task.roles, data=data, text=None, tokenizer=None, base=None, prompts=None)
+        read = stage_inputs(roles=stage.task.roles, data=data, text=None, tokenizer=None, base=None, prompts=None)
         spec = ProgramStageSpec(
             run="",
             stage=recipe.name,

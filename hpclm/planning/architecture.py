@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.layout import CheckpointFolder
 from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.records import from_dict
 from hpclm.core.spec import ModelSpec

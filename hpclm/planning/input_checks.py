@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpclm.core.spec import Input, PromptData, TaskTemplate
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.core.stage_inputs import Input
 from hpclm.planning import row_checks
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.task import Role

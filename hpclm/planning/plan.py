@@ -6,9 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.findings import Finding
 from hpclm.core.records import to_dict
-from hpclm.core.spec import EngineSpec, ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec
+from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec
 from hpclm.planning.memory import MemoryEstimate
 from hpclm.planning.topology import RankPlace, Topology
 

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.errors import PlanError
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import EngineSpec, ProgramSpec, ProgramStageSpec, StageSpec
+from hpclm.core.spec import ProgramSpec, ProgramStageSpec, StageSpec
 from hpclm.planning.plan import Plan
 
 # Put in once the run has a place.

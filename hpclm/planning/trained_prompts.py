@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.layout import CheckpointFolder
 from hpclm.formats.nemo import prompt_tables
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext

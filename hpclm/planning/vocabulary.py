@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.layout import CheckpointFolder
 from hpclm.core.spec import TokenizerSpec
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive

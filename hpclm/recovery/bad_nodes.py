@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclm.core.files import append_line, read_lines
-from hpclm.core.layout import RunsFolder
+from hpclm.core.sweep_layout import RunsFolder
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 AVOIDED_S = 24 * 3600.0

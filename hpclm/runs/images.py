@@ -10,8 +10,8 @@ from typing import Any
 
 from hpclm.containers import image_cache, parse_image
 from hpclm.core.errors import SiteError
-from hpclm.core.layout import RunsFolder
 from hpclm.core.site import NO_RUNTIME
+from hpclm.core.sweep_layout import RunsFolder
 from hpclm.recipe.sites import load_site
 from hpclm.runs.job_building import images_folder
 from hpclm.runs.runs_folder import runs_folder

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpclm.containers import ContainerRequest, LaunchSpec, launch_spec, parse_image
 from hpclm.containers.image_cache import Import, planned
 from hpclm.containers.runtime import runtime
-from hpclm.core.layout import RunPaths, RunsFolder
+from hpclm.core.layout import RunPaths
 from hpclm.core.site import NO_RUNTIME, Site
+from hpclm.core.sweep_layout import RunsFolder
 from hpclm.runs.mounts import mounts_of
 from hpclm.schedulers.capabilities import SiteCapabilities
 from hpclm.schedulers.interface import scheduler_of
@@ -26,65 +28,67 @@ if TYPE_CHECKING:
 _PREFLIGHT_S = 600
 
 
-def stage_jobs(
-    stages: Sequence[StagePlan],
-    capabilities: SiteCapabilities,
-    paths: RunPaths,
-    payload: Path,
-    title: str,
-    folder: RunsFolder,
-    exclude: tuple[str, ...] = (),
-) -> tuple[list[StageJob], list[str]]:
-    """The jobs of a run in order, and why they could not be started as they are (one message each).
+@dataclass(frozen=True)
+class JobBuilder:
+    """Makes the jobs of a run.
 
-    Args:
+    Attributes:
         payload: folder of the code that the ranks run.
         folder: where runs are, with the bad-node list in it and the images beside it.
         exclude: nodes to leave out.
     """
-    site = capabilities.site
-    scheduler = scheduler_of(site)
-    jobs, problems = [], []
-    for stage in stages:
+
+    capabilities: SiteCapabilities
+    paths: RunPaths
+    payload: Path
+    title: str
+    folder: RunsFolder
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def site(self) -> Site:
+        return self.capabilities.site
+
+    def jobs(self, stages: Sequence[StagePlan]) -> tuple[list[StageJob], list[str]]:
+        """The jobs in order, and why they could not be started as they are (one message each)."""
+        problems = [problem for stage in stages for problem in _image_problems(stage, self.site, self.folder)]
+        return [self._job(stage) for stage in stages], problems
+
+    def _job(self, stage: StagePlan) -> StageJob:
+        site, resources = self.site, stage.resources
         contained = stage.container is not None and runtime_of(stage, site) != NO_RUNTIME
-        problems += _image_problems(stage, site, folder)
-        resources = stage.resources
         cpus = resources.cpus_per_device or site.cpus_per_device or 1
-        environment = _environment(stage, site, paths, cpus)
-        launch = (
-            _launch(stage, site, paths, payload, folder, environment)
-            if contained
-            else LaunchSpec(python=(sys.executable,))
+        environment = _environment(stage, site, self.paths, cpus)
+        launch = LaunchSpec(python=(sys.executable,))
+        if contained:
+            launch = _launch(stage, site, self.paths, self.payload, self.folder, environment)
+        preflight = stage.recovery.preflight and scheduler_of(site).runs_preflight
+        return StageJob(
+            run=self.paths.name,
+            stage=stage.name,
+            submit=1,
+            title=self.title,
+            stage_dir=str(self.paths.stage(stage.name).root),
+            payload=str(self.payload),
+            device="gpu" if resources.device == "gpu" else "cpu",
+            nodes=resources.nodes,
+            tasks_per_node=resources.devices_per_node,
+            cpus_per_task=cpus,
+            memory_gib=resources.memory_gib,
+            time_limit_min=_job_minutes(resources, self.capabilities),
+            total_time_min=resources.time_limit_min,
+            launch=launch,
+            python=site.python or launch.python,
+            in_container=contained,
+            environment=environment,
+            depends_on=tuple(stage.depends_on),
+            preflight_s=_PREFLIGHT_S if preflight else 0,
+            bad_node_list=str(self.folder.bad_nodes),
+            exclude=self.exclude,
+            precision=stage.spec.needs.precision if stage.spec else None,
+            device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
+            packages=stage.packages,
         )
-        jobs.append(
-            StageJob(
-                run=paths.name,
-                stage=stage.name,
-                submit=1,
-                title=title,
-                stage_dir=str(paths.stage(stage.name).root),
-                payload=str(payload),
-                device="gpu" if resources.device == "gpu" else "cpu",
-                nodes=resources.nodes,
-                tasks_per_node=resources.devices_per_node,
-                cpus_per_task=cpus,
-                memory_gib=resources.memory_gib,
-                time_limit_min=_job_minutes(resources, capabilities),
-                total_time_min=resources.time_limit_min,
-                launch=launch,
-                python=site.python or launch.python,
-                in_container=contained,
-                environment=environment,
-                depends_on=tuple(stage.depends_on),
-                preflight_s=_PREFLIGHT_S if stage.recovery.preflight and scheduler.runs_preflight else 0,
-                bad_node_list=str(folder.bad_nodes),
-                exclude=exclude,
-                precision=stage.spec.needs.precision if stage.spec else None,
-                device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
-                packages=stage.packages,
-            )
-        )
-    return jobs, problems
 
 
 def _job_minutes(resources: ResourcePlan, capabilities: SiteCapabilities) -> int:

@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING
 from hpclm.containers.image_cache import Import, pull
 from hpclm.core.errors import PlanError, SiteError
 from hpclm.core.files import write_json, write_text
-from hpclm.core.layout import RunPaths, RunsFolder
+from hpclm.core.layout import RunPaths
 from hpclm.core.payload import stage_payload
 from hpclm.core.processes import user_name
 from hpclm.core.records import to_dict
 from hpclm.core.site import Site
+from hpclm.core.sweep_layout import RunsFolder
 from hpclm.recipe.sites import load_site
 from hpclm.recovery import bad_nodes
 from hpclm.runs.environment import capture
-from hpclm.runs.job_building import import_of, stage_jobs
+from hpclm.runs.job_building import JobBuilder, import_of
 from hpclm.runs.mounts import mount_notes
 from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, read_run, write_record
 from hpclm.runs.runs_folder import runs_folder
@@ -39,7 +40,7 @@ from hpclm.schedulers.interface import JobScript, Submission, scheduler_of
 from hpclm.schedulers.jobs import StageJob
 
 if TYPE_CHECKING:
-    from hpclm.core.spec import EngineSpec
+    from hpclm.core.engine_spec import EngineSpec
     from hpclm.planning import Plan
     from hpclm.planning.input_checks import InputChecks
     from hpclm.recipe import LoadedRecipe
@@ -133,9 +134,9 @@ class Preparer:
         capabilities = self._capabilities(plan)
         paths = paths or self.folder.run(run_id(request.name, plan.name))
         payload = payload or paths.payload
-        jobs, problems = stage_jobs(
-            plan.stages, capabilities, paths, payload, plan.name, self.folder, self._excluded(capabilities, plan)
-        )
+        excluded = self._excluded(capabilities, plan)
+        builder = JobBuilder(capabilities, paths, payload, plan.name, self.folder, excluded)
+        jobs, problems = builder.jobs(plan.stages)
         site = capabilities.site
         return Prepared(
             request=request,

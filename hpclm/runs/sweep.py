@@ -18,9 +18,9 @@ from typing import Any
 
 from hpclm.core.errors import HpclmError, RecipeError, SiteError
 from hpclm.core.files import read_json, write_json
-from hpclm.core.layout import RunsFolder, SweepPaths
 from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sweep_layout import RunsFolder, SweepPaths
 from hpclm.planning.task import task_named
 from hpclm.runs.record import Run, read_run
 from hpclm.runs.submit import (

@@ -15,7 +15,8 @@ from hpclm.core.errors import HpclmError
 from hpclm.core.files import read_object, write_json
 from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
-from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ProgramStageSpec, StageSpec, inputs
+from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ProgramStageSpec, StageSpec
+from hpclm.core.stage_inputs import stage_inputs
 from hpclm.engines.megatron.memory import memory
 from hpclm.planning.engine import engine_named
 from hpclm.planning.task import task_named
@@ -58,7 +59,7 @@ def _upgraded(run: Run, stage: str) -> StageSpec | ProgramStageSpec:
             "(model.checkpoint)"
         ) from None
     estimate = memory(spec)
-    read = inputs(
+    read = stage_inputs(
         roles=task_named(spec.task).roles,
         data=spec.data,
         text=spec.text,

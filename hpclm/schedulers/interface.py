@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpclm.containers.image_cache import Import
-from hpclm.core.layout import RunPaths, SweepPaths
+from hpclm.core.layout import RunPaths
 from hpclm.core.registries import SCHEDULERS
 from hpclm.core.site import Site
+from hpclm.core.sweep_layout import SweepPaths
 from hpclm.schedulers.capabilities import SiteCapabilities
 from hpclm.schedulers.jobs import JobInfo, StageJob
 

@@ -13,10 +13,10 @@ import traceback
 from pathlib import Path
 from typing import Any, cast
 
+from hpclm.core.engine_spec import RankStart
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import from_dict
 from hpclm.core.registry import load_object
-from hpclm.core.spec import RankStart
 from hpclm.worker.launch import RankLaunch, Runner
 from hpclm.worker.rank_identity import rank_facts
 from hpclm.worker.report import RankRecord

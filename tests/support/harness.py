@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from hpclm.core.files import write_json
-from hpclm.core.layout import RunPaths, RunsFolder
+from hpclm.core.layout import RunPaths
+from hpclm.core.sweep_layout import RunsFolder
 from hpclm.core.payload import stage_payload
 from hpclm.core.site import Site
 from hpclm.core.spec import (
@@ -26,7 +27,7 @@ from hpclm.core.spec import (
 )
 from hpclm.planning.plan import ContainerPlan, Plan, ResourcePlan, StagePlan
 from hpclm.runs import submit as submitting
-from hpclm.runs.job_building import import_of, stage_jobs
+from hpclm.runs.job_building import JobBuilder, import_of
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
 from hpclm.schedulers.interface import scheduler_of
@@ -64,7 +65,7 @@ def prepared(folder: Path, stages: tuple[Stage, ...], site: Site, *, name: str =
     container = any(stage.container for stage in stages)
     capabilities = scheduler_of(site).capabilities(site, gpu=False, container=container)
     paths, runs = RunPaths(folder / submitting.run_id(None, name)), RunsFolder(folder)
-    jobs, problems = stage_jobs(plan.stages, capabilities, paths, paths.payload, name, runs)
+    jobs, problems = JobBuilder(capabilities, paths, paths.payload, name, runs).jobs(plan.stages)
     recipe = folder.parent / "tiny.yaml"
     loaded: Any = SimpleNamespace(text="version: 1\n", resolved=lambda: {"version": 1})
     specs = tuple(spec_of(stage, paths) for stage in stages)

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hpclm.core.spec import (
-    BatchSpec,
-    Input,
-    ModelSpec,
-    NodeNeeds,
-    ParallelSpec,
-    PromptData,
-    StageSpec,
-    TaskTemplate,
-    inputs,
-)
+from hpclm.core.spec import BatchSpec, ModelSpec, NodeNeeds, ParallelSpec, PromptData, StageSpec, TaskTemplate
+from hpclm.core.stage_inputs import Input, stage_inputs
+from hpclm.engines.megatron import backends
 from hpclm.engines.megatron.memory import memory
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning import (
@@ -245,6 +237,7 @@ class StagePlanner:
             base=_location(found.base),
             prompts=_location(prompts),
             recovery=lowering.recovery(stage),
+            backends=backends.choose(),
             needs=NodeNeeds(
                 packages=list(self.packages),
                 precision=trainer.precision,
@@ -255,7 +248,7 @@ class StagePlanner:
     def _inputs(self, data: PromptData | None, prompts: Origin | None) -> list[Input]:
         """Every path outside the run that a rank opens."""
         base = self.base_model.base
-        return inputs(
+        return stage_inputs(
             roles=self.stage.task.roles,
             data=data,
             text=lowering.text(self.stage),

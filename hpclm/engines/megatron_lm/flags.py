@@ -15,25 +15,35 @@ PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss
 
 def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> ProgramSpec:
     """pretrain_gpt.py for a pretrain stage."""
-    recipe = stage.recipe
-    megatron, trainer = recipe.own_section("megatron", Megatron), recipe.trainer
-    batch, optim = recipe.batch, recipe.optim
+    megatron = stage.recipe.own_section("megatron", Megatron)
     assert megatron is not None
-    assert trainer is not None
-    assert trainer.max_steps is not None
-    assert batch is not None
-    assert optim is not None
-    length = recipe.text.seq_length if recipe.text else model.max_position_embeddings
-    interval = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else trainer.max_steps
-    flags: dict[str, object] = {
+    flags = {
         "tensor-model-parallel-size": split.tensor,
         "pipeline-model-parallel-size": split.pipeline,
+        **_architecture(stage, model),
+        **_training(stage),
+        "split": megatron.split,
+        "distributed-backend": "nccl" if stage.recipe.resources.device == "gpu" else "gloo",
+        **_tokenizer(stage),
+    }
+    argv = ["python", "-u", _braces(megatron.script)]
+    for name, value in flags.items():
+        argv += [f"--{name}", _braces(str(value))]
+    argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
+    argv += ["--data-path", *map(_braces, megatron.data_path), *_switches(stage, split, model)]
+    argv += map(_braces, megatron.arguments)
+    return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
+
+
+def _architecture(stage: StageContext, model: ModelSpec) -> dict[str, object]:
+    text = stage.recipe.text
+    return {
         "num-layers": model.num_layers,
         "hidden-size": model.hidden_size,
         "ffn-hidden-size": model.ffn_hidden_size,
         "num-attention-heads": model.num_attention_heads,
         "kv-channels": model.kv_channels,
-        "seq-length": length,
+        "seq-length": text.seq_length if text else model.max_position_embeddings,
         "max-position-embeddings": model.max_position_embeddings,
         "position-embedding-type": "rope" if model.position_embedding == "rope" else "learned_absolute",
         "normalization": "RMSNorm" if model.normalization == "rmsnorm" else "LayerNorm",
@@ -41,6 +51,17 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> P
         "hidden-dropout": model.hidden_dropout,
         "attention-dropout": model.attention_dropout,
         "init-method-std": model.init_std,
+    }
+
+
+def _training(stage: StageContext) -> dict[str, object]:
+    trainer, batch, optim = stage.recipe.trainer, stage.recipe.batch, stage.recipe.optim
+    assert trainer is not None
+    assert trainer.max_steps is not None
+    assert batch is not None
+    assert optim is not None
+    interval = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else trainer.max_steps
+    return {
         "micro-batch-size": batch.micro_size,
         "global-batch-size": batch.global_size,
         "train-iters": trainer.max_steps,
@@ -57,17 +78,8 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> P
         "log-interval": trainer.log_interval_steps,
         "eval-interval": interval,
         "eval-iters": trainer.val_batches or 10,
-        "save-interval": recipe.checkpoint.save_interval_steps or interval,
-        "split": megatron.split,
-        "distributed-backend": "nccl" if recipe.resources.device == "gpu" else "gloo",
+        "save-interval": stage.recipe.checkpoint.save_interval_steps or interval,
     }
-    argv = ["python", "-u", _braces(megatron.script)]
-    for name, value in {**flags, **_tokenizer(stage)}.items():
-        argv += [f"--{name}", _braces(str(value))]
-    argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
-    argv += ["--data-path", *map(_braces, megatron.data_path), *_switches(stage, split, model)]
-    argv += map(_braces, megatron.arguments)
-    return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
 
 
 def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> list[str]:

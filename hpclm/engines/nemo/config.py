@@ -63,16 +63,7 @@ def tuning(
             "new_prompt_init_text": [one.prompt_init_text for one in templates],
         },
         "p_tuning": _encoder(stage),
-        "data": {
-            "train_ds": data.train,
-            "validation_ds": data.validation,
-            "add_eos": data.add_eos,
-            "add_bos": data.add_bos,
-            "max_seq_length": data.max_seq_length,
-            "shuffle": True,
-            "num_workers": 8,
-            "pin_memory": True,
-        },
+        "data": _rows(data),
         "optim": _optim(stage),
     }
     config = {
@@ -82,6 +73,19 @@ def tuning(
         "model": model,
     }
     return _program(stage, "megatron_gpt_prompt_learning.py", config, [PROMPTS])
+
+
+def _rows(data: PromptData) -> dict[str, Any]:
+    return {
+        "train_ds": data.train,
+        "validation_ds": data.validation,
+        "add_eos": data.add_eos,
+        "add_bos": data.add_bos,
+        "max_seq_length": data.max_seq_length,
+        "shuffle": True,
+        "num_workers": 8,
+        "pin_memory": True,
+    }
 
 
 def evaluation(stage: StageContext, split: ParallelSpec, data: PromptData) -> ProgramSpec:

@@ -15,10 +15,11 @@ from typing import Any
 
 from hpclm.core.errors import SchedulerError
 from hpclm.core.files import read_object, write_json, write_text
-from hpclm.core.layout import LocalPaths, RunPaths, StagePaths, SweepPaths
+from hpclm.core.layout import LocalPaths, RunPaths, StagePaths
 from hpclm.core.processes import is_alive
 from hpclm.core.site import Site
 from hpclm.core.states import StageState, stage_state
+from hpclm.core.sweep_layout import SweepPaths
 from hpclm.schedulers.commands import clean_environment
 from hpclm.schedulers.jobs import JobInfo, StageJob
 
@@ -125,7 +126,7 @@ def submit_queue(paths: SweepPaths, members: list[dict[str, str]], max_running: 
 
 def _queued(run: RunPaths, paths: LocalPaths) -> dict[str, JobInfo]:
     """Stages of a member of a sweep whose turn has not come."""
-    jobs, queue = read_object(paths.jobs), read_object(run.parent_sweep.queue_state)
+    jobs, queue = read_object(paths.jobs), read_object(SweepPaths(run.root.parent).queue_state)
     if jobs is None or queue is None:
         return {}
     state, reason = StageState.PENDING, "waits for its turn in the sweep"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.files import read_json, read_object, write_json
-from hpclm.core.layout import LocalPaths, SweepPaths
+from hpclm.core.layout import LocalPaths
 from hpclm.core.processes import identity, is_alive
+from hpclm.core.sweep_layout import SweepPaths
 
 _POLL_S = 0.1
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from hpclm.containers import LaunchSpec
 from hpclm.core.errors import SiteError
-from hpclm.core.layout import ArrayPaths, StagePaths
+from hpclm.core.layout import StagePaths
 from hpclm.core.node_name import VARIABLES
 from hpclm.core.site import Site
+from hpclm.core.sweep_layout import ArrayPaths
 from hpclm.schedulers.jobs import ArrayJob, StageJob, array_tag
 from hpclm.schedulers.slurm.submitit_adapter import render_script
 

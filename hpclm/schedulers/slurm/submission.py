@@ -8,8 +8,9 @@ from pathlib import Path
 from hpclm.containers.image_cache import Import, job_script
 from hpclm.core.errors import SchedulerError
 from hpclm.core.files import write_text
-from hpclm.core.layout import ArrayPaths, StagePaths
+from hpclm.core.layout import StagePaths
 from hpclm.core.site import Site
+from hpclm.core.sweep_layout import ArrayPaths
 from hpclm.schedulers.interface import Note, Submission, SweepSubmission
 from hpclm.schedulers.jobs import ArrayJob, StageJob
 from hpclm.schedulers.slurm import client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -14,13 +15,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from hpclm.core.ranks.seeds import named_generator
-from hpclm.core.spec import ModelSpec, ParallelSpec, RecomputeSpec
-from hpclm.engines.megatron.ranks.attention import SdpaAttention
+from hpclm.core.spec import Backends, ModelSpec, ParallelSpec, RecomputeSpec
+from hpclm.engines.megatron.ranks.backends import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.engines.megatron.ranks.norm import Norm
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
 
+DEFAULT_BACKENDS = Backends()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # GPT-2 and Megatron's fused kernel use the tanh form; torch's default is erf. One form everywhere.
@@ -43,8 +44,9 @@ def transformer_config(
             micro-batch to its own longest example).
         recompute: activation checkpointing while training.
     """
-    dtype = DTYPES[precision]
     return TransformerConfig(
+        **_numerics(precision, device),
+        **_recompute(recompute),
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
@@ -64,31 +66,47 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         variable_seq_lengths=variable_lengths,
         moe_token_dispatcher_type="alltoall",  # unused without experts, but the default forbids variable lengths
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        # weights are set by `initialize_weights`, which does not depend on the split
-        perform_initialization=False,
-        use_cpu_initialization=device.type == "cpu",
-        bias_activation_fusion=False,
-        bias_dropout_fusion=device.type == "cuda",
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
-        recompute_granularity=recompute.granularity if recompute else None,
-        recompute_method=recompute.method if recompute else None,
-        recompute_num_layers=recompute.num_layers if recompute else None,
     )
 
 
-def build_gpt(model: ModelSpec, config: TransformerConfig, groups: Groups) -> GPTModel:
+def _numerics(precision: str, device: torch.device) -> dict[str, Any]:
+    """Types of weights and arithmetic, and which of megatron-core's fused kernels are used."""
+    dtype = DTYPES[precision]
+    return {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        # weights are set by `initialize_weights`, which does not depend on the split
+        "perform_initialization": False,
+        "use_cpu_initialization": device.type == "cpu",
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": device.type == "cuda",
+        "masked_softmax_fusion": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+    }
+
+
+def _recompute(wanted: RecomputeSpec | None) -> dict[str, Any]:
+    """Activation checkpointing."""
+    return {
+        "recompute_granularity": wanted.granularity if wanted else None,
+        "recompute_method": wanted.method if wanted else None,
+        "recompute_num_layers": wanted.num_layers if wanted else None,
+    }
+
+
+def build_gpt(
+    model: ModelSpec, config: TransformerConfig, groups: Groups, backends: Backends = DEFAULT_BACKENDS
+) -> GPTModel:
     """This rank's shard of the model, weights not yet set."""
+    norm = NORMS[backends.norm]
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
-    layer.submodules.self_attention.submodules.core_attention = SdpaAttention
-    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+    layer.submodules.self_attention.submodules.core_attention = ATTENTIONS[backends.attention]
+    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
     gpt = GPTModel(
         config=config,
         transformer_layer_spec=block,

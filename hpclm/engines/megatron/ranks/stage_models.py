@@ -53,7 +53,7 @@ def config_for(
 def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
     """The base model's shard of this rank, read piece by piece from its checkpoint."""
     assert context.spec.base is not None
-    gpt = build_gpt(context.spec.model, config, context.groups)
+    gpt = build_gpt(context.spec.model, config, context.groups, context.spec.backends)
     path = base_checkpoint(context.spec)
     if is_archive(str(path)):
         load_gpt(path, sharded_tensors(gpt), context.spec.model)
@@ -74,7 +74,7 @@ def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
     """A model to train in full: the base's weights where the recipe names one, else drawn from the seed."""
     if context.spec.base is not None:
         return load_base(context, config)
-    gpt = build_gpt(context.spec.model, config, context.groups)
+    gpt = build_gpt(context.spec.model, config, context.groups, context.spec.backends)
     initialize_weights(gpt, context.spec.model, context.spec.trainer.seed)
     return gpt
 

@@ -19,10 +19,11 @@ from hpclm.core import heartbeat
 from hpclm.core.logging import log
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
+from hpclm.engines.megatron.ranks.backends import OPTIMIZERS
 from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
-from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
+from hpclm.engines.megatron.ranks.optimizer import LossScale, learning_rate
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.shards import sharded_tensors
@@ -109,7 +110,8 @@ class Trainer:
         loss_scale = LossScale(spec.trainer.precision)
         if loss_scale.active:
             model.config.grad_scale_func = loss_scale.apply
-        self.optimizer = Optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device, loss_scale)
+        optimizer = OPTIMIZERS[spec.backends.optimizer]
+        self.optimizer = optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device, loss_scale)
         trainer = spec.trainer
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)

@@ -1,0 +1,89 @@
+"""Every path of a sweep and of a folder of runs. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclm.core.layout import RunPaths
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """A sweep: its record, its members' runs, and what starts them."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def record(self) -> Path:
+        return self.root / "sweep.json"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def payload(self) -> Path:
+        """The code of all its members."""
+        return self.root / "payload"
+
+    def run(self, name: str) -> RunPaths:
+        return RunPaths(self.root / name)
+
+    @property
+    def queue(self) -> Path:
+        """What the local executor's queue is told: the members, and how many run at once."""
+        return self.root / "queue.json"
+
+    @property
+    def queue_state(self) -> Path:
+        """Which process the queue is."""
+        return self.root / "queue-state.json"
+
+    @property
+    def queue_log(self) -> Path:
+        return self.root / "queue.log"
+
+    def array(self, first: int) -> ArrayPaths:
+        """The job array whose first member has the place `first` in the sweep."""
+        return ArrayPaths(self.root / f"array-{first}")
+
+
+@dataclass(frozen=True)
+class ArrayPaths:
+    """One job array of a sweep: `<root>/<index>` leads to the run of a member."""
+
+    root: Path
+
+    def member(self, index: int | str) -> RunPaths:
+        return RunPaths(self.root / str(index))
+
+    def script(self, stage: str) -> Path:
+        return self.root / f"{stage}.sh"
+
+
+@dataclass(frozen=True)
+class RunsFolder:
+    """A folder of runs and sweeps, and what they share."""
+
+    root: Path
+
+    @property
+    def bad_nodes(self) -> Path:
+        """The bad-node list: one JSON object a line."""
+        return self.root / "nodes.jsonl"
+
+    @property
+    def images(self) -> Path:
+        """Imported images, where the site names no other folder."""
+        return self.root.parent / "images"
+
+    def run(self, name: str) -> RunPaths:
+        return RunPaths(self.root / name)
+
+    def sweep(self, name: str) -> SweepPaths:
+        return SweepPaths(self.root / name)

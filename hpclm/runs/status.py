@@ -115,9 +115,14 @@ def _ask(runs: list[Run]) -> dict[str, Answers]:
 
 
 def _unsettled(run: Run) -> list[str]:
-    """Stages whose end is not known yet."""
-    stages = (stage.name for stage in run.record.stages)
-    return [one for one in stages if not run.paths.stage(one).result.exists() and _kept(run, one) is None]
+    """Stages whose end, or whose job, is not known yet."""
+    found = []
+    numbered = scheduler_of(run.record.site).has_job_ids
+    for stage in (one.name for one in run.record.stages):
+        lost = numbered and stage not in run.record.last_submit(stage).job_ids
+        if lost or (not run.paths.stage(stage).result.exists() and _kept(run, stage) is None):
+            found.append(stage)
+    return found
 
 
 def _kept(run: Run, stage: str) -> JobInfo | None:

@@ -204,6 +204,8 @@ def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -
     except BaseException:
         if not _was_submitted(prepared.paths):
             shutil.rmtree(prepared.paths.root, ignore_errors=True)
+            if made_folder:
+                shutil.rmtree(prepared.paths.root.parent / _PAYLOADS, ignore_errors=True)
             for folder in made_folder:
                 with contextlib.suppress(OSError):
                     folder.rmdir()

@@ -144,9 +144,9 @@ def test_a_run_goes_on_without_the_node_whose_gpu_is_lost(
         (path.parts[-3], path.stem): json.loads(path.read_text())
         for path in made.paths.root.glob("stages/train/attempts/*/preflight/*.json")
     }
-    assert reports["001-00", "node0"]["verdict"] == "node"
+    assert reports["001-00", "node0"]["result"] == "node"
     assert reports["001-00", "node0"]["findings"][0]["message"].startswith("GPU 1 has fallen off the bus")
-    assert {(node, report["verdict"]) for (attempt, node), report in reports.items() if attempt == "001-01"} == {
+    assert {(node, report["result"]) for (attempt, node), report in reports.items() if attempt == "001-01"} == {
         ("node1", "ok"),
         ("node2", "ok"),
     }

@@ -80,7 +80,7 @@ class Disturbed:
 
     @property
     def story(self) -> str:
-        return "\n".join(sentence for _, sentence in self.status["story"])
+        return "\n".join(sentence for _, sentence in self.status["history"])
 
     def saved(self) -> int:
         return int((read_object(self.stage.latest) or {}).get("step", 0))

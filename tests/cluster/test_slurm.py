@@ -68,7 +68,7 @@ def test_the_script_submitted_is_the_dry_runs(monkeypatch: pytest.MonkeyPatch, r
 
     use_fake_worker(monkeypatch, CHAIN)
     made = prepared(runs, CHAIN, SLURM)
-    shown = {job.stage: script for job, _, script in scripts(made)}
+    shown = {job.stage: script.text for job, script in scripts(made)}
     run = submit(made)
     for stage in CHAIN:
         job_id = run.record.last_submit(stage.name).job_ids[stage.name]
@@ -140,7 +140,7 @@ def test_a_killed_rank_is_reported_and_resume_finishes_the_run(monkeypatch: pyte
     assert "3 attempts in a row saved nothing past step 0" in status.reason
     assert "vanished without a word (SIGKILL, out of memory or node loss)" in status.reason
     # twice on one node makes the node the suspect, for this stage
-    assert "not the first time on node0; requeued without node0" in status.stages[0].story[1][1]
+    assert "not the first time on node0; requeued without node0" in status.stages[0].history[1][1]
     assert not (runs / "nodes.jsonl").exists()
     (run.paths.root / "behaviour.json").write_text("{}")
     again, stages = resume(run)
@@ -169,7 +169,7 @@ def test_a_node_taken_down_costs_a_requeue_and_no_stage(
     finally:
         cluster.bring_back("node1")
     assert words(status) == {"pretrain": "completed", "ptune": "completed"}
-    ((_, sentence),) = status.stages[0].story
+    ((_, sentence),) = status.stages[0].history
     assert sentence == "attempt 1 on node[0-1]: a node failed or was taken down; requeued"
 
 

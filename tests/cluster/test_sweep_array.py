@@ -13,6 +13,7 @@ from hpclm.runs import sweep as sweeping
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import Request
 from hpclm.runs.sweep import Sweep, find_sweep, prepare_sweep, submit_sweep
+from hpclm.schedulers.slurm import client
 from launch.dev_cluster import Cluster
 from tests.support.harness import Stage, use_fake_worker
 from tests.support.samples import changed, write
@@ -87,7 +88,7 @@ def test_a_limit_holds_and_one_failure_stays_one(
 
 def test_more_members_than_an_array_may_have(folder: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> None:
     use_fake_worker(monkeypatch, (Stage("pretrain"), Stage("more")))
-    monkeypatch.setattr(sweeping.client, "max_array_size", lambda: 4)
+    monkeypatch.setattr(client, "max_array_size", lambda: 4)
     sweep = start(5)
     ids = [run.record.submits[0].job_ids["pretrain"] for run in sweep.runs()]
     assert [one.split("_")[1] for one in ids] == ["0", "1", "2", "0", "1"]

@@ -47,7 +47,9 @@ def checkpoint_cases() -> Iterator[Case]:
     yield with_base("torn", lambda base: (base / "model.json").write_text("{"), "cannot be read as a model", faults=0)
     yield with_base("list", lambda base: (base / "model.json").write_text("[]"), "cannot be read as a model", faults=0)
     yield with_base("partial", lambda base: (base / "model.json").write_text("{}"), "cannot be read", faults=0)
-    yield with_base("types", lambda base: write_checkpoint(base.parent, num_layers="4"), "wrong type", faults=0)
+    yield with_base(
+        "types", lambda base: write_checkpoint(base.parent, num_layers="4"), "a whole number is needed", faults=0
+    )
     yield with_base("other", lambda base: write_checkpoint(base.parent, num_layers=8), "does not agree with 8")
     yield with_base("untokenized", lambda base: (base / "tokenizer.json").unlink(), "holds no tokenizer.json")
     yield with_base(

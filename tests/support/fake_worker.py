@@ -33,7 +33,8 @@ class StoppedError(Exception):
 
 def main(stage_dir: str, attempt: str) -> None:
     stage = StagePaths(Path(stage_dir))
-    behaviour = (read_object(stage.root.parent.parent / "behaviour.json") or {}).get(stage.name, {})
+    # beside the payload: in the run, or in the sweep whose members share it
+    behaviour = (read_object(Path(__file__).parents[3] / "behaviour.json") or {}).get(stage.name, {})
     if behaviour.get("mute"):
         print("ImportError: no engine in this image")
         sys.exit(1)

@@ -27,6 +27,7 @@ from hpclm.core.spec import (
 )
 from hpclm.planning.plan import ContainerPlan, Plan, ResourcePlan, StagePlan
 from hpclm.runs import submit as submitting
+from hpclm.runs import sweep as sweeping
 from hpclm.runs.job_building import JobBuilder, import_of
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, status_of
@@ -96,7 +97,8 @@ def use_fake_worker(monkeypatch: Any, stages: tuple[Stage, ...]) -> None:
         (worker / "__init__.py").touch()
         write_json(target.parent / "behaviour.json", {stage.name: stage.behaviour for stage in stages})
 
-    monkeypatch.setattr(submitting, "stage_payload", stage_fake)
+    for module in (submitting, sweeping):
+        monkeypatch.setattr(module, "stage_payload", stage_fake)
 
 
 def until_over(run: Run) -> RunStatus:

@@ -1,5 +1,5 @@
 # make demo     set up, then the whole road on this machine's CPU: pre-train, p-tune, evaluate, collect
-# make check    set up, then lint, format, types and every test
+# make check    set up, then lint, format, import order, types and every test
 # make cluster  a Slurm of four nodes on this machine, to try things on (Ctrl-C stops it)
 
 PYTHON ?= python3
@@ -32,6 +32,7 @@ check: lint types test
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/shellcheck launch/*.sh containers/*.sh .ci/run
 
 types: $(READY)

@@ -1,3 +1,3 @@
 """hpclm: a Slurm launcher and cluster toolkit for large language models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

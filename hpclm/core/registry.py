@@ -25,6 +25,7 @@ from hpclm.core.nearest import nearest_name
 T = TypeVar("T")
 
 PLUGINS_FILE = "plugins.json"
+_PREFIX = "[hpclm."
 
 
 class UnknownNameError(HpclmError):
@@ -114,4 +115,15 @@ def _plugins(group: str) -> dict[str, str]:
     if file.is_file():
         written = json.loads(file.read_text(encoding="utf-8"))
         return {str(name): str(location) for name, location in written.get(group, {}).items()}
-    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=group)}
+    return _installed().get(group, {})
+
+
+@cache
+def _installed() -> dict[str, dict[str, str]]:
+    """By group, the entries of installed packages. Only files that name hpclm are parsed: there may be hundreds."""
+    found: dict[str, dict[str, str]] = {}
+    for package in importlib.metadata.distributions():
+        if _PREFIX in (package.read_text("entry_points.txt") or ""):
+            for entry in package.entry_points:
+                found.setdefault(entry.group, {}).setdefault(entry.name, entry.value)
+    return found

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.records import to_dict
 from hpclm.formats.nemo.archive import Archive
@@ -29,10 +30,11 @@ def look(path: Path) -> dict[str, Any]:
         return _nemo_prompts(path) if is_prompt_archive(str(path)) else _nemo_gpt(path)
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path)
-    for name in ("", "best.json", "latest.json"):
-        record = _json(path / name) if name and (path / name).is_file() else {}
+    paths = CheckpointFolder(path)
+    for pointer in (None, paths.best, paths.latest):
+        record = _json(pointer) if pointer and pointer.is_file() else {}
         folder = path / Path(str(record.get("checkpoint", ""))).name if record else path
-        if (folder / "manifest.json").is_file():
+        if CheckpointFolder(folder).manifest.is_file():
             return _checkpoint(folder)
     raise CheckpointError(f"{path}: no .nemo archive, hpclm checkpoint or PEFT adapter")
 
@@ -61,11 +63,12 @@ def _nemo_prompts(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    manifest = _json(folder / "manifest.json")
+    paths = CheckpointFolder(folder)
+    manifest = _json(paths.manifest)
     facts: dict[str, Any] = {"checkpoint": str(folder)}
-    for name in ("model.json", "prompts.json"):
-        if (folder / name).is_file():
-            facts[name.removesuffix(".json")] = _json(folder / name)
+    for card in (paths.model, paths.prompts):
+        if card.is_file():
+            facts[card.stem] = _json(card)
     stored = sorted(manifest.get("tensors", {}).items())
     tensors = [[name, one["dtype"], one["shape"]] for name, one in stored if not name.startswith("optimizer.")]
     return {"kind": "hpclm-checkpoint", "facts": facts, "tensors": tensors}

@@ -30,7 +30,7 @@ from hpclm.core.registries import RUNTIMES, SCHEDULERS
 from hpclm.core.site import NO_RUNTIME, Site, SiteContainer
 from hpclm.recipe.error_messages import faults
 from hpclm.recipe.schema.base import Section, described, fault, registered, shown
-from hpclm.recipe.tree import Node, read_tree
+from hpclm.recipe.tree import Node, read_tree, with_keys
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -170,6 +170,7 @@ def read_profile(path: Path) -> Site:
         _, root = read_tree(path, "site profile")
         assert isinstance(root.value, dict)
         tree = Node({"name": Node(path.stem, root.place), **root.value}, root.place)
+        tree = with_keys(tree)
         profile = SiteProfile.model_validate(tree.plain())
     except RecipeError as error:
         raise SiteError(str(error)) from None

@@ -14,6 +14,7 @@ import pytest
 from hpclm.containers import ContainerRequest, Mount, launch_spec
 from hpclm.containers.launch import PASSED
 from hpclm.core.errors import SiteError
+from hpclm.schedulers.slurm.job_script import JOB_VARIABLES
 from tests.support.processes import run
 
 REQUEST = ContainerRequest(
@@ -39,8 +40,10 @@ def test_pyxis() -> None:
 
 
 def test_enroot() -> None:
-    spec = launch_spec("enroot", dataclasses.replace(REQUEST, image="/images/a.sqsh"))
-    passed = [word for name in ("HPCLM_IN_A", "HPCLM_IN_B", *PASSED) for word in ("--env", name)]
+    spec = launch_spec("enroot", dataclasses.replace(REQUEST, image="/images/a.sqsh", passed=JOB_VARIABLES))
+    passed = [
+        name for given in ("HPCLM_IN_A", "HPCLM_IN_B", *sorted({*PASSED, *JOB_VARIABLES})) for name in ("--env", given)
+    ]
     assert list(spec.prefix[:-5]) == [
         "enroot", "start",
         "--mount", "/scratch/me:/work:none:x-create=auto,rbind",
@@ -137,7 +140,7 @@ def test_no_value_is_cut_or_executed(
     image.write_text(json.dumps({"source": "test", "prefixes": list(dict.fromkeys([sys.prefix, sys.base_prefix]))}))
     given = {name: value.replace("{here}", str(tmp_path)) for name, value in HOSTILE.items()}
     mounts = (Mount(str(tmp_path), str(tmp_path)),)
-    spec = launch_spec(runtime, ContainerRequest(str(image), mounts, environment=given))
+    spec = launch_spec(runtime, ContainerRequest(str(image), mounts, environment=given, passed=JOB_VARIABLES))
     env = {**os.environ, "SLURM_NTASKS": "3", **spec.environment}
     done = run([*spec.prefix, *spec.python, "-c", SEEN], env=env, cwd="/")
     assert done.returncode == 0, done.stderr
@@ -178,6 +181,7 @@ def test_what_a_rank_sees_inside(
         mounts=(Mount(str(hostile), str(hostile)),),
         workdir=str(hostile),
         environment={"PYTHONPATH": "/ours", "ODD": "it's $HOME `x` #1, a:b = c"},
+        passed=JOB_VARIABLES,
     )
     spec = launch_spec(runtime, request)
     monkeypatch.setenv("SLURM_PROCID", "7")

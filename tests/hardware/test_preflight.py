@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ import pytest
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
-from hpclm.core.records import to_dict
+from hpclm.core.node_name import VARIABLES
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import NodeNeeds, StageSpec
+from hpclm.core.stage_inputs import stage_inputs
+from hpclm.engines.megatron.memory import memory
 from hpclm.nodes import preflight
 from hpclm.nodes.gpu_checks import Need
+from hpclm.planning.engine import engine_named
+from hpclm.schedulers.slurm.job_script import RANK_VARIABLES
 from tests.support.fake_nvml import call, machine, probed
 from tests.support.harness import Stage, spec_of
 
-_ENGINE = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
+_ENGINE = engine_named("megatron").packages
 
 
 class Node:
@@ -33,7 +40,8 @@ class Node:
                 "raise ImportError('the check must not import the engine')\n"
             )
         self.cuda("'12.4'")
-        self.spec: dict[str, Any] = to_dict(spec_of(Stage("train", device="gpu", devices_per_node=4), RunPaths(folder)))
+        spec = spec_of(Stage("train", device="gpu", devices_per_node=4), RunPaths(folder))
+        self.spec: dict[str, Any] = to_dict(replace(spec, needs=NodeNeeds(packages=list(_ENGINE), precision="fp32")))
 
     def cuda(self, value: str) -> None:
         (self.image / "torch" / "version.py").write_text(
@@ -43,6 +51,7 @@ class Node:
     def check(self, what: str, *flags: str) -> tuple[int, dict[str, Any]]:
         write_json(self.stage_dir / "spec.json", self.spec)
         environment = machine(what) | {"SLURMD_NODENAME": "node7", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+        environment[VARIABLES] = " ".join(RANK_VARIABLES)
         environment["PYTHONPATH"] = f"{self.image}:{environment['PYTHONPATH']}"
         done = call(environment, *flags, "-m", "hpclm.nodes.preflight", str(self.stage_dir), str(self.attempt))
         assert "Traceback" not in done.stderr, done.stderr
@@ -63,7 +72,7 @@ def faults(report: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 def test_a_fit_node_passes_without_the_engine(node: Node) -> None:
     code, report = node.check("a100")
-    assert (code, report["verdict"], report["ok"], faults(report)) == (0, "ok", True, [])
+    assert (code, report["result"], report["ok"], faults(report)) == (0, "ok", True, [])
     assert report["seconds"] < 30  # 0.03 s where nothing else runs: a job may wait for this on each of its nodes
     assert len(report["facts"]["gpu"]["gpus"]) == 8
 
@@ -81,18 +90,21 @@ def test_a_fit_node_passes_without_the_engine(node: Node) -> None:
 )
 def test_a_sick_node_is_to_blame(node: Node, what: str, check: str) -> None:
     code, report = node.check(what)
-    assert (code, report["verdict"], faults(report)) == (60, "node", [(check, "node")])
+    assert (code, report["result"], faults(report)) == (60, "node", [(check, "node")])
 
 
 def test_a_precision_that_these_gpus_lack_is_the_runs_fault(node: Node) -> None:
-    node.spec["trainer"]["precision"] = "bf16"
+    node.spec["needs"]["precision"] = "bf16"
     code, report = node.check("v100")
-    assert (code, report["verdict"], faults(report)) == (61, "run", [("precision", "run")])
+    assert (code, report["result"], faults(report)) == (61, "run", [("precision", "run")])
 
 
 def test_a_model_too_large_for_the_gpu_says_by_how_much(node: Node) -> None:
     node.spec["model"] |= {"num_layers": 80, "hidden_size": 12288, "ffn_hidden_size": 49152, "kv_channels": 6144}
     node.spec["text"] = {"paths": [], "seq_length": 16}
+    estimate = memory(from_dict(StageSpec, node.spec))
+    assert estimate is not None
+    node.spec["needs"]["memory_bytes"] = estimate.total
     code, report = node.check("v100")
     assert (code, faults(report)) == (61, [("gpu memory", "run")] * 4)
     assert "too little); raise parallel.tensor or parallel.pipeline" in report["findings"][0]["message"]
@@ -130,6 +142,11 @@ def test_a_stage_on_the_cpu_asks_for_no_gpu(node: Node) -> None:
 )
 def test_what_the_stage_reads_and_this_node_does_not_see_is_named(node: Node, section: str, value: Any) -> None:
     node.spec[section] = value
+    spec = from_dict(StageSpec, node.spec)
+    read = stage_inputs(
+        roles=("train",), data=spec.data, text=spec.text, tokenizer=spec.tokenizer, base=None, prompts=None
+    )
+    node.spec["needs"]["inputs"] = [one.path for one in read]
     code, report = node.check("a100")
     assert (code, faults(report)) == (60, [("inputs", "node")])
     assert "/nowhere/it cannot be read here; is its folder mounted?" in report["findings"][0]["message"]
@@ -140,13 +157,13 @@ def test_memory_that_ranks_of_the_attempt_before_still_hold_is_waited_for(
 ) -> None:
     write_json(node.stage_dir / "spec.json", node.spec)
     monkeypatch.setattr(preflight, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(preflight, "need_of", lambda spec: Need(devices=4, memory_mib=60_000, cuda="12.4"))
+    monkeypatch.setattr(preflight, "need_of", lambda parallel, needs: Need(devices=4, memory_mib=60_000, cuda="12.4"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     looks = [probed("a100,busy"), probed("a100,busy"), probed("a100")]
     monkeypatch.setattr(preflight, "probe", lambda: looks.pop(0))
     assert preflight.main(str(node.stage_dir), str(node.attempt)) == 0
     assert looks == []
-    monkeypatch.setattr(preflight, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(preflight, "_RETRY_S", 0.0)
     looks = [probed("a100,busy")]
     assert preflight.main(str(node.stage_dir), str(node.attempt)) == 60
 

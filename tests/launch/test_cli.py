@@ -266,7 +266,7 @@ def test_debug_shows_the_traceback(recipe: Path) -> None:
 def test_a_beginning_that_two_runs_share_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a-1", "a-2"):
         Path("runs", name).mkdir(parents=True)
-        Path("runs", name, "run.json").write_text("{}")
+        Path("runs", name, "run.json").write_text('{"version": 2}')
     code, _, err = hpclm(capsys, "status", "a")
     assert code == 6
     assert "could be any of a-1, a-2" in err

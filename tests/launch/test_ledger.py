@@ -10,12 +10,13 @@ import pytest
 
 from hpclm.cli import app as cli
 from hpclm.core.files import append_line
+from hpclm.core.sweep_layout import RunsFolder
 from hpclm.recovery import bad_nodes
 
 
 def note(folder: Path, node: str, at: float, site: str = "mine") -> None:
     fault = {"at": at, "node": node, "site": site, "run": "r", "stage": "s", "reason": "GPU 3 fell off the bus"}
-    append_line(bad_nodes.path_in(folder), fault)
+    append_line(RunsFolder(folder).bad_nodes, fault)
 
 
 def test_a_day_and_no_longer_and_only_on_its_site(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_a_day_and_no_longer_and_only_on_its_site(tmp_path: Path) -> None:
 def test_what_is_no_node_is_not_believed(tmp_path: Path) -> None:
     for name in ("a,b", "$(touch x)", "a b", "-n", "", "a\nb"):
         note(tmp_path, name, time.time())
-    with bad_nodes.path_in(tmp_path).open("a") as stream:
+    with RunsFolder(tmp_path).bad_nodes.open("a") as stream:
         stream.write('half a li\n{"node": 3}\n[]\n{"at": "x", "node": "node1"}\n')
     assert bad_nodes.faults(tmp_path) == []
 

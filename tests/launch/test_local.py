@@ -137,7 +137,7 @@ def test_a_killed_rank_is_said_to_be_and_resume_does_only_what_is_left(
     assert words(status) == {"pretrain": "completed", "ptune": "failed", "evaluate": "skipped"}
     assert "3 attempts in a row saved nothing past step 0" in status.reason
     assert "rank 1 on host-0 vanished without a word" in status.reason
-    assert len(status.stages[1].story) == 3
+    assert len(status.stages[1].history) == 3
     result = run.paths.stage("pretrain").result.stat().st_mtime_ns
     (run.paths.root / "behaviour.json").write_text("{}")
     again, stages = resume(run)

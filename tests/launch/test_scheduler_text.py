@@ -34,9 +34,17 @@ def test_squeue_lines() -> None:
         "slurm_load_jobs error: of some kind\n"
     )
     assert client.parse_squeue(text) == [
-        JobInfo("12", "RUNNING", "", START, when("2026-11-20T22:43:03"), "node[0-1]", "hpclm:run-1/one/001"),
-        JobInfo("13", "PENDING", "Dependency", None, None, "", "hpclm:run-1/two/001"),
-        JobInfo("14", "COMPLETED", "", START, when("2026-11-20T22:42:05"), "node3", ""),
+        JobInfo(
+            "12", StageState.RUNNING, "", START, when("2026-11-20T22:43:03"), "node[0-1]", "hpclm:run-1/one/001",
+            raw_state="RUNNING",
+        ),
+        JobInfo(
+            "13", StageState.PENDING, "waiting for the stage before it", None, None, "", "hpclm:run-1/two/001",
+            raw_state="PENDING",
+        ),
+        JobInfo(
+            "14", StageState.COMPLETED, "", START, when("2026-11-20T22:42:05"), "node3", "", raw_state="COMPLETED",
+        ),
     ]  # fmt: skip
 
 
@@ -47,10 +55,10 @@ def test_sacct_lines() -> None:
         "12.batch|FAILED|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
         "14|NODE_FAIL|None|Unknown|node1\n"
     )
-    assert [(job.job_id, job.state, job.started_at is None) for job in client.parse_sacct(text)] == [
-        ("12", "CANCELLED", False),
-        ("13", "OUT_OF_ME", True),
-        ("14", "NODE_FAIL", True),
+    assert [(job.job_id, job.raw_state, job.state, job.started_at is None) for job in client.parse_sacct(text)] == [
+        ("12", "CANCELLED", StageState.CANCELLED, False),
+        ("13", "OUT_OF_ME", StageState.UNKNOWN, True),
+        ("14", "NODE_FAIL", StageState.NODE_FAIL, True),
     ]
 
 

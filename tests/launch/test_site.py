@@ -57,19 +57,28 @@ def test_profiles_are_found_by_name_and_unknown_names_get_the_nearest(tmp_path: 
     ("text", "said"),
     [
         ("scheduler: slurm\npartitoin: gpu\n", r":2 partitoin: unknown key; did you mean 'partition'\?"),
-        ("partition: gpu\n", r"scheduler: is required"),
-        ("scheduler: pbs\n", r":1 scheduler: must be one of local, slurm, not pbs"),
-        ("scheduler: slurm\ncpus_per_device: many\n", r":2 cpus_per_device: must be a int, not many"),
-        ("scheduler: slurm\ncpus_per_device: 0\n", r":2 cpus_per_device: must be at least 1, not 0"),
-        ("scheduler: slurm\npartition: 'a; rm -rf /'\n", r":2 partition: 'a; rm -rf /' is no word that Slurm knows"),
-        ("scheduler: slurm\nsbatch: {'x\\ny': 1}\n", r"is no long option"),
-        ('scheduler: slurm\nsbatch: {"x\\ntouch /tmp/evil": 1}\n', r"is no long option"),
-        ("scheduler: slurm\nsbatch: {mem: 4G}\n", r"sbatch.mem: is decided by the run"),
-        ('scheduler: slurm\nenvironment: {A: "x\\ny"}\n', r"environment.A: holds a control character"),
-        ("scheduler: slurm\nenvironment: {'A B': x}\n", r"is no name of a variable"),
-        ("scheduler: slurm\ncontainer: {runtime: docker}\n", r":2 container.runtime: must be one of none, pyxis"),
+        ("partition: gpu\n", r":1 scheduler: is missing; add it"),
+        ("scheduler: pbs\n", r":1 scheduler: must be one of its words, not the text 'pbs'; choose local, slurm"),
+        (
+            "scheduler: slurm\ncpus_per_device: many\n",
+            r":2 cpus_per_device: must be a whole number, not the text 'many'",
+        ),
+        ("scheduler: slurm\ncpus_per_device: 0\n", r":2 cpus_per_device: 0 is out of range; choose at least 1"),
+        (
+            "scheduler: slurm\npartition: 'a; rm -rf /'\n",
+            r":2 partition: 'a; rm -rf /' is not a word that a scheduler takes",
+        ),
+        ("scheduler: slurm\nsbatch: {'x\\ny': 1}\n", r":2 sbatch.*is not a long option"),
+        ('scheduler: slurm\nsbatch: {"x\\ntouch /tmp/evil": 1}\n', r"cannot be a key; a key is one word"),
+        ("scheduler: slurm\nsbatch: {mem: 4G}\n", r":2 sbatch.mem: mem is decided by the run"),
+        ('scheduler: slurm\nenvironment: {A: "x\\ny"}\n', r":2 environment.A: .* holds a control character"),
+        ("scheduler: slurm\nenvironment: {'A B': x}\n", r":2 environment.*is not a variable name"),
+        (
+            "scheduler: slurm\ncontainer: {runtime: docker}\n",
+            r":2 container.runtime: must be one of its words, not the text 'docker'; choose none, pyxis",
+        ),
         ("scheduler: slurm\ncontainer: {mounts: [data]}\n", r"must be /source:/target"),
-        ("scheduler: [\n", r":2: not YAML"),
+        ("scheduler: [\n", r":2: not valid YAML"),
         ("- a\n", r"is a mapping"),
         ("name: a/b\nscheduler: slurm\n", r":1 name: "),
     ],
@@ -77,6 +86,24 @@ def test_profiles_are_found_by_name_and_unknown_names_get_the_nearest(tmp_path: 
 def test_faults_say_where_and_what(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(SiteError, match=said):
         read_profile(profile(tmp_path, text))
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "on", "off"])
+def test_words_that_yaml_1_1_took_for_truth_values_are_text_as_in_a_recipe(tmp_path: Path, word: str) -> None:
+    text = f"scheduler: slurm\naccount: {word}\nenvironment: {{DEBUG: {word}}}\n"
+    site = read_profile(profile(tmp_path, text))
+    assert (site.account, site.environment) == (word, {"DEBUG": word})
+    with pytest.raises(SiteError, match=rf":2 exclusive: must be true or false, not the text '{word}'"):
+        read_profile(profile(tmp_path, f"scheduler: slurm\nexclusive: {word}\n"))
+
+
+def test_a_nested_value_names_its_own_line(tmp_path: Path) -> None:
+    text = "scheduler: slurm\ncontainer:\n  runtime: pyxis\n  home: 1\n  mounts:\n    - /a:/a\n    - data\n"
+    with pytest.raises(SiteError) as caught:
+        read_profile(profile(tmp_path, text))
+    first, second = sorted(str(caught.value).splitlines())
+    assert "mycluster.yaml:4 container.home: must be true or false" in first
+    assert "mycluster.yaml:7 container.mounts[1]: 'data' must be /source:/target" in second
 
 
 def test_the_shipped_example_is_valid() -> None:
@@ -91,7 +118,10 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
 
 
 def test_an_absent_profile_is_a_message(tmp_path: Path) -> None:
-    with pytest.raises(SiteError, match="cannot read the site profile"):
+    with pytest.raises(
+        SiteError,
+        match=r"none.yaml: cannot be read \(No such file or directory\); give the path of a site profile file",
+    ):
         load_site(str(tmp_path / "none.yaml"))
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from hpclm.containers import ContainerRequest, LaunchSpec, Mount, launch_spec
-from hpclm.core.errors import SiteError
+from hpclm.core.errors import SchedulerError, SiteError
 from hpclm.core.site import Site
 from hpclm.schedulers.jobs import StageJob
 from hpclm.schedulers.local import executor
-from hpclm.schedulers.slurm import job_script
+from hpclm.schedulers.slurm import client, job_script, submission
 from tests.support.processes import run
 from tests.support.sites import LOCAL, SLURM
 
@@ -56,6 +56,7 @@ REQUEST = ContainerRequest(
     mounts=(Mount("/scratch/me", "/scratch/me"), Mount("/data", "/data", read_only=True)),
     workdir="/scratch/me",
     environment={"HF_HOME": "/data/hf, shared"},
+    passed=job_script.JOB_VARIABLES,
 )
 
 
@@ -93,9 +94,9 @@ def test_a_dependency_is_verified_and_never_pends_for_ever() -> None:
 
 
 def test_the_parent_must_be_known_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_script.client, "jobs_of", lambda users, ids=(): [])
-    with pytest.raises(job_script.SchedulerError, match="does not know job 17"):
-        job_script.verify(["17"], "me")
+    monkeypatch.setattr(client, "jobs_of", lambda users, ids=(): [])
+    with pytest.raises(SchedulerError, match="does not know job 17"):
+        submission.verify(["17"], "me")
 
 
 @pytest.mark.parametrize(

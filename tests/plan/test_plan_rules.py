@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hpclm.planning import Finding, Plan, make_plan
+from hpclm.core.findings import Finding
+from hpclm.planning import Plan, make_plan
 from hpclm.recipe import load
 from tests.support.samples import changed, single, write, write_checkpoint
 

@@ -136,7 +136,7 @@ def test_a_plan_with_errors_gives_no_specs(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_checked_in_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpclm.data import row_checks
+    from hpclm.planning import row_checks
 
     path = write(tmp_path, changed(("stages.1.trainer", {"max_epochs": 3})))
     line = json.dumps(ROW) + "\n"

@@ -63,9 +63,13 @@ def test_groups_across_nodes_are_counted_as_they_lie(topology: Topology) -> None
 def test_megatrons_own_example() -> None:
     # megatron/core/parallel_state.py: 16 GPUs, tensor 2, pipeline 4 on two nodes of 8.
     topology = Topology(2, 4, 2, 8)
-    tensor_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for t in range(2)] for p in range(4) for d in range(2)]
+    tensor_groups = [
+        [topology.rank(pipeline=p, data=d, tensor=t) for t in range(2)] for p in range(4) for d in range(2)
+    ]
     data_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for d in range(2)] for p in range(4) for t in range(2)]
-    pipeline_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for p in range(4)] for d in range(2) for t in range(2)]
+    pipeline_groups = [
+        [topology.rank(pipeline=p, data=d, tensor=t) for p in range(4)] for d in range(2) for t in range(2)
+    ]
     assert tensor_groups == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
     assert data_groups == [[0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15]]
     assert pipeline_groups == [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]

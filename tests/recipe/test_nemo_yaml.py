@@ -186,12 +186,12 @@ def test_every_finding_of_the_plan_is_at_nemos_lines(tmp_path: Path) -> None:
     assert "global_batch_size" in line
 
 
-def test_json_says_each_keys_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_says_each_keys_fate(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["recipe", "import", str(NEMO), "--set", *GIVEN, "--json"]) == 0
-    keys = {one["key"]: one["verdict"] for one in json.loads(capsys.readouterr().out)["keys"]}
+    keys = {one["key"]: one["fate"] for one in json.loads(capsys.readouterr().out)["keys"]}
     assert keys["model.optim.lr"] == "taken"
     assert keys["model.data.shuffle"] == "no effect"
-    assert keys["model.nemo_path"] == "none here"
+    assert keys["model.nemo_path"] == "not supported"
     assert len(keys) == sum(1 for _ in _leaves(yaml.safe_load(NEMO.read_text())))
 
 

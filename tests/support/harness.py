@@ -11,7 +11,6 @@ from typing import Any
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
-from hpclm.core.sweep_layout import RunsFolder
 from hpclm.core.payload import stage_payload
 from hpclm.core.site import Site
 from hpclm.core.spec import (
@@ -25,6 +24,7 @@ from hpclm.core.spec import (
     TokenizerSpec,
     TrainerSpec,
 )
+from hpclm.core.sweep_layout import RunsFolder
 from hpclm.planning.plan import ContainerPlan, Plan, ResourcePlan, StagePlan
 from hpclm.runs import submit as submitting
 from hpclm.runs import sweep as sweeping

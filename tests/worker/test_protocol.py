@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.exit_codes import ExitCode
 from hpclm.worker.rank_identity import RankFacts, rank_facts
 from hpclm.worker.ranks.rendezvous import RendezvousError, rendezvous
 from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, StoppedError
@@ -22,16 +23,22 @@ from tests.support.processes import python, start
 from tests.support.waiting import wait_until
 
 OURS = {"HPCLM_RANK": "3", "HPCLM_WORLD_SIZE": "4", "HPCLM_LOCAL_RANK": "1", "HPCLM_NODE_RANK": "1"}
+NAMES = "SLURM_PROCID SLURM_NTASKS SLURM_LOCALID SLURM_NODEID SLURMD_NODENAME"
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURMD_NODENAME": "n2"}
 
 
 def test_the_place_of_a_rank_comes_from_our_executor_or_from_srun() -> None:
-    facts = rank_facts({**SLURM, "HPCLM_RESTART": "2"})
+    facts = rank_facts({**SLURM, "HPCLM_RANK_VARIABLES": NAMES, "HPCLM_RESTART": "2"})
     assert facts == RankFacts(5, 8, 1, 2, "n2", 2)
-    ours = rank_facts({**SLURM, **OURS})
+    ours = rank_facts({**SLURM, "HPCLM_RANK_VARIABLES": NAMES, **OURS})
     assert (ours.rank, ours.world_size, ours.local_rank, ours.node_rank, ours.restart) == (3, 4, 1, 1, 0)
-    with pytest.raises(RuntimeError, match="not started by hpclm or srun"):
-        rank_facts({"SLURM_PROCID": "1"})
+    with pytest.raises(RuntimeError, match=r"not started by hpclm: SLURM_PROCID, SLURM_NTASKS, .* are not all set"):
+        rank_facts({"SLURM_PROCID": "1", "HPCLM_RANK_VARIABLES": NAMES})
+
+
+def test_a_schedulers_variables_count_only_where_they_are_named() -> None:
+    with pytest.raises(RuntimeError, match=r"not started by hpclm: HPCLM_RANK, .* are not all set"):
+        rank_facts(SLURM)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -43,20 +50,20 @@ class OutOfMemoryError(RuntimeError):
     [
         (None, "ok", 0, "done"),
         (StoppedError("saved"), "signal", 30, "stopped"),
-        (DataError("rows.jsonl:3: not JSON"), "data", 10, "failed"),
-        (CheckpointError("damaged"), "data", 10, "failed"),
-        (FloatingPointError("diverged"), "data", 10, "failed"),
-        (MemoryError(), "memory", 1, "failed"),
-        (OutOfMemoryError("CUDA out of memory"), "memory", 1, "failed"),
+        (DataError("rows.jsonl:3: not JSON"), "data", ExitCode.DATA, "failed"),
+        (CheckpointError("damaged"), "data", ExitCode.DATA, "failed"),
+        (FloatingPointError("diverged"), "data", ExitCode.DATA, "failed"),
+        (MemoryError(), "memory", ExitCode.MEMORY, "failed"),
+        (OutOfMemoryError("CUDA out of memory"), "memory", ExitCode.MEMORY, "failed"),
         (PeerError("rank 0 failed"), "peer-lost", 20, "failed"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer"), "peer-lost", 20, "failed"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error", 1, "failed"),
-        (RendezvousError("rank 2 did not arrive"), "no-meeting", 20, "failed"),
+        (RendezvousError("rank 2 did not arrive"), "rendezvous-timeout", 20, "failed"),
         (OSError(errno.ESTALE, "Stale file handle"), "storage", 1, "failed"),
         (OSError(errno.ENOSPC, "No space left on device"), "error", 1, "failed"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "hardware", 50, "failed"),
         (RuntimeError("CUDA error: device-side assert triggered"), "error", 1, "failed"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", 1, "failed"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", ExitCode.MEMORY, "failed"),
         (ProgramError("ended with exit code 3", retry=False), "error", 1, "failed"),
         (ProgramError("ended with SIGKILL", retry=True), "program", 1, "failed"),
         (KeyError("x"), "error", 1, "failed"),

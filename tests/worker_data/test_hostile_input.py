@@ -45,14 +45,14 @@ def example(made: Template, row: dict[str, str], *, training: bool) -> Example:
     ("line", "words"),
     [
         (b"[" * 100_000, "nested too deep"),
-        (b'{"taskname": "t", "q": "\\ud800", "answer": "x"}', "q holds half a surrogate pair"),
-        (b'{"taskname": "t", "q": "\xe9", "answer": "x"}', "not UTF-8 at byte 24 of the line"),
-        (b'{"taskname": "t", "q": NaN, "answer": "x"}', "q must be a string, not float"),
-        (b'{"taskname": "t", "q": null, "answer": "x"}', "q must be a string, not NoneType"),
-        (b'{"taskname": ["t"], "q": "x"}', "taskname must be a string, not list"),
+        (b'{"taskname": "t", "q": "\\ud800", "answer": "x"}', "q has half of a surrogate pair"),
+        (b'{"taskname": "t", "q": "\xe9", "answer": "x"}', "not UTF-8 text at byte 24"),
+        (b'{"taskname": "t", "q": NaN, "answer": "x"}', "q is a number; write it as text"),
+        (b'{"taskname": "t", "q": null, "answer": "x"}', "q is null; write it as text"),
+        (b'{"taskname": ["t"], "q": "x"}', "taskname .*'t'.* has no template"),
         (b'{"taskname": "t", "q": "x"}', "no 'answer', the answer to learn"),
-        (b'{"taskname": "t", "q": "x", "answer": "y"', "not JSON"),
-        (b"9" * 5000, "must be a JSON object|not JSON"),
+        (b'{"taskname": "t", "q": "x", "answer": "y"', "is not JSON"),
+        (b"9" * 5000, "is a number; a row is an object|is not JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:

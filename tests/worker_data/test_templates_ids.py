@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
-from hpclm.data.templates import Example, Template, check_row
+from hpclm.data.examples import read_rows
+from hpclm.data.templates import Example, Template
 from hpclm.data.tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.train(["the quick brown fox jumps over the lazy dog = yes no answer: question"] * 20, 320)
@@ -105,17 +109,19 @@ def test_a_begin_token_stands_in_front() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ([], "must be a JSON object"),
-        ({"taskname": "qa", "question": 3}, "question must be a string, not int"),
-        ({"taskname": "other"}, "taskname 'other' has no task template"),
-        ({}, "taskname None has no task template"),
-        ({"taskname": "qa", "question": "x"}, "no 'answer', the answer to learn"),
-        ({"taskname": "qa", "question": "\ud800", "answer": "x"}, "half a surrogate pair"),
+        ([], "is a list; a row is an object"),
+        ({"taskname": "qa", "question": 3}, "question is a number; write it as text"),
+        ({"taskname": "other"}, "taskname 'other' has no template; templates: qa"),
+        ({}, "has no taskname; add it, one of qa"),
+        ({"taskname": "qa", "question": "x"}, "has no 'answer', the answer to learn"),
+        ({"taskname": "qa", "question": "\ud800", "answer": "x"}, "question has half of a surrogate pair"),
     ],
 )
-def test_a_bad_row_is_named_by_file_and_line(row: Any, words: str) -> None:
-    with pytest.raises(DataError, match=r"^rows\.jsonl:7: ") as caught:
-        check_row(row, "rows.jsonl:7", {"qa": SPEC}, training=True)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Any, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" * 6 + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}:7: ") as caught:
+        read_rows([str(path)], {"qa": SPEC}, training=True)
     assert words in str(caught.value)
 
 

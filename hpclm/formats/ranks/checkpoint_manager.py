@@ -20,6 +20,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.core.logging import log
@@ -42,6 +43,7 @@ class CheckpointManager:
 
     def __init__(self, folder: Path, policy: CheckpointSpec, finish: Callable[[Path], None]) -> None:
         self.folder, self.policy, self.finish = folder, policy, finish
+        self.paths = CheckpointFolder(folder)
         self.best: list[tuple[float, int]] = []
 
     def save(
@@ -51,13 +53,13 @@ class CheckpointManager:
         if val_loss is not None:
             self.best = sorted({*self.best, (val_loss, step)})[: max(1, self.policy.keep_best)]
         state = {**state, "step": step, "val_loss": val_loss, "best": [list(item) for item in self.best]}
-        checkpoint_store.save(self._path(step), shards, state, self.finish)
+        checkpoint_store.save(self.paths.step(step), shards, state, self.finish)
         if dist.get_rank() == 0:
-            write_json(self.folder / "latest.json", {"checkpoint": self._path(step).name, "step": step})
+            write_json(self.paths.latest, {"checkpoint": self.paths.step(step).name, "step": step})
             if self.best:
                 loss, best = self.best[0]
-                record = {"checkpoint": self._path(best).name, "step": best, "val_loss": loss}
-                write_json(self.folder / "best.json", record)
+                record = {"checkpoint": self.paths.step(best).name, "step": best, "val_loss": loss}
+                write_json(self.paths.best, record)
             self._prune(step)
         dist.barrier()
 
@@ -73,7 +75,7 @@ class CheckpointManager:
             wrong = self._damage(path)
             if wrong is None:
                 state = checkpoint_store.read_manifest(path)["state"]
-                self.best = [(loss, step) for loss, step in state["best"] if self._path(step).is_dir()]
+                self.best = [(loss, step) for loss, step in state["best"] if self.paths.step(step).is_dir()]
                 return ResumePoint(path, state)
             if dist.get_rank() == 0:
                 log(f"not resuming from {path.name}: {wrong}")
@@ -84,16 +86,13 @@ class CheckpointManager:
         dist.all_gather_object(found, checkpoint_store.damage(path, share=(dist.get_rank(), len(found))))
         return next((wrong for wrong in found if wrong is not None), None)
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
     def _prune(self, newest: int) -> None:
         keep = {newest, *(step for _, step in self.best[: self.policy.keep_best])}
         steps = sorted(step_of(path) for path in checkpoints_in(self.folder))
         keep.update(steps[-max(1, self.policy.keep_last) :])
         for step in steps:
             if step not in keep:
-                shutil.rmtree(self._path(step))
+                shutil.rmtree(self.paths.step(step))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -101,7 +100,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [
-        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / checkpoint_store.MANIFEST).exists()
+        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and CheckpointFolder(path).manifest.exists()
     ]
 
 
@@ -117,10 +116,10 @@ def resolve(path: Path, *, prefer: str) -> Path:
 
     Not collective. Raises CheckpointError when there is none.
     """
-    if (path / checkpoint_store.MANIFEST).exists():
+    if CheckpointFolder(path).manifest.exists():
         return path
-    for name in dict.fromkeys((prefer, "latest")):
-        record = path / f"{name}.json"
+    paths = CheckpointFolder(path)
+    for record in (paths.best, paths.latest) if prefer == "best" else (paths.latest,):
         if record.exists():
             return path / Path(json.loads(record.read_text())["checkpoint"]).name
     raise CheckpointError(f"{path}: holds no checkpoint; give a checkpoint directory or a stage that has finished")

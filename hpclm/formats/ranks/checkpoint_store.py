@@ -28,11 +28,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hpclm.core import heartbeat
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.formats.ranks.shards import is_main_replica
 
-MANIFEST = "manifest.json"
 FORMAT = "hpclm-checkpoint"
 FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 22
@@ -64,7 +64,7 @@ def save(
     dist.all_gather_object(files, own)
     if rank == 0:
         finish(partial)
-        write_json(partial / MANIFEST, _manifest(files, state))
+        write_json(CheckpointFolder(partial).manifest, _manifest(files, state))
         shutil.rmtree(directory, ignore_errors=True)
         partial.replace(directory)
         _sync_directory(directory.parent)
@@ -132,11 +132,13 @@ def _manifest(files: list[_File | None], state: Mapping[str, object]) -> dict[st
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a complete checkpoint. Raises CheckpointError when there is none or it is not ours."""
-    path = directory / MANIFEST
+    path = CheckpointFolder(directory).manifest
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{directory}: no {MANIFEST}: not a checkpoint, or one that was never finished") from None
+        raise CheckpointError(
+            f"{path}: missing: not a checkpoint, or one never finished"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -158,7 +160,7 @@ def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
     except CheckpointError as error:
         return str(error)
     except (KeyError, TypeError, AttributeError):
-        return f"{directory / MANIFEST}: incomplete; the checkpoint is damaged"
+        return f"{CheckpointFolder(directory).manifest}: incomplete; the checkpoint is damaged"
     first, step = share
     for path, facts in list(files.items())[first::step]:
         if not path.is_file():
@@ -256,7 +258,7 @@ class _Files:
 
 def _inside(directory: Path, name: str) -> Path:
     if Path(name).name != name:
-        raise CheckpointError(f"{directory / MANIFEST}: the file name {name!r} leaves the checkpoint")
+        raise CheckpointError(f"{CheckpointFolder(directory).manifest}: the file name {name!r} leaves the checkpoint")
     return directory / name
 
 

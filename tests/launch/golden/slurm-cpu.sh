@@ -19,6 +19,7 @@ export SUBMITIT_EXECUTOR=slurm
 export OMP_NUM_THREADS=8
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload"${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONNOUSERSITE=1
+export HPCLM_RANK_VARIABLES='SLURM_PROCID SLURM_NTASKS SLURM_LOCALID SLURM_NODEID SLURMD_NODENAME'
 
 hpclm_stage=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune
 hpclm_submit=002
@@ -26,8 +27,8 @@ hpclm_limit_s=60
 hpclm_total_s=14400
 hpclm_least_s=80
 hpclm_preflight_s=0
-hpclm_verdict_s=300
-hpclm_ledger=/dev/null
+hpclm_decision_s=300
+hpclm_bad_node_list=/dev/null
 hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none)
 hpclm_ranks=(/opt/env/bin/python -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
 hpclm_python=(/opt/env/bin/python -u)

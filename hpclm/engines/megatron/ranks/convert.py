@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
 from hpclm.core.records import from_dict, to_dict
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from hpclm.engines.megatron.ranks.groups import Groups
 
 PARALLEL = ParallelSpec(1, 1, 1, 1, 1, 1)
-PROMPTS_FILE, MODEL_FILE = "prompts.json", "model.json"
 
 Tables = list[tuple[TaskTemplate, Tensor]]
 
@@ -43,7 +43,7 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
     """Write `source` to `out` in another form; returns what was done, in words. Raises CheckpointError."""
     kind = look(source)["kind"]
     folder = _checkpoint(source) if kind == "hpclm-checkpoint" else source
-    holds_prompts = kind in ("nemo-prompts", "peft-adapter") or (folder / PROMPTS_FILE).is_file()
+    holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
     _here()
     if holds_prompts:
         writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
@@ -80,7 +80,7 @@ def _checkpoint(path: Path) -> Path:
     from hpclm.formats.ranks.checkpoint_manager import resolve
 
     # as a stage takes them: trained prompts at their best, a model as it is now
-    return resolve(path, prefer="best" if (path / PROMPTS_FILE).is_file() else "latest")
+    return resolve(path, prefer="best" if CheckpointFolder(path).prompts.is_file() else "latest")
 
 
 def _build(model: ModelSpec, precision: str = "fp32") -> GPTModel:
@@ -106,7 +106,7 @@ def _gpt_to_hpclm(source: Path, out: Path) -> str:
     notes = []
 
     def finish(folder: Path) -> None:
-        write_json(folder / MODEL_FILE, to_dict(model))
+        write_json(CheckpointFolder(folder).model, to_dict(model))
         try:
             Tokenizer.from_archive(source).save(folder)
         except CheckpointError as error:
@@ -124,9 +124,9 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
     from hpclm.formats.ranks import checkpoint_store
     from hpclm.formats.ranks.shards import sharded_tensors
 
-    raw = read_object(folder / MODEL_FILE)
+    raw = read_object(CheckpointFolder(folder).model)
     if raw is None:
-        raise CheckpointError(f"{folder}: holds no {MODEL_FILE}; give a whole checkpoint")
+        raise CheckpointError(f"{folder}: holds no model.json; give a whole checkpoint")
     model = from_dict(ModelSpec, raw)
     gpt = _build(model)
     shards = sharded_tensors(gpt)
@@ -145,7 +145,7 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     """GPT-2's two files from a byte-level BPE's tokenizer.json; none for other kinds."""
-    found = read_object(folder / "tokenizer.json") or {}
+    found = read_object(CheckpointFolder(folder).tokenizer) or {}
     model = found.get("model") or {}
     if model.get("type") != "BPE":
         return {}
@@ -202,7 +202,7 @@ def _tables_of_checkpoint(folder: Path) -> Tables:
     from hpclm.adapters.ranks.building import build_prompts
     from hpclm.formats.ranks import checkpoint_store
 
-    card = from_dict(PromptsCard, read_object(folder / PROMPTS_FILE) or {})
+    card = from_dict(PromptsCard, read_object(CheckpointFolder(folder).prompts) or {})
     hidden = next(one["shape"][1] for name, one in _stored(folder).items() if name.startswith(_TABLES))
     if card.prompt is not None and card.prompt.encoder == "biglstm":
         hidden = _stored(folder)["prompts.encoder.head.2.weight"]["shape"][0]
@@ -254,7 +254,7 @@ def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
     for template, table in tables:
         module.set_frozen(template, table)
     checkpoint_store.save(
-        out, module.shards(), _state(), lambda folder: write_json(folder / PROMPTS_FILE, to_dict(card))
+        out, module.shards(), _state(), lambda folder: write_json(CheckpointFolder(folder).prompts, to_dict(card))
     )
     return f"{out}: prompts of {', '.join(one.taskname for one in templates)}"
 

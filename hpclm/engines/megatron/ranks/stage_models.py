@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.adapters.ranks.building import build_prompts
 from hpclm.adapters.ranks.soft_prompts import SoftPrompts
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
 from hpclm.core.records import from_dict, to_dict
@@ -25,8 +26,6 @@ from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import resolve
 from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
-
-MODEL_FILE, PROMPTS_FILE = "model.json", "prompts.json"
 
 
 def config_for(
@@ -81,12 +80,12 @@ def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
 
 def write_model_card(folder: Path, spec: StageSpec) -> None:
     """`model.json` beside the tensors: the architecture a later recipe needs to use them."""
-    write_json(folder / MODEL_FILE, to_dict(spec.model))
+    write_json(CheckpointFolder(folder).model, to_dict(spec.model))
 
 
 def write_prompts_card(folder: Path, card: PromptsCard) -> None:
     """`prompts.json` beside the tensors: what is needed to build the same soft prompts again."""
-    write_json(folder / PROMPTS_FILE, to_dict(card))
+    write_json(CheckpointFolder(folder).prompts, to_dict(card))
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPro
     if is_archive(spec.prompts):
         return _from_archive(context, config)
     checkpoint = resolve(Path(spec.prompts), prefer="best")
-    found = read_object(checkpoint / PROMPTS_FILE)
+    found = read_object(CheckpointFolder(checkpoint).prompts)
     if found is None:
-        raise CheckpointError(f"{checkpoint}: holds no {PROMPTS_FILE}; prompts must name a prompt-learning stage")
+        raise CheckpointError(f"{checkpoint}: holds no prompts.json; prompts must name a prompt-learning stage")
     card = from_dict(PromptsCard, found)
     module = None
     if context.groups.is_first_stage:

@@ -6,8 +6,8 @@
 
 Both start from the same prompt encoder (PEFT's mlp; its prompt can only stand in front) and take the same rows in the
 same order at the same learning rates, each as its users have it: hpclm as its ranks run, PEFT with padded batches,
-labels of -100 outside the answer and a fused AdamW. Printed: steps a second and peak memory as medians and ratios over
-rounds of fresh processes, the first losses (which must agree), and the quality both reach.
+labels of -100 outside the answer and a fused AdamW. Printed: steps per second and peak memory as medians and ratios
+over rounds of fresh processes, the first losses (which must agree), and the quality both reach.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         sys.exit(f"first losses differ: {ours['first_loss']}, {theirs['first_loss']}: not the same work")
     for key in ("first_loss", "val_loss", "exact_match", "intent_accuracy", "slot_f1"):
         print(f"{key}: hpclm {ours[key]:.4f}, PEFT {theirs[key]:.4f}")
-    for key, title in (("steps_per_s", "steps a second"), ("peak_mib", "peak memory, MiB")):
+    for key, title in (("steps_per_s", "steps per second"), ("peak_mib", "peak memory, MiB")):
         mine, other = (statistics.median(one[key] for one in found[side]) for side in SIDES)
         ratios = [a[key] / b[key] for a, b in zip(found["hpclm"], found["peft"], strict=True)]
         print(f"{title}: hpclm {mine:.2f}, PEFT {other:.2f}, ratio {statistics.median(ratios):.2f}")
@@ -133,7 +133,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _spec(arguments: argparse.Namespace) -> Any:
-    """The run's p-tuning stage on one rank, with PEFT's encoder and a prompt that leads."""
+    """The run's p-tuning stage on one rank, with PEFT's encoder and a prompt at the start."""
     from hpclm.core import spec as plan
 
     stages = arguments.run.resolve() / "stages"

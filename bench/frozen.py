@@ -1,4 +1,4 @@
-"""What a frozen base spares: memory and time of a p-tuning step against a full-training step of the same model.
+"""What a frozen base saves: memory and time of a p-tuning step against a full-training step of the same model.
 
     python bench/frozen.py                     # alternates both, prints medians and ratios
     python bench/frozen.py --layers 12 --hidden 768 --heads 12

@@ -1,4 +1,4 @@
-"""Tokens a second of greedy generation: hpclm against Hugging Face `generate`, on the same weights and prompts.
+"""Tokens per second of greedy generation: hpclm against Hugging Face `generate`, on the same weights and prompts.
 
     python bench/generation.py                 # alternates both, prints medians and the ratio
     python bench/generation.py --layers 12 --hidden 768 --heads 12 --batch 4
@@ -59,7 +59,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         sys.exit(f"{sum(a != b for a, b in zip(ours, theirs, strict=True))} of {len(ours)} rows differ")
     mine, other = (statistics.median(one["tokens_per_s"] for one in found[side]) for side in SIDES)
     ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(found["hpclm"], found["hf"], strict=True)]
-    print(f"tokens a second: hpclm {mine:.0f}, Hugging Face {other:.0f}, ratio {statistics.median(ratios):.2f}")
+    print(f"tokens per second: hpclm {mine:.0f}, Hugging Face {other:.0f}, ratio {statistics.median(ratios):.2f}")
 
 
 def _rows(arguments: argparse.Namespace) -> Any:
@@ -91,7 +91,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
     gpt = build_gpt(model, config, groups)
-    # weights large enough that the likeliest token is likelier by more than rounding
+    # weights large enough that rounding does not change the most likely token
     initialize_weights(gpt, model, 1)
     if not arguments.weights.exists():
         torch.save(gpt.state_dict(), arguments.weights)

@@ -1,10 +1,10 @@
-"""P-tuning steps a second and peak memory: hpclm's engine against Hugging Face PEFT, on the same weights and rows.
+"""P-tuning steps per second and peak memory: hpclm's engine against Hugging Face PEFT, on the same weights and rows.
 
     python bench/prompt_learning.py                 # alternates both, prints medians and the ratio
     python bench/prompt_learning.py --layers 12 --hidden 768 --heads 12
 
 Each measurement is a process of its own with the same threads; the first loss of both is printed, and they must agree,
-so that the same work is compared.
+so that equal work is compared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if abs(losses["hpclm"] - losses["peft"]) > 1e-4:
         sys.exit(f"first losses differ: {losses}: not the same work")
     print(f"first loss: hpclm {losses['hpclm']:.6f}, PEFT {losses['peft']:.6f}")
-    rows = (("steps_per_s", "steps a second"), ("peak_mib", "peak memory, MiB"), ("growth_mib", "of it for training"))
+    rows = (("steps_per_s", "steps per second"), ("peak_mib", "peak memory, MiB"), ("growth_mib", "of it for training"))
     for key, title in rows:
         ours, theirs = (statistics.median(item[key] for item in found[side]) for side in ("hpclm", "peft"))
         ratios = [a[key] / b[key] for a, b in zip(found["hpclm"], found["peft"], strict=True)]
@@ -188,7 +188,7 @@ class _Batches:
 
         rows = _rows(arguments).tolist()
         virtual = [*range(VIRTUAL)] + [-1] * len(rows[0])
-        # PEFT predicts the first real token from nothing: its labels start with the second
+        # PEFT's first real token has no prediction: its labels start with the second
         mask = [0.0] * (VIRTUAL + 1) + [1.0] * (len(rows[0]) - 1)
         examples = [Example([0] * VIRTUAL + row, virtual, mask, "task", 0, n, "", None) for n, row in enumerate(rows)]
         self.batch = pack(examples, 0)

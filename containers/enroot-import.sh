@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The engine's image for Enroot and Pyxis, from a registry that holds what the Dockerfile builds:
+# The engine's image for Enroot and Pyxis, from a registry with the image that the Dockerfile builds:
 #
 #   containers/enroot-import.sh registry.example#hpclm-engine:1 /shared/images/hpclm-engine.sqsh
 #
@@ -12,17 +12,17 @@ if [ $# -ne 2 ]; then
 fi
 image=$1 target=$2
 if [ -e "$target" ]; then
-  echo "$target is there already" >&2
+  echo "$target already exists" >&2
   exit 0
 fi
 partial=$target.$$.partial.sqsh
 trap 'rm -f "$partial"' EXIT
 enroot import --output "$partial" "docker://$image" </dev/null
-# smoke.py is in the image; without squashfuse on this machine it cannot be started here
+# smoke.py is in the image; it can only be started here if this machine has squashfuse
 if command -v squashfuse >/dev/null; then
   enroot start "$partial" python3 /opt/smoke.py --no-gpu --all
 else
-  echo "squashfuse is not here: the image was not tried; on a node: enroot start $target python3 /opt/smoke.py" >&2
+  echo "squashfuse is not installed: the image was not tested; on a node: enroot start $target python3 /opt/smoke.py" >&2
 fi
 mv "$partial" "$target"
 echo "imported to $target"

@@ -1,8 +1,8 @@
-"""Whether an image has what a rank needs: imports every engine, prints versions, and runs something on a GPU.
+"""Checks whether an image has what a rank needs: imports every engine, prints versions, and runs a kernel on a GPU.
 
     python3 smoke.py [--no-gpu] [--all]
 
---all: DeepSpeed, NVML and Transformer Engine must be there, too, as they are in the images defined here. Exit
+--all: DeepSpeed, NVML and Transformer Engine must be installed too, as in the images defined here. Exit
 code 1 and one line for each thing that is missing. Standard library only until then.
 """
 
@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 
-# A rank cannot do without the first; the second are for stages that name them.
+# Every rank needs the first; the second are only for stages that use them.
 NEEDED = {"torch": "torch", "megatron.core": "megatron-core", "safetensors": "safetensors", "tokenizers": "tokenizers"}
 OPTIONAL = {"deepspeed": "deepspeed", "pynvml": "nvidia-ml-py", "transformer_engine": "transformer-engine"}
 
@@ -31,8 +31,8 @@ def look(modules: dict[str, str], *, needed: bool) -> bool:
     for module, package in modules.items():
         try:
             importlib.import_module(module)
-        except Exception as error:  # a broken extension raises what it likes
-            print(f"{package}: {'MISSING' if needed else 'not here'} ({type(error).__name__}: {error})")
+        except Exception as error:  # a broken extension may raise anything
+            print(f"{package}: {'MISSING' if needed else 'not installed'} ({type(error).__name__}: {error})")
             good = good and not needed
         else:
             print(f"{package}: {version(package)}")
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     good = look(OPTIONAL, needed="--all" in arguments) and good
     if good and "--no-gpu" not in arguments:
         good = try_gpu()
-    print("fit for hpclm" if good else "NOT fit for hpclm")
+    print("suitable for hpclm" if good else "NOT suitable for hpclm")
     return 0 if good else 1
 
 

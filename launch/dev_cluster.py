@@ -1,11 +1,11 @@
-"""A real Slurm on one machine: a controller and some slurmd with pretended GPUs, as any user, in about a second.
+"""A real Slurm on one machine: a controller and some slurmd with fake GPUs, as any user, in about a second.
 
-    python launch/dev_cluster.py            # boots, says how to use it, stops on Ctrl-C
+    python launch/dev_cluster.py            # starts it, prints how to use it, stops on Ctrl-C
 
 The cluster tests use the same `Cluster`. It needs `slurmctld` and `slurmd` with support for several slurmd on a host
 (Debian's and Ubuntu's slurm-wlm have it), touches nothing outside its own temporary folder, and needs no munge, no
-root and no entry in /etc/hosts. Nodes claim 16 CPUs and 8 GPUs each whatever the machine has. Not for real work: it
-believes anybody who connects (auth/none).
+root and no entry in /etc/hosts. Nodes claim 16 CPUs and 8 GPUs each, whatever the machine has. Not for real work: it
+has no authentication (auth/none).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sca
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be booted here; the message says what is missing."""
+    """The cluster cannot be started here; the message says what is missing."""
 
 
 class Cluster:
-    """`with Cluster() as cluster:` runs with `cluster.environment` (SLURM_CONF) reach it, and only it."""
+    """`with Cluster() as cluster:` commands with `cluster.environment` (SLURM_CONF) use it, and only it."""
 
     def __init__(
         self, nodes: int = NODES, *, kill_wait_s: int = 3, min_job_age_s: int = 300, extra: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Cluster:
         self.stop()
 
     def start(self) -> None:
-        """Boot, and return once every node is idle. Raises ClusterError with the daemons' last words."""
+        """Start, and return once every node is idle. Raises ClusterError with the end of the daemons' logs."""
         ports = _free_ports(len(self.nodes) + 1)
         self.conf.write_text(self._conf_text(ports))
         (self.root / "gres.conf").write_text(self._gres_text())
@@ -83,7 +83,7 @@ class Cluster:
         self._wait_until_idle()
 
     def stop(self) -> None:
-        """Cancel what runs, end the daemons and the steps they left, remove the folder."""
+        """Cancel running jobs, stop the daemons and remaining steps, remove the folder."""
         if self._processes:
             self._cancel_everything()
         for process in reversed(self._processes):
@@ -115,16 +115,17 @@ class Cluster:
         return done.stdout
 
     def take_down(self, name: str, reason: str = "hpclm test") -> None:
-        """Take a node away as a failure would."""
+        """Set a node down, as a failure would."""
         self.command("scontrol", "update", f"nodename={name}", "state=down", f"reason={reason}")
 
     def bring_back(self, name: str) -> None:
-        """Give a node back, and wait until all are idle; it may have come back by itself already."""
+        """Resume a node, and wait until all are idle; it may already have resumed by itself."""
         self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         self._wait_until_idle()
 
     def kill_node(self, name: str) -> None:
-        """End a node's daemon and everything it runs at once, as when its power fails; the controller finds out."""
+        """End a node's daemon and everything it runs at once, as when its power fails;
+        the controller notices it later."""
         self._daemons[name].kill()
         self._daemons[name].wait()
         for pid in self._processes_on(name):
@@ -141,7 +142,7 @@ class Cluster:
         self._daemons[name] = self._spawn(name, [self._programs["slurmd"], "-D", "-N", name, "-f", str(self.conf)])
 
     def _processes_on(self, name: str) -> list[int]:
-        """What runs on a node: processes that name it in their environment, and the daemons that started those."""
+        """The processes of a node: those that name it in their environment, and the daemons that started those."""
         needles = (f"SLURM_CONF={self.conf}".encode(), f"SLURMD_NODENAME={name}".encode())
         found = set()
         for entry in Path("/proc").iterdir():
@@ -272,7 +273,7 @@ class Cluster:
             "PreemptType=preempt/partition_prio",
             "PreemptMode=REQUEUE",
             f"PartitionName=main {everywhere} Default=YES MaxTime=24:00:00 PriorityTier=1 PreemptMode=OFF",
-            # For trying what happens to a job: cut off after a minute; preempted at once, or with a time to save.
+            # Partitions for tests: a time limit of one minute; preemption at once, or with time to save.
             f"PartitionName=short {everywhere} MaxTime=1 PriorityTier=1 PreemptMode=OFF",
             f"PartitionName=low {everywhere} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0",
             f"PartitionName=grace {everywhere} PriorityTier=1 PreemptMode=REQUEUE GraceTime=30",
@@ -297,7 +298,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this daemon when whoever booted it dies, however that happens."""
+    """Ask the kernel to end this daemon when its parent process dies."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154
-# What a job does on its first node, sourced by job.sh: check the nodes, start the ranks, and when they end without a
-# result, ask `hpclm.recovery.restart_decision` (a step inside the image: a node needs no Python of its own) whether to start them
-# again here, to give the allocation back and be requeued, or to stop. Slurm's commands are called from here alone:
-# an image has none of them.
+# What a job does on its first node, sourced by job.sh: check the nodes, start the ranks, and if they end without a
+# result, ask `hpclm.recovery.restart_decision` (a job step inside the image, so a node needs no Python) whether to
+# restart them here, to release the allocation and be requeued, or to stop. Slurm's commands are called only from here:
+# an image does not contain them.
 #
 # job.sh sets: hpclm_stage hpclm_submit hpclm_limit_s hpclm_total_s hpclm_least_s hpclm_preflight_s hpclm_decision_s
 # hpclm_bad_node_list,
@@ -12,14 +12,14 @@ hpclm_began=$(date +%s)
 hpclm_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
 hpclm_job=${hpclm_job:-$SLURM_JOB_ID}
 hpclm_spent_file=$hpclm_stage/attempts/$hpclm_submit.spent
-hpclm_spent=$(cat "$hpclm_spent_file" 2>/dev/null || echo 0) # seconds of the stage's time that earlier jobs used
+hpclm_spent=$(cat "$hpclm_spent_file" 2>/dev/null || echo 0) # seconds of the stage's time used by earlier jobs
 if [ "$hpclm_limit_s" -gt $((hpclm_total_s - hpclm_spent)) ]; then
   hpclm_limit_s=$((hpclm_total_s - hpclm_spent))
   scontrol update "JobId=$hpclm_job" "TimeLimit=$(((hpclm_limit_s + 59) / 60))" # so that the warning comes in time
 fi
 hpclm_ends=$((hpclm_began + hpclm_limit_s))
 hpclm_signal=- hpclm_clock='' hpclm_attempt=none
-# Slurm puts a requeued job off by the lifetime of its credentials (120 s) unless it already has a start time to come.
+# Slurm delays a requeued job by the lifetime of its credentials (120 s) unless its start time is already in the future.
 hpclm_requeue_delay_s=8
 hpclm_kill_wait_s=$(scontrol show config 2>/dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
 hpclm_kill_wait_s=${hpclm_kill_wait_s:-30}
@@ -29,22 +29,22 @@ hpclm_event() { # WORD DETAIL: one line of the stage's attempt history; both are
     "$(date +%s)" "$hpclm_job" "${hpclm_attempt##*/}" "$1" "$2" >>"$hpclm_stage/events.jsonl"
 }
 
-hpclm_left_s() { # of the time the stage may take in all
+hpclm_left_s() { # seconds left of the stage's total time
   echo $((hpclm_total_s - hpclm_spent - $(date +%s) + hpclm_began))
 }
 
-hpclm_pause() { # the job is over, the stage goes on in the next one
+hpclm_pause() { # the job ends, the stage continues in the next one
   echo $((hpclm_spent + $(date +%s) - hpclm_began)) >"$hpclm_spent_file"
   [ -z "$hpclm_clock" ] || kill "$hpclm_clock" 2>/dev/null
   exit "${1:-0}"
 }
 
-hpclm_leave() { # CODE: the stage is over; what Slurm will have forgotten in five minutes is left in a file
+hpclm_leave() { # CODE: the stage ends; what Slurm forgets after five minutes is saved in a file
   printf '%s %s %s\n' "$1" "$(date +%s)" "$hpclm_signal" >"$hpclm_stage/slurm/${hpclm_job}_exit"
   hpclm_pause "$1"
 }
 
-hpclm_start_at() { # SECONDS: fails when the job is not one that will start again
+hpclm_start_at() { # SECONDS: fails if Slurm will not start the job again
   scontrol update "JobId=$hpclm_job" "StartTime=now+$1" >/dev/null 2>&1
 }
 
@@ -78,10 +78,10 @@ hpclm_requeue() { # WHY EXCLUDED-NODES
   hpclm_pause
 }
 
-hpclm_on_term() { # Slurm ends the job: a cancel, a time limit, a preemption, a lost node, a requeue by hand
+hpclm_on_term() { # Slurm ends the job: cancel, time limit, preemption, lost node or manual requeue
   hpclm_signal=TERM
   local try
-  # Only a job that Slurm will start again takes a start time, and one that is preempted is not that job at once.
+  # Only a job that Slurm will start again accepts a start time, and for a preempted job that takes a moment.
   # The ranks may be saving until Slurm kills them.
   for try in 1 2 3 4 5; do
     if hpclm_start_at $((hpclm_kill_wait_s + hpclm_requeue_delay_s)); then
@@ -93,13 +93,13 @@ hpclm_on_term() { # Slurm ends the job: a cancel, a time limit, a preemption, a 
   done
 }
 
-hpclm_on_late() { # the time limit is near, and the ranks, warned long ago, are still there
+hpclm_on_late() { # the time limit is near, and the ranks are still running despite the warning
   [ "$hpclm_signal" = - ] || return
   hpclm_event ranks-overran limit
   hpclm_requeue limit ''
 }
 
-hpclm_wait_for() { # COMMAND…: in the background, so that a signal is heard at once
+hpclm_wait_for() { # COMMAND…: in the background, so that signals are handled at once
   "$@" &
   local pid=$!
   while :; do
@@ -109,14 +109,14 @@ hpclm_wait_for() { # COMMAND…: in the background, so that a signal is heard at
   done
 }
 
-hpclm_taken_because() { # Slurm says it only in the log: preemption, node-failure, job-requeue
+hpclm_taken_because() { # Slurm reports the reason only in the log: preemption, node-failure, job-requeue
   local why
   why=$(grep -o 'JOB [0-9]* ON .* DUE TO [A-Z ]*' "$hpclm_stage/slurm/${hpclm_job}_batch.log" 2>/dev/null)
   why=$(tail -n 1 <<<"$why" | sed 's/.* DUE TO //; s/ *$//' | tr 'A-Z ' 'a-z-')
   echo "${why:-slurm}"
 }
 
-hpclm_ended_by_slurm() { # after a TERM: the ranks have had their time, what remains is to say how it goes on
+hpclm_ended_by_slurm() { # after a TERM: the ranks have ended; requeue or end the job
   trap '' TERM USR1
   if [ "$hpclm_signal" = REQUEUED ]; then
     hpclm_start_at "$hpclm_requeue_delay_s"
@@ -131,7 +131,7 @@ hpclm_ended_by_slurm() { # after a TERM: the ranks have had their time, what rem
   hpclm_leave 143
 }
 
-hpclm_next_attempt() { # a folder of its own for every try, and its number for the ranks
+hpclm_next_attempt() { # a new folder for every attempt, and its number for the ranks
   HPCLM_RESTART=0
   until mkdir "$hpclm_stage/attempts/$(printf '%s-%02d' "$hpclm_submit" "$HPCLM_RESTART")" 2>/dev/null; do
     HPCLM_RESTART=$((HPCLM_RESTART + 1))
@@ -168,7 +168,7 @@ if [ "$hpclm_limit_s" -gt 40 ]; then
 fi
 rm -f "$hpclm_stage/slurm/${hpclm_job}_exit"
 if [ -s "$hpclm_stage/result.json" ]; then
-  hpclm_leave 0 # another job of this stage has finished it
+  hpclm_leave 0 # another job has already completed this stage
 fi
 
 while :; do
@@ -201,7 +201,7 @@ while :; do
       hpclm_event stop decision
       hpclm_leave "$hpclm_detail"
       ;;
-    *) # no node could so much as start the interpreter
+    *) # no node could start the interpreter
       hpclm_event stop no-interpreter
       hpclm_leave 43
       ;;

@@ -26,7 +26,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """`golden(name, text)`: the text is that of `golden/<name>` beside the test, whole. An absent file is a failure."""
+    """`golden(name, text)`: the text is that of `golden/<name>` next to the test, whole.
+    An absent file is a failure."""
     folder = request.path.parent / "golden"
 
     def compare(name: str, text: str) -> None:

@@ -1,1 +1,1 @@
-"""What is trained beside a frozen model."""
+"""What is trained next to a frozen model."""

@@ -9,13 +9,13 @@ from hpclm.core.spec import PromptSpec, TaskTemplate
 
 @dataclass(frozen=True)
 class PromptsCard:
-    """What is needed to build soft prompts again: `prompts.json` beside their tensors.
+    """What is needed to rebuild soft prompts: `prompts.json` next to their tensors.
 
     Attributes:
         task: `p-tuning` or `prompt-tuning`.
         task_templates: every task of the table, in its order.
-        kept: names of the frozen ones among them, trained elsewhere. It is the key in `prompts.json`, which checkpoints
-            of earlier versions have, too.
+        kept: names of the frozen ones among them, trained elsewhere. This is the key in `prompts.json`, also in
+            checkpoints of earlier versions.
         name_lengths: see `PTuning`.
     """
 

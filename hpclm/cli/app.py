@@ -1,4 +1,4 @@
-"""Commands: each is a call into the package and a print. What a command needs is imported when it runs, not before."""
+"""Commands: each calls the package and prints the result. What a command needs is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -48,22 +48,24 @@ app.add_typer(site_app, name="site")
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 RunArgument = Annotated[
     str | None,
-    typer.Argument(help="A run's id, the beginning of one, or its path; left out: the latest.", show_default=False),
+    typer.Argument(help="Run id, a unique prefix of one, or a path; default: the latest run.", show_default=False),
 ]
 NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes to use.")]
-DevicesOption = Annotated[int | None, typer.Option("--devices-per-node", min=1, help="Ranks a node.")]
+DevicesOption = Annotated[int | None, typer.Option("--devices-per-node", min=1, help="Devices (ranks) per node.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")]
-SiteOption = Annotated[str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, a profile's name or path.")]
-RunsOption = Annotated[Path | None, typer.Option("--runs-dir", help="The folder of runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
-MetricOption = Annotated[str | None, typer.Option("--metric", help="What a sweep's runs are compared by.")]
-StageOption = Annotated[str | None, typer.Option("--stage", help="Which stage.")]
+SiteOption = Annotated[
+    str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, or the name or path of a site profile.")
+]
+RunsOption = Annotated[Path | None, typer.Option("--runs-dir", help="Folder of the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MetricOption = Annotated[str | None, typer.Option("--metric", help="Metric by which the runs of a sweep are compared.")]
+StageOption = Annotated[str | None, typer.Option("--stage", help="Name of the stage.")]
 
 
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; accepted anywhere.")] = False,
 ) -> None:
     if version:
         typer.echo(hpclm.__version__)
@@ -78,13 +80,15 @@ def submit(
     overrides: SetOption = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's name.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and job scripts; submit nothing.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow to the end; the exit code is the run's.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run ends and exit with its exit code.")] = False,
     sweep: Annotated[
-        list[str] | None, typer.Option("--sweep", help="KEY=VALUE,VALUE: a run for each value; again for a grid.")
+        list[str] | None, typer.Option("--sweep", help="KEY=VALUE,VALUE: one run per value; repeat for a grid.")
     ] = None,
-    max_running: Annotated[int | None, typer.Option("--max-running", min=1, help="Of a sweep's runs at once.")] = None,
+    max_running: Annotated[
+        int | None, typer.Option("--max-running", min=1, help="Runs of a sweep at the same time.")
+    ] = None,
     metric: MetricOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,7 +124,7 @@ def plan(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which rank does what where, and everything the checks found."""
+    """Show which rank runs what on which node, and everything the checks found."""
     from hpclm.planning import make_plan, picture
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
@@ -137,14 +141,14 @@ def plan(
 @app.command()
 def status(
     run: RunArgument = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until it is over.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Newest runs shown when none is named; 0: all.")] = 20,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until the run is over.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Number of newest runs to show; 0: all.")] = 20,
     metric: MetricOption = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how runs are doing: all of them, one, or a sweep's as a table."""
+    """Show the status of all runs, of one run, or of a sweep as a table."""
     from hpclm.runs.lookup import find
     from hpclm.runs.record import Run, all_runs
     from hpclm.runs.status import status_of
@@ -180,15 +184,15 @@ def status(
 @app.command()
 def logs(
     run: RunArgument = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows, until the stage is over.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow the log until the stage is over.")] = False,
     stage: StageOption = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="Which rank; default: the one that failed, else 0.")
+        int | None, typer.Option("--rank", help="Rank number; default: the rank that failed, else 0.")
     ] = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
 ) -> None:
-    """Print what a rank printed."""
+    """Print the log of a rank."""
     from hpclm.runs import rank_logs as logging
     from hpclm.runs.record import find_run
     from hpclm.runs.status import status_of
@@ -208,11 +212,11 @@ app.command()(doctor)
 
 @app.command()
 def cancel(
-    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or its path.", show_default=False)],
+    run: Annotated[str, typer.Argument(help="Run id, a unique prefix of one, or a path.", show_default=False)],
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
 ) -> None:
-    """End a run or a whole sweep; what it has saved stays, and `hpclm resume` goes on from there."""
+    """Cancel a run or a whole sweep; what it has saved is kept, and `hpclm resume` continues from there."""
     from hpclm.runs.cancel import cancel as cancel_run
     from hpclm.runs.lookup import find
     from hpclm.runs.record import Run
@@ -229,16 +233,16 @@ def cancel(
 def collect(
     run: RunArgument = None,
     pred_file: Annotated[
-        Path | None, typer.Option("--pred-file", help="Where the predictions go, one line each.")
+        Path | None, typer.Option("--pred-file", help="File for the predictions, one line each.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The folder; default: results in the run.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder; default: results in the run.")] = None,
     stage: StageOption = None,
     metric: MetricOption = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Gather predictions, scores, checkpoints, metrics and provenance into one folder."""
+    """Collect predictions, scores, checkpoints, metrics and provenance in one folder."""
     from hpclm.cli.tables import collected_lines
     from hpclm.runs.collect import collect as collect_run
     from hpclm.runs.lookup import find
@@ -259,7 +263,7 @@ def collect(
 @app.command()
 def resume(
     run: RunArgument = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow to the end; the exit code is the run's.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run ends and exit with its exit code.")] = False,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
@@ -282,12 +286,12 @@ def resume(
 
 @app.command()
 def nodes(
-    forget: Annotated[str | None, typer.Option("--forget", metavar="NODE", help="Take this node back.")] = None,
+    forget: Annotated[str | None, typer.Option("--forget", metavar="NODE", help="Remove a node from the list.")] = None,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the nodes that runs found to be at fault; for a day, new runs go without them."""
+    """Show the nodes that runs reported as faulty; for a day, new runs exclude them."""
     import dataclasses
 
     from hpclm.cli.tables import fault_lines
@@ -298,20 +302,20 @@ def nodes(
     folder = _folder(runs_dir, site)
     if forget is not None:
         if not bad_nodes.forget(folder, forget):
-            raise HpclmError(f"nothing is known against {forget!r} in {RunsFolder(folder).bad_nodes}")
-        typer.echo(f"{forget}: forgotten")
+            raise HpclmError(f"node {forget!r} is not reported as faulty in {RunsFolder(folder).bad_nodes}")
+        typer.echo(f"{forget}: removed from the bad-node list")
         return
     known = bad_nodes.faults(folder)
     if as_json:
         print_json({"faults": [dataclasses.asdict(fault) for fault in known]})
     else:
-        typer.echo("\n".join(fault_lines(known)) or f"nothing is known against any node in {folder}")
+        typer.echo("\n".join(fault_lines(known)) or f"no node is reported as faulty in {folder}")
 
 
 @image_app.command("pull")
 def image_pull(
     image: Annotated[str, typer.Argument(help="registry/name:tag.", show_default=False)],
-    job: Annotated[bool, typer.Option("--job", help="Do it in a job of its own.")] = False,
+    job: Annotated[bool, typer.Option("--job", help="Run the import as a job.")] = False,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
     as_json: JsonOption = False,
@@ -353,7 +357,7 @@ def run(arguments: list[str]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BrokenPipeError:
-        # The reader (`head`) has seen enough; what Python would still flush goes nowhere.
+        # The reader (`head`) has closed the pipe; what Python would still flush is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
     return 0
@@ -362,7 +366,7 @@ def run(arguments: list[str]) -> int:
 def main() -> None:
     """The `hpclm` command."""
     # A shell without job control starts its background jobs (`hpclm submit --wait &` in a script) with SIGINT ignored,
-    # and Python keeps that: a command that waits for hours could not be interrupted, and would not clean up behind
-    # itself. SIGHUP stays as it was found, so that `nohup hpclm …` outlives its terminal.
+    # and Python keeps that: a command that waits for hours could not be interrupted and would not clean up. SIGHUP is
+    # not changed, so that `nohup hpclm …` outlives its terminal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`hpclm data`: make data sets, and look at rows as a model will."""
+"""`hpclm data`: prepare data sets, and show rows as the model will see them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(help="Make data sets, and check rows.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Prepare data sets and check rows.", no_args_is_help=True, rich_markup_mode=None)
 
 
 class DataSet(str, Enum):
@@ -20,9 +20,11 @@ class DataSet(str, Enum):
 @data_app.command()
 def prepare(
     name: Annotated[DataSet, typer.Argument(help="The data set.", show_default=False)],
-    source: Annotated[Path, typer.Argument(help="Its files as published.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the shuffle; default: as NeMo's script.")] = None,
+    source: Annotated[Path, typer.Argument(help="Its published files.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Output folder.", show_default=False)],
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the shuffle; default: as in NeMo's script.")
+    ] = None,
 ) -> None:
     """Prompt-learning rows of a public data set, split as NeMo's scripts split it, with ground-truth files."""
     from hpclm.data import sources
@@ -41,8 +43,8 @@ def prepare(
 
 @data_app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("demo-data"),
-    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same files.")] = 1234,
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("demo-data"),
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same files.")] = 1234,
 ) -> None:
     """The data of recipes/demo.yaml: text, and two small tasks."""
     from hpclm.data import sources
@@ -55,11 +57,12 @@ def demo(
 def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe whose rows are checked.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")] = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="Which stage; default: all that have rows.")] = None,
-    examples: Annotated[int, typer.Option("--examples", min=0, help="Rows shown of each file.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    stage: Annotated[str | None, typer.Option("--stage", help="Stage to check; default: all with rows.")] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Rows to show from each file.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Every row against its template: faults, lengths, what is cut or left out, and what the model will see."""
+    """Check every row against its template: errors, lengths, what is truncated or left
+    out, and what the model will see."""
     from hpclm.cli.output import print_findings, print_json
     from hpclm.cli.tables import row_check_lines
     from hpclm.planning import make_plan

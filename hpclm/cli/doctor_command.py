@@ -1,4 +1,4 @@
-"""`hpclm doctor`: this machine, the cluster, and what they mean for a recipe."""
+"""`hpclm doctor`: checks this machine, the cluster, and whether they can run a recipe."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 def doctor(
     site: Annotated[
-        str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, a profile's name or path.")
+        str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, or the name or path of a site profile.")
     ] = "local",
     nodes: Annotated[
-        str | None, typer.Option("--nodes", help="Ask nodes by a short job: a number, names, or all that are free.")
+        str | None, typer.Option("--nodes", help="Check nodes with a short job: a number, names, or all (idle ones).")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Say what it means for this recipe.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Also check against this recipe.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")] = None,
-    runs_dir: Annotated[Path | None, typer.Option("--runs-dir", help="The folder of runs.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option("--runs-dir", help="Folder of the runs.")] = None,
     wait_s: Annotated[int, typer.Option("--wait-s", min=1, help="Seconds to wait for the nodes.")] = 300,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check GPUs, scheduler, container runtime and file system, here and on the nodes."""
     from hpclm.nodes.diagnosis import diagnose, worst
@@ -55,14 +55,14 @@ def doctor(
 
 
 def _existing(folder: Path) -> Path:
-    """The runs folder, or where it would be made."""
+    """The runs folder, or where it would be created."""
     return next(one for one in (folder, *folder.parents) if one.is_dir())
 
 
 def _recipe(
     recipe: Path | None, overrides: list[str], site: str, runs_dir: Path | None
 ) -> tuple[dict[str, Need], list[Row]]:
-    """What its GPU stages need, and what speaks against a submit. Raises what `submit` would for its mistakes."""
+    """What its GPU stages need, and why a submit would be refused. Raises the same errors as `submit`."""
     if recipe is None:
         return {}, []
     from hpclm.nodes.diagnosis import Row
@@ -76,7 +76,7 @@ def _recipe(
         if stage.resources.device == "gpu" and stage.spec is not None
     }
     rows = [Row("recipe", "submit", "error", problem, "a submit would be refused") for problem in prepared.problems]
-    return needs, rows or [Row("recipe", "submit", "info", "nothing known here speaks against a submit")]
+    return needs, rows or [Row("recipe", "submit", "info", "no problem found")]
 
 
 def _scheduler(capabilities: SiteCapabilities, here: dict[str, Any]) -> list[Row]:
@@ -89,22 +89,24 @@ def _scheduler(capabilities: SiteCapabilities, here: dict[str, Any]) -> list[Row
     runtime = site.container.runtime
     known = RUNTIMES.get(runtime) if runtime in RUNTIMES else None
     there = known is None or known.program is None or runtime in here["runtimes"]
-    found: str = runtime if runtime != NO_RUNTIME else "none named by the site" if here["runtimes"] else "none found"
+    found: str = (
+        runtime if runtime != NO_RUNTIME else "not set in the site profile" if here["runtimes"] else "none found"
+    )
     if here["runtimes"]:
         found += f"; on this machine: {', '.join(here['runtimes'])}"
     means = "recipes with a container cannot run" if runtime == NO_RUNTIME else ""
     state: State = "none" if runtime == NO_RUNTIME and not here["runtimes"] else "info" if there else "warning"
-    box = Row("site", "container", state, found, means if there else f"{runtime} is not here")
+    box = Row("site", "container", state, found, means if there else f"{runtime} is not installed here")
     if not scheduler_of(site).has_job_ids:
         return [box, Row("site", "scheduler", "info", "none: runs start on this machine", "one node only")]
     if capabilities.partition is None:
         return [box, Row("site", "scheduler", "error", str(capabilities.trouble), "nothing can be submitted")]
     part = capabilities.partition
-    types = ", ".join(f"{count} × {name}" for name, count in part.gpu_types) or f"{part.gpus_per_node} of no type"
-    limit = "no time limit" if part.time_limit_min is None else f"{part.time_limit_min} min a job"
-    found = f"partition {part.name}: {part.nodes} nodes, GPUs a node: {types}, {limit}"
+    types = ", ".join(f"{count} × {name}" for name, count in part.gpu_types) or f"{part.gpus_per_node} without a type"
+    limit = "no time limit" if part.time_limit_min is None else f"{part.time_limit_min} min per job"
+    found = f"partition {part.name}: {part.nodes} nodes, GPUs per node: {types}, {limit}"
     up = Row("site", "scheduler", "info", found, "" if part.gpus_per_node else "only stages with device: cpu")
-    down = Row("site", "scheduler", "error", f"partition {part.name} is not up", "nothing starts there")
+    down = Row("site", "scheduler", "error", f"partition {part.name} is not up", "no job starts there")
     return [box, up if part.up else down]
 
 

@@ -1,4 +1,4 @@
-"""`hpclm model`: what models and prompts are, and other forms of them."""
+"""`hpclm model`: inspects models and prompts and converts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-model_app = typer.Typer(help="Models and trained prompts.", no_args_is_help=True, rich_markup_mode=None)
+model_app = typer.Typer(
+    help="Inspect and convert models and trained prompts.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 class Form(str, Enum):
@@ -21,9 +23,9 @@ class Form(str, Enum):
 @model_app.command("inspect")
 def inspect_model(
     path: Annotated[Path, typer.Argument(help="A .nemo archive, checkpoint folder or adapter.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a model, checkpoint or archive holds; nothing in it is run."""
+    """Show what a model, checkpoint or archive contains; nothing in it is executed."""
     from hpclm.cli.output import print_json
     from hpclm.cli.tables import held_lines
     from hpclm.formats.inspection import look
@@ -37,19 +39,17 @@ def inspect_model(
 
 @model_app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="What is converted.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Where to; must not be there yet.", show_default=False)],
-    to: Annotated[Form, typer.Option("--to", help="The form wanted.", show_default=False)],
-    task: Annotated[
-        str | None, typer.Option("--task", help="peft: which task (needed where there are several).")
-    ] = None,
+    source: Annotated[Path, typer.Argument(help="Model, checkpoint or prompts to convert.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Output path; must not exist yet.", show_default=False)],
+    to: Annotated[Form, typer.Option("--to", help="Output format.", show_default=False)],
+    task: Annotated[str | None, typer.Option("--task", help="peft: the task (needed if there are several).")] = None,
 ) -> None:
     """Between hpclm's checkpoints, NeMo's archives (GPT models and prompts) and PEFT's adapters (prompts)."""
     from hpclm.core.errors import HpclmError
 
     if out.exists():
-        raise HpclmError(f"{out}: is there already; give another name")
-    # on this machine's CPU, whatever else it has
+        raise HpclmError(f"{out}: already exists; give another name")
+    # on this machine's CPU, even if it has a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         from hpclm.engines.megatron.ranks.convert import convert as make

@@ -1,4 +1,4 @@
-"""Printing: for people, for programs, and while a run goes on. What a print needs is imported when it happens."""
+"""Printing: text, JSON, and progress while a run is active. What a print needs is imported only then."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def print_submitted(run: Run, stages: list[str], as_json: bool) -> None:
 
 
 def follow_shown(run: Run, quiet: bool) -> Iterable[RunStatus]:
-    """Each status as it comes, and shown: redrawn on a terminal, a line a change elsewhere. Ctrl-C ends the looking."""
+    """Yield and show each status: redrawn on a terminal, one line per change elsewhere.
+    Ctrl-C stops watching, not the run."""
     from hpclm.runs.status import follow
 
     try:
@@ -73,7 +74,7 @@ def follow_shown(run: Run, quiet: bool) -> Iterable[RunStatus]:
             yield from _follow_plain(run)
     except KeyboardInterrupt:
         typer.echo(
-            f"\nno longer following; {run.record.run} goes on (`hpclm cancel {run.record.run}` ends it)", err=True
+            f"\nstopped following; {run.record.run} continues (`hpclm cancel {run.record.run}` ends it)", err=True
         )
         raise typer.Exit(130) from None
 
@@ -107,7 +108,7 @@ def _follow_plain(run: Run) -> Iterable[RunStatus]:
 
 
 def finish(statuses: Iterable[RunStatus], as_json: bool) -> None:
-    """Follow to the end. Raises RunFailedError with the reason when that is not a good one."""
+    """Follow a run to its end. Raises RunFailedError with the reason unless it completed."""
     from hpclm.core.errors import RunFailedError
     from hpclm.core.states import StageState
 

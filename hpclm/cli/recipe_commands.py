@@ -18,19 +18,19 @@ def root() -> None:
 
 @recipe_app.command("import")
 def import_recipe(
-    file: Annotated[Path, typer.Argument(help="NeMo 1.x's YAML of prompt learning.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value, by NeMo's key.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to; left out: standard output.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    file: Annotated[Path, typer.Argument(help="A NeMo 1.x prompt-learning YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value, using NeMo's key.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file; default: standard output.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write the recipe that NeMo's file means, and say of each of its keys what became of it."""
+    """Translate NeMo's file into a recipe, and report how each of its keys was handled."""
     from hpclm.cli.output import print_json
     from hpclm.core.errors import HpclmError
     from hpclm.core.files import write_text
     from hpclm.recipe.import_report import imported, lines_of
 
     if out is not None and out.exists():
-        raise HpclmError(f"{out}: is there already; give another name")
+        raise HpclmError(f"{out}: already exists; give another name")
     text, notes = imported(file, overrides or [], out.parent if out else file.parent)
     if out is not None:
         write_text(out, text)

@@ -1,4 +1,4 @@
-"""`hpclm evaluate`: what predictions are worth."""
+"""`hpclm evaluate`: scores predictions."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ def root() -> None:
 @evaluate_app.command()
 def score(
     predictions: Annotated[
-        Path, typer.Argument(help="predictions.jsonl of a run, or a prediction file, a line a row.", show_default=False)
+        Path,
+        typer.Argument(help="predictions.jsonl of a run, or a prediction file (one line per row).", show_default=False),
     ],
     truth: Annotated[Path, typer.Argument(help="The ground-truth file.", show_default=False)],
-    kind: Annotated[Kind, typer.Option("--task", help="auto: what the answers look like.")] = Kind.auto,
+    kind: Annotated[Kind, typer.Option("--task", help="auto: detect from the answers.")] = Kind.auto,
     split: Annotated[
         str | None,
-        typer.Option("--split-string", help="For a prediction file: what stands before an answer."),
+        typer.Option("--split-string", help="For a prediction file: the text in front of an answer."),
     ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="A metric instead of the task's usual ones; again for more.")
+        list[str] | None, typer.Option("--metric", help="Metric instead of the task's usual ones; repeat for more.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """SQuAD's EM and F1, accuracy and macro F1, or intents and slots, of predictions paired with the truth by id."""
     from hpclm.cli.output import print_json

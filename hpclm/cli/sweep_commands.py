@@ -1,4 +1,4 @@
-"""What the commands do when a sweep is meant."""
+"""What the commands do for a sweep."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def gather_sweep(sweep: Sweep, out: Path | None, metric: str | None, *, as_json:
 
 
 def cancel_sweep(sweep: Sweep) -> None:
-    """`cancel SWEEP`: every member that is not over."""
+    """`cancel SWEEP`: every member that has not ended."""
     from hpclm.runs.cancel import cancel
 
     ended = [run.record.run for run in reversed(sweep.runs()) if cancel(run)]
@@ -126,7 +126,7 @@ def cancel_sweep(sweep: Sweep) -> None:
 
 
 def resume_sweep(sweep: Sweep) -> None:
-    """`resume SWEEP`: every member that is over and not complete, each as a run of its own."""
+    """`resume SWEEP`: every member that has ended without completing, each as a separate run."""
     from hpclm.core.states import StageState
     from hpclm.runs.resume import resume
     from hpclm.runs.status import status_of

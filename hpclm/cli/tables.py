@@ -1,4 +1,4 @@
-"""What people see: aligned text without colours or boxes, so that a pipe gets the same as a terminal. Pure."""
+"""Text output: aligned, without colours or boxes, so that a pipe gets the same as a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADINGS = ("stage", "state", "step", "loss", "val loss", "tokens/s", "left", "
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
-    """Columns as wide as their widest cell; columns that are empty but for the heading are left out."""
+    """Columns as wide as their widest cell; columns with only a heading are left out."""
     columns = [column for column in zip(*rows, strict=True) if any(cell for cell in column[1:])]
     widths = [max(map(len, column)) for column in columns]
     lines = []
@@ -34,7 +34,7 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 
 def run_lines(status: RunStatus) -> list[str]:
-    """A run as a block: what it is, its stages, and the reasons that there are."""
+    """A run as a block: its name and state, its stages, and their reasons."""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created_at))
     lines = [f"{status.run}  {status.state}  on {status.site}, submitted {when}"]
     lines += table([_HEADINGS, *(_stage_cells(stage) for stage in status.stages)])
@@ -46,7 +46,7 @@ def run_lines(status: RunStatus) -> list[str]:
 
 
 def _history(stage: StageStatus) -> list[str]:
-    """What disturbed a stage that went on all the same; the newest of it."""
+    """The newest entries of a stage's attempt history."""
     hidden = len(stage.history) - _HISTORY_LINES
     lines = [f"  {stage.name}: ({hidden} earlier attempts not shown)"] if hidden > 0 else []
     for at, sentence in stage.history[-_HISTORY_LINES:]:
@@ -78,7 +78,7 @@ def _scores(one: dict[str, Any]) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number in four digits; nothing where it is not known."""
+    """A number with four digits; empty if unknown."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -94,7 +94,7 @@ def duration(seconds: float | None) -> str:
 
 
 def change(status: RunStatus) -> str:
-    """A run on one line, for following where there is no terminal: printed when it is not the line before."""
+    """A run on one line, for following without a terminal: printed when it differs from the line before."""
     parts = []
     for stage in status.stages:
         step = (
@@ -129,12 +129,14 @@ def sweep_lines(status: SweepStatus) -> list[str]:
         settings = [row.settings[key] for key in keys]
         rows.append([row.run.rpartition(".")[2], *settings, row.state, row.step, figure(row.loss), figure(row.metric)])
     lines += table(rows)
-    told = dict.fromkeys(row.reason for row in status.rows if row.reason and row.state not in ("completed", "pending"))
-    return [*lines, *(f"  {reason}" for reason in told), *(f"  warning: {warning}" for warning in status.warnings)]
+    reasons = dict.fromkeys(
+        row.reason for row in status.rows if row.reason and row.state not in ("completed", "pending")
+    )
+    return [*lines, *(f"  {reason}" for reason in reasons), *(f"  warning: {warning}" for warning in status.warnings)]
 
 
 def fault_lines(faults: Sequence[Fault]) -> list[str]:
-    """Nodes at fault, newest last."""
+    """Faulty nodes, newest last."""
     rows = [["node", "site", "when", "run", "reason"]]
     for fault in faults:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault.at))
@@ -143,7 +145,7 @@ def fault_lines(faults: Sequence[Fault]) -> list[str]:
 
 
 def collected_lines(collected: Collected) -> list[str]:
-    """Where things are, and the scores."""
+    """Where the results are, and the scores."""
     lines = [f"{collected.summary['run']}: gathered in {collected.folder}"]
     if collected.pred_file is not None:
         lines.append(f"predictions: {collected.pred_file}")
@@ -154,7 +156,7 @@ def collected_lines(collected: Collected) -> list[str]:
 
 def row_check_lines(found: RowCheck) -> list[str]:
     """Rows of a stage and role: counts, lengths, and examples as the model sees them."""
-    counts = f"{found.rows} rows, {found.truncated} cut to fit, {len(found.left_out)} left out"
+    counts = f"{found.rows} rows, {found.truncated} truncated, {len(found.left_out)} left out"
     lengths = ", ".join(f"{name} {count}" for name, count in found.lengths.items())
     lines = [f"{found.stage} {found.role}: {counts}", f"  tokens: {lengths} (limit {found.limit})"]
     if found.left_out:
@@ -166,7 +168,7 @@ def row_check_lines(found: RowCheck) -> list[str]:
 
 
 def held_lines(found: dict[str, Any]) -> list[str]:
-    """What a model or its prompts are, and their tensors."""
+    """Facts about a model or prompts, and their tensors."""
     lines = [found["kind"]]
     for key, value in found["facts"].items():
         for name, item in value.items() if isinstance(value, dict) else [(key, value)]:

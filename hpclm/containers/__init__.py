@@ -1,4 +1,4 @@
-"""How a command enters an image: one module a runtime, found by its name."""
+"""How a command runs in a container: one module per runtime, found by its name."""
 
 from hpclm.containers.image import Image, parse_image
 from hpclm.containers.launch import ContainerRequest, LaunchSpec, Mount

@@ -20,16 +20,17 @@ from hpclm.core.errors import SiteError
 
 
 def render(request: ContainerRequest) -> LaunchSpec:
-    """argv in front of the interpreter. Nothing of the host's environment enters unless it is named."""
-    refuse_in_mounts(request, ",:", "enroot splits there")
+    """argv in front of the interpreter. No variable of the host's environment is passed unless it is named."""
+    refuse_in_mounts(request, ",:", "enroot splits paths at it")
     image = squashed(request.image, "enroot")
     if image.path is None:
         raise SiteError(
-            f"container image {request.image!r}: Enroot starts files; import it with `hpclm image pull`, or let a "
-            "submit do so (container.pull in the site profile)"
+            f"container image {request.image!r}: Enroot needs an image file; import it with `hpclm image pull`, or let "
+            "a submit import it (container.pull in the site profile)"
         )
     carried = environment.carried(request.environment)
-    # Read by Enroot and its hooks, outside; what a user's shell has of these would change the container unseen.
+    # Read by Enroot and its hooks outside the container; set in a user's shell, they
+    # would change the container unnoticed.
     outside = {
         "ENROOT_MOUNT_HOME": "y" if request.home else "n",
         "ENROOT_ROOTFS_WRITABLE": "y" if request.writable else "n",
@@ -53,12 +54,12 @@ def fstab(path: str) -> str:
 
 
 def import_argv(image: Image, to: Path) -> list[str]:
-    """The command that makes the .sqsh `to`, which must not be there."""
+    """The command that creates the .sqsh file `to`, which must not exist."""
     return ["enroot", "import", "--output", str(to), image.enroot]
 
 
 def credentials(registry: str, variables: Mapping[str, str] = os.environ) -> str:
-    """Where Enroot looks for a registry's credentials, and whether anything is there. Only reads."""
+    """Where Enroot looks for a registry's credentials, and whether they exist. Only reads."""
     folder = variables.get("ENROOT_CONFIG_PATH") or Path(variables.get("XDG_CONFIG_HOME", "~/.config"), "enroot")
     file = Path(folder).expanduser() / ".credentials"
     try:
@@ -66,11 +67,11 @@ def credentials(registry: str, variables: Mapping[str, str] = os.environ) -> str
             "has" if re.search(rf"^\s*machine\s+{re.escape(registry)}\s", file.read_text(), re.MULTILINE) else "lacks"
         )
     except OSError:
-        held = "is not there, and would need"
+        held = "does not exist and needs"
     also = " and one for authn.nvidia.com" if registry == "nvcr.io" else ""
     return (
-        f"{registry} wants credentials: {file} {held} a line `machine {registry} login NAME password KEY`{also} "
-        "(for NGC the name is $oauthtoken); write it yourself, for nobody else to read (chmod 600)"
+        f"{registry} needs credentials: {file} {held} a line `machine {registry} login NAME password KEY`{also} "
+        "(for NGC the name is $oauthtoken); add it yourself and make the file private (chmod 600)"
     )
 
 

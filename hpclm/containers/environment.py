@@ -1,9 +1,10 @@
-"""How a variable's value gets inside unchanged, where a runtime would cut or execute it on the way.
+"""How a variable's value reaches the container unchanged, where a runtime would cut or execute it.
 
 Apptainer and Singularity put `APPTAINERENV_X` and `--env` between double quotes into a shell script, so `$(…)` in a
-value is executed; Enroot takes quotes off that stand around a value, and gives an unset variable as an empty one.
-A value therefore travels under a name of ours, behind a character that keeps it from looking quoted, and a shell
-inside gives it its own name. Sources: Apptainer's injectEnvHandler, Enroot's common::envfmt and runtime::_do_environ.
+value is executed; Enroot removes quotes around a value, and gives an unset variable as an empty one.
+A value is therefore passed under a name of ours, after a character that keeps it from looking quoted, and a shell
+inside the container sets the real name. Sources: Apptainer's injectEnvHandler, Enroot's
+common::envfmt and runtime::_do_environ.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 _CARRIER = "HPCLM_IN_"
-# What --nv has put there stays behind what the user wants first.
+# What --nv has put there comes after what the user wants first.
 _JOINED = frozenset(["LD_LIBRARY_PATH"])
 
 
 def carried(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the job exports so that `entry` finds `environment` inside."""
+    """What the job exports so that `entry` finds `environment` inside the container."""
     return {f"{_CARRIER}{name}": f"={value}" for name, value in sorted(environment.items())}
 
 

@@ -1,8 +1,8 @@
-"""What a user means by an image, and how each runtime spells it.
+"""How users write an image, and how each runtime writes it.
 
 Users write `nvcr.io/nvidia/nemo:23.02`, `nvcr.io#nvidia/nemo:23.02`, `docker://…`, `user@registry#…`, or a path to a
 .sqsh, a .sif or an unpacked folder. Sources: `enroot import` (`docker://[USER@][REGISTRY#]IMAGE[:TAG]`), Apptainer's
-`docker://` URIs, Docker's rule for what is a registry (a first part with a dot, a colon, or `localhost`).
+`docker://` URIs, Docker's rule for what counts as a registry (a first part with a dot, a colon, or `localhost`).
 """
 
 from __future__ import annotations
@@ -63,21 +63,22 @@ class Image:
         return f"docker://{self.registry}/{self.tail}" if self.registry else f"docker://{self.tail}"
 
     def file_name(self, suffix: str) -> str:
-        """The name of an imported copy: readable, plain, and another for every other image."""
+        """The file name of an imported copy: readable, plain, and different for every image."""
         whole = self.singularity.removeprefix("docker://")
         readable = re.sub(r"[^A-Za-z0-9._-]+", "+", whole)[:100]
         return f"{readable}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}{suffix}"
 
 
 def parse_image(text: str) -> Image:
-    """The image a user means. Raises SiteError for what is none, and for what a runtime would cut or execute."""
+    """The image that the text names. Raises SiteError for invalid text, and for text
+    that a runtime would cut or execute."""
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise SiteError(f"image {text!r}: holds a control character; remove it")
+        raise SiteError(f"image {text!r}: contains a control character; remove it")
     if text.startswith(("/", "./", "../", "~")) or text.endswith((".sqsh", ".sif")):
         return Image(path=_path(text))
     rest = text.removeprefix("docker://")
     if "://" in rest:
-        raise SiteError(f"image {text!r}: only docker:// is known; give registry/name:tag or an absolute path")
+        raise SiteError(f"image {text!r}: only docker:// is supported; give registry/name:tag or an absolute path")
     user, at, named = rest.partition("@")
     if not at or "/" in user or ":" in user or "#" in user:
         user, named = "", rest  # the @ is a digest's, or there is none
@@ -94,8 +95,8 @@ def parse_image(text: str) -> Image:
     )
     if wrong or (version and not (_TAG.fullmatch(version) or _DIGEST.fullmatch(version.removeprefix("@")))):
         raise SiteError(
-            f"image {text!r} is none; give registry/name:tag in small letters, like nvcr.io/nvidia/nemo:23.02, "
-            "or an absolute path to a .sqsh or .sif"
+            f"image {text!r} is not a valid image; give registry/name:tag in lower case, such as "
+            "nvcr.io/nvidia/nemo:23.02, or an absolute path to a .sqsh or .sif"
         )
     return Image(None, user or None, registry or None, name, version)
 
@@ -104,7 +105,7 @@ def squashed(text: str, runtime: str) -> Image:
     """The image for a runtime that takes .sqsh files. Raises SiteError as `parse_image` does, and for a .sif."""
     image = parse_image(text)
     if image.path is not None and image.path.endswith(".sif"):
-        raise SiteError(f"image {text}: is a file of Apptainer's, and {runtime} takes .sqsh; name the registry's image")
+        raise SiteError(f"image {text}: is an Apptainer file, but {runtime} needs .sqsh; give the registry's image")
     return image
 
 
@@ -115,7 +116,10 @@ def _path(text: str) -> str:
     bad = next((character for character in path if character in "'\"`$\\,:# \t"), None)
     if bad is not None:
         # enroot hands the path to a shell between single quotes; pyxis and fstab split at the others
-        raise SiteError(f"container image {text!r}: holds {bad!r}, which container runtimes misread; rename or link it")
+        raise SiteError(
+            f"container image {text!r}: contains {bad!r}, which container runtimes misread; "
+            "rename it or use a symbolic link"
+        )
     return path
 
 

@@ -1,4 +1,4 @@
-"""One import of an image for everybody: a file in a shared folder, made under a lock and put in place whole.
+"""One shared import of an image: a file in a shared folder, created under a lock and moved into place when complete.
 
 Credentials are the user's own: Enroot reads them from its netrc, Apptainer from its environment or login. They are
 never written here; where a registry refuses, the message says where they belong.
@@ -32,7 +32,7 @@ _DOCKER_HUB = "auth.docker.io"
 
 @dataclass(frozen=True)
 class Import:
-    """An image to be had as a file: where it comes from, where it goes, and the program that fetches it."""
+    """An image to be imported as a file: its source, its target, and the program that imports it."""
 
     image: Image
     runtime: str
@@ -40,12 +40,12 @@ class Import:
 
     @property
     def program(self) -> str:
-        """What imports it."""
+        """The program that imports it."""
         known = runtime(self.runtime)
         return known.imports_with or known.program or known.name
 
     def argv(self, to: Path) -> list[str]:
-        """The command that makes the file `to`, which must not be there."""
+        """The command that creates the file `to`, which must not exist."""
         known = runtime(self.runtime)
         assert known.import_argv is not None
         return known.import_argv(self.image, to)
@@ -59,40 +59,41 @@ def planned(image: Image, name: str, folder: Path) -> Import | None:
     return Import(image, name, folder / image.file_name(suffix))
 
 
-def pull(wanted: Import, say: Callable[[str], None]) -> bool:
-    """Import unless it is there; returns whether it was this call that did. `say` takes a line for the user.
+def pull(wanted: Import, log: Callable[[str], None]) -> bool:
+    """Import the image unless it exists; returns whether this call imported it. `log` prints a line for the user.
 
-    Raises SiteError with the program's last words; nothing is left behind then.
+    Raises SiteError with the last line of the program's output; nothing is left behind then.
     """
     if wanted.target.exists():
         return False
     if shutil.which(wanted.program) is None:
         raise SiteError(
-            f"{wanted.program} is not here, so {wanted.image.singularity} cannot be imported to {wanted.target}; "
-            "do it where it is (a compute node: `hpclm image pull --job`), or name a file as the image"
+            f"{wanted.program} is not installed here, so {wanted.image.singularity} cannot be imported to "
+            f"{wanted.target}; import it on a machine that has it (a compute node: `hpclm image pull --job`), "
+            "or give a file as the image"
         )
     try:
         wanted.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SiteError(f"{wanted.target.parent}: the folder of images cannot be made: {error.strerror}") from None
-    with _lock(wanted.target, say) as alone:
+        raise SiteError(f"{wanted.target.parent}: the image folder cannot be created: {error.strerror}") from None
+    with _lock(wanted.target, log) as alone:
         if wanted.target.exists():
             return False
         if alone:
             _sweep(wanted.target)
         with _terminable():
-            _run(wanted, say)
+            _run(wanted, log)
     return True
 
 
 def _sweep(target: Path) -> None:
-    """Remove what importers that were killed outright have left. Called under the lock, so nobody is writing it."""
+    """Remove what killed importers have left. Called under the lock, so nobody is writing it."""
     for leftover in target.parent.glob(f".{glob.escape(target.stem)}.*{target.suffix}"):
         _remove(leftover)
 
 
 def _remove(path: Path) -> None:
-    """Remove an image: a file, or the folder of one being made."""
+    """Remove an image: a file, or the folder of an unfinished one."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -101,7 +102,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise, so that an import cleans up behind itself; threads other than the main cannot."""
+    """Let SIGTERM and SIGHUP raise, so that an import cleans up; only the main thread can do this."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -118,30 +119,30 @@ def _terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(target: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """One importer at a time, over all nodes that share the file system; the kernel frees a dead one's lock.
+def _lock(target: Path, log: Callable[[str], None]) -> Iterator[bool]:
+    """One importer at a time, over all nodes that share the file system; the kernel frees the lock of a dead process.
 
-    Gives whether the lock is held. Where a file system has no locks, two may import at once: each makes its own file,
-    and the last one stays.
+    Yields whether the lock is held. On a file system without locks, two may import at the same time: each writes its
+    own file, and the last one is kept.
     """
     try:
         handle = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise SiteError(
-            f"{target.parent}: the folder of images cannot be written to: {error.strerror}; name another as "
+            f"{target.parent}: the image folder cannot be written to: {error.strerror}; set another folder as "
             "container.images in the site profile"
         ) from None
     try:
-        held, told = False, False
+        held, logged = False, False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held = True
                 break
             except (BlockingIOError, PermissionError):
-                if not told:
-                    say(f"another import of {target.name} is under way; waiting for it")
-                told = True
+                if not logged:
+                    log(f"another import of {target.name} is running; waiting for it")
+                logged = True
                 time.sleep(_WAIT_S)
             except OSError:
                 break
@@ -150,15 +151,15 @@ def _lock(target: Path, say: Callable[[str], None]) -> Iterator[bool]:
         os.close(handle)
 
 
-def _run(wanted: Import, say: Callable[[str], None]) -> None:
+def _run(wanted: Import, log: Callable[[str], None]) -> None:
     partial = wanted.target.with_name(
         f".{wanted.target.stem}.{os.uname().nodename}-{os.getpid()}{wanted.target.suffix}"
     )
     argv = wanted.argv(partial)
-    say(f"importing {wanted.image.singularity} to {wanted.target}")
+    log(f"importing {wanted.image.singularity} to {wanted.target}")
     lines: list[str] = []
     try:
-        # Without a terminal nothing can ask for a password and wait for ever.
+        # Without a terminal no program can wait for a password for ever.
         with subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -166,7 +167,8 @@ def _run(wanted: Import, say: Callable[[str], None]) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # A group of its own: the programs that fetch and pack are children of enroot's shell and must end with it.
+            # A separate process group: the programs that download and pack are children
+            # of enroot's shell and must end with it.
             start_new_session=True,
         ) as process:
             assert process.stdout is not None
@@ -174,7 +176,7 @@ def _run(wanted: Import, say: Callable[[str], None]) -> None:
                 for line in process.stdout:
                     if line.strip():
                         lines = [*lines[-19:], line.strip()]
-                        say(f"  {line.rstrip()}")
+                        log(f"  {line.rstrip()}")
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -196,7 +198,7 @@ def _refusal(wanted: Import, lines: list[str], code: int) -> str:
 
 
 def job_script(wanted: Import, options: Mapping[str, str], log: Path) -> str:
-    """The same as a job of its own: a script for sbatch, every value quoted. `options`: sbatch's, by long name."""
+    """The same as a separate job: a script for sbatch, every value quoted. `options`: sbatch's, by long name."""
     partial = wanted.target.with_name(f".{wanted.target.stem}.job{wanted.target.suffix}")
     lock = wanted.target.with_name(f".{wanted.target.name}.lock")
     own = {"job-name": "hpclm.image", "nodes": "1", "ntasks": "1", "output": str(log), "open-mode": "append"}

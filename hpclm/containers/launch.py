@@ -1,6 +1,7 @@
-"""From an image and its mounts to argv: the request and the answer.
+"""From an image and its mounts to argv: the request and the launch specification.
 
-Nothing outside this room knows a container runtime's flags. Everything is argv; who puts it into a script quotes it.
+Nothing outside this package knows a container runtime's flags. Everything is argv;
+whoever puts it into a script quotes it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 from hpclm.core.errors import SiteError
 
-# What tells a rank its place and changes from one to the next: it must reach the inside as it is outside.
+# Variables that tell a rank its place and differ between ranks: they must have the same value inside the container.
 PASSED = (
     "CUDA_VISIBLE_DEVICES",
     "HPCLM_LOCAL_RANK",
@@ -23,7 +24,7 @@ PASSED = (
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder of the host seen at `target` inside."""
+    """A folder of the host, mounted at `target` in the container."""
 
     source: str
     target: str
@@ -32,15 +33,15 @@ class Mount:
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """What a recipe and a site together ask for.
+    """What the recipe and the site request together.
 
     Attributes:
         image: as the user wrote it (see `image.parse_image`), or the path of an imported copy.
-        environment: variables that must hold inside, whatever the image says of them.
+        environment: variables that must be set inside, overriding the image's own.
         passed: names of the scheduler's variables that a rank reads; they change from rank to rank.
         gpu: whether the ranks use GPUs.
         writable: whether the ranks may write into the image's own folders; what they write is lost.
-        home: whether the user's home is seen inside. What lies in ~/.local there must not shadow the image.
+        home: whether the user's home is mounted. Packages in ~/.local must not shadow the image's.
     """
 
     image: str
@@ -83,9 +84,11 @@ class LaunchSpec:
 
 
 def refuse_in_mounts(request: ContainerRequest, characters: str, why: str) -> None:
-    """Raises SiteError for a mounted path that holds one of `characters`."""
+    """Raises SiteError for a mounted path that contains one of `characters`."""
     for mount in request.mounts:
         for path in (mount.source, mount.target):
             bad = next((character for character in path if character in characters), None)
             if bad is not None:
-                raise SiteError(f"container mount {path!r}: holds {bad!r}, and {why}; rename or link it")
+                raise SiteError(
+                    f"container mount {path!r}: contains {bad!r}, and {why}; rename it or use a symbolic link"
+                )

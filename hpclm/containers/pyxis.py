@@ -1,6 +1,6 @@
 """Pyxis: options of srun itself. Sources: the plugin's README, `--container-*`; its args.c and pyxis_slurmstepd.c.
 
-They stand on srun and never in a directive: the batch script would then run inside, where there is no scontrol.
+They are given to srun and never in a directive: the batch script would then run inside, where there is no scontrol.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from hpclm.containers.runtime import Runtime
 def render(request: ContainerRequest) -> LaunchSpec:
     """Options for srun; the environment comes from the job, and wins over the image's where it is named."""
     # Mounts become `echo "SOURCE TARGET …"` in a script that bash runs on the node, and then lines of an fstab.
-    refuse_in_mounts(request, ",:", "pyxis splits there")
-    refuse_in_mounts(request, '"$`\\', "pyxis hands it to a shell")
+    refuse_in_mounts(request, ",:", "pyxis splits paths at it")
+    refuse_in_mounts(request, '"$`\\', "pyxis passes it to a shell")
     arguments = [f"--container-image={squashed(request.image, 'pyxis').pyxis}"]
     arguments.append("--container-mount-home" if request.home else "--no-container-mount-home")
     arguments.append("--container-writable" if request.writable else "--container-readonly")

@@ -1,4 +1,4 @@
-"""What a container runtime is to hpclm, and which ones there are."""
+"""The interface of a container runtime, and the known ones."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from hpclm.containers.image import Image
 from hpclm.containers.launch import ContainerRequest, LaunchSpec
 from hpclm.core.registries import RUNTIMES
 
-# Runs a command and returns what it printed, or None where it is not there or fails.
+# Runs a command and returns what it printed, or None if it does not exist or fails.
 Probe = Callable[[list[str]], str | None]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One way to enter an image.
+    """One way to run a command in a container.
 
     To add one: an object of this class, and an entry `name = "module:OBJECT"` in the group `hpclm.runtimes`.
 
     Attributes:
         render: from a request to argv and environment. Raises SiteError for paths it cannot take.
-        program: what must be on a node's PATH; None for one that is a part of the scheduler.
+        program: the program that must be on a node's PATH; None for one that is part of the scheduler.
         suffix: of an imported image's file; None where images are not imported.
-        imports_with: the program that imports images, where it is another.
+        imports_with: the program that imports images, if it is a different one.
         import_argv: the command that imports an image to a file.
-        imports_itself: whether the job imports the image where nobody has before.
+        imports_itself: whether the job imports a missing image by itself.
         is_here: whether this machine has it.
-        credentials: where it looks for a registry's credentials, and whether anything is there.
-        rank: of several that are here, the one with the lowest number is taken.
+        credentials: where it looks for a registry's credentials, and whether they exist.
+        rank: if several are installed, the one with the lowest number is used.
     """
 
     name: str
@@ -53,7 +53,7 @@ def runtime(name: str) -> Runtime:
 
 
 def runtime_here(probe: Probe) -> str:
-    """The name of this machine's container runtime, `none` where it has none."""
+    """The name of this machine's container runtime, `none` if there is none."""
     known = sorted((one for _, one in RUNTIMES.items()), key=lambda one: one.rank)
     return next((one.name for one in known if one.is_here(probe)), "none")
 

@@ -1,6 +1,6 @@
 """Singularity CE and Apptainer. Source: the `exec` reference of both; the flags used here are the same.
 
-The two are told apart by what `--version` says: Apptainer ships a program called `singularity`.
+The two are distinguished by what `--version` says: Apptainer ships a program called `singularity`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hpclm.containers.runtime import Probe, Runtime
 
 def render(program: str, request: ContainerRequest) -> LaunchSpec:
     """argv in front of the interpreter. The host's environment enters by itself, but an image's own value wins over it:
-    what must hold is set by a shell inside (see `inside`)."""
+    what must be set is set by a shell inside (see `inside`)."""
     prefix = [program, "exec", *(["--nv"] if request.gpu else []), *([] if request.home else ["--no-home"])]
     if request.writable:
         prefix.append("--writable-tmpfs")
@@ -28,10 +28,10 @@ def render(program: str, request: ContainerRequest) -> LaunchSpec:
     if request.workdir:
         prefix += ["--pwd", request.workdir]
     tool = program.upper()
-    # Set in a user's shell, this would keep from a rank all that tells it its place.
+    # Set in a user's shell, this would hide from a rank the variables that tell it its place.
     outside = {f"{tool}_CLEANENV": "false", **environment.carried(request.environment)}
     if request.gpu:
-        # --nv appends the driver's libraries, behind a libcuda that an image may bring along.
+        # --nv appends the driver's libraries, after a libcuda that an image may contain.
         outside[f"{tool}ENV_PREPEND_LD_LIBRARY_PATH"] = "/.singularity.d/libs"
     image = parse_image(request.image).singularity
     return LaunchSpec(environment=outside, prefix=(*prefix, image, *environment.entry(request.environment)))
@@ -53,22 +53,22 @@ def which(version_text: str) -> str | None:
 
 
 def _is_here(program: str, probe: Probe) -> bool:
-    """Apptainer ships a program called singularity, which counts as Apptainer where nothing else is there."""
+    """Apptainer ships a program called singularity, which counts as Apptainer if nothing else is installed."""
     said = {name: which(probe([name, "--version"]) or "") for name in ("apptainer", "singularity")}
     return program in said.values()
 
 
 def _import_argv(program: str, image: Image, to: Path) -> list[str]:
-    """The command that makes the .sif `to`, which must not be there."""
+    """The command that creates the .sif file `to`, which must not exist."""
     return [program, "pull", str(to), image.singularity]
 
 
 def _credentials(program: str, registry: str, variables: Mapping[str, str] = os.environ) -> str:
-    """Where the program looks for a registry's credentials, and whether anything is there. Only reads."""
+    """Where the program looks for a registry's credentials, and whether they exist. Only reads."""
     name = program.upper()
     held = "is set" if variables.get(f"{name}_DOCKER_USERNAME") else "is not set"
     return (
-        f"{registry} wants credentials: export {name}_DOCKER_USERNAME ({held}; for NGC: $oauthtoken, quoted) and "
+        f"{registry} needs credentials: export {name}_DOCKER_USERNAME ({held}; for NGC: $oauthtoken, quoted) and "
         f"{name}_DOCKER_PASSWORD, or log in once with `{program} registry login docker://{registry}`"
     )
 

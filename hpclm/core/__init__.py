@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, files, the layout of a run, the spec of a stage. Standard library only."""
+"""The base of every other package: errors, files, the layout of a run, the spec of a stage. Standard library only."""

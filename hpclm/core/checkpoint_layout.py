@@ -14,12 +14,12 @@ class CheckpointFolder:
 
     @property
     def best(self) -> Path:
-        """Names the step of lowest val_loss."""
+        """The step with the lowest val_loss."""
         return self.root / "best.json"
 
     @property
     def latest(self) -> Path:
-        """Names the newest step."""
+        """The newest step."""
         return self.root / "latest.json"
 
     def step(self, step: int) -> Path:

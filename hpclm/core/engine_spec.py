@@ -36,7 +36,7 @@ class EngineSpec(Protocol):
 
 @dataclass(frozen=True)
 class RankStart:
-    """What a rank reads of any engine's spec before it hands over to that engine's runner."""
+    """What a rank reads of any engine's spec before it calls that engine's runner."""
 
     task: str
     device: Literal["cpu", "gpu"]

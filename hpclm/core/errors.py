@@ -1,7 +1,7 @@
-"""Every error a user can meet, with its exit code.
+"""Every error that a user can see, with its exit code.
 
-A user's mistake is raised as a subclass of `HpclmError` and printed as one message; anything else is a bug of ours
-and keeps its traceback. Messages say what, where and how to mend.
+A user's mistake is raised as a subclass of `HpclmError` and printed as one message; anything else is a bug of hpclm and
+keeps its traceback. A message says what is wrong, where, and how to fix it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RecipeError(HpclmError):
 
 
 class PlanError(HpclmError):
-    """The recipe is well-formed but cannot run as asked; carries every finding at once."""
+    """The recipe is well-formed but cannot run; carries every finding at once."""
 
     exit_code = ExitCode.PLAN
 
@@ -34,7 +34,7 @@ class SiteError(HpclmError):
 
 
 class SchedulerError(HpclmError):
-    """The scheduler refused or could not be asked."""
+    """The scheduler refused a request or did not respond."""
 
     exit_code = ExitCode.SCHEDULER
 
@@ -46,24 +46,24 @@ class RunNotFoundError(HpclmError):
 
 
 class RunFailedError(HpclmError):
-    """The run ended, but not well."""
+    """The run ended without completing."""
 
     exit_code = ExitCode.RUN_FAILED
 
 
 class IncompleteError(HpclmError):
-    """Results asked for are not all there."""
+    """The requested results are not complete."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 class DataError(HpclmError):
-    """A data file is missing or malformed: `file:line: what; how to mend`."""
+    """A data file is missing or malformed: `file:line: what; how to fix it`."""
 
     exit_code = ExitCode.DATA
 
 
 class CheckpointError(HpclmError):
-    """A checkpoint is absent, damaged or of another model."""
+    """A checkpoint is missing, damaged or belongs to another model."""
 
     exit_code = ExitCode.CHECKPOINT

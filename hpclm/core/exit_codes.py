@@ -13,7 +13,7 @@ _PAGE = """\
 
 <!-- Written by `python -m hpclm.core.exit_codes`; a test keeps it in step with the code. -->
 
-One number has one meaning, whether `hpclm` itself returns it, a rank, or the job of a stage (as `sacct` shows it).
+One number has one meaning, whether it comes from `hpclm` itself, a rank, or the job of a stage (in `sacct`).
 
 | code | name | meaning |
 |---:|---|---|
@@ -56,31 +56,31 @@ class ExitCode(IntEnum):
 
 
 _MEANINGS = {
-    ExitCode.OK: "all went well",
+    ExitCode.OK: "success",
     ExitCode.ERROR: "an error without a code of its own; `--debug` shows where",
     ExitCode.RECIPE: "the recipe cannot be read: YAML syntax, unknown key, wrong type, bad override",
-    ExitCode.PLAN: "the recipe is well-formed but cannot run as asked",
+    ExitCode.PLAN: "the recipe is well-formed but cannot run",
     ExitCode.SITE: "the site profile or the machine lacks what the run needs",
-    ExitCode.SCHEDULER: "the scheduler refused, or could not be asked",
+    ExitCode.SCHEDULER: "the scheduler refused a request or did not respond",
     ExitCode.RUN_NOT_FOUND: "there is no run of that name",
     ExitCode.RUN_FAILED: "the run ended, but did not complete",
-    ExitCode.INCOMPLETE: "results that were asked for are not all there",
+    ExitCode.INCOMPLETE: "the requested results are not complete",
     ExitCode.DATA: "a data file is missing or malformed, or the loss is not a number",
-    ExitCode.CHECKPOINT: "a checkpoint or archive is missing, damaged or of another model",
+    ExitCode.CHECKPOINT: "a checkpoint or archive is missing, damaged or belongs to another model",
     ExitCode.MEMORY: "out of memory",
     ExitCode.PEER_LOST: "a rank lost its connection to another rank, or the ranks did not all arrive",
     ExitCode.STOPPED: "stopped by a signal or by the time limit, with everything saved",
     ExitCode.STALL: "a rank made no progress for `recovery.stall_timeout_s`",
     ExitCode.RESTARTS: "failed more often than `recovery.max_restarts` allows",
     ExitCode.NO_PROGRESS: "`recovery.max_without_progress` attempts in a row saved no new step",
-    ExitCode.NO_INTERPRETER: "the image or its Python could not be started on any node",
+    ExitCode.NO_INTERPRETER: "the image's Python could not be started on any node",
     ExitCode.BAD_NODES: "more faulty nodes than `recovery.max_bad_nodes`, or too few others left",
     ExitCode.REQUEUE_REFUSED: "Slurm refused to requeue the job",
-    ExitCode.ATTEMPTS: "10,000 attempts, or their folders cannot be made",
+    ExitCode.ATTEMPTS: "10,000 attempts, or their folders cannot be created",
     ExitCode.HARDWARE: "a device reported a hardware error",
     ExitCode.PREFLIGHT_NODE: "preflight: this node is faulty",
     ExitCode.PREFLIGHT_RUN: "preflight: the stage would fail on every node",
-    ExitCode.BROKEN_PIPE: "the reader of the output went away",
+    ExitCode.BROKEN_PIPE: "the reader of the output closed the pipe",
     ExitCode.TERMINATED: "Slurm ended the job",
 }
 

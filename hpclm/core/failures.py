@@ -1,4 +1,4 @@
-"""What can go wrong with a stage, and what is done about each kind: one enum, one table."""
+"""The kinds of failures of a stage, and what is done after each: one enum, one table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hpclm.core.words import Word
 
 
 class FailureKind(Word):
-    """Why an attempt ended without a result, as a rank or the job itself found.
+    """Why an attempt ended without a result, as reported by a rank or the job itself.
 
-    `WAITED` is a stall of a rank that waited for others; the last four say why a stage is not tried again.
+    `WAITED` is a stall of a rank that waited for others; the last four say why a stage is not restarted.
     """
 
     ERROR = "error"
@@ -35,12 +35,12 @@ class FailureKind(Word):
     BAD_NODES = "bad-nodes"
 
 
-# Words of runs that an earlier version made.
+# Names in runs of an earlier version.
 _EARLIER = {"no-meeting": FailureKind.RENDEZVOUS_TIMEOUT}
 
 
 class Action(Word):
-    """What follows an attempt: ranks started again in this allocation, the job requeued, or the end of the stage."""
+    """What follows an attempt: restart in this allocation, requeue of the job, or the end of the stage."""
 
     AGAIN = "again"
     REQUEUE = "requeue"
@@ -52,12 +52,12 @@ class Policy:
     """What a kind of failure means.
 
     Attributes:
-        action: what follows where nothing else speaks against it.
-        exit_code: of a rank that ends by it, and of a job that stops for it.
-        state: of the stage that stops for it.
-        consequence: whether it only follows from another rank's failure, which then is the one to report.
-        free: whether it costs nothing of `recovery.max_restarts`: the run is not to blame.
-        suspicious: whether a node on which it happens twice is left out.
+        action: what follows unless something else prevents it.
+        exit_code: exit code of a rank that ends by it, and of a job that stops because of it.
+        state: state of the stage that stops because of it.
+        consequence: whether it is only a consequence of another rank's failure, which is reported instead.
+        free: whether it does not count against `recovery.max_restarts`, since the run did not cause it.
+        suspicious: whether a node on which it happens twice is excluded.
         bad_node: whether it proves a node faulty, for other runs too.
     """
 
@@ -71,7 +71,7 @@ class Policy:
 
 
 POLICIES: dict[FailureKind, Policy] = {
-    # The same program on the same input would fail the same way.
+    # The same program on the same input would fail again.
     FailureKind.ERROR: Policy(Action.STOP),
     FailureKind.DATA: Policy(Action.STOP, ExitCode.DATA),
     FailureKind.MEMORY: Policy(Action.STOP, ExitCode.MEMORY, StageState.OUT_OF_MEMORY),
@@ -94,12 +94,12 @@ POLICIES: dict[FailureKind, Policy] = {
 
 
 def policy(kind: FailureKind) -> Policy:
-    """What is done about a kind of failure."""
+    """What is done after a kind of failure."""
     return POLICIES[kind]
 
 
 def failure_kind(word: object) -> FailureKind:
-    """The kind that a record of a rank names; `ERROR` for a word that no version wrote."""
+    """The kind that a record of a rank names; `ERROR` for an unknown name."""
     if isinstance(word, str) and word in _EARLIER:
         return _EARLIER[word]
     try:

@@ -1,4 +1,4 @@
-"""Writing and reading small files so that no reader ever sees half of one. Standard library only."""
+"""Atomic writing and reading of small files: no reader ever sees half of one. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace `path` with `text` at once: a temporary file beside it, fsync, then a rename over it.
+    """Replace `path` with `text` atomically: a temporary file next to it, fsync, then a rename over it.
 
-    A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are made.
+    A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -36,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with every float that JSON cannot hold replaced by None."""
+    """`value` with every float that JSON cannot represent replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -47,7 +47,7 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`, or None where there is no such file. Raises ValueError when it is not JSON."""
+    """The JSON in `path`, or None if the file does not exist. Raises ValueError if it is not JSON."""
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None where it is absent, torn or something else.
+    """The JSON object in `path`; None where it is missing, incomplete or something else.
 
     For files that another process writes and whose absence is no error.
     """
@@ -78,7 +78,7 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file in order. A torn last line (its writer was killed) is left out."""
+    """The objects of a JSON-lines file in order. An incomplete last line (its writer was killed) is left out."""
     try:
         stream = path.open(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

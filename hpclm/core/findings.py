@@ -1,4 +1,4 @@
-"""What a check has to say, and the collector that lets a plan say everything at once."""
+"""Findings of the checks, and the collector that lets a plan report all of them at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a person should know.
+    """One finding for the user.
 
     Attributes:
         severity: an `error` keeps the run from being submitted.
         where: `file:line key.path`, or the command-line argument.
-        message: what; how to mend.
+        message: what is wrong; how to fix it.
         rule: the rule's stable name.
         value: what was found; None where there is no single value.
         choices: the nearest values that would pass.

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 Capability = tuple[int, int]
 
-# Below these a GPU has no such tensor cores, and the kernels refuse or emulate at a fraction of the speed.
+# Below these capabilities a GPU has no such tensor cores: kernels fail or emulate them at a fraction of the speed.
 PRECISION_NEEDS: dict[str, Capability] = {"bf16": (8, 0), "tf32": (8, 0), "fp8": (8, 9)}
 # First driver of a CUDA major version; a newer toolkit of the same major runs on it.
 _CUDA_NEEDS: dict[int, tuple[int, ...]] = {10: (440, 33), 11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
@@ -28,7 +28,7 @@ class GpuType:
     memory_gib: tuple[int, ...]
 
 
-# `rtx6000` alone is left out: one of Turing and one of Ada bear that name.
+# `rtx6000` alone is left out: a Turing and an Ada product have that name.
 _TYPES = {
     one.name: one
     for one in (
@@ -85,19 +85,19 @@ def dotted(capability: Capability) -> str:
 
 
 def precision_problem(precision: str, capability: Capability, gpu: str) -> str | None:
-    """Why `precision` cannot be had from a GPU of this capability, and what can; None when it can."""
+    """Why a GPU of this capability does not support `precision`, and what it supports; None if it does."""
     needed = PRECISION_NEEDS.get(precision)
     if needed is None or capability >= needed:
         return None
     instead = "bf16" if precision == "fp8" and capability >= PRECISION_NEEDS["bf16"] else "fp16 or fp32"
     return (
         f"{precision} needs compute capability {dotted(needed)}, {gpu} has {dotted(capability)}; "
-        f"set trainer.precision to {instead}, or use GPUs that have it"
+        f"set trainer.precision to {instead}, or use GPUs that support it"
     )
 
 
 def version(text: str) -> tuple[int, ...]:
-    """`535.104.05` as numbers; what is no number ends it, so an unreadable one is empty."""
+    """`535.104.05` as numbers; it stops at the first part that is not a number."""
     numbers = []
     for piece in text.strip().split("."):
         if not piece.isdigit():
@@ -120,7 +120,7 @@ def driver_problem(cuda: str, driver: str) -> str | None:
 
 
 def too_large(needed_mib: float, total_mib: float, gpu: str) -> str:
-    """A rank's estimate against a device that can never hold it."""
+    """A rank's estimate that is larger than the device."""
     return (
         f"a rank needs an estimated {gib_of(needed_mib)} GiB, {gpu} has {gib_of(total_mib)} "
         f"({gib_of(needed_mib - total_mib)} too little); raise parallel.tensor or parallel.pipeline, or lower "
@@ -129,5 +129,5 @@ def too_large(needed_mib: float, total_mib: float, gpu: str) -> str:
 
 
 def gib_of(mib: float | None) -> str:
-    """MiB as GiB with one digit, `?` where not known."""
+    """MiB as GiB with one digit, `?` if unknown."""
     return "?" if mib is None else f"{mib / 1024:.1f}"

@@ -1,4 +1,4 @@
-"""A rank's sign of progress: whatever gets on with the work says so here; `watch` looks how long ago that was."""
+"""A rank's heartbeat: code that makes progress calls `beat`; the stall watch checks how long ago that was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _count = 0
 
 
 def beat() -> None:
-    """Some work got done."""
+    """Report progress."""
     global _last, _count
     _last = time.monotonic()
     _count += 1
@@ -21,5 +21,5 @@ def age_s() -> float:
 
 
 def count() -> int:
-    """Beats so far: of two ranks that both stand still, the one with fewer is behind."""
+    """Heartbeats so far: of two ranks that are both stuck, the one with fewer is behind."""
     return _count

@@ -9,7 +9,7 @@ Standard library only: the ranks import this too.
   local/<submit:03d>/              the local supervisor's own files
   stages/<stage>/
     spec.json  job.sh  scheduler.json  result.json  metrics.jsonl  progress.json
-    slurm/                         under Slurm: the batch script's log and its last word
+    slurm/                         under Slurm: the batch script's log and exit record
     events.jsonl                   what the job did between attempts
     attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, decision.json
     data/  checkpoints/  predictions/
@@ -27,7 +27,7 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 
 
 def attempt_name(submit: int | str, restart: int = 0) -> str:
-    """`001-00`: which submit of the run, and how often its ranks have been started again since."""
+    """`001-00`: the number of the submit, and how often its ranks have been restarted since."""
     return f"{int(submit):03d}-{restart:02d}"
 
 
@@ -37,7 +37,7 @@ RUN_RECORD = "run.json"
 
 @dataclass(frozen=True)
 class AttemptPaths:
-    """One try at a stage."""
+    """One attempt at a stage."""
 
     root: Path
 
@@ -55,7 +55,7 @@ class AttemptPaths:
 
     @property
     def rendezvous(self) -> Path:
-        """Written by rank 0: where the others find it."""
+        """Written by rank 0: the address where the other ranks find it."""
         return self.root / "rendezvous.json"
 
     @property
@@ -63,7 +63,7 @@ class AttemptPaths:
         return self.root / "ranks"
 
     def rank(self, rank: int) -> Path:
-        """How a rank is doing and how it ended."""
+        """The state of a rank and how it ended."""
         return self.ranks / f"{rank:05d}.json"
 
     @property
@@ -76,11 +76,11 @@ class AttemptPaths:
 
     @property
     def preflight(self) -> Path:
-        """What the check before the start found, one file a node."""
+        """What the preflight check found, one file per node."""
         return self.root / "preflight"
 
     def stack(self, rank: int) -> Path:
-        """Where every thread of a rank stood when it was seen to make no progress."""
+        """The stack of every thread of a rank when it was found to make no progress."""
         return self.root / "stacks" / f"{rank:05d}.txt"
 
     def preflight_report(self, node: str) -> Path:
@@ -89,20 +89,20 @@ class AttemptPaths:
 
     @property
     def heartbeat(self) -> Path:
-        """Touched by rank 0 while it makes progress."""
+        """Rank 0 updates its time while it makes progress."""
         return self.root / "pulse"
 
     @property
     def prepared(self) -> Path:
-        """Written by rank 0 when what the ranks share is prepared, before they meet."""
+        """Written by rank 0 when the shared data is prepared, before the rendezvous."""
         return self.root / "prepared"
 
     def arrived(self, rank: int) -> Path:
-        """Left by a rank of an external program that has reached rank 0; holds its machine's boot id."""
+        """Written by a rank of an external program that has reached rank 0; contains its machine's boot id."""
         return self.root / f"met-{rank:05d}"
 
     def finished(self, rank: int) -> Path:
-        """Left by a rank whose external program has ended well."""
+        """Written by a rank whose external program has succeeded."""
         return self.root / f"done-{rank:05d}"
 
     @property
@@ -112,12 +112,12 @@ class AttemptPaths:
 
     @property
     def decision(self) -> Path:
-        """The restart decision after this attempt; `decision_line` beside it is one line of it, for the shell."""
+        """The restart decision after this attempt; `decision_line` next to it is one line of it, for the shell."""
         return self.root / "decision.json"
 
     @property
     def earlier_decision(self) -> Path:
-        """Its name in runs of version 1."""
+        """The file's name in runs of version 1."""
         return self.root / "verdict.json"
 
     @property
@@ -126,7 +126,7 @@ class AttemptPaths:
 
     @property
     def bad_nodes(self) -> Path:
-        """One JSON object a line for each faulty node, as the bad-node list takes them."""
+        """One JSON object a line for each faulty node, in the format of the bad-node list."""
         return self.root / "bad-nodes"
 
 
@@ -151,16 +151,16 @@ class StagePaths:
 
     @property
     def scheduler(self) -> Path:
-        """The last thing a scheduler said of this stage's job: schedulers forget, the run does not."""
+        """The last known state of this stage's job: schedulers forget ended jobs, the run must not."""
         return self.root / "scheduler.json"
 
     @property
     def job_folder(self) -> Path:
-        """What a scheduler's job leaves besides the ranks' files."""
+        """What a scheduler's job writes besides the ranks' files."""
         return self.root / "slurm"
 
     def batch_log(self, job_id: str) -> Path:
-        """Output of the batch script and of what starts the ranks."""
+        """Output of the batch script and of the command that starts the ranks."""
         return self.job_folder / f"{job_id}_batch.log"
 
     def batch_logs(self) -> list[Path]:
@@ -173,7 +173,7 @@ class StagePaths:
 
     @property
     def events(self) -> Path:
-        """What the job did between attempts, one JSON object a line: at, job, attempt, event, detail."""
+        """What the job did between attempts, one JSON object per line: at, job, attempt, event, detail."""
         return self.root / "events.jsonl"
 
     @property
@@ -260,7 +260,7 @@ class LocalPaths:
 
     @property
     def cancel(self) -> Path:
-        """Its presence asks the supervisor to stop."""
+        """If this file exists, the supervisor stops."""
         return self.root / "cancel"
 
     @property
@@ -307,7 +307,7 @@ class RunPaths:
 
     @property
     def results(self) -> Path:
-        """Where `collect` gathers when it is not told otherwise."""
+        """The default output folder of `collect`."""
         return self.root / "results"
 
     @property

@@ -1,4 +1,4 @@
-"""The nearest values that would pass a divisibility rule, and how to say them."""
+"""The nearest values that satisfy a divisibility rule, and how to print them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def either(values: Sequence[Any]) -> str:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was probably meant to be, None where none is like it."""
+    """The known name most similar to `name`, None if none is similar."""
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1)

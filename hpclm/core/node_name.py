@@ -1,4 +1,4 @@
-"""What the scheduler calls this machine."""
+"""The name of this machine in the scheduler."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ VARIABLES = "HPCLM_RANK_VARIABLES"
 
 
 def node_name(environment: Mapping[str, str] = os.environ) -> str:
-    """What the scheduler calls this machine; its host name where it says nothing."""
+    """What the scheduler calls this machine; its host name if no scheduler names it."""
     named = environment.get(VARIABLES, "").split()[4:5]
     return (environment.get(named[0]) if named else None) or socket.gethostname()

@@ -1,7 +1,7 @@
-"""What the ranks run: pure Python copied into the run, so that an image needs an engine and nothing of ours.
+"""What the ranks run: pure Python copied into the run, so that an image needs an engine but not hpclm.
 
-A run keeps the code it was submitted with, whatever happens to the checkout afterwards. Payloads of the same content
-are shared: their files are hard links of one copy, kept under a name made of its content.
+A run keeps the code it was submitted with, even if the checkout changes later. Payloads of the same content
+are shared: their files are hard links of one copy, stored under a hash of the content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpclm.core.registry import PLUGINS_FILE
 from hpclm.core.shipped import launch_folder
 
 PACKAGES = ("hpclm",)
-# Asks the driver on the nodes; a cluster without GPUs does without.
+# Queries the driver on the nodes; a cluster without GPUs does not need it.
 _OPTIONAL = ("pynvml",)
 SUPERVISE = "supervise.sh"
 _SKIPPED_FOLDERS = ("__pycache__", "tests")
@@ -29,7 +29,7 @@ _SKIPPED_SUFFIXES = (".pyc", ".so")
 
 
 def stage_payload(target: Path, shared: Path | None = None) -> None:
-    """Make the payload at `target`, which must not be there.
+    """Create the payload at `target`, which must not exist.
 
     Args:
         shared: folder of payloads that many runs link to; None: a copy of its own. Where the file system has no hard
@@ -49,7 +49,7 @@ def stage_payload(target: Path, shared: Path | None = None) -> None:
         _write(files, building / "payload")
         try:
             (building / "payload").rename(kept)
-        except OSError:  # somebody else made it in the meantime
+        except OSError:  # another process created it in the meantime
             if not kept.is_dir():
                 raise
         finally:
@@ -58,7 +58,7 @@ def stage_payload(target: Path, shared: Path | None = None) -> None:
 
 
 def _files() -> Iterator[tuple[str, bytes | Path]]:
-    """Every file of a payload: its place, and its content or where that lies."""
+    """Every file of a payload: its path, and its content or where that is."""
     yield f"launch/{SUPERVISE}", launch_folder() / SUPERVISE
     plugins = _plugins()
     packages = dict.fromkeys(
@@ -82,7 +82,7 @@ def _files() -> Iterator[tuple[str, bytes | Path]]:
 
 
 def _plugins() -> dict[str, dict[str, str]]:
-    """What other packages have added to each registry."""
+    """The entries that other packages have added to each registry."""
     found = {
         one.group: {name: place for name, place in one.locations().items() if not one.is_builtin(name)} for one in ALL
     }
@@ -90,7 +90,8 @@ def _plugins() -> dict[str, dict[str, str]]:
 
 
 def _belongs(inner: Path) -> bool:
-    """Whether a package's file goes in: code and data, without caches, tests and what was compiled for this machine."""
+    """Whether a package's file is included: code and data, without caches, tests and
+    what was compiled for this machine."""
     return (
         not any(part in _SKIPPED_FOLDERS for part in inner.parts[:-1])
         and inner.suffix not in _SKIPPED_SUFFIXES
@@ -117,7 +118,7 @@ def _write(files: dict[str, bytes | Path], target: Path) -> None:
             path.write_bytes(content)
         else:
             shutil.copyfile(content, path)
-        path.chmod(0o444)  # runs share it: nobody may change it in place
+        path.chmod(0o444)  # runs share it: it must not be changed in place
 
 
 def _link(source: str, target: str) -> str:

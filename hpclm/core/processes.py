@@ -1,4 +1,4 @@
-"""Who runs this, and telling one process from another that later got its number. Standard library only."""
+"""The current user, and identification of a process even if its id is reused later. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """What names a process beyond doubt: its number, the boot it lives in, and when in that boot it began (ticks)."""
+    """What identifies a process uniquely: its id, the boot it runs in, and its start time in that boot (ticks)."""
     return {"pid": pid, "boot_id": boot_id(), "start_ticks": _stat(pid)[1]}
 
 
 def is_alive(known: Mapping[str, Any]) -> bool:
-    """Whether the very process that `identity` described still runs on this machine."""
+    """Whether the process described by `identity` is still running on this machine."""
     pid = known.get("pid")
     if not isinstance(pid, int) or known.get("boot_id") != boot_id():
         return False
@@ -26,7 +26,7 @@ def is_alive(known: Mapping[str, Any]) -> bool:
 def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # no Linux: process numbers must do
+    except OSError:  # not Linux: the process id must suffice
         return ""
 
 
@@ -44,12 +44,12 @@ def _stat(pid: int) -> tuple[str | None, int | None]:
         return "R", None
     except OSError:
         return None, None
-    fields = text.rpartition(")")[2].split()  # the name in parentheses may hold anything
+    fields = text.rpartition(")")[2].split()  # the name in parentheses may contain anything
     return fields[0], int(fields[19])
 
 
 def user_name() -> str:
-    """Who runs this, also where the user has no name."""
+    """The user who runs this, even if the user id has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

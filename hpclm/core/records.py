@@ -1,7 +1,7 @@
-"""Dataclasses to JSON and back, every value checked: the one deserialiser.
+"""Dataclasses to JSON and back, every value checked: the only deserialiser.
 
-What comes from a file was written by another process, perhaps of another version or half damaged. `from_dict` takes
-nothing on trust: a wrong type or an unknown key is a ValueError that names the place (`StageSpec.model.num_layers`).
+What comes from a file was written by another process, perhaps of another version or half damaged. `from_dict` checks
+everything: a wrong type or an unknown key is a ValueError that names the place (`StageSpec.model.num_layers`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def to_dict(value: Any) -> dict[str, Any]:
 def taken(cls: type[T], source: object, **derived: Any) -> T:
     """A dataclass whose fields are `source`'s attributes of the same names, nested ones too, and `derived` for others.
 
-    So that a recipe's key is declared in the schema and taken over by its name. Raises TypeError for a field that is
+    So that a recipe's key is declared in the schema and copied by its name. Raises TypeError for a field that is
     required and in neither.
     """
     hints = _hints(cast(Hashable, cls))
@@ -58,7 +58,7 @@ def from_dict(cls: type[T], raw: object, *, ignore_unknown: bool = False, where:
     """Rebuild a (nested) dataclass from `to_dict`'s output.
 
     Args:
-        ignore_unknown: whether keys that the class does not have are passed over: for records that a later version may
+        ignore_unknown: whether unknown keys are ignored: for records that a later version may
             have written, never for what decides what a rank does.
         where: what to call the value in messages; default the class's name.
 
@@ -66,7 +66,7 @@ def from_dict(cls: type[T], raw: object, *, ignore_unknown: bool = False, where:
     """
     where = where or cls.__name__
     if not isinstance(raw, Mapping):
-        raise ValueError(f"{where}: an object is needed, not {_shown(raw)}")
+        raise ValueError(f"{where}: must be an object, not {_shown(raw)}")
     hints = _hints(cast(Hashable, cls))
     unknown = sorted(str(key) for key in raw if key not in hints)
     if unknown and not ignore_unknown:
@@ -132,16 +132,16 @@ def _one_of(options: tuple[Any, ...], item: Any, where: str, ignore_unknown: boo
 def _container(origin: Any, arguments: tuple[Any, ...], item: Any, where: str, ignore_unknown: bool) -> Any:
     if origin is dict:
         if not isinstance(item, Mapping) or not all(isinstance(key, str) for key in item):
-            raise ValueError(f"{where}: an object is needed, not {_shown(item)}")
+            raise ValueError(f"{where}: must be an object, not {_shown(item)}")
         return {key: _value(arguments[1], value, f"{where}.{key}", ignore_unknown) for key, value in item.items()}
     if origin not in (list, tuple):
         raise TypeError(f"{where}: no rule for {origin}")
     if not isinstance(item, (list, tuple)):
-        raise ValueError(f"{where}: a list is needed, not {_shown(item)}")
+        raise ValueError(f"{where}: must be a list, not {_shown(item)}")
     build: Callable[[list[Any]], Any] = origin
     if origin is tuple and arguments[-1] is not Ellipsis:
         if len(item) != len(arguments):
-            raise ValueError(f"{where}: {len(arguments)} values are needed, not {len(item)}")
+            raise ValueError(f"{where}: {len(arguments)} values are required, not {len(item)}")
         hints = arguments
     else:
         hints = (arguments[0],) * len(item)
@@ -163,9 +163,9 @@ def _member(hint: type[Enum], item: Any, where: str) -> Enum:
 def _scalar(hint: Any, item: Any, where: str) -> Any:
     if hint not in _SCALARS:
         raise TypeError(f"{where}: no rule for {hint}")
-    # True is an int to Python, and no number to anybody else
+    # True is an int in Python, but not a number in JSON
     if not isinstance(item, _SCALARS[hint]) or (isinstance(item, bool) and hint is not bool):
-        raise ValueError(f"{where}: {_NAMES[hint]} is needed, not {_shown(item)}")
+        raise ValueError(f"{where}: must be {_NAMES[hint]}, not {_shown(item)}")
     return float(item) if hint is float and isinstance(item, int) else item
 
 

@@ -1,6 +1,6 @@
-"""The registries, one an axis of growth. What an entry must be is said where it is used.
+"""The registries, one per kind of extension. What an entry must be is described where it is used.
 
-Values are `module:attribute`, so that this module, which every room may import, imports none of them.
+Values are `module:attribute`, so that this module, which every package may import, imports none of them.
 """
 
 from __future__ import annotations

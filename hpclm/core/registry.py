@@ -1,11 +1,12 @@
-"""What hpclm can be extended by: one registry an axis, filled by hpclm itself and by other packages' entry points.
+"""Extension points of hpclm: one registry per kind, filled by hpclm itself and by other packages' entry points.
 
-A package that adds an engine says so in its pyproject.toml, and it can be named in recipes wherever it is installed:
+A package that adds an engine declares it in its pyproject.toml; recipes can then use it
+wherever the package is installed:
 
     [project.entry-points."hpclm.engines"]
     mine = "mypackage.engine:ENGINE"
 
-An entry is loaded when it is asked for and not before, so a name costs nothing. In a run, where no package is
+An entry is loaded only when it is used, so a name costs nothing. In a run, where no package is
 installed, the payload carries the code of the packages in use and `plugins.json` with their entries (`core.payload`).
 """
 
@@ -29,17 +30,17 @@ _PREFIX = "[hpclm."
 
 
 class UnknownNameError(HpclmError):
-    """No entry of that name; the message has the nearest and all there are."""
+    """There is no entry of that name; the message lists the nearest and all known names."""
 
 
 class Registry(Generic[T]):
-    """Named things of one kind, found when they are asked for.
+    """Named things of one kind, loaded when they are used.
 
     Args:
         group: the entry-point group, `hpclm.engines`.
         kind: what one entry is, for messages.
         builtin: hpclm's own entries by name, each `module:attribute`.
-        aliases: earlier names of some, which still are understood.
+        aliases: earlier names that still work.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Registry(Generic[T]):
         return tuple(self._builtin)
 
     def canonical(self, name: str) -> str:
-        """The name that an earlier one stands for; any other as it is."""
+        """The name that an earlier one stands for; any other unchanged."""
         return self._aliases.get(name, name)
 
     def __contains__(self, name: object) -> bool:
@@ -68,7 +69,7 @@ class Registry(Generic[T]):
         return isinstance(name, str) and (self.canonical(name) in self._builtin or name in self.locations())
 
     def location(self, name: str) -> str:
-        """Where the entry lies. Raises UnknownNameError."""
+        """Where the entry is. Raises UnknownNameError."""
         name = self.canonical(name)
         found = self._builtin.get(name) or self.locations().get(name)
         if found is None:
@@ -103,9 +104,7 @@ def load_object(location: str) -> object:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise HpclmError(
-            f"{location}: cannot be loaded ({error}); is the package that has it installed whole?"
-        ) from error
+        raise HpclmError(f"{location}: cannot be loaded ({error}); is its package installed completely?") from error
 
 
 @cache

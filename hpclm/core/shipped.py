@@ -1,4 +1,4 @@
-"""Where the files of `launch/` are: in a checkout beside the package, in an installed one within it."""
+"""Where the files of `launch/` are: next to the package in a checkout, inside it when installed."""
 
 from __future__ import annotations
 

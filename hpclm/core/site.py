@@ -1,4 +1,4 @@
-"""A site: the facts of a machine or cluster, so that recipes carry none of them. Read by `recipe.site_profile`."""
+"""A site: the facts about a machine or cluster, which do not belong in recipes. Read by `recipe.site_profile`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NO_RUNTIME = "none"
 
 @dataclass(frozen=True)
 class SiteContainer:
-    """How commands enter an image here.
+    """How commands run in containers at this site.
 
     Attributes:
         mounts: what every container of this site has mounted (`SOURCE:TARGET[:ro]`).
-        images: folder for imported images, seen by all nodes; None: `images` beside the runs.
-        pull: where an image is imported: on this `login` node, in a `job` of its own, or `never` by us.
-        home: whether the user's home is seen inside.
+        images: folder for imported images, shared by all nodes; None: `images` next to the runs.
+        pull: where an image is imported: on this `login` node, in a separate `job`, or `never` by hpclm.
+        home: whether the user's home is mounted.
     """
 
     runtime: str = NO_RUNTIME
@@ -34,10 +34,10 @@ class Site:
 
     Attributes:
         python: argv of the interpreter that runs a rank; empty: this one, or `python3` inside a container.
-        gpu_request: how this scheduler wants GPUs asked for: `--gpus-per-node`, `--gres`, or not at all.
+        gpu_request: how GPUs are requested from this scheduler: `--gpus-per-node`, `--gres`, or not at all.
         gpu_type: the type's name in the request (`a100`), None for any.
-        cpus_per_device: CPUs a rank gets where the recipe does not say; None: 1.
-        exclusive: whether to ask for whole nodes.
+        cpus_per_device: CPUs per rank where the recipe sets none; None: 1.
+        exclusive: whether to request whole nodes.
         sbatch: further long options of sbatch and their values (`true` for a flag).
         origin: where the profile comes from, for messages.
     """

@@ -1,4 +1,4 @@
-"""The contract between the login node and the ranks: one `StageSpec` a stage, written as JSON.
+"""The contract between the login node and the ranks: one `StageSpec` per stage, written as JSON.
 
 The login side fills it from a recipe and its plan; the worker reads it and nothing else, so the worker needs neither
 YAML nor pydantic in the image. Every path in it is absolute. Units are in the names.
@@ -46,9 +46,9 @@ class ModelSpec:
 class TokenizerSpec:
     """Where the tokenizer comes from.
 
-    `train`: a byte-level BPE of `vocab_size` entries learnt by the pretrain stage from its text.
+    `train`: a byte-level BPE of `vocab_size` entries trained by the pretrain stage on its text.
     `bpe`: GPT-2 style `vocab_file` and `merges_file`. `json`: a `tokenizer.json` in `tokenizer_file`.
-    `base`: the one stored beside the base checkpoint.
+    `base`: the one stored next to the base checkpoint.
     """
 
     kind: Literal["train", "bpe", "json", "base"]
@@ -86,7 +86,8 @@ class RecomputeSpec:
 
 @dataclass(frozen=True)
 class EarlyStoppingSpec:
-    """Training ends after `patience` validations in a row whose val_loss is not `min_delta` under the best."""
+    """Early stopping: training ends after `patience` validations in a row whose val_loss
+    is not `min_delta` below the best."""
 
     patience: int = 10
     min_delta: float = 0.001
@@ -94,7 +95,8 @@ class EarlyStoppingSpec:
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Samples a step over all ranks, samples a forward pass, and forward passes a step on one data-parallel rank."""
+    """Samples per step over all ranks, samples per forward pass, and forward passes per
+    step on one data-parallel rank."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -103,13 +105,13 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class TrainerSpec:
-    """How long and how exactly. One of `max_steps` and `max_epochs` is set (for evaluate neither).
+    """Training length and precision. One of `max_steps` and `max_epochs` is set (for evaluate neither).
 
     Attributes:
         val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].
         val_batches: global batches a validation reads; None: the whole validation set.
-        val_metrics: scores of answers made to the validation rows (names of `hpclm.metrics`).
-        val_metric_rows: rows so answered at each validation; None: all.
+        val_metrics: scores of answers generated for the validation rows (names of `hpclm.metrics`).
+        val_metric_rows: rows answered at each validation; None: all.
     """
 
     precision: Literal["fp32", "bf16", "fp16"]
@@ -143,7 +145,7 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """Steps between checkpoints (None: at each validation and at the end), and how many of each kind stay."""
+    """Steps between checkpoints (None: at each validation and at the end), and how many of each kind are kept."""
 
     save_interval_steps: int | None = None
     keep_last: int = 2
@@ -153,7 +155,7 @@ class CheckpointSpec:
 @dataclass(frozen=True)
 class TextData:
     """Text to pre-train on: every file under `paths` that matches `pattern`, one document a file, a line, or
-    a paragraph (parted by blank lines)."""
+    a paragraph (separated by blank lines)."""
 
     paths: list[str]
     pattern: str = "*"
@@ -165,9 +167,9 @@ class TextData:
 
 @dataclass(frozen=True)
 class PromptData:
-    """JSONL rows, one object a line, each with `taskname` and the template's fields.
+    """JSONL rows, one object per line, each with `taskname` and the template's fields.
 
-    `semantics`: `strict`, or `nemo` for token ids, masks and dropped rows as NeMo makes them, its faults included.
+    `semantics`: `strict`, or `nemo` for token ids, masks and dropped rows as NeMo makes them, including its bugs.
     """
 
     train: list[str] = field(default_factory=list)
@@ -208,10 +210,10 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """How answers are made. `greedy` ignores temperature, top_k and top_p.
+    """How answers are generated. `greedy` ignores temperature, top_k and top_p.
 
     Attributes:
-        min_new_tokens: the end token is not chosen before so many tokens.
+        min_new_tokens: the end token is not chosen before this many tokens.
         repetition_penalty: CTRL's (arXiv:1909.05858, section 4.1), over prompt and answer.
         end_strings: an answer ends before the first of these.
         add_bos: whether prompts start with BOS; None: as in training.
@@ -232,7 +234,7 @@ class GenerationSpec:
 
 @dataclass(frozen=True)
 class RecoverySpec:
-    """What is done about failures (`recovery.restart_decision`). `stall_timeout_s` None: hangs are not looked for."""
+    """What is done after failures (`recovery.restart_decision`). `stall_timeout_s` None: hangs are not detected."""
 
     max_restarts: int = 10
     max_without_progress: int = 3
@@ -246,9 +248,9 @@ class NodeNeeds:
     """What a node must have for the stage, found once, by the plan, and checked by doctor and the preflight.
 
     Attributes:
-        packages: that the ranks' interpreter must have.
-        memory_bytes: estimate of the most loaded rank; None: not known.
-        precision: of the arithmetic; None: not known.
+        packages: packages that the ranks' interpreter must have.
+        memory_bytes: estimate of the most loaded rank; None: unknown.
+        precision: of the arithmetic; None: unknown.
         inputs: files and folders outside the run that a rank opens.
     """
 
@@ -272,15 +274,15 @@ class Backends:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage, whole.
+    """One complete stage.
 
     Attributes:
-        engine: whose ranks do it; `runner`: `module:function` that a rank calls.
+        engine: whose ranks run it; `runner`: `module:function` that a rank calls.
         stage_dir: where the stage writes (see `core.layout.StagePaths`).
         base: directory of the frozen or initial model: another stage's `checkpoints` or a checkpoint directory.
         prompts: a prompt-learning stage's `checkpoints` (its best is taken), one checkpoint directory or an archive.
             For evaluate, None asks the model alone, virtual tokens left out; for prompt learning, the tasks it holds
-            stay as they are and those of `templates` that it does not hold are trained beside them.
+            stay as they are and those of `templates` that it does not hold are trained next to them.
     """
 
     run: str
@@ -314,7 +316,7 @@ class StageSpec:
 class ProgramSpec:
     """Another program (see `engines.command.section.Program`). `argv` still has its placeholders.
 
-    `files`: written into the stage's folder before it starts, by name.
+    `files`: text of files to write into the stage's folder before it starts, by name.
     """
 
     argv: list[str]
@@ -329,7 +331,7 @@ class ProgramSpec:
 
 @dataclass(frozen=True)
 class ProgramStageSpec:
-    """A stage that runs a program of the user's, with our topology, rendezvous, recovery and collection."""
+    """A stage that runs a user's program, with hpclm's topology, rendezvous, recovery and collection."""
 
     run: str
     stage: str

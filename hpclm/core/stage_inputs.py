@@ -10,7 +10,7 @@ from hpclm.core.spec import PromptData, TextData, TokenizerSpec
 
 @dataclass(frozen=True)
 class Input:
-    """A file or folder that a stage opens. `keys`: where the recipe names it; `kind`: what it holds."""
+    """A file or folder that a stage opens. `keys`: where the recipe names it; `kind`: what it contains."""
 
     keys: tuple[str | int, ...]
     kind: Literal["rows", "text", "tokenizer", "checkpoint", "prompts"]

@@ -6,7 +6,7 @@ from hpclm.core.words import Word
 
 
 class StageState(Word):
-    """What a user reads, in the order of how much each matters when the stages of a run are in different ones."""
+    """The states that users see, most important first, for a run whose stages have different states."""
 
     FAILED = "failed"
     OUT_OF_MEMORY = "out-of-memory"
@@ -22,7 +22,7 @@ class StageState(Word):
 
     @property
     def is_over(self) -> bool:
-        """Whether the stage has ended, in whatever way."""
+        """Whether the stage has ended, in any state."""
         return self not in (StageState.RUNNING, StageState.PENDING, StageState.UNKNOWN)
 
     @property
@@ -32,7 +32,7 @@ class StageState(Word):
 
 
 def stage_state(word: object) -> StageState:
-    """The state of that name, `UNKNOWN` for any other word."""
+    """The state of that name, `UNKNOWN` for any other name."""
     try:
         return StageState(word)
     except ValueError:
@@ -40,7 +40,7 @@ def stage_state(word: object) -> StageState:
 
 
 class RankState(Word):
-    """How a rank's own record says it is."""
+    """The state in a rank's own record."""
 
     RUNNING = "running"
     DONE = "done"

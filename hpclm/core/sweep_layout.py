@@ -36,12 +36,12 @@ class SweepPaths:
 
     @property
     def queue(self) -> Path:
-        """What the local executor's queue is told: the members, and how many run at once."""
+        """The input of the local executor's queue: the members, and how many run at the same time."""
         return self.root / "queue.json"
 
     @property
     def queue_state(self) -> Path:
-        """Which process the queue is."""
+        """The process of the queue."""
         return self.root / "queue-state.json"
 
     @property
@@ -49,13 +49,13 @@ class SweepPaths:
         return self.root / "queue.log"
 
     def array(self, first: int) -> ArrayPaths:
-        """The job array whose first member has the place `first` in the sweep."""
+        """The job array whose first member has the index `first` in the sweep."""
         return ArrayPaths(self.root / f"array-{first}")
 
 
 @dataclass(frozen=True)
 class ArrayPaths:
-    """One job array of a sweep: `<root>/<index>` leads to the run of a member."""
+    """One job array of a sweep: `<root>/<index>` points to the run of a member."""
 
     root: Path
 
@@ -79,7 +79,7 @@ class RunsFolder:
 
     @property
     def images(self) -> Path:
-        """Imported images, where the site names no other folder."""
+        """Imported images, if the site sets no other folder."""
         return self.root.parent / "images"
 
     def run(self, name: str) -> RunPaths:

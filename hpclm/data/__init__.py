@@ -1,1 +1,1 @@
-"""What models read: rows, templates, tokenizers, text, and the sources they come from."""
+"""The input of models: rows, templates, tokenizers, text, and the sources they come from."""

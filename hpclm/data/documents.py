@@ -26,7 +26,7 @@ def text_files(text: TextData) -> list[Path]:
         elif root.is_dir():
             found.extend(sorted(path for path in root.rglob(text.pattern) if path.is_file()))
         else:
-            raise DataError(f"{root}: no such file or folder (text.paths)")
+            raise DataError(f"{root}: does not exist (text.paths)")
     found = list(dict.fromkeys(found))
     if not found:
         raise DataError(f"no file matches {text.pattern!r} in {', '.join(text.paths)} (text.pattern)")
@@ -50,7 +50,7 @@ def documents(text: TextData, files: list[Path], on_file: Callable[[], None]) ->
 
 
 def split(text: TextData, found: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """("train" or "validation", document): the fraction for validation, evenly spread; one at least, the last, unless
+    """("train" or "validation", document): the fraction for validation, evenly spread; at least one (the last), unless
     the fraction is 0. Raises DataError where there are too few documents.
     """
     fraction, place, validation = text.validation_fraction, 0, 0

@@ -1,4 +1,4 @@
-"""JSONL rows as examples. Imports no torch: a login node checks rows by it, too."""
+"""JSONL rows as examples. Does not import torch, since login nodes use it to check rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hpclm.data.tokenizers import Tokenizer
 
 
 class PromptDataset:
-    """The examples of some files, in the files' and lines' order.
+    """The examples of some files, in the order of files and lines.
 
     Args:
-        data: with `semantics: nemo` rows are read by `NemoTemplate`, which may leave out one to be answered, too.
-        training: prompt and answer; a row that cannot fit is left out. Otherwise prompts alone, every row.
-        frozen: tasks that are not trained; their rows are no examples.
+        data: with `semantics: nemo` rows are read by `NemoTemplate`, which may also leave out test rows.
+        training: prompt and answer; a row that does not fit is left out. Otherwise only prompts, of every row.
+        frozen: tasks that are not trained; their rows are not used.
 
     Attributes:
-        left_out: places, among all rows, of those left out.
+        left_out: indices, among all rows, of those left out.
         of_frozen_tasks: rows of such tasks.
         truncated: rows that lost tokens to fit.
     """
@@ -68,8 +68,8 @@ class PromptDataset:
         self.truncated = sum(example.truncated > 0 for example in self.examples)
         if not self.examples:
             raise DataError(
-                f"{', '.join(files)}: no row is left"
-                + (f"; all {self.of_frozen_tasks} are of frozen tasks" if self.of_frozen_tasks else "")
+                f"{', '.join(files)}: no usable row is left"
+                + (f"; all {self.of_frozen_tasks} belong to frozen tasks" if self.of_frozen_tasks else "")
                 + (f"; {self.skipped} do not fit in {data.max_seq_length} tokens" if self.skipped else "")
             )
 

@@ -1,16 +1,16 @@
-"""Rows as NeMo reads them, faults included: `data.semantics: nemo`.
+"""Rows as NeMo reads them, including its bugs: `data.semantics: nemo`.
 
 Source: NeMo r1.22, nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py, with the
 tokenizer of nemo/collections/nlp/modules/common/huggingface/auto_tokenizer.py. What differs from `templates.Template`:
 
-- fields are put in one after another, so a value that holds "{answer}" takes the answer in;
+- fields are put in one after another, so a value that contains "{answer}" gets the answer inserted;
 - prompt and answer are one text, and the answer's place in it is guessed from the length of its own tokens;
 - special tokens in a row's text are special tokens;
 - a truncated example has lost its BOS and EOS, and its mask still counts the EOS: it starts one token early;
-- a row that does not fit is dropped, one to be answered too;
-- a row to be answered that holds its answer shows it to the model.
+- a row that does not fit is dropped, even a test row;
+- a test row that contains its answer shows it to the model.
 
-One fault is refused instead of repeated, since NeMo fails on it too: a row whose text holds a virtual token's name.
+One case is refused instead of reproduced, since NeMo fails on it too: a row whose text contains a virtual token's name.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class NemoTemplate:
         return text.strip(" ")
 
     def _ids(self, row: dict[str, Any], index: int) -> list[int | None]:
-        """Token ids, None at virtual slots: the k-th takes the k-th virtual token, whatever number its marker has."""
+        """Token ids, None at virtual slots: the k-th slot gets the k-th virtual token,
+        whatever the number of its marker."""
         ids: list[int | None] = []
         for place, piece in enumerate(MARKER.split(self._fill(row))):
             if place % 2:
@@ -91,13 +92,13 @@ class NemoTemplate:
                 ids += self._text_ids(piece)
         if ids.count(None) != self.virtual_count:
             raise DataError(
-                f"task {self.spec.taskname}, row {index + 1}: its text holds a virtual token's marker, which NeMo "
-                "takes for one and fails on; take it out of the row, or choose data.semantics: strict"
+                f"task {self.spec.taskname}, row {index + 1}: its text contains a virtual token marker, which NeMo "
+                "misreads and fails on; remove it from the row, or choose data.semantics: strict"
             )
         return ids
 
     def _text_ids(self, text: str) -> list[int]:
-        """Ids of a piece between virtual tokens, special tokens read as such."""
+        """Ids of a piece between virtual tokens, with special tokens recognised."""
         if self._special is None:
             return self.tokenizer.encode(text)
         ids: list[int] = []
@@ -106,7 +107,7 @@ class NemoTemplate:
         return ids
 
     def _cut(self, row: dict[str, Any], length: int) -> dict[str, Any]:
-        """The row with overflow and one more tokens off the right of its `truncate_field`."""
+        """The row with overflow + 1 tokens removed from the end of its `truncate_field`."""
         field = self.spec.truncate_field
         assert field is not None
         ids = self._text_ids(row[field])

@@ -31,7 +31,7 @@ class Problem:
 
 
 class RowError(ValueError):
-    """A line that is no row."""
+    """A line that is not a row."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class RowError(ValueError):
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each line that is not empty; a line too long is cut, which `parse` refuses.
 
-    By bytes and not by `splitlines`: JSON strings may hold U+2028 and its kin as they are.
+    By bytes and not by `splitlines`: JSON strings may contain U+2028 and similar characters unescaped.
     """
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
@@ -61,13 +61,13 @@ def parse(line: bytes) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise RowError(f"is not UTF-8 text at byte {error.start}; convert the file") from None
     except json.JSONDecodeError as error:
-        raise RowError(f"is not JSON ({error.msg} at column {error.colno}); write one object a line") from None
+        raise RowError(f"is not valid JSON ({error.msg} at column {error.colno}); write one object per line") from None
     except ValueError:
-        raise RowError("is not JSON (a number too long); write one object a line") from None
+        raise RowError("is not valid JSON (a number too long); write one object per line") from None
     except RecursionError:
-        raise RowError("is nested too deep; a row is a flat object of text") from None
+        raise RowError("is nested too deeply; a row must be a flat JSON object of text") from None
     if not isinstance(row, dict):
-        raise RowError(f'is {kind_of(row)}; a row is an object such as {{"taskname": …}}')
+        raise RowError(f'is {kind_of(row)}; a row must be an object such as {{"taskname": …}}')
     return row
 
 
@@ -91,13 +91,13 @@ def problems(row: Mapping[str, object], templates: Mapping[str, TaskTemplate], *
         return
     for key, value in row.items():
         if not isinstance(value, str):
-            yield Problem(f"{word(key)} is {kind_of(value)}; write it as text, in quotes", "row values are text")
+            yield Problem(f"{word(key)} is {kind_of(value)}; write it as text in quotes", "row values are text")
         elif has_surrogate(value) or has_surrogate(key):
             what = f"{word(key)} has half of a surrogate pair, which is not a character; correct the \\u escape"
             yield Problem(what, "row values are text")
     answer = template.answer_field
     if learns and answer is not None and answer in fields(template.prompt_template) and answer not in row:
-        what = f"has no {answer!r}, the answer to learn; add it, or drop the row"
+        what = f"has no {answer!r}, the answer to train on; add it, or remove the row"
         yield Problem(what, "rows to learn from have the answer")
 
 
@@ -113,12 +113,12 @@ def checked(line: bytes, where: str, templates: Mapping[str, TaskTemplate], *, l
 
 
 def has_surrogate(text: str) -> bool:
-    """Whether half of a surrogate pair stands in it, as `"\\ud800"` in JSON gives."""
+    """Whether the text has half of a surrogate pair, as `"\\ud800"` in JSON gives."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def word(key: str) -> str:
-    """A row's key for a message: as it is where that fits on a line."""
+    """A row's key for a message: unchanged if it fits on a line."""
     return key if key.isprintable() and 0 < len(key) <= _SHOWN else repr(key[:_SHOWN])
 
 

@@ -1,10 +1,10 @@
 """NeMo's prompt templates: a row and a template become token ids with slots for virtual tokens.
 
-NeMo's rules (nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py) hold but for its
-bugs, which `nemo_templates` repeats: fields are filled in one pass, so a value that contains "{answer}" stays text; no
-test row is ever dropped; and the prompt and the answer are tokenised apart, so that training and inference see the same
-prompt tokens and the mask starts exactly at the answer. The one space that stands before `{answer}` in a template goes
-to the answer, whose first token it is part of, as in "… Answer: yes".
+NeMo's rules (nemo/collections/nlp/data/language_modeling/megatron/gpt_prompt_learning_dataset.py) apply except for its
+bugs, which `nemo_templates` reproduces: fields are filled in one pass, so a value that contains "{answer}" stays text;
+no test row is ever dropped; and the prompt and the answer are tokenised separately, so that training and inference see
+the same prompt tokens and the mask starts exactly at the answer. The single space in front of `{answer}` in a template
+goes to the answer, whose first token it is part of, as in "… Answer: yes".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hpclm.data.template_text import FIELD, MARKER
 from hpclm.data.tokenizers import Tokenizer
 
 SLOT = -1
-# markers go with the space behind them where there is one in front as well, or nothing
+# a marker is removed together with the space after it if there is a space, or nothing, in front of it
 _REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
 
 
@@ -32,9 +32,9 @@ class Example:
         virtual: per position the number of the virtual token there, -1 elsewhere.
         loss_mask: per position 1.0 where that token is to be predicted.
         taskname, task: the row's template by name, and its place in the recipe.
-        index: place of the row among all rows of its files.
-        prompt, answer: the text in front of the answer, a cut field as it was cut, and the answer (None where the row
-            has none).
+        index: index of the row among all rows of its files.
+        prompt, answer: the text in front of the answer, with a truncated field as it was truncated, and the answer
+            (None where the row has none).
         truncated: tokens cut off to fit.
     """
 
@@ -50,7 +50,7 @@ class Example:
 
     @property
     def weight(self) -> float:
-        """How many of its tokens are learnt; the first never is."""
+        """How many of its tokens count in the loss; the first never does."""
         return sum(self.loss_mask[1:])
 
 
@@ -58,9 +58,9 @@ class Template:
     """One task's template, ready to fill.
 
     Args:
-        with_virtual: False leaves the virtual tokens out, to ask the model alone.
+        with_virtual: False leaves the virtual tokens out, to evaluate the model alone.
 
-    Raises DataError where virtual tokens stand behind the answer, or do not fit in max_seq_length.
+    Raises DataError where virtual tokens come after the answer, or do not fit in max_seq_length.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Template:
         self.before, self.after = text.split(marker, 1) if self.has_answer and marker else (text, "")
         if behind := MARKER.search(self.after):
             raise DataError(
-                f"task template {template.taskname!r}: {behind[0]} stands behind {marker}, where "
-                "an answer to be made never sees it; move it in front"
+                f"task template {template.taskname!r}: {behind[0]} comes after {marker}, where "
+                "it has no effect on the answer; move it in front of the answer"
             )
         fixed = add_bos + sum(template.virtual_token_splits) * with_virtual
         if fixed > max_seq_length:
@@ -100,7 +100,7 @@ class Template:
 
         For training, prompt and answer: None when it is too short, or too long and there is no `truncate_field` (left)
         to cut.
-        Otherwise the prompt alone; a too long one loses its beginning if there is no field to cut.
+        Otherwise the prompt alone; if it is too long and there is no field to truncate, it loses its beginning.
         """
         tokens, virtual, tail, text = self._tokens(row, training=training)
         length, cut = len(tokens) + len(tail), row
@@ -169,7 +169,8 @@ class Template:
         return self.spec.truncate_field is not None and bool(row.get(self.spec.truncate_field))
 
     def _cut(self, row: dict[str, Any], excess: int) -> dict[str, Any]:
-        """The row with `excess` tokens, and as NeMo one more for what joining may add, off the right of the field."""
+        """The row with `excess` tokens, and, as in NeMo, one more for what joining may
+        add, removed from the end of the field."""
         field = self.spec.truncate_field
         assert field is not None
         count = len(self.tokenizer.encode(row[field])) - excess - 1

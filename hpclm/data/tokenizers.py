@@ -16,7 +16,7 @@ from hpclm.formats.nemo.gpt_weights import is_archive
 
 FILE = "tokenizer.json"
 END = "<|endoftext|>"
-# What else marks an end, in tokenizers that are not GPT-2's
+# Other end tokens, in tokenizers that are not GPT-2's
 _END_NAMES = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]")
 _BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
@@ -26,20 +26,20 @@ class Tokenizer:
     """Text to ids and back.
 
     Attributes:
-        vocab_size: the largest id and one.
-        special_ids: special tokens by their text, which `encode` never gives.
+        vocab_size: the largest id plus one.
+        special_ids: special tokens by their text, which `encode` never returns.
         eos_id, bos_id, pad_id: special tokens; where a vocabulary has no begin or padding token of its own, the end
-            token stands in, as in GPT-2.
+            token is used instead, as in GPT-2.
     """
 
     def __init__(self, backend: Backend, source: str) -> None:
         self.backend = backend
         # special tokens in a user's text are text: a row must not be able to end or forge a prompt
         self.backend.encode_special_tokens = True
-        # files published for other uses often pad and cut to a fixed length
+        # published files often pad and truncate to a fixed length
         self.backend.no_padding()
         self.backend.no_truncation()
-        # ids may have holes, and the model's table must hold the largest
+        # ids may have gaps, and the model's table must have a row for the largest
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         eos = self._first(_END_NAMES)
         if eos is None:
@@ -78,8 +78,9 @@ class Tokenizer:
         """Raises DataError where a model's table of `rows` has no row for some id."""
         if self.vocab_size > rows:
             raise DataError(
-                f"the tokenizer has {self.vocab_size} entries, the model's table only {rows}; set model.vocab_size to "
-                f"{self.vocab_size} or leave it out, or give the tokenizer the model was trained with"
+                f"the tokenizer has {self.vocab_size} entries, the model's embedding table only {rows}; set "
+                f"model.vocab_size to {self.vocab_size} or leave it out, "
+                "or give the tokenizer the model was trained with"
             )
 
     def save(self, folder: Path) -> None:
@@ -94,7 +95,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, path: Path) -> Tokenizer:
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            raise DataError(f"{path}: does not exist")
         try:
             return cls(Backend.from_file(str(path)), str(path))
         except DataError:
@@ -107,7 +108,7 @@ class Tokenizer:
         """GPT-2's `vocab.json` and `merges.txt`."""
         for path in (vocab, merges):
             if not path.is_file():
-                raise DataError(f"{path}: no such file")
+                raise DataError(f"{path}: does not exist")
         try:
             model = models.BPE.from_file(str(vocab), str(merges))
         except Exception as error:  # the library raises plain Exception
@@ -131,7 +132,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn a byte-level BPE of at most `vocab_size` entries, the end token among them."""
+        """Train a byte-level BPE of at most `vocab_size` entries, the end token among them."""
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,

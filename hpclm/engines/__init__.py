@@ -1,1 +1,1 @@
-"""Who trains and answers: one folder an engine."""
+"""Engines, which train and generate: one folder per engine."""

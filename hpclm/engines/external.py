@@ -1,4 +1,4 @@
-"""What the engines share that run another tool's program: their checks, and the plan of such a stage."""
+"""Shared code of engines that run an external program: their checks, and the plan of such a stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_sections(stage: StageContext, section: str) -> None:
     if getattr(recipe, section) is None:
         stage.error((section,), f"is missing, and engine: {recipe.engine} needs it; add it", "needed section")
     if recipe.base is not None:
-        stage.error(("base",), f"{recipe.engine} cannot read hpclm's checkpoints; name its own model", "engine's model")
+        stage.error(("base",), f"{recipe.engine} cannot read hpclm's checkpoints; give its own model", "engine's model")
 
 
 def rows_and_templates(request: StageRequest) -> tuple[PromptData | None, tuple[TaskTemplate, ...]]:
@@ -28,12 +28,10 @@ def rows_and_templates(request: StageRequest) -> tuple[PromptData | None, tuple[
     stage = request.stage
     data = lowering.data(stage, None)
     if stage.task.answers and (data is None or not data.test):
-        stage.error(
-            ("data", "test"), "is missing, and evaluate needs rows to answer; add JSONL files", "needed section"
-        )
+        stage.error(("data", "test"), "is missing, and evaluate needs test rows; add JSONL files", "needed section")
     written = stage.recipe.task_templates
     if not written and stage.task.answers:
-        stage.error(("task_templates",), "is missing, and evaluate needs one a task; add them", "needed section")
+        stage.error(("task_templates",), "is missing, and evaluate needs one per task; add them", "needed section")
     templates = template_checks.resolve(stage, written, data.max_seq_length if data else None) if written else ()
     if stage.files and data is not None:
         request.checks.check_rows(stage, stage, stage, data, templates)
@@ -47,7 +45,7 @@ def program_plan(
     depends_on: tuple[str, ...],
     data: PromptData | None = None,
 ) -> StagePlan:
-    """The plan of a stage that runs `program` (None where a finding kept it from being made)."""
+    """The plan of a stage that runs `program` (None where a finding prevents it)."""
     recipe = stage.recipe
     parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
     spec = None

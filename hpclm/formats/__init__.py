@@ -1,1 +1,1 @@
-"""Other people's files and our own checkpoints: read, write, inspect."""
+"""External file formats and hpclm's own checkpoints: read, write, inspect."""

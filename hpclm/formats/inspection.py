@@ -1,4 +1,4 @@
-"""What a file or folder holds, without torch: NeMo archives, hpclm checkpoints, PEFT adapters."""
+"""What a file or folder contains, without torch: NeMo archives, hpclm checkpoints, PEFT adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def look(path: Path) -> dict[str, Any]:
     Raises CheckpointError for anything else.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError(f"{path}: does not exist")
     if is_archive(str(path)):
         return _nemo_prompts(path) if is_prompt_archive(str(path)) else _nemo_gpt(path)
     if (path / ADAPTER_CONFIG).is_file():
@@ -36,7 +36,7 @@ def look(path: Path) -> dict[str, Any]:
         folder = path / Path(str(record.get("checkpoint", ""))).name if record else path
         if CheckpointFolder(folder).manifest.is_file():
             return _checkpoint(folder)
-    raise CheckpointError(f"{path}: no .nemo archive, hpclm checkpoint or PEFT adapter")
+    raise CheckpointError(f"{path}: not a .nemo archive, hpclm checkpoint or PEFT adapter")
 
 
 def _nemo_gpt(path: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def header(path: Path) -> dict[str, Any]:
             found = json.loads(stream.read(size))
         return {name: one for name, one in found.items() if name != "__metadata__"}
     except (OSError, ValueError, struct.error, AttributeError) as error:
-        raise CheckpointError(f"{path}: no safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -98,5 +98,5 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: is no object")
+        raise CheckpointError(f"{path}: is not a JSON object")
     return found

@@ -1,4 +1,4 @@
-"""Prediction and truth files, and which line belongs to which."""
+"""Prediction and ground-truth files, and how their lines are matched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Paired = dict[str, tuple[list[str], list[list[str]]]]
 
 @dataclass(frozen=True)
 class _Row:
-    """`key`: what pairs it, an id or the place in the file."""
+    """`key`: what it is matched by, an id or the index in the file."""
 
     key: str
     task: str | None
@@ -30,10 +30,10 @@ def paired(predictions: Path, truth: Path, split: str | None = None) -> Paired:
     Args:
         predictions: JSONL with `prediction` (and `index` or `id`), or NeMo's file of prompt and answer on one line.
         truth: JSONL: objects with an answer (text or a list) and an `id` or `index` where they have one; or lists, or
-            texts. Without ids, a row's id is its place, from 0.
+            texts. Without ids, a row's id is its index, from 0.
         split: for NeMo's file, the text in front of the answer.
 
-    Raises DataError unless each prediction has exactly one truth and the other way round.
+    Raises DataError unless predictions and answers match one to one.
     """
     made, wanted = _predictions(predictions, split), _truth(truth)
     by_key = {row.key: row for row in made}
@@ -47,7 +47,7 @@ def paired(predictions: Path, truth: Path, split: str | None = None) -> Paired:
     found = [problem for problem in problems if problem]
     if found:
         raise DataError(
-            f"{predictions} ({len(made)} rows) and {truth} ({len(wanted)} rows) do not pair: " + "; ".join(found)
+            f"{predictions} ({len(made)} rows) and {truth} ({len(wanted)} rows) do not match: " + "; ".join(found)
         )
     result: Paired = {}
     for row in wanted:
@@ -67,12 +67,14 @@ def _predictions(path: Path, split: str | None) -> list[_Row]:
         for number, line in enumerate(lines, start=1):
             row = _object(line)
             if row is None or not isinstance(row.get("prediction"), str):
-                raise DataError(f"{path}:{number}: not an object with a prediction; the file was cut off or is another")
+                raise DataError(
+                    f"{path}:{number}: not an object with a prediction; the file is truncated or of another kind"
+                )
             rows.append(_Row(_key(row, number), row.get("taskname"), [row["prediction"]]))
         return rows
     if split is None:
         raise DataError(
-            f"{path}: holds prompts and answers on one line each; say what stands before an answer, as in "
+            f"{path}: contains prompt and answer on one line; give the text in front of an answer, as in "
             '--split-string "Answer:"'
         )
     without = [str(number) for number, line in enumerate(lines) if split not in line]
@@ -87,14 +89,16 @@ def _truth(path: Path) -> list[_Row]:
         try:
             value: Any = json.loads(line)
         except (ValueError, RecursionError):
-            raise DataError(f"{path}:{number}: not JSON; a truth file has an object, a list or a text a line") from None
+            raise DataError(
+                f"{path}:{number}: not valid JSON; a ground-truth file has one object, list or text per line"
+            ) from None
         row = value if isinstance(value, dict) else {"answer": value}
         key = next((key for key in _ANSWERS if key in row), None)
         if key is None:
             raise DataError(f"{path}:{number}: no answer ({', '.join(_ANSWERS)}); is it the ground-truth file?")
         texts = row[key] if isinstance(row[key], list) else [row[key]]
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{path}:{number}: {key} must be a text or a list of texts, one at least")
+            raise DataError(f"{path}:{number}: {key} must be a text or a non-empty list of texts")
         rows.append(_Row(_key(row, number), row.get("taskname"), texts))
     return rows
 
@@ -130,7 +134,7 @@ def _double(path: Path, rows: list[_Row]) -> str:
     keys = [row.key for row in rows]
     seen: set[str] = set()
     double = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-    return _listed(f"there twice in {path}", list(dict.fromkeys(double)))
+    return _listed(f"duplicated in {path}", list(dict.fromkeys(double)))
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""hpclm's own metrics. All are fractions of 1, of several right answers the best counts, and larger is better."""
+"""hpclm's own metrics. All are fractions of 1, the best of several right answers counts, and higher is better."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _firsts(references: References) -> list[str]:
 EXACT_MATCH = Metric(
     "exact_match",
     _mean_of_best(lambda made, wanted: float(plain(made) == plain(wanted))),
-    "the answer to the letter, but for surplus white space",
+    "the exact answer, except for surplus white space",
     always=True,
 )
 SQUAD_EXACT_MATCH = Metric(
@@ -42,12 +42,12 @@ SQUAD_F1 = Metric(
 LABEL_ACCURACY = Metric(
     "label_accuracy",
     _mean_of_best(lambda made, wanted: float(plain(made).lower() == plain(wanted).lower())),
-    "the right label, whatever the case of its letters",
+    "the right label, ignoring case",
 )
 LABEL_MACRO_F1 = Metric(
     "label_macro_f1",
     lambda predictions, references: label_macro_f1(predictions, _firsts(references)),
-    "the mean F1 over the labels that are an answer; what is no label is only wrong",
+    "the mean F1 over the labels that are an answer; a prediction that is not a label counts as wrong",
 )
 BLEU = Metric(
     "bleu",

@@ -45,7 +45,7 @@ def slot_f1(predictions: Sequence[str], answers: Sequence[str]) -> float:
 def parse_intent(text: str) -> tuple[str | None, Counter[tuple[str, str]]]:
     """The intent and the (slot, value) pairs of an answer; (None, none) where it has another form.
 
-    An answer may break off after its intent; what stands below the line of the slots is not read.
+    An answer may end after its intent; lines after the slots are ignored.
     """
     match = _INTENT.match(text)
     if match is None:

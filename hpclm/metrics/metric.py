@@ -1,4 +1,4 @@
-"""What a metric is, and the one place that looks them up: validation, evaluation, sweeps and `evaluate score` ask here.
+"""The interface of a metric, and the only lookup: used by validation, evaluation, sweeps and `evaluate score`.
 
 To add one: an object of `Metric`, and an entry `name = "module:OBJECT"` in the group `hpclm.metrics`. It can then be
 named in `trainer.val_metrics`, by `evaluate score --metric` and by `--metric` of a sweep.
@@ -26,10 +26,10 @@ class Metric:
     """A score of predictions against answers.
 
     Attributes:
-        score: from n predictions and their n ≥ 1 lists of right answers (one at least each) to a number.
+        score: from n predictions and their n ≥ 1 lists of right answers (at least one each) to a number.
         summary: what it is, in one sentence, with its source.
-        always: whether an evaluation reports it without being asked, where `applies`.
-        applies: whether answers are of the form that it is made for.
+        always: whether an evaluation always reports it if it `applies`.
+        applies: whether answers have the form that it needs.
     """
 
     name: str
@@ -48,14 +48,14 @@ def metric(name: str) -> Metric:
 
 
 def larger_is_better(name: str) -> bool:
-    """Which direction is better of a metric, a loss, or any other number that a result holds."""
+    """Which direction is better for a metric, a loss, or any other number in a result."""
     if name in _LOSSES or name.endswith("_loss"):
         return False
     return metric(name).larger_is_better if name in METRICS else True
 
 
 def score_by(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, float]:
-    """The metrics asked for, by name; empty where there is nothing to score."""
+    """The requested metrics, by name; empty where there is nothing to score."""
     if not references:
         return {}
     chosen = {METRICS.canonical(name): metric(name) for name in names}

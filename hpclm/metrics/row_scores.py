@@ -10,8 +10,9 @@ from hpclm.metrics.metric import always_reported, score_by
 
 
 def scores(rows: Iterable[dict[str, Any]], asked: Iterable[str] = ()) -> dict[str, dict[str, float | int]]:
-    """A dictionary a task: `examples`, and where rows have answers every metric that is always reported and those asked
-    for. All are taken over the rows that have answers; `examples_with_answer` says how many where it is not all.
+    """One dictionary per task: `examples`, and where rows have answers every metric that is always reported and the
+    requested ones. All are taken over the rows that have answers; `examples_with_answer`
+    is their number where it is not all.
     """
     by_task: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
     for row in rows:

@@ -1,4 +1,4 @@
-"""A prediction file against a truth file: which metrics suit what the answers look like."""
+"""A prediction file against a truth file: which metrics suit the answers."""
 
 from __future__ import annotations
 

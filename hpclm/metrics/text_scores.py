@@ -14,7 +14,7 @@ _LONGEST = 4  # n-grams of BLEU
 
 
 def plain(text: str) -> str:
-    """Outer space gone, inner runs of it one blank."""
+    """Without leading and trailing white space, inner runs reduced to one blank."""
     return " ".join(text.split())
 
 
@@ -67,7 +67,7 @@ def bleu(predictions: Sequence[str], answers: Sequence[str]) -> float:
 
 
 def _tokens_13a(text: str) -> list[str]:
-    """mteval-v13a's tokens: punctuation apart but for points and commas within numbers."""
+    """mteval-v13a's tokens: punctuation separated, except for points and commas within numbers."""
     text = f" {text.rstrip()} ".replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
         text = text.replace(entity, character)
@@ -108,7 +108,7 @@ def _common_length(first: list[str], second: list[str]) -> int:
 
 
 def label_macro_f1(predictions: Sequence[str], answers: Sequence[str]) -> float:
-    """The mean F1 over the labels that are an answer. What is no label is only wrong."""
+    """The mean F1 over the labels that are an answer. A prediction that is not a label counts as wrong."""
     made, wanted = [plain(text).lower() for text in predictions], [plain(text).lower() for text in answers]
     right = Counter(label for label, other in zip(wanted, made, strict=True) if label == other)
     there, said = Counter(wanted), Counter(made)

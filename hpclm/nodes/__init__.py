@@ -1,1 +1,1 @@
-"""What nodes can do, and whether a node is fit for a stage."""
+"""The capabilities of nodes, and whether a node can run a stage."""

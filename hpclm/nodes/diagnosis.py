@@ -1,4 +1,4 @@
-"""From facts to a diagnosis: what was found, whether it is well, and what it means for a recipe. Pure."""
+"""From facts to a diagnosis: what was found, whether it is a problem, and what it means for a recipe. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hpclm.nodes.preflight import folder_findings
 _WARN_SKEW_S = 5.0
 
 
-# `none`: what was looked for is not there, and nothing here needs it.
+# `none`: not found, but not needed.
 State = Literal["error", "warning", "info", "none"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the diagnosis. `means`: what follows for a recipe, and how to mend it."""
+    """One line of the diagnosis. `means`: the consequence for a recipe, and how to fix it."""
 
     node: str
     check: str
@@ -40,7 +40,7 @@ def diagnose(node: str, facts: dict[str, Any], needs: dict[str, Need], *, expect
 
     Args:
         needs: of the recipe's GPU stages, by name; empty without a recipe.
-        expect_gpus: how many the scheduler says there are; None: not known.
+        expect_gpus: the number configured in the scheduler; None: unknown.
     """
     probe = probe_of(facts["gpu"])
     rows = [_machine(node, facts), *_gpu_rows(node, probe)]
@@ -66,7 +66,7 @@ def _gpu_rows(node: str, probe: Probe) -> Iterator[Row]:
     if probe.state != "ok":
         return
     if not probe.gpus:
-        yield Row(node, "gpu", "none", "the driver shows none", "only stages with device: cpu")
+        yield Row(node, "gpu", "none", "the driver reports no GPU", "only stages with device: cpu")
     driver = f"driver {probe.driver or 'unknown'}, CUDA up to {probe.cuda or 'unknown'}"
     yield Row(node, "driver", "info", driver, _image_words(probe.cuda))
     kinds: dict[tuple[Any, ...], list[Gpu]] = {}
@@ -81,7 +81,7 @@ def _gpu_rows(node: str, probe: Probe) -> Iterator[Row]:
         yield Row(node, "gpu", "info", found, precision_words(capability))
     unknown = [what for what, field in _CARED_FOR.items() if any(getattr(gpu, field) is None for gpu in probe.gpus)]
     if unknown:
-        yield Row(node, "gpu", "info", f"unknown to this driver or GPU: {', '.join(unknown)}")
+        yield Row(node, "gpu", "info", f"not reported by this driver or GPU: {', '.join(unknown)}")
 
 
 _CARED_FOR = {"ECC errors": "ecc_uncorrected", "row remapping": "remap_failed", "running processes": "processes"}
@@ -92,7 +92,7 @@ def _image_words(cuda: str | None) -> str:
 
 
 def precision_words(capability: Capability | None) -> str:
-    """Which precisions a recipe may ask for: `fp32, fp16, bf16, tf32; no fp8`."""
+    """The precisions that a recipe can use: `fp32, fp16, bf16, tf32; no fp8`."""
     if capability is None:
         return f"unknown whether it has {', '.join(PRECISION_NEEDS)}"
     able = [name for name, needed in PRECISION_NEEDS.items() if capability >= needed]
@@ -103,36 +103,48 @@ def precision_words(capability: Capability | None) -> str:
 def _folder_rows(node: str, folder: dict[str, Any]) -> Iterator[Row]:
     wrong = list(folder_findings(folder))
     for one in wrong:
-        yield Row(node, one.check, one.severity, one.message, "no run can be kept there from here")
+        yield Row(node, one.check, one.severity, one.message, "runs cannot be stored there")
     if not wrong:
         free = "unknown" if folder["free_gib"] is None else f"{folder['free_gib']:.1f} GiB"
         skew = "unknown" if folder["skew_s"] is None else f"{abs(folder['skew_s']):.1f} s off"
         found = f"{folder['path']}: writable, {free} free, clock {skew}"
         yield Row(node, "runs folder", "info", found)
     if folder["locks"] is False:
-        found = f"{folder['path']} takes no locks"
-        yield Row(node, "runs folder", "warning", found, "what locks files there (caches of libraries) may hang")
+        found = f"{folder['path']} does not support file locks"
+        yield Row(node, "runs folder", "warning", found, "programs that lock files there (library caches) may hang")
 
 
 def compare(here: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> Iterator[Row]:
-    """What no node can see by itself: unlike GPUs, and clocks that differ from the login node's."""
+    """What no node can detect by itself: different GPU types, and clocks that differ from the login node's."""
     probes = {name: probe_of(one["gpu"]) for name, one in nodes.items()}
     types = {name: tuple(gpu.name or "unknown" for gpu in one.gpus) for name, one in probes.items() if one.gpus}
     for node, what in odd_ones(types).items():
-        yield Row(node, "gpu types", "warning", what, "a run over both waits for the slower; split them by constraint")
+        yield Row(
+            node,
+            "gpu types",
+            "warning",
+            what,
+            "a run on both is as slow as the slower one; separate them by constraint",
+        )
     drivers = {name: (one.driver,) for name, one in probes.items() if one.driver}
     if len(set(drivers.values())) > 1:
         said = ", ".join(f"{name}: {driver}" for name, (driver,) in sorted(drivers.items()))
-        yield Row("cluster", "driver", "warning", f"not the same on all nodes: {said}", "the oldest decides the image")
+        yield Row(
+            "cluster",
+            "driver",
+            "warning",
+            f"not the same on all nodes: {said}",
+            "the oldest driver limits the choice of image",
+        )
     own = here["folder"]["skew_s"]
     for name, one in sorted(nodes.items()):
         skew = one["folder"]["skew_s"]
         if own is not None and skew is not None and abs(skew - own) > _WARN_SKEW_S:
-            off = f"its clock is {abs(skew - own):.0f} s off this machine's"
-            yield Row(name, "clock", "warning", off, "times in logs and status are off by as much")
+            off = f"its clock differs from this machine's by {abs(skew - own):.0f} s"
+            yield Row(name, "clock", "warning", off, "times in logs and status differ by as much")
 
 
 def worst(rows: Iterable[Row]) -> State:
-    """The gravest severity there is."""
+    """The highest severity of the rows."""
     found = {row.severity for row in rows}
     return "error" if "error" in found else "warning" if "warning" in found else "info"

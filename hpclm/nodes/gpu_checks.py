@@ -1,4 +1,4 @@
-"""From what a node's driver says and what a stage needs to findings. Pure; standard library only."""
+"""Compares what a node's driver reports with what a stage needs, as findings. Pure; standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpclm.nodes.nvml import Gpu, Probe
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage asks of each node; None is not known, and not checked.
+    """What a stage needs from each node; None is unknown and not checked.
 
     Attributes:
         memory_mib: estimate of the most loaded rank.
@@ -28,7 +28,7 @@ class Need:
 
 
 def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
-    """Those of CUDA_VISIBLE_DEVICES (indices or UUIDs; None: all). CUDA stops at the first name it does not know."""
+    """Those of CUDA_VISIBLE_DEVICES (indices or UUIDs; None: all). CUDA stops at the first unknown name."""
     if chosen is None:
         return tuple(gpus)
     found: list[Gpu] = []
@@ -45,17 +45,17 @@ def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
 
 
 def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: int = 0) -> Iterator[Finding]:
-    """Everything that a node's GPUs have against a stage.
+    """All problems of a node's GPUs for a stage.
 
     Args:
         chosen: CUDA_VISIBLE_DEVICES, None where it is not set.
-        device_files: how many /dev/nvidia<N> there are, for where NVML cannot be asked.
+        device_files: how many /dev/nvidia<N> there are, used if NVML cannot be queried.
     """
     if probe.state != "ok":
         yield from _unanswered(probe, need, device_files)
         return
     gpus = visible(probe.gpus, chosen)
-    slices = (chosen or "").count("MIG-")  # each is a device of its own to CUDA
+    slices = (chosen or "").count("MIG-")  # each is a separate device for CUDA
     seen = slices or len(gpus)
     if need.devices is not None and seen < need.devices:
         yield Finding("error", "gpu count", _missing(need.devices, seen, len(probe.gpus)), "node")
@@ -66,14 +66,14 @@ def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: i
     yield from _precision(gpus, need)
     if need.cuda and probe.driver and (problem := driver_problem(need.cuda, probe.driver)):
         if need.compat:
-            yield Finding("warning", "driver", f"{problem} (the image brings libraries that may bridge it)")
+            yield Finding("warning", "driver", f"{problem} (the image has compatibility libraries that may help)")
         else:
             yield Finding("error", "driver", problem, "node")
 
 
 def _missing(wanted: int, seen: int, there: int) -> str:
     hidden = f" ({there} are in the node, CUDA_VISIBLE_DEVICES hides the rest)" if there > seen else ""
-    return f"{wanted} GPUs are needed, {seen} are there{hidden}"
+    return f"{wanted} GPUs are needed, {seen} found{hidden}"
 
 
 def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[Finding
         severity: Severity = "warning" if wanted or device_files else "info"
         yield Finding(severity, "gpu", f"unknown: {probe.detail}; /dev has {device_files} GPUs")
     elif wanted:
-        # Device files without the library: the container is entered without the driver, here and everywhere.
+        # Device files without the library: the container is started without the driver, here and on every node.
         everywhere = probe.state == "no-library" and device_files >= wanted
         yield Finding("error", "gpu", str(probe.detail), "run" if everywhere else "node")
     else:
@@ -92,7 +92,7 @@ def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[Finding
 
 
 def health(gpu: Gpu) -> Iterator[Finding]:
-    """What is wrong with one GPU whatever it is to run."""
+    """What is wrong with one GPU, independent of the stage."""
     who = f"GPU {gpu.index}" + (f" ({gpu.bus})" if gpu.bus else "")
     if gpu.trouble is not None:
         yield Finding("error", "gpu", f"{who} {gpu.trouble}", "node")
@@ -100,20 +100,20 @@ def health(gpu: Gpu) -> Iterator[Finding]:
         what = f"{who} has had {gpu.ecc_uncorrected} uncorrectable memory errors since its driver was loaded"
         yield Finding("error", "ecc", f"{what}; have it reset or replaced", "node")
     if gpu.remap_failed:
-        yield Finding("error", "row remap", f"{who} could not replace a damaged row of memory; replace it", "node")
+        yield Finding("error", "row remap", f"{who} could not remap a damaged memory row; replace the GPU", "node")
     elif gpu.remap_pending:
-        yield Finding("error", "row remap", f"{who} waits for a reset to replace a damaged row of memory", "node")
+        yield Finding("error", "row remap", f"{who} needs a reset to remap a damaged memory row", "node")
 
 
 def _fits(gpu: Gpu, need: Need) -> Iterator[Finding]:
-    """Memory against the estimate, and who else is there."""
+    """Memory compared with the estimate, and other processes on the GPU."""
     others = gpu.processes or ()
     held = ", ".join(f"process {one.pid}" + (f" {one.memory_mib} MiB" if one.memory_mib else "") for one in others)
     needed, free, total = need.memory_mib, gpu.memory_free_mib, gpu.memory_total_mib
     if needed is not None and total is not None and needed > total:
         yield Finding("error", "gpu memory", too_large(needed, total, gpu.name or "the GPU"), "run")
     elif needed is not None and free is not None and needed > free:
-        why = f"held by {held}" if held else "held by what NVML does not name"
+        why = f"used by {held}" if held else "used by processes that NVML does not list"
         what = f"GPU {gpu.index} has {gib_of(free)} of {gib_of(total)} GiB free, a rank needs {gib_of(needed)}; {why}"
         yield Finding("error", "gpu memory", what, "node")
     elif held:
@@ -123,11 +123,13 @@ def _fits(gpu: Gpu, need: Need) -> Iterator[Finding]:
 def _alike(gpus: Sequence[Gpu]) -> Iterator[Finding]:
     names = sorted({gpu.name for gpu in gpus if gpu.name})
     if len(names) > 1:
-        yield Finding("warning", "gpu types", f"unlike GPUs in one node: {', '.join(names)}; the slowest sets the pace")
+        yield Finding(
+            "warning", "gpu types", f"different GPU types in one node: {', '.join(names)}; the slowest sets the speed"
+        )
     links = {gpu.nvlinks for gpu in gpus if gpu.nvlinks is not None}
     if len(links) > 1:
         counts = ", ".join(f"GPU {gpu.index}: {gpu.nvlinks}" for gpu in gpus)
-        yield Finding("warning", "nvlink", f"links are down, tensor parallelism is slower: {counts}")
+        yield Finding("warning", "nvlink", f"NVLinks are down, so tensor parallelism is slower: {counts}")
 
 
 def _precision(gpus: Sequence[Gpu], need: Need) -> Iterator[Finding]:
@@ -138,11 +140,14 @@ def _precision(gpus: Sequence[Gpu], need: Need) -> Iterator[Finding]:
         if problem := precision_problem(need.precision, capability, name):
             yield Finding("error", "precision", problem, "run")
     if gpus and all(gpu.capability is None for gpu in gpus):
-        yield Finding("warning", "precision", f"unknown whether these GPUs have {need.precision}: NVML does not say")
+        yield Finding(
+            "warning", "precision", f"unknown whether these GPUs have {need.precision}: NVML does not report it"
+        )
 
 
 def odd_ones(types: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Nodes whose GPUs are unlike those of most nodes, each with how. `types`: the GPU names of each node."""
+    """Nodes whose GPUs differ from those of most nodes, each with the difference.
+    `types`: the GPU names of each node."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for node in sorted(types):
         kinds.setdefault(types[node], []).append(node)

@@ -14,7 +14,7 @@ _COMPAT = Path("/usr/local/cuda/compat")
 
 
 def need_of(parallel: ParallelSpec, needs: NodeNeeds) -> Need:
-    """From a spec. Figures that cannot be had are None; of a program of the user's only the devices are known."""
+    """From a spec. Unknown figures are None; for a user's program only the devices are known."""
     torch = "torch" in needs.packages
     return Need(
         devices=parallel.devices_per_node,

@@ -1,6 +1,6 @@
 """What a node is, as JSON: `python -m hpclm.nodes.node_facts SHARED_FOLDER OUT_FOLDER` writes OUT_FOLDER/<node>.json.
 
-Standard library only, and nvidia-ml-py where it is there. None is unknown.
+Standard library only, and nvidia-ml-py where it is installed. None is unknown.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def device_files() -> int:
 
 
 def free_gib(folder: Path) -> float | None:
-    """GiB that this user may still write there; None where there is no such folder."""
+    """GiB that this user can still write there; None if the folder does not exist."""
     try:
         return round(shutil.disk_usage(folder).free / _GIB, 3)
     except OSError:
@@ -58,7 +58,7 @@ def free_gib(folder: Path) -> float | None:
 
 
 def shared_folder(folder: Path) -> dict[str, Any]:
-    """Whether the folder is seen, written to and locked from here, what is free, and how far the clocks are apart.
+    """Whether the folder can be read, written and locked from here, its free space, and the difference of the clocks.
 
     `skew_s` is this clock less the one that stamps files: the server's on a network file system.
     """

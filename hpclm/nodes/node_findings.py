@@ -1,4 +1,4 @@
-"""One thing found out about a node. Standard library only: nodes run this too."""
+"""One finding about a node. Standard library only: nodes run this too."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Fault = Literal["node", "run"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and how to mend it.
+    """What was found, and how to fix it.
 
     Attributes:
-        check: what was looked at, in a word or two.
-        at_fault: `node`: this node alone; `run`: it would be the same on every node; None for what stops nothing.
+        check: what was checked, in one or two words.
+        at_fault: `node`: only this node; `run`: it would be the same on every node; None if it does not stop the run.
     """
 
     severity: Severity
@@ -26,6 +26,7 @@ class Finding:
 
 
 def fault_of(findings: Iterable[Finding]) -> str:
-    """`ok`, `node` or `run`, from the errors alone. What every node would meet outweighs what this one has."""
+    """`ok`, `node` or `run`, from the errors alone. A problem of every node takes
+    precedence over a problem of this one."""
     faults = {finding.at_fault for finding in findings if finding.severity == "error"}
     return "run" if "run" in faults else "node" if faults else "ok"

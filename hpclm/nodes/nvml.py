@@ -1,4 +1,5 @@
-"""The GPUs of this machine, asked of the driver through NVML (nvidia-ml-py). What it does not say is None, never 0."""
+"""The GPUs of this machine, read from the driver through NVML (nvidia-ml-py). What it
+does not report is None, never 0."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from hpclm.core.gpu_types import Capability
 
 State = Literal["ok", "no-bindings", "no-library", "no-driver", "error"]
 _MIB = 1 << 20
-# Codes of nvml.h that tell of the GPU rather than of the question.
+# Error codes of nvml.h that concern the GPU rather than the query.
 _GPU_IS_LOST, _RESET_REQUIRED = 15, 16
 _SICK = {
     _GPU_IS_LOST: "has fallen off the bus; the node needs a reboot",
@@ -32,10 +33,10 @@ class Gpu:
 
     Attributes:
         nvlinks: links that are up; 0 where there are links and none is up, None where it has none.
-        ecc_uncorrected: memory errors since the driver was loaded that could not be mended.
-        remap_pending: a damaged row of memory waits for a reset to be replaced.
-        remap_failed: a damaged row could not be replaced.
-        trouble: why it does not answer.
+        ecc_uncorrected: uncorrectable memory errors since the driver was loaded.
+        remap_pending: a damaged memory row needs a reset to be remapped.
+        remap_failed: a damaged row could not be remapped.
+        trouble: why it does not respond.
     """
 
     index: int
@@ -56,7 +57,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Probe:
-    """What NVML said. `cuda` is the newest CUDA the driver runs by itself."""
+    """What NVML reported. `cuda` is the newest CUDA version that the driver supports."""
 
     state: State
     detail: str | None = None
@@ -66,11 +67,11 @@ class Probe:
 
 
 class _SickError(Exception):
-    """The GPU, not the question, is at fault."""
+    """The GPU, not the query, failed."""
 
 
 def probe() -> Probe:
-    """Ask. Never raises: what keeps NVML from answering is the probe's state."""
+    """Query NVML. Never raises: if NVML cannot be used, the probe's state says why."""
     try:
         import pynvml
     except ImportError:
@@ -94,7 +95,7 @@ def probe() -> Probe:
 def _not_begun(error: Any) -> Probe:
     library_not_found, driver_not_loaded, mismatch = 12, 9, 18
     if error.value == library_not_found:
-        return Probe("no-library", "libnvidia-ml.so.1 is not here: no NVIDIA driver, or a container without --nv")
+        return Probe("no-library", "libnvidia-ml.so.1 was not found: no NVIDIA driver, or a container without --nv")
     if error.value == driver_not_loaded:
         return Probe("no-driver", "the NVIDIA driver is not loaded")
     if error.value == mismatch:
@@ -103,7 +104,7 @@ def _not_begun(error: Any) -> Probe:
 
 
 def _ask(pynvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer, None where this driver or GPU has none. Raises _SickError where the GPU is at fault."""
+    """The answer, None where this driver or GPU has none. Raises _SickError if the GPU failed."""
     try:
         return question(*arguments)
     except pynvml.NVMLError as error:
@@ -113,7 +114,7 @@ def _ask(pynvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _gpu(pynvml: Any, index: int) -> Gpu:
-    """One GPU, as far as it answers."""
+    """One GPU, as far as it can be queried."""
     known: dict[str, Any] = {}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)

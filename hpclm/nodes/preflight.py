@@ -1,8 +1,8 @@
-"""The check of a node before the ranks start: `python -m hpclm.nodes.preflight STAGE_DIR ATTEMPT_DIR`.
+"""The preflight check of a node before the ranks start: `python -m hpclm.nodes.preflight STAGE_DIR ATTEMPT_DIR`.
 
-One task a node, in the image the ranks will run in, in about a second: it imports no torch. What it finds goes to
+One task per node, in the image the ranks will run in, in about a second: it imports no torch. What it finds goes to
 `<attempt>/preflight/<node>.json`: {"node", "result", "ok", "findings", "facts", "seconds"}. The result is `ok`,
-`node` (this node is at fault: the run goes on without it) or `run` (it would be the same everywhere). Exit codes: 0,
+`node` (this node is faulty: the run continues without it) or `run` (it would be the same everywhere). Exit codes: 0,
 60, 61.
 """
 
@@ -50,7 +50,7 @@ class Checked:
 
 
 def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[Finding]:
-    """Everything that speaks against starting the stage here. `gpu` is None for a stage on the CPU."""
+    """Everything that prevents the stage from starting here. `gpu` is None for a stage on the CPU."""
     yield from folder_findings(shared_folder(stage_dir))
     yield from _packages(spec.needs.packages)
     yield from _inputs(spec)
@@ -62,22 +62,22 @@ def folder_findings(folder: dict[str, Any]) -> Iterator[Finding]:
     """What `node.shared_folder` saw, as findings."""
     path = folder["path"]
     if not folder["visible"]:
-        yield Finding("error", "run folder", f"{path} is not there; is its file system mounted?", "node")
+        yield Finding("error", "run folder", f"{path} does not exist; is its file system mounted?", "node")
         return
     if not folder["writable"]:
         yield Finding("error", "run folder", f"{path} cannot be written to: {folder['trouble']}", "node")
         return
     if folder["skew_s"] is not None and abs(folder["skew_s"]) > _MAX_SKEW_S:
-        off = f"its clock is {abs(folder['skew_s']):.0f} s off the file system's; have its time service mended"
+        off = f"its clock is {abs(folder['skew_s']):.0f} s off the file system's; fix its time service"
         yield Finding("error", "clock", off, "node")
     if folder["free_gib"] is not None and folder["free_gib"] < _MIN_FREE_GIB:
-        yield Finding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; make room", "run")
+        yield Finding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; free some space", "run")
 
 
 def _packages(names: list[str]) -> Iterator[Finding]:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        what = f"{sys.executable} has no {', '.join(missing)}; name an image or an interpreter that has them"
+        what = f"{sys.executable} has no {', '.join(missing)}; use an image or an interpreter that has them"
         yield Finding("error", "packages", what, "run")
 
 
@@ -90,7 +90,7 @@ def _inputs(spec: Checked) -> Iterator[Finding]:
 def _gpus(spec: Checked, gpu: Probe) -> Iterator[Finding]:
     need = need_of(spec.parallel, spec.needs)
     if need.cuda == "":
-        what = f"torch of {sys.executable} was built without CUDA; name an image or an interpreter with a CUDA build"
+        what = f"torch of {sys.executable} was built without CUDA; use an image or an interpreter with a CUDA build"
         yield Finding("error", "cuda", what, "run")
     yield from gpu_checks.examine(gpu, need, os.environ.get("CUDA_VISIBLE_DEVICES"), device_files())
     shm = free_gib(Path("/dev/shm"))
@@ -99,7 +99,7 @@ def _gpus(spec: Checked, gpu: Probe) -> Iterator[Finding]:
 
 
 def _look_with_retries(stage_dir: Path, spec: Checked) -> tuple[list[Finding], Probe | None]:
-    """Look; where GPU memory alone is short, look again for a while."""
+    """Check the node; if only GPU memory is short, check again for a while."""
     until = time.monotonic() + _RETRY_S
     while True:
         gpu = probe() if spec.device == "gpu" else None

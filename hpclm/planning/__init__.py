@@ -1,12 +1,12 @@
 """What a recipe means: topology, findings, stages. Standard library only.
 
     plan = make_plan(hpclm.recipe.load(path))
-    plan.findings, plan.errors                    # everything the checks say
+    plan.findings, plan.errors                    # everything the checks found
     plan.to_dict()                                # `hpclm plan --json`
     picture(plan)                                 # `hpclm plan`
     stage_specs(plan, run, run_dir)               # what the ranks read
 
-The names below are looked up when first used, so that a rank, which needs `plan.spec` alone, loads nothing else.
+The names below are looked up when first used, so that a rank loads nothing it does not need.
 """
 
 from __future__ import annotations

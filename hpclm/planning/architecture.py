@@ -17,7 +17,7 @@ from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.rules import padded_vocab_size
 from hpclm.planning.stage_context import StageContext
 
-# Keys that belong to training and not to the weights: a stage may set its own.
+# Keys that concern training and not the weights: a stage may set its own.
 _FREE = ("hidden_dropout", "attention_dropout", "init_std")
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
 _MAX_JSON_BYTES = 1 << 20
@@ -32,7 +32,7 @@ def written_keys(stage: StageContext) -> dict[str, Any]:
 
 
 def from_keys(stage: StageContext, vocab_size: int | None, default_positions: int | None) -> ModelSpec | None:
-    """The architecture from the recipe's keys alone, defaults resolved; findings for what is missing or cannot be."""
+    """The architecture from the recipe's keys alone, defaults resolved; findings for what is missing or invalid."""
     keys = written_keys(stage)
     missing = [key for key in _NEEDED if key not in keys]
     if missing:
@@ -95,7 +95,7 @@ def _heads_fit(stage: StageContext, keys: dict[str, Any]) -> bool:
     if keys.get("position_embedding") == "rope" and width % 2:
         stage.error(
             ("model", "position_embedding"),
-            f"rope turns pairs and a head is {width} wide; choose an even kv_channels",
+            f"rope rotates pairs of values, but a head has width {width}; choose an even kv_channels",
             "rope needs an even kv_channels",
         )
         fine = False
@@ -111,7 +111,7 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
     if not Path(path).is_dir():
         stage.error(
             keys,
-            f"{path}: no such folder; put the model's checkpoint there, or set model.checkpoint to where it is",
+            f"{path}: does not exist; put the model's checkpoint there, or set model.checkpoint to where it is",
             "checkpoint exists",
             path,
         )
@@ -123,7 +123,7 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
     except FileNotFoundError:
         stage.error(
             keys,
-            f"{path}: holds no model.json, so it is no hpclm checkpoint; give a run's checkpoints "
+            f"{path}: contains no model.json, so it is not an hpclm checkpoint; give a run's checkpoints "
             "folder, or one step-… folder in it",
             "checkpoint exists",
             path,
@@ -153,7 +153,7 @@ def _from_archive(stage: StageContext, path: str) -> ModelSpec | None:
 
 
 def agree(stage: StageContext, model: ModelSpec, source: str) -> ModelSpec:
-    """`model` with the stage's own dropouts; a finding for each key that the recipe has otherwise."""
+    """`model` with the stage's own dropouts; a finding for each key that differs in the recipe."""
     changes: dict[str, Any] = {}
     for key, value in written_keys(stage).items():
         if key in _FREE:
@@ -162,7 +162,7 @@ def agree(stage: StageContext, model: ModelSpec, source: str) -> ModelSpec:
             theirs = getattr(model, key)
             stage.error(
                 ("model", key),
-                f"{value} does not agree with {theirs} of {source}; write {theirs}, or leave the key out",
+                f"{value} does not agree with {theirs} of {source}; write {theirs}, or remove the key",
                 "architecture agrees with its checkpoint",
                 value,
                 (theirs,),

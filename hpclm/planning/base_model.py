@@ -15,7 +15,7 @@ from hpclm.planning.task import tasks_that
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`base`: where the weights come from (None: drawn anew). A None elsewhere has a finding that says why."""
+    """`base`: where the weights come from (None: newly initialised). For any other None a finding gives the reason."""
 
     base: Origin | None = None
     model: ModelSpec | None = None
@@ -24,7 +24,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Earlier:
-    """A stage already planned: what later ones may take from it."""
+    """An already planned stage: what later stages may use from it."""
 
     context: StageContext
     base_model: BaseModel
@@ -79,7 +79,7 @@ def resolve(
             engine = parent.context.recipe.engine
             stage.error(
                 ("base",),
-                f"{recipe.base} is done by engine {engine}, whose checkpoints hpclm cannot read; convert its model and "
+                f"{recipe.base} uses engine {engine}, whose checkpoints hpclm cannot read; convert its model and "
                 "give it as model.checkpoint",
                 "base is a stage of hpclm's own engine",
                 recipe.base,
@@ -95,7 +95,7 @@ def resolve(
         return BaseModel(prompts.base_model.base, model, prompts.base_model.tokenizer)
     if not stage.task.starts_models:
         if stage.task.answers and recipe.prompts is not None and "/" not in recipe.prompts:
-            # Its base would have come with its prompts stage, and that there is none has been said.
+            # Its base would have come from its prompts stage, and that error has been reported.
             return BaseModel()
         stage.error(
             ("base",),
@@ -107,10 +107,12 @@ def resolve(
 
 
 def _one_base(stage: StageContext) -> None:
-    """`base` wins over a checkpoint of the recipe's top level; beside one of the stage's own it is ambiguous."""
+    """`base` wins over a checkpoint of the recipe's top level; together with one of the stage's own it is ambiguous."""
     node = stage.loaded.tree.get("model", "checkpoint")
     if node is not None and node.value is not None and node.place.key.startswith("stages."):
-        stage.error(("model", "checkpoint"), "stands beside base, which gives the model too; keep one", "one base")
+        stage.error(
+            ("model", "checkpoint"), "cannot be combined with base, which also gives the model; keep one", "one base"
+        )
 
 
 def _on_stage(stage: StageContext, name: str, parent: Earlier) -> BaseModel:
@@ -119,7 +121,7 @@ def _on_stage(stage: StageContext, name: str, parent: Earlier) -> BaseModel:
         model = architecture.agree(stage, model, f"stage {name}")
     node = stage.loaded.tree.get("tokenizer")
     if node is not None and node.value is not None and node.place.key.startswith("stages."):
-        stage.warning(("tokenizer",), f"is not used: the tokenizer of stage {name} is; leave it out", "unused section")
+        stage.warning(("tokenizer",), f"is ignored: stage {name} has the tokenizer; leave it out", "unused section")
     return BaseModel(Origin(stage=name), model, TokenizerSpec("base", model.vocab_size) if model else None)
 
 
@@ -129,7 +131,7 @@ def _on_checkpoint(stage: StageContext, checkpoint: str, seq_length: int | None)
     if model is not None:
         model = architecture.agree(stage, model, f"{checkpoint}/model.json")
     elif architecture.written_keys(stage) or not stage.files:
-        # The checkpoint could not be read (or is not to be): plan on what the recipe says of it.
+        # The checkpoint could not be read (or must not be): plan with the keys in the recipe.
         model = architecture.from_keys(stage, entries, seq_length)
         if model is None and entries is None and stage.recipe.model and stage.recipe.model.vocab_size is None:
             _no_vocabulary(stage)
@@ -144,7 +146,7 @@ def _from_nothing(stage: StageContext, seq_length: int | None) -> BaseModel:
     if stage.recipe.tokenizer is None:
         stage.error(
             ("tokenizer",),
-            "is missing; give tokenizer.train.vocab_size to learn one, or the files of an existing one",
+            "is missing; give tokenizer.train.vocab_size to train one, or the files of an existing one",
             "tokenizer",
         )
     tokenizer, entries = vocabulary.from_recipe(stage)

@@ -1,4 +1,4 @@
-"""The plan as a person sees it: nodes, the ranks on them, and what each rank holds."""
+"""The plan as text: nodes, the ranks on them, and each rank's part."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.task import task_named
 from hpclm.planning.topology import RankPlace
 
-# Nodes drawn one by one; of more, the first and the last few.
+# Nodes drawn one by one; if there are more, only the first and the last few.
 _MAX_NODES = 8
 _MAX_DEVICES = 16
 _WIDTH = 100
 
 
 def picture(plan: Plan) -> str:
-    """Plain text of about 100 columns; the findings are not in it."""
+    """Plain text of about 100 columns; without the findings."""
     blocks = [f"{plan.name}   {plan.recipe}"]
     drawn: dict[ParallelSpec | None, str] = {}
     for stage in plan.stages:
-        # Stages mostly share a split: its nodes are drawn once.
+        # Stages usually share a split: its nodes are drawn once.
         twin = drawn.setdefault(stage.parallel, stage.name)
         blocks.append(_stage(stage, twin))
     return "\n\n".join(blocks) + "\n"
 
 
 def _stage(stage: StagePlan, twin: str) -> str:
-    """A stage's facts and its nodes. `twin`: the first stage that is split like this one."""
+    """A stage's facts and its nodes. `twin`: the first stage with the same split."""
     resources = stage.resources
     after = f"   after {' and '.join(stage.depends_on)}" if stage.depends_on else ""
     lines = [f"stage {stage.name}   {stage.task}{after}"]
@@ -34,7 +34,7 @@ def _stage(stage: StagePlan, twin: str) -> str:
     nodes = f"{resources.nodes} node{'s' if resources.nodes > 1 else ''} × {devices}"
     split = stage.parallel
     if split is None:
-        return "\n".join([*lines, f"  {nodes}: cannot be split as asked"])
+        return "\n".join([*lines, f"  {nodes}: cannot be split as requested"])
     ranks = f"{split.world_size} rank{'s' if split.world_size > 1 else ''}"
     lines.append(
         f"  {nodes} = {ranks} = tensor {split.tensor} × pipeline {split.pipeline} × data {split.data}"
@@ -73,8 +73,8 @@ def _memory(memory: MemoryEstimate) -> list[str]:
         "activations": memory.activations,
     }
     words = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
-    trained = f", {_count(memory.trainable_parameters)} of them trained" if memory.trainable_parameters else ""
-    return [f"  {_count(memory.parameters)} parameters{trained}", f"  about {_size(memory.total)} a rank: {words}"]
+    trained = f", {_count(memory.trainable_parameters)} of them trainable" if memory.trainable_parameters else ""
+    return [f"  {_count(memory.parameters)} parameters{trained}", f"  about {_size(memory.total)} per rank: {words}"]
 
 
 def _size(size: int) -> str:
@@ -111,7 +111,7 @@ def _nodes(stage: StagePlan) -> list[str]:
 
 
 def _shown(count: int, limit: int) -> list[int | None]:
-    """Indices to draw; None stands for those left out."""
+    """Indices to draw; None marks those left out."""
     if count <= limit:
         return list(range(count))
     return [*range(limit - 2), None, count - 1]

@@ -1,7 +1,7 @@
-"""What an engine is to hpclm: the tasks it does, its own section of the recipe, and how it plans a stage.
+"""The interface of an engine: its tasks, its own section of the recipe, and how it plans a stage.
 
 To add one: an object with these attributes and methods, and an entry `name = "module:OBJECT"` in the group
-`hpclm.engines`. What its ranks run is named by the spec it makes (`runner`), so nothing else has to know of it.
+`hpclm.engines`. What its ranks run is named by the spec it makes (`runner`), so nothing else has to be changed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageRequest:
-    """A stage to be planned.
+    """A stage to plan.
 
     Attributes:
-        earlier: stages before it, by name: what it may take from them.
+        earlier: stages before it, by name, whose outputs it may use.
         names: of all stages of the recipe, in order.
-        checks: reads input files, each once a plan.
+        checks: reads input files, each once per plan.
     """
 
     stage: StageContext
@@ -37,10 +37,10 @@ class StageRequest:
 
 
 class Engine(Protocol):
-    """Who trains and answers.
+    """An engine, which trains and generates.
 
     Attributes:
-        tasks: the names of the tasks it does.
+        tasks: the names of its tasks.
         packages: that its ranks' interpreter must have.
         own_sections: sections that it adds to recipes: the model and its description.
     """
@@ -51,7 +51,7 @@ class Engine(Protocol):
     own_sections: Mapping[str, tuple[type[Section], str]]
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
-        """The stage's plan, and what later stages may build on. Everything wrong becomes a finding of the stage."""
+        """The stage's plan, and what later stages may use. Everything wrong becomes a finding of the stage."""
 
 
 def engine_named(name: str) -> Engine:

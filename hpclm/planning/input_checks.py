@@ -1,4 +1,4 @@
-"""The files a stage reads: JSONL rows and text. Looked at on the login node, so that nobody queues for a typo."""
+"""The files a stage reads: JSONL rows and text. Checked on the login node, so that no job is queued with a typo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpclm.planning import row_checks
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.task import Role
 
-# Directory entries looked at for a match before the check gives up and says so.
+# Most directory entries that are searched for a match.
 MAX_ENTRIES = 200_000
 
 ReportKey = tuple[str, str, tuple[str, ...]]
@@ -52,7 +52,7 @@ class InputChecks:
             if readable and len(readable) == len(reports):
                 count = sum(report.rows for report in readable)
                 if not count and all(report.complete for report in readable):
-                    stage.error(("data", role), "the files hold no rows; give rows", "rows exist", 0)
+                    stage.error(("data", role), "the files contain no rows; add rows", "rows exist", 0)
                 if role == "train" and all(report.complete for report in readable):
                     train_rows = count
         return train_rows
@@ -76,22 +76,22 @@ class InputChecks:
     def _read(self, path: str, role: Role, templates: tuple[TaskTemplate, ...]) -> row_checks.RowReport | str:
         if Path(path).is_dir():
             return f"{path}: is a folder; give the JSONL file in it"
-        # Opening a pipe would wait for its writer for ever.
+        # Opening a pipe would block until it has a writer.
         if Path(path).exists() and not Path(path).is_file():
-            return f"{path}: is no ordinary file; give a JSONL file"
+            return f"{path}: is not a regular file; give a JSONL file"
         try:
             return row_checks.read_rows(path, role, templates, self.budget)
         except FileNotFoundError:
-            return f"{path}: no such file; put the rows there, or set data.{role} to where they are"
+            return f"{path}: does not exist; put the rows there, or set data.{role} to where they are"
         except OSError as error:
-            return f"{path}: cannot be read ({error.strerror}); mend its permissions, or give another file"
+            return f"{path}: cannot be read ({error.strerror}); fix its permissions, or give another file"
 
 
 def check_text(stage: StageContext, inputs: Sequence[Input], pattern: str) -> None:
-    """Every path of text exists and something matches."""
+    """Every path of text exists and contains a matching file."""
     for one in (one for one in inputs if one.kind == "text"):
         if not Path(one.path).exists():
-            what = f"{one.path}: no such file or folder; put the text there, or set text.paths"
+            what = f"{one.path}: does not exist; put the text there, or set text.paths"
             stage.error(one.keys, what, "text exists", one.path)
         elif Path(one.path).is_dir() and not any(_matches(one.path, pattern)):
             what = f"{one.path}: no file in it matches {pattern!r}; change text.pattern or the folder"
@@ -99,7 +99,7 @@ def check_text(stage: StageContext, inputs: Sequence[Input], pattern: str) -> No
 
 
 def _matches(folder: str, pattern: str) -> Iterator[bool]:
-    """True for each non-empty file that matches, and once where there are too many entries to look through."""
+    """True for each non-empty file that matches, and once if there are too many entries to search."""
     entries = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -112,5 +112,5 @@ def _matches(folder: str, pattern: str) -> Iterator[bool]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether `path` is a folder that can be looked at."""
+    """Whether `path` is a readable folder."""
     return Path(path).is_dir()

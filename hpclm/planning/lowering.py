@@ -1,6 +1,6 @@
 """Lowering: from a recipe's sections to the spec that ranks read.
 
-A key is declared in the schema and taken over by its name (`core.records.taken`); what stands here is derived.
+A key is declared in the schema and copied by its name (`core.records.taken`); values here are derived.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ DEFAULT_SEQ_LENGTH = 1024
 
 
 def resources(stage: StageContext) -> ResourcePlan:
-    """What the job asks for."""
+    """What the job requests."""
     return taken(ResourcePlan, stage.recipe.resources)
 
 
 def recovery(stage: StageContext) -> RecoverySpec:
-    """What is done about failures."""
+    """What is done after failures."""
     return taken(RecoverySpec, stage.recipe.recovery)
 
 
 def container(stage: StageContext) -> ContainerPlan | None:
-    """The image and what enters it."""
+    """The image, its mounts and its environment."""
     wanted = stage.recipe.container
     return None if wanted is None else taken(ContainerPlan, wanted)
 
@@ -61,7 +61,7 @@ def precision(stage: StageContext) -> str:
 
 
 def batch(stage: StageContext, data_parallel: int, accumulation: int | None) -> BatchSpec | None:
-    """Samples a step; for a task that answers, one generation batch a rank."""
+    """Samples per step; for a task that answers, one generation batch per rank."""
     if stage.task.answers:
         size = generation(stage).batch_size
         return BatchSpec(size * data_parallel, size, 1)
@@ -72,7 +72,8 @@ def batch(stage: StageContext, data_parallel: int, accumulation: int | None) -> 
 
 
 def trainer(stage: StageContext) -> TrainerSpec:
-    """How long and how exactly. A task that does not train takes no steps: neither max_steps nor max_epochs is set."""
+    """Training length and precision. A task that does not train takes no steps: neither
+    max_steps nor max_epochs is set."""
     written = stage.recipe.trainer
     if written is None:
         return TrainerSpec("fp32")
@@ -86,7 +87,7 @@ def trainer(stage: StageContext) -> TrainerSpec:
 
 
 def optim(stage: StageContext) -> OptimSpec:
-    """AdamW and its schedule; lr 0 where there is none."""
+    """AdamW and its schedule; lr 0 if there is none."""
     written = stage.recipe.optim
     if written is None:
         return OptimSpec(lr=0.0)
@@ -114,7 +115,7 @@ def text(stage: StageContext) -> TextData | None:
 
 
 def data(owner: StageContext, positions: int | None) -> PromptData | None:
-    """The rows of the stage that wrote them. `positions`: the model's, which bounds the default length."""
+    """The rows of the stage that sets them. `positions`: the model's, which bounds the default length."""
     written = owner.recipe.data
     if written is None:
         return None

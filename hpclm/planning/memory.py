@@ -1,4 +1,4 @@
-"""Memory of one rank, by what holds it."""
+"""Memory of one rank, by use."""
 
 from __future__ import annotations
 

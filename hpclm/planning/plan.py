@@ -16,7 +16,7 @@ from hpclm.planning.topology import RankPlace, Topology
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """What the stage's job asks for. `memory_gib` a node (None: all); `cpus_per_device` None: the site's default."""
+    """What the stage's job requests. `memory_gib` per node (None: all); `cpus_per_device` None: the site's default."""
 
     nodes: int
     devices_per_node: int
@@ -29,7 +29,7 @@ class ResourcePlan:
 
 @dataclass(frozen=True)
 class MountPlan:
-    """A host path (absolute) seen at `target` inside."""
+    """An absolute host path, mounted at `target` in the container."""
 
     source: str
     target: str
@@ -38,7 +38,7 @@ class MountPlan:
 
 @dataclass(frozen=True)
 class ContainerPlan:
-    """The image (a path is absolute) and what enters it."""
+    """The image (an absolute path if it is a file), its mounts and its environment."""
 
     image: str
     mounts: tuple[MountPlan, ...] = ()
@@ -51,7 +51,7 @@ class ContainerPlan:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a stage finds another's output: a stage of this recipe, or an absolute path."""
+    """Where a stage finds the output of another: a stage of this recipe, or an absolute path."""
 
     stage: str | None = None
     path: str | None = None
@@ -66,12 +66,12 @@ class StagePlan:
 
     Attributes:
         depends_on: stages whose output it needs.
-        parallel: None where the devices cannot be split as asked (a finding says so).
+        parallel: None if the devices cannot be split as requested (see the findings).
         gradient_accumulation_steps: micro-batches of a rank in a step; None where the batch cannot be split.
-        total_steps: optimizer steps; None where unknown before the data is read whole, and for evaluate.
+        total_steps: optimizer steps; None where unknown before all data is read, and for evaluate.
         memory: estimate of the most loaded rank; None where the architecture is not known.
-        spec: what the ranks will read, before the run has a place (`specs.placed`); None where a finding kept it from
-            being resolved.
+        spec: what the ranks will read, before the run folder is known (`specs.placed`);
+            None where a finding prevents it.
     """
 
     name: str
@@ -145,7 +145,7 @@ class Plan:
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. The keys of the first stage's split stand at the top as well; `stages` has them all."""
+        """JSON-ready. The keys of the first stage's split are repeated at the top level; `stages` has all of them."""
         stages = [stage.to_dict() for stage in self.stages]
         top = (
             "tensor_parallel",

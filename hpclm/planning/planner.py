@@ -21,11 +21,11 @@ def make_plan(loaded: LoadedRecipe, *, files: bool = True, checks: InputChecks |
     """What the recipe means on its devices.
 
     Args:
-        files: also look at the files the recipe names: rows, text, tokenizers and checkpoints. Without, nothing is
-            read, and an architecture must be written in the recipe.
-        checks: reads them; given by a caller that plans many recipes alike, so that each file is read once.
+        files: also look at the files the recipe names: rows, text, tokenizers and checkpoints. If False, nothing is
+            read, and the architecture must be given in the recipe.
+        checks: reads them; passed by a caller that plans many similar recipes, so that each file is read once.
 
-    Raises nothing for a recipe that cannot run: `Plan.errors` says everything that is wrong with it.
+    Raises nothing for a recipe that cannot run: `Plan.errors` lists everything that is wrong with it.
     """
     findings = Findings()
     checks = checks or InputChecks()
@@ -47,14 +47,14 @@ def make_plan(loaded: LoadedRecipe, *, files: bool = True, checks: InputChecks |
 
 
 def _mismatch(stage: StageContext, engine: Engine) -> StagePlan:
-    """A stage whose engine does not do its task: a finding, and a plan of nothing."""
+    """A stage whose engine does not support its task: a finding, and an empty plan."""
     recipe = stage.recipe
     able = [name for name, one in ENGINES.items() if recipe.task in one.tasks]
     if stage.loaded.wrote("engine"):
-        what = f"engine {engine.name} does no {recipe.task}; choose {' or '.join(engine.tasks)}"
+        what = f"engine {engine.name} does not support {recipe.task}; choose {' or '.join(engine.tasks)}"
         stage.error(("task",), f"{what}, or engine {' or '.join(able)}", "engine's tasks", recipe.task, engine.tasks)
     else:
-        what = f"engine {engine.name} does no {recipe.task}; add engine: {' or '.join(able)}"
+        what = f"engine {engine.name} does not support {recipe.task}; add engine: {' or '.join(able)}"
         stage.error(("engine",), what, "engine's tasks", engine.name, able)
     return StagePlan(
         name=recipe.name,

@@ -1,4 +1,4 @@
-"""JSONL rows, looked through before the queue: one finding a bad line, with its own file and line.
+"""JSONL rows, checked before the job is queued: one finding per bad line, with file and line.
 
 What a row is and what is wrong with one is `data.rows`, which the ranks ask as well.
 """
@@ -17,7 +17,7 @@ from hpclm.data.rows import MAX_LINE_BYTES, Problem, RowError, lines_of, parse, 
 from hpclm.data.template_text import fields
 from hpclm.planning.task import Role
 
-# About a second of reading, and of each further file this much; the ranks check every row again.
+# About a second of reading, and this much of each further file; the ranks check every row again.
 MAX_BYTES = 64 << 20
 MIN_FILE_BYTES = 4 << 20
 MAX_FINDINGS = 10
@@ -32,10 +32,10 @@ class Budget:
 
 @dataclass
 class RowReport:
-    """What a file holds.
+    """What a file contains.
 
     Attributes:
-        rows: rows read (empty lines are none). `complete`: whether that is all of them.
+        rows: rows read (empty lines do not count). `complete`: whether that is all of them.
         seen: field names by taskname, over the rows read.
     """
 
@@ -55,7 +55,7 @@ class RowReport:
 
 
 def read_rows(path: str, role: Role, templates: Sequence[TaskTemplate], budget: Budget) -> RowReport:
-    """Look through `path` line by line. Raises OSError where it cannot be read."""
+    """Check `path` line by line. Raises OSError if it cannot be read."""
     report = RowReport(path)
     by_name = {template.taskname: template for template in templates}
     left = max(budget.left, MIN_FILE_BYTES)
@@ -87,7 +87,7 @@ def _check_line(report: RowReport, number: int, line: bytes, role: Role, templat
 def findings(
     reports: Sequence[RowReport], role: Role, templates: Sequence[TaskTemplate], wheres: Sequence[str]
 ) -> Findings:
-    """What the files of one role say together.
+    """What the files of one role contain together.
 
     Args:
         wheres: for each template, the place of its prompt_template.
@@ -96,7 +96,7 @@ def findings(
     for report in reports:
         found.extend(report.faults)
         if report.more:
-            found.error(report.path, f"{report.more} more lines like these; mend the file", "row")
+            found.error(report.path, f"{report.more} more lines with errors; fix the file", "row")
         if not report.complete:
             found.info(
                 report.path,
@@ -112,7 +112,7 @@ def findings(
             if any(report.seen for report in reports):
                 found.warning(
                     where,
-                    f"no row{partly} of {files} has taskname {template.taskname!r}; add rows, or drop the template",
+                    f"no row{partly} of {files} has taskname {template.taskname!r}; add rows, or remove the template",
                     "every task has rows",
                 )
             continue
@@ -124,7 +124,7 @@ def findings(
             hint = f"did you mean {{{near[0]}}}? " if near else ""
             found.error(
                 where,
-                f"{{{absent[0]}}} is in no row{partly} of {files}; {hint}"
+                f"{{{absent[0]}}} is missing from all rows{partly} of {files}; {hint}"
                 f"the rows have {_words(there) or 'nothing else'}",
                 "template fields are in the rows",
                 absent[0],

@@ -1,6 +1,6 @@
-"""The rows of a recipe as its model will see them: lengths, what is cut or left out, and a few examples.
+"""The rows of a recipe as its model will see them: lengths, what is truncated or left out, and a few examples.
 
-Uses the ranks' own reading of templates and tokens, which needs no torch.
+Uses the ranks' own code for templates and tokens, which does not need torch.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def check_rows(plan: Plan, stage: str | None, examples: int) -> list[RowCheck]:
                 found.append(_check(spec, role, tokenizer, examples))
     if not found:
         names = ", ".join(spec.stage for spec in specs)
-        raise PlanError(f"no stage {stage!r} with rows; {names or 'no stage'} has some")
+        raise PlanError(f"no stage {stage!r} with rows; stages with rows: {names or 'none'}")
     return found
 
 
 def _tokenizer(spec: StageSpec) -> Tokenizer:
     if spec.tokenizer.kind == "base" and (spec.base is None or is_in_run(spec.base)):
         raise PlanError(
-            f"stage {spec.stage}: its tokenizer is learnt by another stage, and there is none yet; rows can be checked "
-            "with a tokenizer that exists: tokenizer.tokenizer_file, or vocab_file with merges_file"
+            f"stage {spec.stage}: its tokenizer is trained by another stage and does not exist yet; rows can be "
+            "checked with an existing tokenizer: tokenizer.tokenizer_file, or vocab_file with merges_file"
         )
     return load_tokenizer(spec.tokenizer, Path(spec.base) if spec.base and not is_in_run(spec.base) else None)
 
@@ -95,7 +95,7 @@ def _check(spec: StageSpec, role: Role, tokenizer: Tokenizer, examples: int) -> 
 
 
 def marked(example: Example, tokenizer: Tokenizer) -> str:
-    """An example's text, virtual tokens as ⟨v0⟩ … ⟨v9⟩ and what is learnt between ⟦ and ⟧."""
+    """An example's text, virtual tokens as ⟨v0⟩ … ⟨v9⟩ and what is trained on between ⟦ and ⟧."""
     parts: list[str] = []
     ids: list[int] = []
     learning = False

@@ -1,4 +1,4 @@
-"""Megatron's arithmetic rules, each a finding with value, rule and the nearest values that pass.
+"""Megatron's divisibility rules, each a finding with value, rule and the nearest valid values.
 
 Sources: Megatron-LM megatron/training/arguments.py (validate_args), megatron/core/transformer/transformer_config.py,
 megatron/core/num_microbatches_calculator.py; for prompt learning NeMo r1.22's
@@ -21,7 +21,7 @@ VOCABULARY_MULTIPLE = 128
 def padded_vocab_size(vocab_size: int, tensor: int) -> int:
     """Rows of the embedding table: `vocab_size` rounded up to a multiple of lcm(128, tensor).
 
-    Megatron-LM pads to a multiple of 128·TP, which makes a model's shape depend on the split it was started with.
+    Megatron-LM pads to a multiple of 128·TP, which makes a model's shape depend on the split it was created with.
     The least common multiple is the same 128 for every power of two up to 128, so that one checkpoint loads at any
     usual split and all splits train the same weights; the table still divides evenly over the tensor ranks.
     """
@@ -45,7 +45,7 @@ def split_devices(stage: StageContext) -> Topology | None:
         reason = ", the evaluation too" if stage.task.answers else ""
         stage.error(
             ("resources", "devices_per_node"),
-            f"{resources.nodes} × {resources.devices_per_node} = {world} devices are no multiple of "
+            f"{resources.nodes} × {resources.devices_per_node} = {world} devices are not a multiple of "
             f"tensor {parallel.tensor} × pipeline {parallel.pipeline} = {model_size}{reason}; "
             f"choose {', or '.join(hints)}",
             "devices % (tensor · pipeline) == 0",
@@ -101,7 +101,7 @@ def split_model(stage: StageContext, model: ModelSpec) -> None:
 
 def _divides(stage: StageContext, keys: tuple[str, ...], degree: int, name: str, number: int) -> None:
     if number % degree:
-        # Of a large number's divisors only those near enough to be meant.
+        # For a large number, only the divisors near the given value.
         choices = closest([d for d in divisors(number) if d <= max(8, 4 * degree)], degree)
         stage.error(
             keys,
@@ -124,8 +124,8 @@ def split_batch(stage: StageContext, topology: Topology | None) -> int | None:
         hint = f", or micro {either(closest(micros, batch.micro_size))}" if micros else ""
         stage.error(
             ("batch", "global"),
-            f"{batch.global_size} is no multiple of micro {batch.micro_size} × data parallel {topology.data} = {step}; "
-            f"choose {either(choices)}{hint}",
+            f"{batch.global_size} is not a multiple of micro {batch.micro_size} × data parallel {topology.data} = "
+            f"{step}; choose {either(choices)}{hint}",
             "global % (micro · data) == 0",
             batch.global_size,
             choices,
@@ -137,7 +137,7 @@ def split_batch(stage: StageContext, topology: Topology | None) -> int | None:
         stage.info(
             ("batch", "global"),
             f"{accumulation} micro-batches over {topology.pipeline} pipeline stages leave devices idle "
-            f"{idle:.0%} of a step; more micro-batches make it less",
+            f"{idle:.0%} of a step; use more micro-batches",
             "pipeline bubble",
             round(idle, 4),
         )
@@ -152,7 +152,8 @@ def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[s
     if parallel.tensor == 1:
         stage.error(
             ("parallel", "sequence"),
-            "sequence parallelism splits over the tensor ranks and there is one; choose false, or tensor 2 or more",
+            "sequence parallelism splits over the tensor ranks, but there is only one; choose false, "
+            "or tensor 2 or more",
             "sequence needs tensor > 1",
             True,
             (False,),
@@ -161,7 +162,7 @@ def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[s
         choices = multiples(parallel.tensor, seq_length)
         stage.error(
             keys,
-            f"{seq_length} is no multiple of tensor {parallel.tensor} under sequence parallelism; "
+            f"{seq_length} is not a multiple of tensor {parallel.tensor} under sequence parallelism; "
             f"choose {either(choices)}",
             "sequence length % tensor == 0",
             seq_length,
@@ -177,7 +178,7 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
     if optim.min_lr > optim.lr:
         stage.error(
             ("optim", "min_lr"),
-            f"{optim.min_lr:g} is over lr {optim.lr:g}; choose 0",
+            f"{optim.min_lr:g} is greater than lr {optim.lr:g}; choose 0",
             "min_lr <= lr",
             optim.min_lr,
             (0.0,),
@@ -186,7 +187,7 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
         stage.error(
             ("optim", "min_lr"),
             f"{optim.min_lr:g} must be 0 for {stage.recipe.task} with pipeline {stage.recipe.parallel.pipeline} "
-            "(ranks without prompts have nothing to step); choose 0",
+            "(ranks without prompts train nothing); choose 0",
             "pipeline > 1 needs min_lr 0 for prompt learning",
             optim.min_lr,
             (0.0,),
@@ -219,12 +220,12 @@ def precision(stage: StageContext, name: str) -> None:
 
 
 def lengths(stage: StageContext, model: ModelSpec, seq_length: int | None, keys: tuple[str, ...]) -> None:
-    """Sequences within the model's positions, and room for the answer."""
+    """Sequences within the model's positions, and space for the answer."""
     positions = model.max_position_embeddings
     if seq_length is not None and seq_length > positions:
         stage.error(
             keys,
-            f"{seq_length} is over the model's max_position_embeddings {positions}; choose {positions} or less",
+            f"{seq_length} exceeds the model's max_position_embeddings {positions}; choose {positions} or less",
             "sequence length <= max_position_embeddings",
             seq_length,
             (positions,),
@@ -254,7 +255,7 @@ def prompt_encoder(stage: StageContext) -> None:
         choices = multiples(tensor, hidden)
         stage.error(
             ("prompt", "encoder_hidden"),
-            f"{hidden} is no multiple of tensor {tensor}, over which tpmlp is split; choose {either(choices)}",
+            f"{hidden} is not a multiple of tensor {tensor}, over which tpmlp is split; choose {either(choices)}",
             "encoder_hidden % tensor == 0",
             hidden,
             choices,
@@ -270,7 +271,7 @@ def prompt_encoder(stage: StageContext) -> None:
     if prompt and encoder == "mlp" and prompt.encoder_layers < 2:
         stage.error(
             ("prompt", "encoder_layers"),
-            "an mlp encoder has 2 layers at least; choose 2",
+            "an mlp encoder needs at least 2 layers; choose 2",
             "mlp encoder_layers >= 2",
             prompt.encoder_layers,
             (2,),
@@ -278,13 +279,13 @@ def prompt_encoder(stage: StageContext) -> None:
 
 
 def host_memory(stage: StageContext, node_bytes: int) -> None:
-    """On CPU the ranks live in the job's own memory."""
+    """On CPU the ranks use the job's own memory."""
     resources = stage.recipe.resources
     if resources.device == "cpu" and resources.memory_gib is not None and node_bytes > resources.memory_gib * GIB:
         needed = -(-node_bytes // GIB)
         stage.warning(
             ("resources", "memory_gib"),
-            f"{resources.memory_gib} GiB a node, and its ranks need about {needed}; choose {needed} or more, "
+            f"{resources.memory_gib} GiB per node, but its ranks need about {needed}; choose {needed} or more, "
             "or null for all",
             "memory estimate <= memory_gib",
             resources.memory_gib,

@@ -1,4 +1,4 @@
-"""Sections a task needs, sections nothing reads, and what must not be written down."""
+"""Sections a task needs, sections nothing reads, and secrets, which must not be in a recipe."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|CREDENTIAL", re.IGN
 
 
 def check(stage: StageContext) -> None:
-    """Everything the task needs is there, and nothing it cannot have."""
+    """Everything the task needs is given, and nothing it does not support."""
     recipe, task = stage.recipe, stage.task
     for section, example in task.needs.items():
         if getattr(recipe, section) is None:
             stage.needs((section,), example)
     trainer = recipe.trainer
     if task.trains and trainer is not None and trainer.max_steps is None and trainer.max_epochs is None:
-        stage.error(("trainer",), "says no length; add max_steps or max_epochs", "max_steps or max_epochs")
+        stage.error(("trainer",), "sets no training length; add max_steps or max_epochs", "max_steps or max_epochs")
     task.check(stage)
     if recipe.prompts is not None and not task.takes_prompts:
         stage.error(("prompts",), f"{task.name} has no prompts; leave it out", "prompts is for prompt learning")
@@ -49,7 +49,7 @@ def _used(stage: StageContext) -> frozenset[str]:
 
 
 def check_unused(loaded: LoadedRecipe, stages: Sequence[StageContext], findings: Findings) -> None:
-    """Warn of sections that nothing reads: a stage's own, or a shared one that no stage uses."""
+    """Warn about sections that nothing reads: a stage's own, or a shared one that no stage uses."""
     tasks = {stage.recipe.task for stage in stages}
     used_by_any = frozenset().union(*(_used(stage) for stage in stages))
     shared = {section for section, _ in loaded.sections}

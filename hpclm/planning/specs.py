@@ -1,4 +1,4 @@
-"""The plan's stages as the ranks will read them, once the run has a place."""
+"""The plan's stages as the ranks will read them, once the run folder is known."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hpclm.core.layout import RunPaths
 from hpclm.core.spec import ProgramSpec, ProgramStageSpec, StageSpec
 from hpclm.planning.plan import Plan
 
-# Put in once the run has a place.
+# Filled in once the run folder is known.
 STAGE_DIR, RUN_DIR = "@HPCLM_STAGE_DIR@", "@HPCLM_RUN_DIR@"
 _STAGE = "@HPCLM_STAGE@/"
 
 
 def checkpoints_of(stage: str) -> str:
-    """Another stage's checkpoints, before the run has a place."""
+    """Another stage's checkpoints, before the run folder is known."""
     return f"{_STAGE}{stage}"
 
 
@@ -30,13 +30,13 @@ def is_in_run(path: str) -> bool:
 
 
 def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[EngineSpec]:
-    """One spec a stage, in order; every path absolute. Raises PlanError for a plan with errors."""
+    """One spec per stage, in order; every path absolute. Raises PlanError for a plan with errors."""
     if plan.errors:
         raise PlanError("\n".join(str(finding) for finding in plan.errors))
-    paths = RunPaths(Path(os.path.abspath(run_dir)))  # noqa: PTH100 - the run directory as the user named it, links kept
+    paths = RunPaths(Path(os.path.abspath(run_dir)))  # noqa: PTH100 - the run directory as the user wrote it, links kept
     found = []
     for stage in plan.stages:
-        # whatever keeps a spec from being made is an error finding
+        # if a spec cannot be made, there is an error finding
         assert stage.spec is not None
         found.append(placed(stage.spec, run, paths))
     return found
@@ -57,7 +57,7 @@ def placed(spec: EngineSpec, run: str, paths: RunPaths) -> EngineSpec:
 
 
 def _placed_program(program: ProgramSpec, stage_dir: str, run_dir: str) -> ProgramSpec:
-    """The program with its files' places known."""
+    """The program with the paths of its files filled in."""
     files = {
         key: text.replace(STAGE_DIR, _in_json(stage_dir)).replace(RUN_DIR, _in_json(run_dir))
         for key, text in program.files.items()
@@ -66,7 +66,7 @@ def _placed_program(program: ProgramSpec, stage_dir: str, run_dir: str) -> Progr
 
 
 def _in_json(text: str) -> str:
-    """As it stands inside a quoted string of JSON."""
+    """The text as it is written inside a quoted JSON string."""
     return json.dumps(text)[1:-1]
 
 

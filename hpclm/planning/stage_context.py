@@ -1,4 +1,4 @@
-"""What every check of a stage is given: the stage, where its keys were written, and where to put findings."""
+"""The context of every check of a stage: the stage, where its keys were written, and the collector of findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageContext:
-    """A stage under examination. `files`: whether checks may look at the files that the recipe names."""
+    """The stage being checked. `files`: whether checks may read the files that the recipe names."""
 
     loaded: LoadedStage
     findings: Findings
@@ -47,5 +47,5 @@ class StageContext:
         self.findings.info(self.where(*keys), message, rule, value)
 
     def needs(self, keys: tuple[str | int, ...], content: str) -> None:
-        """An error for a section that the task cannot do without. `content`: what to write."""
+        """An error for a missing section that the task needs. `content`: what to write."""
         self.error(keys, f"is missing, and {self.recipe.task} needs it; add it with {content}", "needed section")

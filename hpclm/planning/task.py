@@ -1,4 +1,4 @@
-"""What a task is to hpclm: what it needs of a recipe, what it reads and what it leaves.
+"""The interface of a task: what it needs in a recipe, what it reads and what it writes.
 
 To add one: an object of `Task`, and an entry `name = "module:OBJECT"` in the group `hpclm.tasks`; then an engine that
 has it among its `tasks`.
@@ -21,31 +21,31 @@ Role = Literal["train", "validation", "test"]
 # Sections of every task.
 COMMON_SECTIONS = frozenset({"model", "tokenizer", "parallel", "resources", "container", "trainer", "recovery"})
 TRAINING_SECTIONS = COMMON_SECTIONS | {"batch", "optim", "checkpoint"}
-# Sections that training cannot do without, and an example of what to write.
+# Sections that training needs, and an example of what to write.
 TRAINING_NEEDS = {"batch": "global, micro", "trainer": "max_steps or max_epochs", "optim": "lr"}
 
 
 def _no_check(stage: StageContext) -> None:
-    """Nothing of its own to check."""
+    """No further checks."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing a stage can do.
+    """A task of a stage.
 
     Attributes:
-        sections: of a recipe that it reads; others are warned of.
-        needs: sections that must be there, each with what to write in it.
-        trains: whether it takes optimizer steps and leaves checkpoints.
-        starts_models: whether it may draw new weights and learn a tokenizer.
+        sections: sections of a recipe that it reads; others give a warning.
+        needs: required sections, each with an example.
+        trains: whether it takes optimizer steps and saves checkpoints.
+        starts_models: whether it may initialise new weights and train a tokenizer.
         learns_prompts: whether it trains virtual tokens of a frozen model.
-        encodes_prompts: whether an encoder makes them (p-tuning).
-        answers: whether it leaves predictions and scores, which `collect` gathers.
+        encodes_prompts: whether an encoder computes them (p-tuning).
+        answers: whether it writes predictions and scores, which `collect` copies.
         takes_prompts: whether `prompts` may name trained ones.
         roles: the rows of `data` that it reads.
         compared_by: the metric that a sweep ranks its runs by.
         own_sections: sections that it adds to recipes: the model and its description.
-        check: what else it asks of a stage.
+        check: further checks of a stage.
     """
 
     name: str

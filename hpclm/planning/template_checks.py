@@ -64,8 +64,8 @@ def _splits(stage: StageContext, index: int, template: Written) -> tuple[int, ..
         if len(markers) > 1:
             stage.error(
                 ("task_templates", index, "virtual_token_splits"),
-                f"is missing, and the template has {len(markers)} markers; say how many of the "
-                f"{template.total_virtual_tokens} virtual tokens stand at each",
+                f"is missing, and the template has {len(markers)} markers; set how many of the "
+                f"{template.total_virtual_tokens} virtual tokens belong to each",
                 "virtual_token_splits",
             )
             return splits
@@ -112,13 +112,13 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
     if odd:
         stage.error(
             (*keys, "prompt_template"),
-            f"{{{odd[0][:40]!r}}} is no field; write the name of a row's key between the braces",
+            f"{{{odd[0][:40]!r}}} is not a field; write the name of a row's key between the braces",
             "template has fields",
         )
     if cut is not None and cut not in names:
         stage.error(
             (*keys, "truncate_field"),
-            f"{cut!r} is no field of the template; choose {either([*(n for n in names if n != answer), 'null'])}",
+            f"{cut!r} is not a field of the template; choose {either([*(n for n in names if n != answer), 'null'])}",
             "truncate_field in the template",
             cut,
             [name for name in names if name != answer],
@@ -126,7 +126,7 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
     if answer is not None and cut == answer:
         stage.error(
             (*keys, "truncate_field"),
-            f"{cut!r} is the answer, which must stay whole; choose another field, or null",
+            f"{cut!r} is the answer, which must not be truncated; choose another field, or null",
             "truncate_field != answer_field",
             cut,
             [name for name in names if name != answer],
@@ -134,7 +134,7 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
     if answer is not None and MARKER.search(template.prompt_template.partition(f"{{{answer}}}")[2]):
         stage.error(
             (*keys, "prompt_template"),
-            f"has a virtual token marker behind {{{answer}}}, where nothing is generated; move it to the front",
+            f"has a virtual token marker after {{{answer}}}, where nothing is generated; move it to the front",
             "virtual tokens stand before the answer",
         )
     if stage.task.learns_prompts:
@@ -155,7 +155,7 @@ def _check_answer(stage: StageContext, index: int, template: Written, names: lis
     elif answer not in names:
         stage.error(
             (*keys, "answer_field"),
-            f"{answer!r} is no field of the template; end the template with {{{answer}}}, or choose {either(names)}",
+            f"{answer!r} is not a field of the template; end the template with {{{answer}}}, or choose {either(names)}",
             "answer_field in the template",
             answer,
             names,
@@ -163,7 +163,7 @@ def _check_answer(stage: StageContext, index: int, template: Written, names: lis
     elif not template.prompt_template.endswith(f"{{{answer}}}") or template.prompt_template.count(f"{{{answer}}}") > 1:
         stage.error(
             (*keys, "prompt_template"),
-            f"with answer_only_loss {{{answer}}} stands once, and last; move it to the end, with nothing after it",
+            f"with answer_only_loss {{{answer}}} must occur once, and last; move it to the end, with nothing after it",
             "answer last in the template",
         )
 
@@ -193,7 +193,7 @@ def _check_shared_count(stage: StageContext, templates: list[TaskTemplate]) -> N
         odd = next(i for i, count in enumerate(counts) if count != counts[0])
         stage.error(
             ("task_templates", odd, "total_virtual_tokens"),
-            f"tasks that are p-tuned together have the same number of virtual tokens, and here are {counts}; "
+            f"tasks that are p-tuned together need the same number of virtual tokens, not {counts}; "
             f"choose {counts[0]} for all",
             "p-tuning tasks share total_virtual_tokens",
             counts[odd],

@@ -1,4 +1,4 @@
-"""Which rank does what, and where: degrees, rank ↔ (pp, dp, tp) in Megatron's order, ranks on nodes."""
+"""Which rank does what, on which node: degrees, rank ↔ (pp, dp, tp) in Megatron's order, ranks on nodes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class RankPlace:
 class Topology:
     """A split of nodes · devices_per_node ranks into tensor · pipeline · data.
 
-    rank = tp + TP·(dp + DP·pp), by the order of AXES. Neighbouring ranks share a node, so the tensor group, which talks
-    most, does.
+    rank = tp + TP·(dp + DP·pp), by the order of AXES. Neighbouring ranks share a node,
+    so the tensor group, which communicates most, does.
     """
 
     tensor: int
@@ -36,7 +36,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         if self.world_size % (self.tensor * self.pipeline):
-            raise ValueError(f"{self.world_size} ranks are no multiple of {self.tensor} × {self.pipeline}")
+            raise ValueError(f"{self.world_size} ranks are not a multiple of {self.tensor} × {self.pipeline}")
 
     @property
     def world_size(self) -> int:
@@ -44,7 +44,7 @@ class Topology:
 
     @property
     def data(self) -> int:
-        """Data-parallel degree: what is left of the ranks."""
+        """Data-parallel degree: the ranks divided by tensor and pipeline."""
         return self.world_size // (self.tensor * self.pipeline)
 
     @property

@@ -1,4 +1,4 @@
-"""Trained prompts that a stage starts from or answers with: what their card says, held against the recipe."""
+"""Trained prompts that a stage starts from or uses: their metadata compared with the recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpclm.planning.stage_context import StageContext
 
 
 def check(stage: StageContext, path: str) -> None:
-    """The recipe's templates against the prompts at `path`; nothing where these cannot be read here."""
+    """The recipe's templates against the prompts at `path`; no findings if these cannot be read here."""
     try:
         counts = prompt_tables.counts(path) if is_archive(path) else _trained(Path(path))
     except CheckpointError as error:
@@ -63,15 +63,15 @@ def _some_are_new(stage: StageContext, counts: Mapping[str, int], where: str) ->
     if written and all(template.taskname in counts for template in written):
         stage.error(
             ("task_templates",),
-            f"all are learnt in {where} already, and tasks given by prompts stay as they are; add the new task's "
-            "template, or leave prompts out to learn all anew",
+            f"all tasks are already trained in {where}, and tasks given by prompts stay frozen; add the new task's "
+            "template, or leave prompts out to train all again",
             "prompts adds a new task",
             [template.taskname for template in written],
         )
 
 
 def _trained(folder: Path) -> dict[str, int] | None:
-    """Virtual tokens by task, from the card in a checkpoint or in a stage's folder of them."""
+    """Virtual tokens by task, from prompts.json in a checkpoint or in a stage's checkpoints folder."""
     try:
         card = json.loads(CheckpointFolder(folder).prompts.read_text(encoding="utf-8"))
         return {one["taskname"]: int(one["total_virtual_tokens"]) for one in card["task_templates"]}

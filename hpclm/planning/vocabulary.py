@@ -18,7 +18,7 @@ _MAX_BYTES = 256 << 20
 
 
 def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
-    """The recipe's own tokenizer and its vocabulary size (None where unknown or not to be looked at)."""
+    """The recipe's own tokenizer and its vocabulary size (None where unknown or not to be read)."""
     section = stage.recipe.tokenizer
     if section is None:
         return None, None
@@ -26,7 +26,7 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
         if not stage.task.starts_models:
             stage.error(
                 ("tokenizer", "train"),
-                f"only a pretrain stage learns a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the "
+                f"only a pretrain stage trains a tokenizer, not {stage.recipe.task}; leave tokenizer out to use the "
                 "base checkpoint's, or give its files",
                 "tokenizer.train is for pretrain",
             )
@@ -58,7 +58,7 @@ def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> 
     if stage.files and Path(checkpoint).is_dir() and not CheckpointFolder(Path(checkpoint)).tokenizer.is_file():
         stage.error(
             ("tokenizer",),
-            f"{checkpoint} holds no tokenizer.json; give tokenizer.tokenizer_file, or vocab_file and merges_file",
+            f"{checkpoint} contains no tokenizer.json; give tokenizer.tokenizer_file, or vocab_file and merges_file",
             "tokenizer exists",
         )
         return None
@@ -72,7 +72,7 @@ def _in_archive(stage: StageContext, path: str, vocab_size: int) -> TokenizerSpe
                 stage.error(("tokenizer",), f"{path}: {archived.absent(archive)}", "tokenizer exists")
                 return None
     except CheckpointError:
-        return None  # said of the model already
+        return None  # already reported for the model
     return TokenizerSpec("base", vocab_size)
 
 
@@ -92,7 +92,7 @@ def fits(stage: StageContext, entries: int | None, vocab_size: int) -> None:
 def _no_file(stage: StageContext, key: str, path: str) -> None:
     stage.error(
         ("tokenizer", key),
-        f"{path}: no such file; put the model's tokenizer there, or set tokenizer.{key} to where it is",
+        f"{path}: does not exist; put the model's tokenizer there, or set tokenizer.{key} to where it is",
         "tokenizer exists",
         path,
     )
@@ -111,7 +111,10 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         stage.error(
-            ("tokenizer", key), f"{path}: cannot be read as a vocabulary ({error}); give a whole one", "tokenizer", path
+            ("tokenizer", key),
+            f"{path}: cannot be read as a vocabulary ({error}); give a complete one",
+            "tokenizer",
+            path,
         )
         return None
     return max(ids) + 1
@@ -124,5 +127,5 @@ def _ids(raw: Any, *, whole: bool) -> list[int]:
     if whole:
         ids += [token["id"] for token in raw.get("added_tokens") or []]
     if not all(type(i) is int and i >= 0 for i in ids):
-        raise ValueError("an id is no whole number")
+        raise ValueError("an id is not an integer")
     return ids

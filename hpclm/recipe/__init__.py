@@ -4,8 +4,8 @@
     loaded.stages[0].recipe.parallel.tensor
     loaded.stages[0].where("parallel", "tensor")        # 'recipes/demo.yaml:14 parallel.tensor'
 
-Reading a recipe is pure but for the files it names by `extends` and, where it is another tool's, an archive. Every
-fault comes in one RecipeError. `docs/recipe.md` is made from the schema (`python -m hpclm.recipe.reference`).
+Reading a recipe is pure but for the files it names by `extends` and, where it is another tool's, an archive. All errors
+are reported in one RecipeError. `docs/recipe.md` is made from the schema (`python -m hpclm.recipe.reference`).
 
 The names below are looked up when first used: `recipe.sites` needs no schema.
 """

@@ -1,4 +1,4 @@
-"""From pydantic's errors to messages for a person: where, what, and how to mend."""
+"""Turns pydantic's errors into messages for users: where, what, and how to fix it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hpclm.recipe.tree import Node, Place
 
 
 def faults(error: ValidationError, tree: Node, root: type[BaseModel]) -> list[str]:
-    """One line a fault: `recipes/x.yaml:14 optim.lr: must be …; …`. `root`: the model of the whole tree."""
+    """One line per error: `recipes/x.yaml:14 optim.lr: must be …; …`. `root`: the model of the whole tree."""
     return [_fault(detail, tree, root) for detail in error.errors(include_url=False)]
 
 
 def unknown_key(place: Place, key: str, known: list[str], elsewhere: list[str]) -> str:
-    """The message for a key that nothing reads.
+    """The message for an unknown key.
 
     Args:
-        known: keys that may stand at this place.
+        known: keys that are valid at this place.
         elsewhere: full keys of the same last name in other sections.
     """
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -79,11 +79,11 @@ def _words(kind: str, detail: Any) -> str:
         choices = re.findall(r"'([^']*)'", context["expected"])
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"must be one of its words, not {described(value)}; {hint}choose {', '.join(choices)}"
+        return f"must be one of the allowed values, not {described(value)}; {hint}choose {', '.join(choices)}"
     if kind == "too_short":
         return f"has {context['actual_length']} entries; write at least {context['min_length']}"
-    bounds = {"greater_than": ("gt", "over"), "greater_than_equal": ("ge", "at least")}
-    bounds |= {"less_than": ("lt", "under"), "less_than_equal": ("le", "at most")}
+    bounds = {"greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least")}
+    bounds |= {"less_than": ("lt", "less than"), "less_than_equal": ("le", "at most")}
     if kind in bounds:
         name, word = bounds[kind]
         return f"{described(value)} is out of range; choose {word} {context[name]:g}"
@@ -103,7 +103,7 @@ def _type_hint(kind: str, value: Any) -> str:
         return f"; write {'true' if str(value).lower() in ('yes', 'on') else 'false'}"
     if kind == "tuple_type" and not isinstance(value, dict):
         return "; put it in brackets" if value is not None else "; write [] for none"
-    return "; mend its value"
+    return "; fix the value"
 
 
 def _section(keys: list[str | int], root: type[BaseModel]) -> type[BaseModel] | None:
@@ -127,7 +127,7 @@ def _model_in(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section an annotation holds: `Model`, `Model | None` or `tuple[Model, ...]`."""
+    """The section in an annotation: `Model`, `Model | None` or `tuple[Model, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -142,7 +142,7 @@ def _keys_of(model: type[BaseModel]) -> list[str]:
 
 
 def _elsewhere(key: str, root: type[BaseModel]) -> list[str]:
-    """Full keys of sections that do know `key`."""
+    """Full keys of the sections that have `key`."""
     inner = {name: _model_in(root, name) for name in sorted(_keys_of(root))}
     found = [key] if inner.get(key) is not None else []
     return [*found, *(f"{name}.{key}" for name, model in inner.items() if model is not None and key in _keys_of(model))]

@@ -1,4 +1,4 @@
-"""`extends`: a recipe laid over others."""
+"""`extends`: a recipe merged over others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_FILES = 16
 
 
 def read_extended(path: Path) -> tuple[str, Node]:
-    """A recipe's text and tree with everything it extends below it, in the order written; later ones win.
+    """A recipe's text and tree, merged over everything it extends, in the order written; later ones win.
 
     The text shows the others too, as comments. Raises RecipeError.
     """
@@ -33,11 +33,15 @@ def _read(path: Path, chain: tuple[Path, ...], count: list[int]) -> tuple[str, N
     for name, node in _names(written):
         other = path.parent / name
         if other.resolve() in here:
-            raise RecipeError(f"{node.place}: {KEY}: {name} extends this recipe in turn; take one of the two out")
+            raise RecipeError(
+                f"{node.place}: {KEY}: {name} extends this recipe, which is a cycle; remove one of the two"
+            )
         if count[0] >= MAX_FILES:
-            raise RecipeError(f"{node.place}: {KEY}: more than {MAX_FILES} files; no recipe needs that")
+            raise RecipeError(f"{node.place}: {KEY}: more than {MAX_FILES} files; use fewer")
         if not other.is_file():
-            raise RecipeError(f"{node.place}: {KEY}: {other}: no such file; paths are taken from the recipe's folder")
+            raise RecipeError(
+                f"{node.place}: {KEY}: {other}: does not exist; paths are relative to the recipe's folder"
+            )
         inner, tree = _read(other, here, count)
         texts.append("".join(f"# {line}\n" for line in [f"extends {name}:", *inner.splitlines()]))
         base = _laid(base, tree)
@@ -54,7 +58,7 @@ def _names(written: Node) -> list[tuple[str, Node]]:
 
 
 def _laid(base: Node, over: Node) -> Node:
-    """`over` laid over `base`; stages of one name are laid over each other, others follow."""
+    """`over` merged over `base`; stages with the same name are merged, others follow."""
     merged = merge(base, over)
     below, above = base.get("stages"), over.get("stages")
     if below is None or above is None or not isinstance(below.value, list) or not isinstance(above.value, list):

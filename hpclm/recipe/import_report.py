@@ -1,4 +1,5 @@
-"""`hpclm recipe import`: the recipe that another tool's file means, as text, with what became of each of its keys."""
+"""`hpclm recipe import`: the recipe for another tool's file, as text, with a note on how
+each of its keys was handled."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ _WORDS = {KeyFate.NOT_SUPPORTED: "is not supported", KeyFate.NO_EFFECT: "had no 
 
 
 def imported(path: Path, overrides: Sequence[str], folder: Path) -> tuple[str, list[KeyNote]]:
-    """The recipe as YAML for a file in `folder`, and the notes. Raises RecipeError for a file of no known tool."""
+    """The recipe as YAML for a file in `folder`, and the notes. Raises RecipeError for a file of an unknown tool."""
     _, root, notes = translated(path, overrides)
     if not notes:
         known = ", ".join(one.tool for _, one in IMPORTERS.items())
-        raise RecipeError(f"{path}:1: not a file of a tool that can be imported ({known}); is it a recipe already?")
+        raise RecipeError(f"{path}:1: not a file that can be imported (known tools: {known}); is it already a recipe?")
     recipe = _lists(root.plain())
     if folder.resolve() != path.parent.resolve():
         for keys in _PATHS:
@@ -35,7 +36,7 @@ def imported(path: Path, overrides: Sequence[str], folder: Path) -> tuple[str, l
 
 
 def lines_of(notes: Sequence[KeyNote]) -> list[str]:
-    """What became of each key, a line each: first what is not supported, then what was without effect."""
+    """How each key was handled, one line each: first unsupported keys, then keys without effect."""
     shown = []
     for note in sorted(notes, key=lambda note: _ORDER.index(note.fate)):
         if note.fate is KeyFate.TAKEN:
@@ -56,12 +57,12 @@ def _lists(value: Any) -> Any:
 
 
 def _absolute(recipe: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
-    """Paths as they are from anywhere."""
+    """Paths made absolute."""
     *sections, last = keys
     for section in sections:
         recipe = recipe.get(section) or {}
     value = recipe.get(last)
     if isinstance(value, str):
-        recipe[last] = os.path.abspath(folder / value)  # noqa: PTH100 - links stay as the user has them
+        recipe[last] = os.path.abspath(folder / value)  # noqa: PTH100 - symbolic links are kept
     elif isinstance(value, list):
         recipe[last] = [os.path.abspath(folder / one) if isinstance(one, str) else one for one in value]  # noqa: PTH100

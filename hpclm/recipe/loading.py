@@ -29,7 +29,7 @@ _SINGLE_KEYS = frozenset({"task", "engine", "prompts"})
 
 @dataclass(frozen=True)
 class LoadedStage:
-    """A stage as it will run, and where each of its values was written."""
+    """A resolved stage, and where each of its values was written."""
 
     recipe: Stage
     tree: Node
@@ -40,19 +40,19 @@ class LoadedStage:
         return str(self.tree.where(*keys))
 
     def wrote(self, *keys: str | int) -> bool:
-        """Whether the recipe or the command line gives this key a value."""
+        """Whether the recipe or the command line sets this key."""
         node = self.tree.get(*keys)
         return node is not None and node.value is not None
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A whole recipe, valid by itself; whether it can run is the plan's question.
+    """A complete recipe, valid by itself; whether it can run is checked by the plan.
 
     Attributes:
         path: as the user gave it. `text`: the file's content.
         overrides: the `--set` arguments, in order.
-        sections: the top-level sections there are, as (name, place).
+        sections: the top-level sections of the file, as (name, place).
     """
 
     path: Path
@@ -63,7 +63,8 @@ class LoadedRecipe:
     sections: tuple[tuple[str, str], ...]
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default and override written out and absolute paths: itself a recipe (JSON is YAML)."""
+        """The recipe with every default and override written out and absolute paths; it
+        is itself a recipe (JSON is YAML)."""
         stages = [stage.recipe.model_dump(mode="json", by_alias=True) for stage in self.stages]
         return {"version": VERSION, "name": self.name, "stages": stages}
 
@@ -82,7 +83,7 @@ def load(
         nodes: `--nodes`, the same as `--set resources.nodes=…`.
         devices_per_node: `--devices-per-node`, the same as `--set resources.devices_per_node=…`.
 
-    Raises RecipeError with every fault, one a line: `file:line key: what; how to mend`.
+    Raises RecipeError with every error, one per line: `file:line key: what; how to fix it`.
     """
     path = Path(path)
     text, root, _ = translated(path, overrides, nodes=nodes, devices_per_node=devices_per_node)
@@ -104,10 +105,10 @@ def load(
 def translated(
     path: Path, overrides: Sequence[str] = (), *, nodes: int | None = None, devices_per_node: int | None = None
 ) -> tuple[str, Node, list[KeyNote]]:
-    """The file's text, its tree with every override in it, and where the file is another tool's, a note for each key.
+    """The file's text, its tree with every override in it, and if the file is another tool's, a note for each key.
 
-    For such a file `--set` has the tool's own keys, as its users know them; `--set hpclm.KEY=…` reaches the recipe made
-    of it.
+    For such a file `--set` takes the tool's own keys, as its users know them; `--set
+    hpclm.KEY=…` changes the translated recipe.
     """
     text, root = read_extended(path)
     wanted = _overrides(overrides, nodes, devices_per_node)
@@ -137,21 +138,23 @@ def _overrides(texts: Sequence[str], nodes: int | None, devices_per_node: int | 
 
 
 def _root_faults(root: Node) -> list[str]:
-    """Faults of the recipe's own keys: version, name, and what stands beside them."""
+    """Errors in the recipe's own keys: version, name, and the other top-level keys."""
     assert isinstance(root.value, dict)
     broken = []
     several = "stages" in root.value
     known = sorted(_ROOT_KEYS | section_names() | (frozenset() if several else _SINGLE_KEYS))
     for key, node in root.value.items():
         if several and key in ("task", "engine", "prompts", "base"):
-            broken.append(f"{node.place}: stands beside stages; move it into the stage it belongs to")
+            broken.append(f"{node.place}: cannot be combined with stages; move it into the stage it belongs to")
         elif key == "base":
-            broken.append(f"{node.place}: a single stage has no other to build on; give model.checkpoint")
+            broken.append(f"{node.place}: a single stage has no earlier stage to use; give model.checkpoint")
         elif key not in known:
             broken.append(unknown_key(node.place, key, known, _sections_with(key)))
     version = root.get("version")
     if version is None:
-        broken.append(f"{root.where('version')}: is missing; add 'version: {VERSION}' (the recipe format this is)")
+        broken.append(
+            f"{root.where('version')}: is missing; add 'version: {VERSION}' (the version of the recipe format)"
+        )
     elif version.value != VERSION or isinstance(version.value, bool):
         broken.append(f"{version.place}: this hpclm reads version {VERSION}; write 'version: {VERSION}'")
     broken += _name_faults(root)
@@ -204,7 +207,7 @@ def _stage_trees(root: Node, broken: list[str]) -> list[tuple[Node, frozenset[st
         if name is not None and isinstance(name.value, str):
             if name.value.lower() in names:
                 first = names[name.value.lower()].origin
-                broken.append(f"{name.place}: is taken by the stage at {first}; give each stage its own name")
+                broken.append(f"{name.place}: is already used by the stage at {first}; give each stage its own name")
             names.setdefault(name.value.lower(), name.place)
         trees.append((merge(Node(shared, root.place), node), frozenset(node.value)))
     return trees
@@ -219,7 +222,7 @@ def _single(root: Node, shared: dict[str, Node]) -> Node:
             entries[key] = node
     task = root.get("task")
     known = task is not None and task.value in TASKS
-    # Where the task itself is at fault, that is told, and not its consequence for the name.
+    # If the task itself is wrong, only that is reported, not its consequence for the name.
     entries["name"] = task if task is not None and known else Node("stage", root.place)
     return Node(entries, root.place)
 
@@ -234,7 +237,7 @@ def _validate(tree: Node, own: frozenset[str], directory: str, broken: list[str]
 
 
 def _unused_overrides(root: Node, trees: list[tuple[Node, frozenset[str]]], broken: list[str]) -> None:
-    """Refuse a `--set` that changes no stage, because each has its own value there."""
+    """Refuse a `--set` that changes no stage, because each stage sets its own value."""
     if "stages" not in (root.value if isinstance(root.value, dict) else {}):
         return
     reached = {node.place.origin for tree, _ in trees for node in tree.leaves()}
@@ -245,4 +248,4 @@ def _unused_overrides(root: Node, trees: list[tuple[Node, frozenset[str]]], brok
         for node in section.leaves():
             if node.place.argument and node.place.origin not in reached:
                 own = f"stages.<name>.{node.place.key}"
-                broken.append(f"{node.place.origin}: changes nothing, every stage sets its own; write {own}")
+                broken.append(f"{node.place.origin}: has no effect, since every stage sets its own; write {own}")

@@ -1,7 +1,7 @@
-"""`--set a.b=c`: values laid over the recipe from the command line.
+"""`--set a.b=c`: values that override the recipe from the command line.
 
-A key of the top level reaches every stage that inherits it; `stages.<name>.<key>` reaches one. Entries of a list go by
-number (`task_templates.0.total_virtual_tokens`), templates also by their taskname. Values are YAML: numbers, true,
+A key of the top level reaches every stage that inherits it; `stages.<name>.<key>` changes one. Entries of a list are
+numbered (`task_templates.0.total_virtual_tokens`), templates also by their taskname. Values are YAML: numbers, true,
 text, and lists such as `[0.9, 0.95]`.
 """
 
@@ -34,15 +34,17 @@ def parse_override(text: str) -> Override:
     origin = f"--set {shown}"
     key = key.strip()
     if not equals or not key:
-        raise RecipeError(f"{origin}: is no assignment; write key=value, as in --set optim.lr=1e-4")
+        raise RecipeError(f"{origin}: is not an assignment; write key=value, as in --set optim.lr=1e-4")
     if not key.isprintable() or any(not part or part != part.strip() for part in key.split(".")):
-        raise RecipeError(f"{origin}: {key[:60]!r} is no key; write words joined by dots, as in trainer.max_steps")
+        raise RecipeError(
+            f"{origin}: {key[:60]!r} is not a valid key; write words joined by dots, as in trainer.max_steps"
+        )
     if not raw.strip():
-        raise RecipeError(f"{origin}: a value is missing; write null to say none, or '\"\"' for empty text")
+        raise RecipeError(f"{origin}: a value is missing; write null for no value, or '\"\"' for empty text")
     try:
         value = parse(raw, origin, numbered=False)
     except RecipeError as error:
-        raise RecipeError(f"{error}; text with special characters goes into quotes: --set '{key}=\"…\"'") from None
+        raise RecipeError(f"{error}; text with special characters must be put in quotes: --set '{key}=\"…\"'") from None
     items = value.value if isinstance(value.value, list) else [value]
     if isinstance(value.value, dict) or any(isinstance(item.value, dict | list) for item in items):
         raise RecipeError(f"{origin}: a value is one scalar or a list of them; set the keys of a mapping one by one")
@@ -50,12 +52,12 @@ def parse_override(text: str) -> Override:
 
 
 def flag(name: str, key: str, value: int) -> Override:
-    """A command-line flag that stands for a key, as `--nodes 2` for resources.nodes."""
+    """A command-line flag that sets a key, as `--nodes 2` for resources.nodes."""
     return Override(key, Node(value, Place(f"--{name} {value}")))
 
 
 def apply(root: Node, overrides: list[Override]) -> Node:
-    """The tree with every override in it. Raises RecipeError, all faults at once."""
+    """The tree with every override in it. Raises RecipeError with all errors at once."""
     faults: list[str] = []
     seen: dict[str, str] = {}
     for override in overrides:
@@ -81,7 +83,7 @@ def _apply(root: Node, override: Override) -> Node:
         raise RecipeError(f"{override.origin}: this recipe is a single stage; leave 'stages.<name>.' out")
     rest = override.key.removeprefix("stages.") if len(parts) > 1 else ""
     names = [_name(node) for node in stages.value]
-    # A stage's name may itself hold dots: the longest that fits is meant.
+    # A stage's name may itself contain dots: the longest matching name is used.
     fitting = [i for i, name in enumerate(names) if name and rest.startswith(name + ".")]
     if not fitting:
         near = difflib.get_close_matches(rest.split(".")[0], [n for n in names if n], n=1, cutoff=0.5)
@@ -104,9 +106,10 @@ def _name(node: Node) -> str:
 
 
 def _put(node: Node, keys: list[str], override: Override, section: str, inherited: Node | None) -> Node:
-    """`node` with the override's value at `keys`, mappings made on the way where there are none.
+    """`node` with the override's value at `keys`, creating mappings where there are none.
 
-    A list that a stage inherits (`inherited`: the same place at the top level) becomes its own, to change an entry of.
+    A list that a stage inherits (`inherited`: the same place at the top level) is copied
+    first, so that an entry can be changed.
     """
     key, rest = keys[0], keys[1:]
     if isinstance(node.value, list):
@@ -141,5 +144,5 @@ def _index(node: Node, key: str, override: Override) -> int:
     choices = [f"0 to {len(node.value) - 1}"] if node.value else []
     choices += [name for name in names if name]
     raise RecipeError(
-        f"{override.origin}: {key!r} names no entry of the list; choose {' or '.join(choices) or 'another key'}"
+        f"{override.origin}: {key!r} is not an entry of the list; choose {' or '.join(choices) or 'another key'}"
     )

@@ -28,18 +28,19 @@ model: {checkpoint: ../models/gpt}
 
 ## Recipes from others
 
-`extends: base.yaml` lays a recipe over another, or over several (`extends: [base.yaml, tasks/squad.yaml]`), later ones
-over earlier ones and the recipe itself over all: mappings key by key, lists and values whole, stages by their name.
-Paths in all of them are relative to the folder of the recipe that is submitted.
+`extends: base.yaml` merges a recipe over another one, or over several (`extends: [base.yaml, tasks/squad.yaml]`). Later
+files override earlier ones, and the recipe itself overrides all of them. Mappings are merged key by key, lists and
+values are replaced, stages are matched by name. All paths are relative to the folder of the submitted recipe.
 
-NeMo 1.x's own YAML of prompt learning and its evaluation is a recipe, too: `--set` then has NeMo's keys
-(`--set model.optim.lr=1e-4`), and `--set hpclm.KEY=…` the ones below. `hpclm recipe import FILE` writes what it means.
+A NeMo 1.x YAML file for prompt learning or its evaluation can be used as a recipe: `--set` then takes NeMo's keys
+(`--set model.optim.lr=1e-4`), and `--set hpclm.KEY=…` the keys below. `hpclm recipe
+import FILE` translates such a file into a recipe.
 
 ## Several stages
 
-A recipe with `stages:` in place of `task:` is a chain of jobs. Each stage is laid over the sections at the top level:
-mappings key by key, lists and values whole. A stage that names another in `base` or `prompts` starts when that one has
-ended well, and finds its checkpoints by itself. A stage stands below the stages it names.
+A recipe with `stages:` instead of `task:` is a chain of jobs. Each stage is merged over the sections at the top level:
+mappings key by key, lists and values are replaced. A stage that names another one in `base` or `prompts` starts when
+that one has completed, and finds its checkpoints automatically. A stage must be listed after the stages it names.
 
 ```yaml
 version: 1
@@ -52,22 +53,21 @@ stages:
   - {name: evaluate, task: evaluate, prompts: ptune}
 ```
 
-`evaluate` takes the base model, rows and templates of its prompts stage where it has none of its own. Of keys that say
-one thing in two ways (`max_steps` and `max_epochs`; the three kinds of tokenizer) a stage's own puts the inherited one
-aside.
+`evaluate` uses the base model, rows and templates of its prompts stage unless it sets its own. If two keys exclude each
+other (`max_steps` and `max_epochs`; the three kinds of tokenizer), a stage's own key replaces an inherited one.
 
 ## From the command line
 
-`--set optim.lr=1e-3` changes a key of the top level, for every stage that inherits it, and
-`--set stages.ptune.optim.lr=1e-3` one stage. List entries go by number, templates also by taskname:
+`--set optim.lr=1e-3` changes a key of the top level for every stage that inherits it, and
+`--set stages.ptune.optim.lr=1e-3` changes one stage. List entries are selected by number, templates also by taskname:
 `--set task_templates.0.total_virtual_tokens=20`. Values are YAML: `true`, `null`, `[0.9, 0.95]`, `"text"`. A `--set`
-that would change nothing is refused. `--nodes N` and `--devices-per-node N` stand for `--set resources.nodes=N` and
+that would change nothing is refused. `--nodes N` and `--devices-per-node N` are short for `--set resources.nodes=N` and
 `--set resources.devices_per_node=N`.
 
 ## Rows
 
-JSONL: one object a line, every value text, `taskname` and the fields of that task's template. A field a row lacks is
-empty; training rows have the answer.
+JSONL: one object per line, all values are text, with `taskname` and the fields of that task's template. A field that a
+row does not have is empty; training rows must have the answer.
 
 ```json
 {"taskname": "squad", "context": "…", "question": "…", "answer": "…"}
@@ -89,7 +89,7 @@ def markdown() -> str:
 def _section(key: str, model: type[BaseModel], note: str) -> str:
     """A section's table, and those of the sections within."""
     summary = " ".join(line.strip() for line in (model.__doc__ or "").strip().splitlines() if line.strip())
-    # Whether a section may be left out is said beside it; what it is, the model's own words say.
+    # The field's description says whether a section may be left out; the model's docstring says what it is.
     when = f" ({note[:1].upper()}{note[1:]}.)" if note.startswith(("needed", "left out")) else ""
     parts = [f"## `{key}`\n", f"{summary}{when}\n", _table(model)]
     for name, info in model.model_fields.items():
@@ -123,7 +123,7 @@ def _default(value: Any) -> str:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """The values a key takes, in words."""
+    """A description of the values a key takes."""
     options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
     schema = options[0]
     if "enum" in schema:
@@ -145,12 +145,12 @@ def _bounds(schema: dict[str, Any]) -> str:
     if low[0] is not None:
         words.append(f"from {low[0]:g}")
     if low[1] is not None:
-        words.append(f"over {low[1]:g}")
-    # Ceilings that only keep nonsense out are not worth a reader's time.
+        words.append(f"above {low[1]:g}")
+    # Limits that only reject nonsense are not shown.
     if high[0] is not None and high[0] <= 1024:
         words.append(f"to {high[0]:g}")
     if high[1] is not None and high[1] <= 1024:
-        words.append(f"under {high[1]:g}")
+        words.append(f"below {high[1]:g}")
     return f" {' '.join(words)}" if words else ""
 
 

@@ -1,4 +1,5 @@
-"""Site profiles: YAML read by the recipe's own tree and schema, so that both speak one dialect and name lines alike.
+"""Site profiles: YAML read by the recipe's own tree and schema, so that both have the
+same syntax and report lines in the same way.
 
     name: mycluster
     scheduler: slurm                # or local, or another package's
@@ -13,7 +14,7 @@
     modules: [cuda/12.4]
     sbatch: {reservation: course}   # further options of sbatch, by their long names
 
-Values never become shell: every one is checked here and quoted where it is used.
+Values are never interpreted by a shell: each is checked here and quoted where it is used.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _WORD = re.compile(r"[A-Za-z0-9._:@/+,=\[\]-]{1,128}")
 _MOUNT = re.compile(r"/[^:,]*:/[^:,]*(:ro)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# What a run itself decides: a profile that set these would make the job script say two things.
+# Set by the run itself: a profile that set these would make the job script contradictory.
 _OWN_OPTIONS = frozenset(
     {
         "array", "chdir", "comment", "cpus-per-task", "dependency", "error", "export", "export-file", "gid",
@@ -51,19 +52,19 @@ _OWN_OPTIONS = frozenset(
 
 def _plain(text: str) -> str:
     if _CONTROL.search(text):
-        raise fault(f"{shown(text)} holds a control character; remove it")
+        raise fault(f"{shown(text)} contains a control character; remove it")
     return text
 
 
 def _word(text: str) -> str:
     if not _WORD.fullmatch(text):
-        raise fault(f"{shown(text)} is not a word that a scheduler takes; use letters, digits and ._:@/+,=[]-")
+        raise fault(f"{shown(text)} is not a valid name for a scheduler; use letters, digits and ._:@/+,=[]-")
     return text
 
 
 def _name(text: str) -> str:
     if not NAME.fullmatch(text):
-        raise fault(f"{shown(text)} may hold letters, digits, dot, dash and underscore, 64 at the most")
+        raise fault(f"{shown(text)} may contain letters, digits, dots, dashes and underscores, at most 64")
     return text
 
 
@@ -85,11 +86,11 @@ def _runtime(value: object) -> str:
     names = (NO_RUNTIME, *RUNTIMES.names())
     near = nearest_name(str(value), names)
     hint = f"did you mean {near}? " if near else ""
-    raise fault(f"must be one of its words, not {described(value)}; {hint}choose {', '.join(names)}")
+    raise fault(f"must be one of the allowed values, not {described(value)}; {hint}choose {', '.join(names)}")
 
 
 def _listed(value: object) -> object:
-    """A single text stands for a list of it."""
+    """A single text is short for a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -108,9 +109,9 @@ def _variable(text: str) -> str:
 
 def _option(text: str) -> str:
     if not _OPTION.fullmatch(text):
-        raise fault(f"{shown(text)} is not a long option; write reservation: NAME, without dashes in front")
+        raise fault(f"{shown(text)} is not a long option; write reservation: NAME, without leading dashes")
     if text in _OWN_OPTIONS:
-        raise fault(f"{text} is decided by the run, not by the site; leave it out")
+        raise fault(f"{text} is set by hpclm for each run, not by the site profile; leave it out")
     return text
 
 
@@ -120,23 +121,23 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 
 
 class ContainerProfile(Section):
-    """How commands enter an image here."""
+    """How commands run in containers at this site."""
 
     runtime: Annotated[str, PlainValidator(_runtime)] = Field(
         default=NO_RUNTIME, description="none, pyxis, enroot, singularity or apptainer"
     )
     mounts: Annotated[tuple[Annotated[str, AfterValidator(_mount)], ...], BeforeValidator(_listed)] = Field(
-        default=(), description="what every container here has mounted, /source:/target[:ro]"
+        default=(), description="mounts of every container at this site, /source:/target[:ro]"
     )
     images: Annotated[str, AfterValidator(_absolute)] | None = Field(
-        default=None, description="folder for imported images, seen by all nodes; null: beside the runs"
+        default=None, description="folder for imported images, shared by all nodes; null: next to the runs"
     )
     pull: Literal["login", "job", "never"] = Field(default="login", description="where an image is imported")
-    home: bool = Field(default=False, description="whether the home folder is seen inside")
+    home: bool = Field(default=False, description="whether the home folder is mounted")
 
 
 class SiteProfile(Section):
-    """A site profile as it is written."""
+    """A site profile as the user writes it."""
 
     name: Annotated[str, AfterValidator(_name)] = Field(description="default: the file's name")
     scheduler: registered(SCHEDULERS) = Field(description="slurm, or local for this machine")  # type: ignore[valid-type]
@@ -144,17 +145,17 @@ class SiteProfile(Section):
     account: Word | None = Field(default=None, description="null: the user's default")
     qos: Word | None = Field(default=None, description="quality of service")
     constraint: Word | None = Field(default=None, description="features that nodes must have")
-    runs_dir: Text | None = Field(default=None, description="folder of runs, seen by all nodes")
-    python: Texts = Field(default=(), description="what runs a rank outside a container")
+    runs_dir: Text | None = Field(default=None, description="folder of the runs, shared by all nodes")
+    python: Texts = Field(default=(), description="interpreter of a rank outside a container")
     gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
-        default="gpus-per-node", description="how the scheduler wants GPUs asked for"
+        default="gpus-per-node", description="how GPUs are requested"
     )
     gpu_type: Word | None = Field(default=None, description="the type's name in the request")
     cpus_per_device: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="CPUs a rank where the recipe does not say"
+        default=None, description="CPUs per rank if the recipe sets none"
     )
     exclusive: bool = Field(default=False, description="whole nodes")
-    container: ContainerProfile = Field(default=ContainerProfile(), description="how commands enter an image")
+    container: ContainerProfile = Field(default=ContainerProfile(), description="how commands run in containers")
     environment: dict[Annotated[str, AfterValidator(_variable)], Annotated[Text, BeforeValidator(_text_of)]] = Field(
         default_factory=dict, description="variables of every job"
     )
@@ -165,7 +166,7 @@ class SiteProfile(Section):
 
 
 def read_profile(path: Path) -> Site:
-    """Read and check a profile. Raises SiteError naming every fault with its line."""
+    """Read and check a profile. Raises SiteError listing every error with its line."""
     try:
         _, root = read_tree(path, "site profile")
         assert isinstance(root.value, dict)

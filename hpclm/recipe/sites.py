@@ -1,4 +1,4 @@
-"""Sites by name. What needs no profile needs no schema either: `hpclm status` answers at once."""
+"""Sites by name. What needs no profile needs no schema either: `hpclm status` responds at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpclm.core.site import Site
 def load_site(name: str, *, search: list[Path] | None = None) -> Site:
     """The site called `name`: a scheduler's, a profile's, or a path to a profile (with a `/` or a suffix).
 
-    Raises SiteError for an unknown name (with those there are) and for every fault of a profile at once.
+    Raises SiteError for an unknown name (listing the known ones), and for all errors of a profile at once.
     """
     if name in SCHEDULERS.builtin_names():
         return Site(name=name, scheduler=name)
@@ -31,7 +31,7 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
     choices = [*SCHEDULERS.names(), *sorted(known)]
     near = nearest_name(name, choices)
     hint = f"did you mean {near!r}? " if near else ""
-    raise SiteError(f"--site {name[:80]!r}: no such site; {hint}known: {', '.join(choices)}, or a path to a profile")
+    raise SiteError(f"--site {name[:80]!r}: unknown site; {hint}known: {', '.join(choices)}, or a path to a profile")
 
 
 def known_sites() -> dict[str, str]:
@@ -42,7 +42,7 @@ def known_sites() -> dict[str, str]:
 
 
 def _profiles(folders: list[Path]) -> dict[str, Path]:
-    """Profiles by name; of two alike the first folder's."""
+    """Profiles by name; if two have the same name, the first folder wins."""
     known: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.yaml")):
@@ -51,6 +51,6 @@ def _profiles(folders: list[Path]) -> dict[str, Path]:
 
 
 def search_folders() -> list[Path]:
-    """Where profiles are looked for by name: the user's own come before those of a checkout."""
+    """Where profiles are looked for by name: the user's own folder comes before that of a checkout."""
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [config / "hpclm" / "sites", launch_folder() / "sites"]

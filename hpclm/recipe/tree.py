@@ -1,8 +1,8 @@
-"""YAML as a tree in which every value knows the line it was written on.
+"""YAML as a tree in which every value has its line number.
 
-YAML 1.2's core schema decides what a plain scalar means, so `1e-4` is a number and `no` is text (PyYAML's own YAML 1.1
-has both the other way). Tags and several documents are refused. Anchors, aliases and the merge key `<<` work as in
-YAML 1.1, within a bound: a recipe cannot unfold into more than `MAX_NODES` values.
+YAML 1.2's core schema decides what a plain scalar means, so `1e-4` is a number and `no` is text (in PyYAML's own YAML
+1.1 it is the other way round). Tags and several documents are refused. Anchors, aliases and the merge key `<<` work as
+in YAML 1.1, within a bound: a recipe cannot expand to more than `MAX_NODES` values.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Node:
         return node
 
     def where(self, *keys: str | int) -> Place:
-        """The place of `keys`; where they are not written, the nearest enclosing place with the full key."""
+        """The place of `keys`; if they are not written, the nearest enclosing place with the full key."""
         place = self.place
         node: Node | None = self
         for key in keys:
@@ -111,7 +111,7 @@ class Node:
 def read_tree(path: Path, kind: str = "recipe") -> tuple[str, Node]:
     """A file's text and tree. `kind`: what it is, for messages.
 
-    Raises RecipeError with the line for anything but one plain YAML mapping.
+    Raises RecipeError with the line unless the file is one plain YAML mapping.
     """
     try:
         with path.open("rb") as file:
@@ -138,15 +138,15 @@ def parse(text: str, file: str, *, numbered: bool = True) -> Node:
 
 
 class _Builder:
-    """Turns the parser's events into nodes, refusing what a recipe may not hold."""
+    """Turns the parser's events into nodes, refusing what a recipe must not contain."""
 
     def __init__(self, text: str, file: str, numbered: bool) -> None:
         self.text, self.file, self.numbered = text, file, numbered
         for number, line in enumerate(text.split("\n"), start=1):
-            # Here and not left to the parser, which names neither line nor character.
+            # Checked here, since the parser reports neither line nor character.
             bad = _CONTROL.search(line)
             if bad is not None:
-                raise self.error(number, f"holds the control character U+{ord(bad[0]):04X}; remove it")
+                raise self.error(number, f"contains the control character U+{ord(bad[0]):04X}; remove it")
         self.events = yaml.parse(text, Loader=_LOADER)
         self.anchors: dict[str, tuple[Node, int]] = {}
         self.nodes = 0
@@ -166,24 +166,24 @@ class _Builder:
             raise self.error(1, "is not YAML text; remove its control characters") from None
         if getattr(event, "tag", None):
             line = event.start_mark.line + 1
-            raise self.error(line, f"the tag {event.tag!r} is not read; write the plain value (quote text with !)")
+            raise self.error(line, f"the tag {event.tag!r} is not supported; write the plain value (quote text with !)")
         return event
 
     def _syntax(self, error: yaml.MarkedYAMLError) -> RecipeError:
         mark: Any = error.problem_mark or error.context_mark
         lines = self.text.split("\n")
-        # At the end of the file the mark lies behind the last line.
+        # At the end of the file the mark is after the last line.
         number = min(mark.line + 1 if mark is not None else 1, len(lines))
         line = lines[number - 1]
         at = line[mark.column : mark.column + 1] if mark is not None else ""
         if at == "\t" or "\t" in line[: len(line) - len(line.lstrip())]:
-            return self.error(number, "a tab indents this line; YAML wants spaces")
+            return self.error(number, "a tab indents this line; YAML needs spaces")
         hint = "check quotes, brackets and indentation here and on the line above"
         problem = str(error.problem or "cannot be read")
         if "mapping values are not allowed" in problem:
-            hint = "text that holds ': ' goes into quotes; a key needs its own line"
+            hint = "text that contains ': ' must be put in quotes; a key needs its own line"
         elif "cannot start any token" in problem:
-            hint = "text that starts with @, ` or % goes into quotes"
+            hint = "text that starts with @, ` or % must be put in quotes"
         return self.error(number, f"not valid YAML ({problem}); {hint}")
 
     def document(self) -> Node:
@@ -195,20 +195,20 @@ class _Builder:
         self.next()
         event = self.next()
         if not isinstance(event, yaml.StreamEndEvent):
-            raise self.error(event.start_mark.line + 1, "a second document (---) starts; a recipe is one")
+            raise self.error(event.start_mark.line + 1, "a second document (---) starts; a recipe has only one")
         return root
 
     def node(self, event: Any, depth: int, key_line: int | None) -> Node:
         line = key_line or event.start_mark.line + 1
         if depth > MAX_DEPTH:
-            raise self.error(line, f"nested deeper than {MAX_DEPTH} levels; no recipe needs that")
+            raise self.error(line, f"nested deeper than {MAX_DEPTH} levels; use fewer")
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event, line)
         self.count(1, line)
         before = self.nodes
         node = self.content(event, depth, line)
         if event.anchor is not None:
-            # Known from here on, so an anchor cannot hold itself.
+            # Known only from here on, so an anchor cannot contain itself.
             self.anchors[event.anchor] = (node, self.nodes - before + 1)
         return node
 
@@ -227,7 +227,7 @@ class _Builder:
         """The anchor's value, with the places it was written at."""
         if event.anchor not in self.anchors:
             raise self.error(
-                line, f"*{event.anchor} has no anchor &{event.anchor} before it; text with * goes into quotes"
+                line, f"*{event.anchor} has no anchor &{event.anchor} before it; text with * must be put in quotes"
             )
         node, size = self.anchors[event.anchor]
         self.count(size, line)
@@ -236,7 +236,7 @@ class _Builder:
     def count(self, nodes: int, line: int) -> None:
         self.nodes += nodes
         if self.nodes > MAX_NODES:
-            raise self.error(line, f"unfolds to more than {MAX_NODES} values; use fewer aliases")
+            raise self.error(line, f"expands to more than {MAX_NODES} values; use fewer aliases")
 
     def mapping(self, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
@@ -244,7 +244,7 @@ class _Builder:
         while not isinstance(event := self.next(), yaml.MappingEndEvent):
             line = event.start_mark.line + 1
             if not isinstance(event, yaml.ScalarEvent):
-                raise self.error(line, "a key must be a word; check the brackets, and quote text that holds { or [")
+                raise self.error(line, "a key must be a word; check the brackets, and quote text that contains { or [")
             key = event.value
             value = self.node(self.next(), depth + 1, line)
             if key == "<<" and event.implicit[0]:
@@ -259,7 +259,7 @@ class _Builder:
         return {**merged, **entries}
 
     def merged(self, value: Node, line: int) -> dict[str, Node]:
-        """What `<<` brings in: a mapping, or several, the first of which wins."""
+        """What `<<` merges: a mapping, or several, the first of which wins."""
         entries: dict[str, Node] = {}
         for node in reversed(value.value) if isinstance(value.value, list) else [value]:
             if not isinstance(node.value, dict):

@@ -1,1 +1,1 @@
-"""What is done about a failure: start again, leave a node out, or stop."""
+"""What is done after a failure: restart, exclude a node, or stop."""

@@ -1,8 +1,8 @@
-"""The bad-node list: which nodes were found faulty, in a file beside the runs that every job adds to.
+"""The bad-node list: the faulty nodes, in a file next to the runs to which every job adds.
 
-`<runs_dir>/nodes.jsonl`: one object a line, {"at", "node", "site", "run", "stage", "reason"}; `{"at", "node",
-"forget": true}` takes back what was said before it. A node is avoided for a day: by then somebody has mended it, or
-it is found at fault again.
+`<runs_dir>/nodes.jsonl`: one object per line, {"at", "node", "site", "run", "stage", "reason"}; `{"at", "node",
+"forget": true}` cancels earlier entries of that node. A node is excluded for a day: by then it has been repaired, or it
+is reported as faulty again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AVOIDED_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Fault:
-    """A node at fault, as a run found it. `at` is unix seconds."""
+    """A faulty node, as reported by a run. `at` is unix seconds."""
 
     at: float
     node: str
@@ -32,11 +32,11 @@ class Fault:
 
 
 def faults(folder: Path) -> list[Fault]:
-    """What is known, oldest first, without what was forgotten on purpose."""
+    """All entries, oldest first, without the removed ones."""
     found: list[Fault] = []
     for line in read_lines(RunsFolder(folder).bad_nodes):
         node, at = line.get("node"), line.get("at")
-        # A name from here goes to sbatch: nothing but a node's name may.
+        # A name from this file is passed to sbatch: only valid node names are accepted.
         if not isinstance(node, str) or not _NODE.fullmatch(node) or not isinstance(at, (int, float)):
             continue
         if line.get("forget"):
@@ -48,13 +48,13 @@ def faults(folder: Path) -> list[Fault]:
 
 
 def suspects(folder: Path, site: str, now: float | None = None) -> list[str]:
-    """Nodes of a site to be avoided, by name."""
+    """Nodes of a site to exclude, by name."""
     since = (time.time() if now is None else now) - AVOIDED_S
     return sorted({fault.node for fault in faults(folder) if fault.site == site and fault.at >= since})
 
 
 def forget(folder: Path, node: str) -> bool:
-    """Take a node back into service; returns whether anything was known against it."""
+    """Remove a node from the list; returns whether it was on it."""
     known = any(fault.node == node for fault in faults(folder))
     if known:
         append_line(RunsFolder(folder).bad_nodes, {"at": time.time(), "node": node, "forget": True})

@@ -1,4 +1,4 @@
-"""Why a stage failed, from what its ranks wrote; srun's own messages tell only that something did."""
+"""Why a stage failed, from what its ranks wrote; srun's own messages only say that something failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Failure:
     """The first failure of an attempt.
 
     Attributes:
-        rank: the rank that failed first, None when no rank left a record.
+        rank: the rank that failed first, None if no rank wrote a record.
     """
 
     rank: int | None
@@ -35,10 +35,10 @@ def rank_records(attempt: AttemptPaths) -> list[dict[str, Any]]:
 
 
 def first_failure(records: list[dict[str, Any]]) -> Failure | None:
-    """Who failed first, once the job is over; None when no rank says that it failed.
+    """The first failure, once the job has ended; None if no rank reported one.
 
-    The earliest that failed by itself; else one that left no last word; else, where all waited for each other, the
-    one furthest behind; else one that lost a peer or was told to stop.
+    The earliest rank that failed by itself; else one that vanished without a final record; else, if all waited for each
+    other, the one furthest behind; else one that lost a peer or was asked to stop.
     """
     failed = [record for record in records if record.get("state") in (RankState.FAILED, RankState.STOPPED)]
     failed.sort(key=lambda record: float(record.get("ended_at") or 0))
@@ -55,9 +55,11 @@ def first_failure(records: list[dict[str, Any]]) -> Failure | None:
         many = "rank" if len(vanished) == 1 else "ranks"
         if silent:
             return Failure(
-                vanished[0]["rank"], FailureKind.STALL, f"{many} {ranks} on {nodes} hung, and the others waited in vain"
+                vanished[0]["rank"],
+                FailureKind.STALL,
+                f"{many} {ranks} on {nodes} hung, and the other ranks waited for it",
             )
-        reason = f"{many} {ranks} on {nodes} vanished without a word (SIGKILL, out of memory or node loss)"
+        reason = f"{many} {ranks} on {nodes} vanished without an error message (SIGKILL, out of memory or node loss)"
         return Failure(vanished[0]["rank"], FailureKind.VANISHED, reason)
     if waited:
         last = min(waited, key=lambda record: int(record.get("beats") or 0))
@@ -70,7 +72,7 @@ def _described(record: dict[str, Any]) -> Failure:
     message = str(record.get("message", "")).strip()
     if len(message) > _MESSAGE_CHARACTERS:
         message = message[:_MESSAGE_CHARACTERS] + " ..."
-    # A user's mistake carries its own place, in the user's file; ours is of no use to them.
+    # A user's mistake already has its place in the user's file; the place in hpclm's code does not help.
     if kind is not FailureKind.DATA and record.get("error_type") != "ProgramError":
         error_type, where = record.get("error_type"), record.get("where")
         message = f"{error_type}: {message}" if error_type and error_type != message else message
@@ -79,9 +81,9 @@ def _described(record: dict[str, Any]) -> Failure:
 
 
 def last_output(logs: list[Path]) -> str | None:
-    """The last line of the first log that has one: all there is when a rank died before it could begin.
+    """The last line of the first log that has one: all that is known if a rank died before it could start.
 
-    What Slurm wrote into a log while it ended the job counts only where no rank said anything.
+    What Slurm wrote into a log while it ended the job is used only if no rank wrote anything.
     """
     noise = None
     for log in logs:

@@ -1,10 +1,10 @@
-"""After an attempt that left no result: start the ranks again here, be requeued, or stop, and why.
+"""After an attempt without a result: restart the ranks here, requeue the job, or stop, and why.
 
     python -m hpclm.recovery.restart_decision STAGE_DIR ATTEMPT ENDS_AT NODES
 
-is a step of the job, run inside the image once the ranks are gone (`launch/supervise.sh`); the local supervisor calls
-`decide` itself. It writes into the attempt `decision.json`, `decision` (one line for the shell: `again`,
-`requeue NODES,…` or `stop CODE`) and `bad-nodes`. What follows which failure is `core.failures.POLICIES`. Standard
+is a step of the job, run inside the image after the ranks have ended (`launch/supervise.sh`); the local supervisor
+calls `decide` itself. It writes into the attempt `decision.json`, `decision` (one line for the shell: `again`,
+`requeue NODES,…` or `stop CODE`) and `bad-nodes`. `core.failures.POLICIES` says what follows each failure. Standard
 library only.
 """
 
@@ -37,10 +37,10 @@ class Decision:
 
     Attributes:
         step: the newest saved step after the attempt, 0 before the first.
-        bad: nodes that are faulty, or suspected, by this attempt, and why.
-        exclude: nodes to leave out from now on, all of this submit's.
+        bad: faulty or suspected nodes of this attempt, and why.
+        exclude: all nodes of this submit to exclude from now on.
         code: exit code of the job where it stops.
-        suspect: the node on which it happened; left out when it happens there again.
+        suspect: the node on which it happened; excluded if it happens there again.
     """
 
     action: Action
@@ -56,11 +56,11 @@ class Decision:
 
 
 def decide(stage: StagePaths, attempt: AttemptPaths, ends_at: float | None, nodes: tuple[str, ...]) -> Decision:
-    """The decision on `attempt`, which has ended without a result.
+    """The restart decision for `attempt`, which has ended without a result.
 
     Args:
         ends_at: when the allocation ends, unix seconds; None where there is none.
-        nodes: the allocation's, for those that did not answer the preflight.
+        nodes: the allocation's nodes, to find those that did not respond to the preflight check.
     """
     earlier = [read_decision(one) for one in stage.all_attempts(attempt.submit) if one.restart < attempt.restart]
     past = [decision for decision in earlier if decision is not None]
@@ -78,7 +78,7 @@ def decide(stage: StagePaths, attempt: AttemptPaths, ends_at: float | None, node
 
 
 def _decision(kind: FailureKind, reason: str, **more: Any) -> Decision:
-    """What the policy says of a kind of failure."""
+    """The policy for a kind of failure."""
     known = policy(kind)
     code = int(known.exit_code) if known.action is Action.STOP else 0
     return Decision(known.action, kind, reason, code=code, **more)
@@ -98,7 +98,7 @@ def _first_look(stage: StagePaths, attempt: AttemptPaths, nodes: tuple[str, ...]
     if failure is None:
         return _decision(FailureKind.ERROR, "every rank ended without an error, but none wrote result.json")
     if failure.kind is FailureKind.VANISHED and _oom_killed(stage):
-        reason = f"{failure.reason}; the node's out-of-memory handler ended it"
+        reason = f"{failure.reason}; it was killed by the node's out-of-memory handler"
         failure = Failure(failure.rank, FailureKind.MEMORY, reason)
     node = next((str(one["node"]) for one in records if one["rank"] == failure.rank and one.get("node")), None)
     if failure.kind is FailureKind.HARDWARE and node is not None:
@@ -110,40 +110,40 @@ def _first_look(stage: StagePaths, attempt: AttemptPaths, nodes: tuple[str, ...]
 
 
 def _preflight(attempt: AttemptPaths, nodes: tuple[str, ...]) -> Decision | None:
-    """What the preflight found, None when nothing speaks against a start."""
+    """What the preflight check found, None if the ranks can start."""
     found = {path.stem: read_object(path) or {} for path in attempt.preflight.glob("*.json")}
     if not found:
-        return None  # the check itself did not start: the log says why
+        return None  # the check itself did not start: see the log
     for node, report in sorted(found.items()):
         if report.get("result") == "run":
             return _decision(FailureKind.DATA, f"{node}: {_errors(report)}")
     bad = {node: _errors(report) for node, report in sorted(found.items()) if report.get("result") == "node"}
-    bad |= {node: "did not answer the preflight" for node in nodes if node not in found}
+    bad |= {node: "did not respond to the preflight check" for node in nodes if node not in found}
     if not bad:
         return None
     reason = "; ".join(f"{node}: {why}" for node, why in bad.items())
     if len(bad) == len(nodes) > 1:
-        return _decision(FailureKind.BAD_NODES, f"every node failed the preflight: {reason}")
+        return _decision(FailureKind.BAD_NODES, f"every node failed the preflight check: {reason}")
     return _decision(FailureKind.PREFLIGHT, reason, bad=bad)
 
 
 def _errors(report: dict[str, Any]) -> str:
     errors = [one for one in report.get("findings", []) if isinstance(one, dict) and one.get("severity") == "error"]
-    return "; ".join(str(one.get("message", "")) for one in errors) or "failed the preflight"
+    return "; ".join(str(one.get("message", "")) for one in errors) or "failed the preflight check"
 
 
 def _with_suspect(first: Decision, past: list[Decision]) -> Decision:
-    """A node on which a rank vanished or hung before is left out the second time."""
+    """A node on which a rank vanished or hung is excluded the second time."""
     if first.suspect is None or not policy(first.kind).suspicious:
         return first
     if any(one.suspect == first.suspect and policy(one.kind).suspicious for one in past):
-        reason = f"{first.reason}; not the first time on {first.suspect}"
+        reason = f"{first.reason}; not the first failure on {first.suspect}"
         return dataclasses.replace(first, action=Action.REQUEUE, reason=reason, bad={first.suspect: reason})
     return first
 
 
 def _stopped(first: Decision, past: list[Decision], allowed: RecoverySpec) -> Decision | None:
-    """The decision that ends the stage, None while it may go on."""
+    """The decision that ends the stage, None while it may continue."""
     if first.action is Action.STOP:
         return first
 
@@ -157,7 +157,7 @@ def _stopped(first: Decision, past: list[Decision], allowed: RecoverySpec) -> De
         return None
     costly = [one for one in [*past, first] if not policy(one.kind).free]
     if len(costly) > allowed.max_restarts:
-        return stop(FailureKind.RESTARTS, f"failed {len(costly)} times, recovery.max_restarts is used up")
+        return stop(FailureKind.RESTARTS, f"failed {len(costly)} times, restarts exhausted (recovery.max_restarts)")
     idle = 0
     for one in reversed(costly):
         if one.step != first.step:
@@ -166,7 +166,7 @@ def _stopped(first: Decision, past: list[Decision], allowed: RecoverySpec) -> De
     # the first attempt to reach a step made progress; those after it made none
     reached_here = any(one.step < first.step for one in past) or (first.step > 0 and len(costly) == idle)
     if idle - int(reached_here) >= allowed.max_without_progress:
-        return stop(FailureKind.NO_PROGRESS, f"{idle} attempts in a row saved nothing past step {first.step}")
+        return stop(FailureKind.NO_PROGRESS, f"{idle} attempts in a row saved no checkpoint after step {first.step}")
     return None
 
 
@@ -184,7 +184,7 @@ def _saved_step(stage: StagePaths) -> int:
 
 
 def _oom_killed(stage: StagePaths) -> bool:
-    """Whether Slurm wrote into the newest batch log that the kernel ended something for its memory."""
+    """Whether the newest batch log reports that the kernel killed a process for its memory."""
     logs = stage.batch_logs()
     if not logs:
         return False
@@ -194,7 +194,7 @@ def _oom_killed(stage: StagePaths) -> bool:
 
 
 def read_decision(attempt: AttemptPaths) -> Decision | None:
-    """What was decided after an attempt, None where nothing was: it runs, ended well, or died with its job."""
+    """What was decided after an attempt; None if nothing was: it is running, completed, or ended with its job."""
     raw = read_object(attempt.decision) or read_object(attempt.earlier_decision)
     if raw is None:
         return None
@@ -205,7 +205,7 @@ def read_decision(attempt: AttemptPaths) -> Decision | None:
 
 
 def write_decision(stage: StagePaths, attempt: AttemptPaths, decision: Decision) -> None:
-    """Leave it where status looks for it, and a line of it for the shell."""
+    """Write it where status reads it, and one line of it for the shell."""
     write_json(attempt.decision, to_dict(decision))
     site = ((read_object(stage.run.record) or {}).get("site") or {}).get("name", "")
     attempt.bad_nodes.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What happened to a stage, attempt by attempt, in sentences: from the events of its jobs and the restart decisions."""
+"""The attempt history of a stage, in sentences: from the events of its jobs and the restart decisions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hpclm.recovery.rank_failures import last_output
 from hpclm.recovery.restart_decision import Decision, read_decision
 
 _TAKEN = {
-    "preemption": "preempted: its nodes went to a job of higher priority",
-    "preempted": "preempted: its nodes went to a job of higher priority",
+    "preemption": "preempted by a job of higher priority",
+    "preempted": "preempted by a job of higher priority",
     "node-failure": "a node failed or was taken down",
     "job-requeue": "requeued by hand or by an administrator",
     "limit": "the job's time limit was reached",
-    "slurm": "Slurm took the nodes back",
+    "slurm": "Slurm revoked the allocation",
 }
 _STOPPED = {
     "limit": (StageState.TIMEOUT, "the stage's time limit was reached"),
-    "no-nodes": (StageState.FAILED, "too few nodes of the partition are left that are not at fault; see `hpclm nodes`"),
+    "no-nodes": (StageState.FAILED, "too few healthy nodes are left in the partition; see `hpclm nodes`"),
     "requeue-refused": (
         StageState.FAILED,
         "Slurm refused to requeue the job; `hpclm resume` continues from the last checkpoint",
     ),
     "no-interpreter": (
         StageState.FAILED,
-        "the image or its Python could not be started on any node; see the job's batch log",
+        "the image's Python could not be started on any node; see the job's batch log",
     ),
 }
 
@@ -45,7 +45,7 @@ class Ending:
 
 @dataclass
 class Attempt:
-    """One attempt: its place in the submit from 1, when it began, where, and the events after that."""
+    """One attempt: its number in the submit from 1, when it began, where, and the events after that."""
 
     number: int
     paths: AttemptPaths
@@ -59,7 +59,7 @@ class Attempt:
 
 
 def attempts(paths: StagePaths, submit: int) -> list[Attempt]:
-    """Every attempt of a submit that the job has told of, oldest first."""
+    """Every attempt of a submit in the job's events, oldest first."""
     found: list[Attempt] = []
     for event in read_lines(paths.events):
         name = str(event.get("attempt", ""))
@@ -74,12 +74,12 @@ def attempts(paths: StagePaths, submit: int) -> list[Attempt]:
 
 
 def ending(paths: StagePaths, submit: int) -> Ending | None:
-    """How the job said the stage ended, None where it said nothing: it was ended from outside."""
-    told = attempts(paths, submit)
-    if not told:
+    """How the stage ended according to the job; None if the job recorded nothing, since it was ended from outside."""
+    tried = attempts(paths, submit)
+    if not tried:
         return None
-    stop = next((event for event in told[-1].events if event.get("event") == "stop"), None)
-    decision = told[-1].decision
+    stop = next((event for event in tried[-1].events if event.get("event") == "stop"), None)
+    decision = tried[-1].decision
     if stop is None:
         return None
     if stop.get("detail") in _STOPPED:
@@ -96,37 +96,37 @@ def ending(paths: StagePaths, submit: int) -> Ending | None:
 
 
 def why_again(paths: StagePaths, submit: int) -> str | None:
-    """Why a stage that waits has run before, None where it has not."""
-    told = attempts(paths, submit)
-    return _what(told[-1], is_last=True) if told else None
+    """Why a waiting stage was restarted, None if it has not run before."""
+    tried = attempts(paths, submit)
+    return _what(tried[-1], is_last=True) if tried else None
 
 
 def sentences(paths: StagePaths, submit: int) -> list[tuple[float, str]]:
-    """A time and a sentence for each attempt that did not simply go well; empty for a stage without disturbance."""
-    told = attempts(paths, submit)
+    """A time and a sentence for each attempt that failed or was interrupted; empty for a stage without restarts."""
+    tried = attempts(paths, submit)
     lines = []
-    for attempt in told:
-        what = _what(attempt, is_last=attempt is told[-1])
+    for attempt in tried:
+        what = _what(attempt, is_last=attempt is tried[-1])
         if what is not None:
             lines.append((attempt.at, f"attempt {attempt.number} on {attempt.nodes}: {what}"))
     return lines
 
 
 def _what(attempt: Attempt, *, is_last: bool) -> str | None:
-    """What became of an attempt; None while it goes on, or when it completed the stage."""
+    """How an attempt ended; None while it is running, or if it completed the stage."""
     words = {str(event.get("event")): str(event.get("detail", "")) for event in attempt.events}
     decision = attempt.decision
     if words.get("end") == "complete":
         return None
     if "stop" in words:
-        return f"{decision.reason if decision else 'nothing could be started'}; given up"
+        return f"{decision.reason if decision else 'nothing could be started'}; not restarted"
     if "again" in words:
-        return f"{decision.reason if decision else 'ended'}; started again on the same nodes"
+        return f"{decision.reason if decision else 'ended'}; restarted on the same nodes"
     if "requeue" in words:
         why = words["requeue"]
         if why in ("decision", "verdict") and decision is not None:
             out = f" without {', '.join(decision.bad)}" if decision.bad else ""
             return f"{decision.reason}; requeued{out}"
         return f"{_TAKEN.get(why, _TAKEN['slurm'])}; requeued"
-    # The shell that would have told the rest was gone with its node.
-    return None if is_last else "the job's first node was lost, or the job was ended at once; requeued by Slurm"
+    # The shell that would have recorded the rest was lost with its node.
+    return None if is_last else "the job's first node was lost, or the job was killed; requeued by Slurm"

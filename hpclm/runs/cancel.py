@@ -1,4 +1,4 @@
-"""Ending a run before its time."""
+"""Cancelling a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from hpclm.schedulers.interface import scheduler_of
 
 
 def cancel(run: Run) -> list[str]:
-    """Ask the scheduler to end every stage that is not over; returns their names, none when all are.
+    """Ask the scheduler to cancel every unfinished stage; returns their names.
 
-    The wish is written down first, so that status can tell it from a cancel by somebody else. Raises SchedulerError.
+    The request is recorded first, so that status can distinguish it from a cancel by somebody else.
+    Raises SchedulerError.
     """
     (status,) = status_of([run])
     live = [stage.name for stage in status.stages if not stage.state.is_over]

@@ -1,4 +1,4 @@
-"""Gathering what a run made into one folder that stands by itself."""
+"""Collects the results of a run in one self-contained folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRED_FILE = "test-results.txt"
 
 @dataclass(frozen=True)
 class Collected:
-    """What was gathered: the folder, the predictions' file (None: the run evaluates nothing), and the summary."""
+    """What was gathered: the folder, the predictions' file (None: the run has no evaluation), and the summary."""
 
     folder: Path
     pred_file: Path | None
@@ -35,10 +35,10 @@ def collect(run: Run, *, pred_file: Path | None = None, out: Path | None = None,
     """Gather the run's results.
 
     Args:
-        pred_file: where the predictions go as well, one line a test example in the test files' order; beside it, with
-            .jsonl added to its name, the same with ids, prompt, prediction and answer apart.
+        pred_file: a second file for the predictions, one line per test example in the test files' order; next to it,
+            with .jsonl added to its name, the same with ids, prompt, prediction and answer as separate fields.
         out: the folder (default: `results` in the run); replaced when an earlier collect made it.
-        stage: the evaluate stage, when there are several and the last is not meant.
+        stage: the evaluate stage, if there are several and it is not the last.
 
     Raises IncompleteError, and leaves an earlier folder as it was, when any stage is not complete or a prediction is
     missing or there twice.
@@ -47,7 +47,7 @@ def collect(run: Run, *, pred_file: Path | None = None, out: Path | None = None,
     _refuse_incomplete(run, status)
     chosen = _evaluation(run, stage)
     if chosen is None and pred_file is not None:
-        raise IncompleteError(f"run {run.record.run} evaluates nothing, so there is nothing for {pred_file}")
+        raise IncompleteError(f"run {run.record.run} has no evaluate stage, so there is nothing for {pred_file}")
     rows = predictions.merged(run.paths.stage(chosen)) if chosen else []
     folder = (out or run.paths.results).expanduser().absolute()
     facts = _facts(run, status, chosen)
@@ -94,9 +94,9 @@ def _evaluation(run: Run, stage: str | None) -> str | None:
 def _refuse_foreign(folder: Path) -> None:
     """Only a folder that a collect made is ever replaced."""
     if folder.exists() and not folder.is_dir():
-        raise HpclmError(f"{folder} is a file; name a folder with --out")
+        raise HpclmError(f"{folder} is a file; give a folder with --out")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "summary.json").exists():
-        raise HpclmError(f"{folder} holds something else; name a new or an empty folder with --out")
+        raise HpclmError(f"{folder} contains other files; choose a new or empty folder with --out")
 
 
 def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, rows: list[dict[str, Any]]) -> None:
@@ -120,7 +120,7 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
 
 
 def _outputs(paths: StagePaths, target: Path) -> None:
-    """What a program said it would leave."""
+    """The declared output files of a program."""
     for name in (read_object(paths.result) or {}).get("outputs") or []:
         source = paths.root / str(name)
         if source.resolve().is_relative_to(paths.root.resolve()) and source.is_file():
@@ -129,9 +129,9 @@ def _outputs(paths: StagePaths, target: Path) -> None:
 
 
 def _checkpoints(paths: StagePaths, target: Path) -> None:
-    """The best and the last checkpoint of a stage, and what one needs to load them.
+    """The best and the last checkpoint of a stage, and what is needed to load them.
 
-    Hard links where the file system has them: no second copy of a large model, and the files stay when the run is
+    Hard links where the file system supports them: no second copy of a large model, and the files stay when the run is
     deleted. A checkpoint is never changed once written, so a link is as good as a copy.
     """
     chosen = {name: _named(paths, file) for name, file in (("best", paths.best), ("last", paths.latest))}
@@ -147,13 +147,13 @@ def _checkpoints(paths: StagePaths, target: Path) -> None:
 
 
 def _named(paths: StagePaths, pointer: Path) -> Path | None:
-    """The checkpoint a pointer file names, None without a pointer. Raises IncompleteError when it is gone."""
+    """The checkpoint a pointer file names, None without a pointer. Raises IncompleteError if it does not exist."""
     record = read_object(pointer)
     if record is None:
         return None
     folder = paths.checkpoints / str(record.get("checkpoint"))
     if not folder.is_dir():
-        raise IncompleteError(f"{pointer} names {folder.name}, which is not there")
+        raise IncompleteError(f"{pointer} points to {folder.name}, which does not exist")
     return folder
 
 
@@ -166,7 +166,7 @@ def _link(source: str, target: str) -> str:
 
 
 def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
-    """What the summary says; JSON-ready."""
+    """The facts of the summary; JSON-ready."""
     stages = []
     for stage in run.record.stages:
         paths = run.paths.stage(stage.name)

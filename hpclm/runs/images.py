@@ -20,7 +20,7 @@ from hpclm.schedulers.interface import scheduler_of
 
 @dataclass(frozen=True)
 class Pulled:
-    """What became of an import: the file, whether it was made now, and the job that makes it, if one does."""
+    """The result of an import: the file, whether it was created now, and the job that creates it, if any."""
 
     path: str
     imported: bool
@@ -30,7 +30,7 @@ class Pulled:
     def words(self) -> str:
         if self.job_id is not None:
             return f"job {self.job_id} imports it to {self.path}"
-        return f"imported to {self.path}" if self.imported else f"already there: {self.path}"
+        return f"imported to {self.path}" if self.imported else f"already exists: {self.path}"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -42,16 +42,16 @@ def pull(
     """Import `image` to the site's folder of images. Raises SiteError or SchedulerError."""
     parsed = parse_image(image)
     if parsed.path is not None:
-        raise SiteError(f"{image}: is a file already; nothing has to be imported")
+        raise SiteError(f"{image}: is already a file; there is nothing to import")
     site = load_site(site_name)
     scheduler = scheduler_of(site)
     site = scheduler.capabilities(site, gpu=False, container=True).site
     if site.container.runtime == NO_RUNTIME:
-        raise SiteError(f"site {site.name} has no container runtime; name one in a site profile (container.runtime)")
+        raise SiteError(f"site {site.name} has no container runtime; set one in a site profile (container.runtime)")
     folder = images_folder(site, RunsFolder(runs_folder(runs_dir, site)))
     wanted = image_cache.planned(parsed, site.container.runtime, folder)
     if wanted is None:
-        raise SiteError(f"{site.container.runtime} imports no images; name a file as the image")
+        raise SiteError(f"{site.container.runtime} does not import images; give a file as the image")
     if in_job and not wanted.target.exists():
         job_id = scheduler.submit_import(wanted, site)
         if job_id is None:

@@ -1,4 +1,4 @@
-"""From a plan and a site to jobs. Pure but for the count of this machine's CPUs."""
+"""From a plan and a site to jobs. Pure, except for the number of this machine's CPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hpclm.planning import StagePlan
     from hpclm.planning.plan import ResourcePlan
 
-# Not only the checks, which take a second: the first step of a job may have to bring the image to the node.
+# Longer than the checks, which take a second: the first step of a job may have to copy the image to the node.
 _PREFLIGHT_S = 600
 
 
@@ -34,8 +34,8 @@ class JobBuilder:
 
     Attributes:
         payload: folder of the code that the ranks run.
-        folder: where runs are, with the bad-node list in it and the images beside it.
-        exclude: nodes to leave out.
+        folder: the runs folder, which contains the bad-node list; the images are next to it.
+        exclude: nodes to exclude.
     """
 
     capabilities: SiteCapabilities
@@ -92,7 +92,8 @@ class JobBuilder:
 
 
 def _job_minutes(resources: ResourcePlan, capabilities: SiteCapabilities) -> int:
-    """Of one job: what is asked for, or less where the partition gives less; the stage goes on in the next one."""
+    """The time limit of one job: what is requested, or less if the partition allows
+    less; the stage continues in the next job."""
     partition = capabilities.partition.time_limit_min if capabilities.partition else None
     limits = (resources.time_limit_min, resources.job_time_limit_min, partition)
     return min(limit for limit in limits if limit is not None)
@@ -104,25 +105,26 @@ def _environment(stage: StagePlan, site: Site, paths: RunPaths, cpus: int) -> di
     threads = scheduler_of(site).threads(resources.cpus_per_device, cpus, ranks)
     environment = {"OMP_NUM_THREADS": str(threads)}
     if stage.resources.device == "gpu":
-        # Triton's cache in a home that nodes share makes ranks race for it.
+        # A Triton cache in a shared home folder would make ranks race for it.
         environment["TRITON_CACHE_DIR"] = f"/tmp/hpclm-triton-{paths.name}"
     return environment
 
 
 def runtime_of(stage: StagePlan, site: Site) -> str:
-    """How this stage enters its image: as the recipe says, else as the site does."""
+    """How this stage starts its container: as the recipe says, else as the site does."""
     return (stage.container.runtime if stage.container else None) or site.container.runtime
 
 
 def images_folder(site: Site, runs: RunsFolder) -> Path:
-    """Where imported images lie: the site's folder, else `images` beside the runs."""
+    """The folder of imported images: the site's folder, else `images` next to the runs."""
     return Path(site.container.images) if site.container.images else runs.images
 
 
 def import_of(stage: StagePlan, site: Site, runs: RunsFolder) -> Import | None:
     """What has to be imported before this stage can start, None where nothing has.
 
-    A runtime that imports by itself does so on every node and every time; where its program is at hand, once is enough.
+    A runtime that imports by itself does so on every node and every time; where its
+    program is available, once is enough.
     """
     if stage.container is None or runtime_of(stage, site) == NO_RUNTIME:
         return None
@@ -135,7 +137,7 @@ def import_of(stage: StagePlan, site: Site, runs: RunsFolder) -> Import | None:
 
 
 def _file_of(stage: StagePlan, site: Site, runs: RunsFolder) -> Import | None:
-    """The file a stage starts, there or not; None where the runtime imports by itself, and for what is a path."""
+    """The image file that a stage starts, existing or not; None if the runtime imports by itself, and for a path."""
     assert stage.container is not None
     name = runtime_of(stage, site)
     if runtime(name).imports_itself:
@@ -144,21 +146,21 @@ def _file_of(stage: StagePlan, site: Site, runs: RunsFolder) -> Import | None:
 
 
 def _image_problems(stage: StagePlan, site: Site, runs: RunsFolder) -> list[str]:
-    """Why a stage's image keeps it from starting: no runtime, or a file that is not there and that nobody imports."""
+    """Why a stage cannot start its image: no runtime, or a missing file that is not imported automatically."""
     if stage.container is None:
         return []
     if runtime_of(stage, site) == NO_RUNTIME:
         return [
             f"stage {stage.name}: the recipe asks for the image {stage.container.image!r}, and site {site.name} has no "
-            "container runtime; name one in a site profile (container.runtime), or leave the image out with --set "
+            "container runtime; set one in a site profile (container.runtime), or leave the image out with --set "
             "container=null"
         ]
     wanted = _file_of(stage, site, runs)
     if site.container.pull != "never" or wanted is None or wanted.target.exists():
         return []
     return [
-        f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} is not there), and site "
-        f"{site.name} says container.pull: never; import it with `hpclm image pull {stage.container.image}`"
+        f"stage {stage.name}: {stage.container.image} is not imported ({wanted.target} does not exist), and site "
+        f"{site.name} sets container.pull: never; import it with `hpclm image pull {stage.container.image}`"
     ]
 
 
@@ -182,6 +184,6 @@ def _launch(
 
 
 def _inside(ours: dict[str, str], recipes: dict[str, str], payload: str) -> dict[str, str]:
-    """What must hold inside whatever the image says. Nobody's PYTHONPATH may hide the payload."""
+    """Variables that override the image's own. No PYTHONPATH may hide the payload."""
     inside = {**ours, "PYTHONNOUSERSITE": "1", **recipes}
     return inside | {"PYTHONPATH": ":".join(filter(None, [payload, inside.get("PYTHONPATH")]))}

@@ -9,8 +9,8 @@ from hpclm.runs.sweep import Sweep, find_sweep
 
 
 def find(folder: Path, name: str | None) -> Run | Sweep:
-    """The run or sweep called so, by id, by a beginning that only one has, or by path; the latest run without a name.
+    """The run or sweep of that name: by id, by a unique prefix, or by path; the latest run without a name.
 
-    Raises RunNotFoundError, naming the candidates.
+    Raises RunNotFoundError, listing the candidates.
     """
     return find_sweep(folder, name) or find_run(folder, name)

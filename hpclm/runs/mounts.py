@@ -1,4 +1,4 @@
-"""What a stage's container sees of the host, and what it will miss."""
+"""What is mounted in a stage's container, and which inputs are not."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def mounts_of(stage: StagePlan, site: Site, root: Path, payload: Path) -> tuple[Mount, ...]:
-    """The run's folder, its code, the recipe's and the site's; the deeper later, or a folder mounted over it would hide
-    it."""
+    """The run's folder, its code, the recipe's and the site's; deeper targets come
+    later, since a folder mounted over them would hide them."""
     assert stage.container is not None
     own = [root] if payload.is_relative_to(root) else [root, payload]
     mounts = [Mount(str(path), str(path)) for path in own]
@@ -27,13 +27,14 @@ def mounts_of(stage: StagePlan, site: Site, root: Path, payload: Path) -> tuple[
 
 
 def mount_notes(stage: StagePlan, site: Site, root: Path, home: Path) -> list[str]:
-    """What this machine can tell of mounts that will fail on a node: it is not the node, so these are no refusals."""
+    """Mounts that will probably fail on a node, as seen from this machine: these are
+    warnings, since it is not the node."""
     if stage.container is None:
         return []
     mounts = [mount for mount in mounts_of(stage, site, root, root) if mount.source != str(root)]
     notes = [
-        f"stage {stage.name}: {mount.source} is to be mounted and is not on this machine; where a node lacks it, too, "
-        "no rank starts"
+        f"stage {stage.name}: {mount.source} is to be mounted but does not exist on this machine; if a node lacks it "
+        "too, no rank starts"
         for mount in mounts
         if not os.path.lexists(mount.source)
     ]
@@ -41,8 +42,8 @@ def mount_notes(stage: StagePlan, site: Site, root: Path, home: Path) -> list[st
     if site.container.home if stage.container.home is None else stage.container.home:
         seen.append(home)
     notes += [
-        f"stage {stage.name}: {path} is in no folder that is mounted; add it to container.mounts of the recipe or the "
-        "site, unless the container runtime mounts it by itself"
+        f"stage {stage.name}: {path} is not in a mounted folder; add it to container.mounts of the recipe or the "
+        "site, unless the container runtime mounts it automatically"
         for path in dict.fromkeys(stage.spec.needs.inputs if stage.spec else [])
         if not any(Path(path).is_relative_to(folder) for folder in seen)
     ]

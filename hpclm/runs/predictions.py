@@ -1,4 +1,4 @@
-"""Putting the data-parallel ranks' predictions back into the order of the test rows, and refusing holes."""
+"""Puts the data-parallel ranks' predictions back into the order of the test rows, and refuses missing ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SHOWN = 10
 
 
 def merged(paths: StagePaths) -> list[dict[str, Any]]:
-    """One row a test example, in the order of the test files; without those that it left out (NeMo's semantics).
+    """One row per test example, in the order of the test files; without those that the
+    evaluation left out (NeMo's semantics).
 
-    Raises IncompleteError unless the evaluation says that it is complete and the index of every other test row is there
-    exactly once.
+    Raises IncompleteError unless the evaluation is complete and the index of every other test row occurs exactly once.
     """
     result = read_object(paths.result)
     if result is None:
@@ -27,7 +27,7 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
         )
     answered, left_out = result.get("examples"), set(result.get("left_out") or ())
     if not isinstance(answered, int):
-        raise IncompleteError(f"{paths.result}: does not say how many examples there were")
+        raise IncompleteError(f"{paths.result}: does not contain the number of examples")
     expected = answered + len(left_out)
     _compare_with_test_files(paths, expected)
     rows: dict[int, dict[str, Any]] = {}
@@ -48,7 +48,7 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
     wanted = [index for index in range(expected) if index not in left_out]
     missing = [index for index in wanted if index not in rows]
     extra = [index for index in rows if not 0 <= index < expected]
-    for what, indices in (("missing", missing), ("there twice", double), ("out of range", extra)):
+    for what, indices in (("missing", missing), ("duplicated", double), ("out of range", extra)):
         if indices:
             problems.append(f"{len(indices)} of {expected} predictions {what}: example {_listed(indices)}")
     if problems:
@@ -59,7 +59,8 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
 def line(row: dict[str, Any]) -> str:
     """NeMo's line of a prediction file: prompt and what was generated, stripped, on one line.
 
-    Whatever else ends a line for some reader counts as a newline too, so that lines always number as examples do.
+    Every character that some reader treats as a line end counts as a newline, so that
+    there is always one line per example.
     """
     return " ".join((row["prompt"] + row["prediction"]).strip().splitlines())
 
@@ -72,12 +73,12 @@ def _rows(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
             except ValueError:
                 row = None
             if not isinstance(row, dict):
-                raise IncompleteError(f"{file}:{number}: not a line of JSON; the evaluation was cut off")
+                raise IncompleteError(f"{file}:{number}: not a line of JSON; the evaluation was interrupted")
             yield number, row
 
 
 def _compare_with_test_files(paths: StagePaths, expected: int) -> None:
-    """The evaluation's own count against the test files, where these are still to be read."""
+    """The evaluation's count compared with the test files, if these can still be read."""
     spec = read_object(paths.spec) or {}
     files = [Path(name) for name in (spec.get("data") or {}).get("test", [])]
     try:

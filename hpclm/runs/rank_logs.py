@@ -1,4 +1,4 @@
-"""What the ranks printed."""
+"""The logs of the ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _ASK_EVERY_S = 2.0
 
 
 def choose_stage(run: Run, status: RunStatus, wanted: str | None) -> StageStatus:
-    """The stage whose log is meant: the one named, else one that failed, else one that runs, else the last begun."""
+    """The stage whose log is shown: the named one, else one that failed, else one that
+    is running, else the last that started."""
     by_name = {stage.name: stage for stage in status.stages}
     if wanted is not None:
         if wanted not in by_name:
@@ -44,16 +45,16 @@ def log_path(run: Run, stage: StageStatus, rank: int | None) -> Path:
 
 
 def read(path: Path) -> Iterator[str]:
-    """The log as it is. Raises HpclmError where there is none."""
+    """The current log. Raises HpclmError if there is none."""
     if not path.exists():
-        raise HpclmError(f"{path}: no log yet; the rank has not started, or never did (see `hpclm status`)")
+        raise HpclmError(f"{path}: no log yet; the rank has not started (see `hpclm status`)")
     with path.open(encoding="utf-8", errors="replace") as stream:
         while block := stream.read(_BLOCK):
             yield block
 
 
 def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
-    """The log as it grows, until `is_over` and everything was read; waits for a log that is not there yet."""
+    """The log as it grows, until `is_over` and everything was read; waits for a log that does not exist yet."""
     asked, over, stream = 0.0, False, None
     try:
         while True:
@@ -72,10 +73,10 @@ def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
         if stream is not None:
             stream.close()
     if stream is None:
-        yield from read(path)  # which says that there is none
+        yield from read(path)  # which raises the error
 
 
 def stage_is_over(run: Run, stage: str) -> bool:
-    """Whether a stage has ended, in whatever way."""
+    """Whether a stage has ended, in any state."""
     (status,) = status_of([run])
     return next(one.state for one in status.stages if one.name == stage).is_over

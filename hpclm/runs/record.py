@@ -1,6 +1,6 @@
-"""The record of a run (`run.json`): what was asked for and what the scheduler called it.
+"""The record of a run (`run.json`): what was requested, and the scheduler's job ids.
 
-It is written before a scheduler is asked and again with the job ids, so that no job is ever without a record.
+It is written before the submit and again with the job ids, so that no job is ever without a record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage: its job as of the first submit; later ones differ in number and in what they wait for."""
+    """One stage: its job as of the first submit; later ones differ in their number and dependencies."""
 
     name: str
     task: str
@@ -37,8 +37,8 @@ class SubmitRecord:
     Attributes:
         stages: those submitted, in order; complete ones are left out of a resume.
         job_ids: by stage; a stage is missing until its id is known.
-        error: why this submit was given up half way, None if it was not.
-        cancelled_at: when `hpclm cancel` asked for its end.
+        error: why this submit failed before it was complete, None if it did not.
+        cancelled_at: when `hpclm cancel` was requested.
         image_jobs: jobs that import images, for which the first stages wait.
     """
 
@@ -88,7 +88,7 @@ class Record:
         return job_tag(self.run, stage, self.last_submit(stage).number)
 
     def with_submit(self, submit: SubmitRecord) -> Record:
-        """The record with this submit added, or put in the place of the one of its number."""
+        """The record with this submit added, or replacing the one with its number."""
         others = tuple(one for one in self.submits if one.number != submit.number)
         return dataclasses.replace(self, submits=(*others, submit))
 
@@ -122,19 +122,19 @@ def read_run(root: Path) -> Run:
     except (OSError, ValueError) as error:
         raise HpclmError(f"{paths.record}: cannot be read: {error}") from None
     if raw is None:
-        raise RunNotFoundError(f"{root}: no run there (it has no run.json)")
+        raise RunNotFoundError(f"{root}: not a run (it has no run.json)")
     try:
         if not isinstance(raw, dict) or raw.get("version") not in (1, VERSION):
             version = raw.get("version") if isinstance(raw, dict) else None
             raise HpclmError(f"{paths.record}: version {version}; this hpclm reads versions 1 and {VERSION}")
         record = from_dict(Record, upgraded(raw), ignore_unknown=True, where="run.json")
     except ValueError as error:
-        raise HpclmError(f"{paths.record}: not a run's record ({error})") from None
+        raise HpclmError(f"{paths.record}: not a valid run record ({error})") from None
     return Run(paths, record)
 
 
 def upgraded(raw: dict[str, Any]) -> dict[str, Any]:
-    """A record of version 1 with the names of today's; its version stays, since its ranks' code does."""
+    """A record of version 1 with today's names; its version is kept, since its ranks' code is kept."""
     if raw["version"] == VERSION or not isinstance(raw.get("stages"), list):
         return raw
     stages = []
@@ -147,7 +147,7 @@ def upgraded(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """Folders of runs, unsorted. Half-built ones begin with a dot and are passed over."""
+    """Folders of runs, unsorted. Unfinished ones begin with a dot and are skipped."""
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
@@ -167,15 +167,15 @@ def all_runs(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def find_run(folder: Path, wanted: str | None) -> Run:
-    """A run by id, by a beginning of it that only one has, by path, or the latest when nothing is given.
+    """A run by id, by a unique prefix of it, by path, or the latest if nothing is given.
 
-    Raises RunNotFoundError, naming the candidates.
+    Raises RunNotFoundError, listing the candidates.
     """
     if wanted is None:
         runs, _ = all_runs(folder)
         if not runs:
             raise RunNotFoundError(
-                f"no runs in {folder}; start one with `hpclm submit RECIPE`, or name another --runs-dir"
+                f"no runs in {folder}; start one with `hpclm submit RECIPE`, or choose another --runs-dir"
             )
         return runs[-1]
     if wanted and "/" not in wanted and RunPaths(folder / wanted).record.is_file():
@@ -189,5 +189,5 @@ def find_run(folder: Path, wanted: str | None) -> Run:
     if len(matches) == 1:
         return read_run(folder / matches[0])
     if matches:
-        raise RunNotFoundError(f"{wanted!r} could be any of {', '.join(matches[:8])}; give more of the name")
-    raise RunNotFoundError(f"no run {wanted!r} in {folder}; `hpclm status` lists those there are")
+        raise RunNotFoundError(f"{wanted!r} is ambiguous: {', '.join(matches[:8])}; give a longer prefix")
+    raise RunNotFoundError(f"no run {wanted!r} in {folder}; `hpclm status` lists the existing runs")

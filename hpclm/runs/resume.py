@@ -1,7 +1,7 @@
 """Submitting the unfinished stages of a run again; they continue from their last complete checkpoint.
 
-Stages that a submit never came to, because it was killed between two of them, are submitted too, behind those that
-still run.
+Stages that were never submitted, because the submit was killed between two of them, are
+submitted too, after those that are still running.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ SETTLED_S = 60.0
 
 
 def resume(run: Run) -> tuple[Run, list[str]]:
-    """Submit what is not complete, with the code and the plan the run began with; returns the stages submitted.
+    """Submit what is not complete, with the original code and plan of the run; returns the stages submitted.
 
-    Raises HpclmError when everything is complete or something still runs, SiteError when it does not fit any more.
+    Raises HpclmError when everything is complete or a stage is still running, SiteError if it no longer fits.
     """
     (status,) = status_of([run])
-    run = read_run(run.paths.root)  # status may have found jobs whose numbers were not written down
+    run = read_run(run.paths.root)  # status may have found jobs whose ids were not recorded
     active = [stage for stage in status.stages if not stage.state.is_over]
     if any(stage.state is StageState.UNKNOWN for stage in active) and status.warnings:
-        raise SchedulerError(f"run {run.record.run}: cannot tell whether it still runs: {'; '.join(status.warnings)}")
+        raise SchedulerError(
+            f"run {run.record.run}: cannot find out whether it is still running: {'; '.join(status.warnings)}"
+        )
     _refuse_a_submit_under_way(run, active)
     alive = {stage.name: stage.job_id for stage in active if stage.state is not StageState.UNKNOWN and stage.job_id}
     never = [stage.name for stage in active if stage.state is StageState.UNKNOWN and stage.job_id is None]
@@ -55,7 +57,7 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     try:
         return start(run, jobs, {name: str(job_id) for name, job_id in alive.items()}), rest
     except SchedulerError:
-        # Refused as a whole: the run is as it was. Taken back half way: the record says so, and stays.
+        # Refused completely: the run is unchanged. Cancelled after a partial submit: the record says so and is kept.
         (now,) = (one for one in read_run(run.paths.root).record.submits if one.number == number)
         if not now.job_ids:
             before.save(before.record)
@@ -63,17 +65,17 @@ def resume(run: Run) -> tuple[Run, list[str]]:
 
 
 def _again(job: StageJob, number: int, rest: list[str]) -> StageJob:
-    """The same job under a new number, waiting only for stages that run with it or before it."""
+    """The same job under a new number, depending only on stages that are submitted with it or still running."""
     parents = tuple(parent for parent in job.depends_on if parent in rest)
     return dataclasses.replace(job, submit=number, depends_on=parents)
 
 
 def _refuse_a_submit_under_way(run: Run, active: list[StageStatus]) -> None:
-    """A job may turn up a moment after its submit was killed: what looks missing is not submitted twice."""
+    """A job may appear a moment after its submit was killed: a stage that seems missing is not submitted twice."""
     for stage in active:
         submit = run.record.last_submit(stage.name)
         wait = submit.at + SETTLED_S - time.time()
         if stage.state is StageState.UNKNOWN and stage.job_id is None and submit.error is None and wait > 0:
             raise HpclmError(
-                f"run {run.record.run}: stage {stage.name} may be being submitted just now; try again in {wait:.0f} s"
+                f"run {run.record.run}: stage {stage.name} may be in the middle of a submit; try again in {wait:.0f} s"
             )

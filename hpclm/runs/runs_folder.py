@@ -1,4 +1,4 @@
-"""Which folder holds the runs."""
+"""Finds the folder that holds the runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from hpclm.core.errors import SiteError
 from hpclm.core.site import Site
 
-# Slurm expands % and \ in log names; PYTHONPATH is split at colons; the rest cannot stand in a job script's line.
+# Slurm expands % and \ in log names; PYTHONPATH is split at colons; the rest cannot be
+# written in a line of a job script.
 _FORBIDDEN = {"%": "%", "\\": "a backslash", ":": "a colon"}
 
 
 def runs_folder(given: Path | None, site: Site, environment: Mapping[str, str] = os.environ) -> Path:
     """`--runs-dir`, else $HPCLM_RUNS_DIR, else the site's `runs_dir`, else ./runs; absolute.
 
-    Raises SiteError for a path that a scheduler could not take literally.
+    Raises SiteError for a path that a scheduler would not take literally.
     """
     if given is not None:
         chosen, source = str(given), "--runs-dir"
@@ -26,12 +27,12 @@ def runs_folder(given: Path | None, site: Site, environment: Mapping[str, str] =
         chosen, source = site.runs_dir, f"{site.origin} runs_dir"
     else:
         chosen, source = "runs", "the current directory"
-    folder = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - links stay as they are
+    folder = Path(os.path.abspath(Path(chosen).expanduser()))  # noqa: PTH100 - symbolic links are kept
     for character, name in _FORBIDDEN.items():
         if character in str(folder):
             raise SiteError(
-                f"{source}: {str(folder)!r} holds {name}, which breaks paths in a job; choose another folder"
+                f"{source}: {str(folder)!r} contains {name}, which breaks paths in a job; choose another folder"
             )
     if any(ord(character) < 32 or ord(character) == 127 for character in str(folder)):
-        raise SiteError(f"{source}: {str(folder)!r} holds a control character; choose another folder")
+        raise SiteError(f"{source}: {str(folder)!r} contains a control character; choose another folder")
     return folder

@@ -1,4 +1,4 @@
-"""From what a scheduler says and what the ranks left behind to one state and one reason."""
+"""The state of a stage and its reason, from the scheduler's answer and the ranks' files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hpclm.runs.record import Record
 from hpclm.schedulers.interface import scheduler_of
 from hpclm.schedulers.jobs import JobInfo
 
-# slurmctld looks at time limits twice a minute, so its warning and its end are that much off.
+# slurmctld checks time limits twice a minute, so its warning and its end may be that late.
 _LIMIT_SLACK_S = 65.0
 
 
 @dataclass(frozen=True)
 class CurrentState:
-    """What a stage is and why, in words; when it began and ended, unix seconds; the rank that failed first."""
+    """The state of a stage and the reason; when it began and ended, unix seconds; the rank that failed first."""
 
     state: StageState
     reason: str = ""
@@ -35,8 +35,8 @@ def current_state(record: Record, stage: str, paths: StagePaths, info: JobInfo |
     """The state of the newest submit of a stage.
 
     Args:
-        info: what its scheduler says; None when it does not know the job.
-        asked: whether the scheduler could be asked at all.
+        info: what its scheduler reports; None if it does not know the job.
+        asked: whether the scheduler could be queried.
     """
     if paths.result.exists():
         times = (info.started_at, info.ended_at) if info else (None, None)
@@ -51,18 +51,18 @@ def _with_times(found: CurrentState, info: JobInfo) -> CurrentState:
 
 
 def _from_info(record: Record, stage: str, paths: StagePaths, info: JobInfo) -> CurrentState:
-    """By what the scheduler says, and for an end by what the job and its ranks say of it."""
+    """From the scheduler's answer, and if the stage has ended, from what the job and its ranks recorded."""
     submit = record.last_submit(stage)
     if info.state is StageState.PENDING:
         again = attempt_history.why_again(paths, submit.number)
-        return CurrentState(info.state, f"starts again: {again}; {info.reason}" if again else info.reason)
+        return CurrentState(info.state, f"restarting: {again}; {info.reason}" if again else info.reason)
     if not info.state.is_over:
         return CurrentState(info.state, "" if info.state is StageState.RUNNING else info.reason)
     if info.state is StageState.SKIPPED:
         return CurrentState(info.state, _skipped(record, stage, paths))
-    told = attempt_history.ending(paths, submit.number) if info.state is not StageState.CANCELLED else None
-    if told is not None:
-        return CurrentState(told.state, _reason(record, stage, told), rank=told.rank)
+    ended = attempt_history.ending(paths, submit.number) if info.state is not StageState.CANCELLED else None
+    if ended is not None:
+        return CurrentState(ended.state, _reason(record, stage, ended), rank=ended.rank)
     failure = _failure(paths, submit.number, submit.job_ids.get(stage))
     rank = failure.rank if failure else None
     if info.state is StageState.CANCELLED:
@@ -85,22 +85,22 @@ def _no_result() -> str:
 
 def _failed(record: Record, stage: str, info: JobInfo, failure: Failure | None) -> CurrentState:
     if failure is None:
-        return CurrentState(info.state, info.reason or "no rank left a record")
+        return CurrentState(info.state, info.reason or "no rank wrote a record")
     if failure.kind is FailureKind.SIGNAL and info.reason_is_final:
         return CurrentState(info.state, info.reason, rank=failure.rank)
     if failure.kind is FailureKind.SIGNAL:
-        # The ranks saved and stopped before the scheduler had to end them, so to it the job merely failed.
+        # The ranks saved and stopped before the scheduler had to kill them, so the scheduler only reports a failed job.
         if record.last_submit(stage).cancelled_at is not None:
             return CurrentState(StageState.CANCELLED, _cancelled(record, stage, info), rank=failure.rank)
         if _near_limit(record, stage, info.started_at, info.ended_at):
             return CurrentState(StageState.TIMEOUT, _timeout(record, stage), rank=failure.rank)
-        return CurrentState(StageState.CANCELLED, "a signal from outside told the ranks to stop", rank=failure.rank)
+        return CurrentState(StageState.CANCELLED, "a signal from outside hpclm stopped the ranks", rank=failure.rank)
     state = StageState.OUT_OF_MEMORY if failure.kind is FailureKind.MEMORY else info.state
     return CurrentState(state, failure.reason, rank=failure.rank)
 
 
 def _forgotten(record: Record, stage: str, paths: StagePaths, asked: bool) -> CurrentState:
-    """The scheduler does not know the job (or could not be asked): the run's own files speak."""
+    """The scheduler does not know the job (or could not be queried): use the run's own files."""
     submit = record.last_submit(stage)
     job_id = submit.job_ids.get(stage)
     if job_id is not None:
@@ -111,16 +111,16 @@ def _forgotten(record: Record, stage: str, paths: StagePaths, asked: bool) -> Cu
         state = StageState.CANCELLED if stage != submit.stages[0] else StageState.FAILED
         return CurrentState(state, f"not submitted: {submit.error}")
     if not asked:
-        return CurrentState(StageState.UNKNOWN, "the scheduler could not be asked")
+        return CurrentState(StageState.UNKNOWN, "the scheduler could not be queried")
     if submit.cancelled_at is not None:
         return CurrentState(StageState.CANCELLED, _cancelled(record, stage, None))
     parent = _bad_parent(record, stage, paths)
     if parent is not None:
         return CurrentState(StageState.SKIPPED, f"stage {parent} did not complete")
     if not scheduler_of(record.site).has_job_ids:
-        return CurrentState(StageState.UNKNOWN, "its supervisor has written nothing yet")
+        return CurrentState(StageState.UNKNOWN, "its supervisor has not reported yet")
     if job_id is None:
-        reason = "no such job: the submit was broken off before it; `hpclm resume` submits it"
+        reason = "not submitted: the submit was interrupted before this stage; `hpclm resume` submits it"
         return CurrentState(StageState.UNKNOWN, reason)
     failure = first_failure(_records(paths, submit.number))
     if failure is not None:
@@ -133,9 +133,9 @@ def _from_exit_file(
 ) -> CurrentState:
     submit = record.last_submit(stage)
     job_id = submit.job_ids[stage]
-    told = attempt_history.ending(paths, submit.number)
-    if told is not None:
-        return CurrentState(told.state, _reason(record, stage, told), None, at, told.rank)
+    ended = attempt_history.ending(paths, submit.number)
+    if ended is not None:
+        return CurrentState(ended.state, _reason(record, stage, ended), None, at, ended.rank)
     failure = _failure(paths, submit.number, job_id)
     began = (float(one["started_at"]) for one in _records(paths, submit.number) if one.get("started_at"))
     info = JobInfo(job_id, StageState.FAILED, f"exit code {code}", min(began, default=None), at)
@@ -181,7 +181,7 @@ def _records(paths: StagePaths, submit: int) -> list[dict[str, Any]]:
 def _cancelled(record: Record, stage: str, info: JobInfo | None) -> str:
     submit = record.last_submit(stage)
     if submit.error is not None:
-        return f"taken back, since the submit failed half way: {submit.error}"
+        return f"cancelled, because a later part of the submit failed: {submit.error}"
     if submit.cancelled_at is not None:
         return "by `hpclm cancel`"
     if info is not None and info.reason_is_final:
@@ -189,8 +189,8 @@ def _cancelled(record: Record, stage: str, info: JobInfo | None) -> str:
     return scheduler_of(record.site).outside_reason
 
 
-def _reason(record: Record, stage: str, told: attempt_history.Ending) -> str:
-    return _timeout(record, stage) if told.state is StageState.TIMEOUT else told.reason
+def _reason(record: Record, stage: str, ended: attempt_history.Ending) -> str:
+    return _timeout(record, stage) if ended.state is StageState.TIMEOUT else ended.reason
 
 
 def _timeout(record: Record, stage: str) -> str:
@@ -201,13 +201,13 @@ def _timeout(record: Record, stage: str) -> str:
 def _skipped(record: Record, stage: str, paths: StagePaths) -> str:
     submit = record.last_submit(stage)
     if submit.image_jobs and not record.stage(stage).job.depends_on:
-        return f"its image could not be imported (job {', '.join(submit.image_jobs)}); see the log beside the image"
+        return f"its image could not be imported (job {', '.join(submit.image_jobs)}); see the log next to the image"
     parents = [one for one in record.stage(stage).job.depends_on if not paths.run.stage(one).result.exists()]
     return f"stage {' and '.join(parents)} did not complete" if parents else "a job it depends on did not complete"
 
 
 def _bad_parent(record: Record, stage: str, paths: StagePaths) -> str | None:
-    """A parent of the same submit that is over and not complete; only its own files are asked."""
+    """A parent of the same submit that ended without completing; only its own files are read."""
     submit = record.last_submit(stage)
     for parent in record.stage(stage).job.depends_on:
         there = paths.run.stage(parent)

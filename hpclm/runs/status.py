@@ -1,4 +1,4 @@
-"""How runs are doing: one question to the scheduler however many they are, and what the ranks have written."""
+"""The status of runs: one query to the scheduler for all of them, and the ranks' files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StageStatus:
     """A stage. Numbers are None where they are not known; times are unix seconds.
 
     Attributes:
-        attempts: how often its ranks were started since the newest submit.
-        history: time and sentence for each attempt that was disturbed.
+        attempts: how often its ranks were started in the newest submit.
+        history: time and sentence for each attempt that failed or was interrupted.
     """
 
     name: str
@@ -73,16 +73,18 @@ class RunStatus:
 
 
 def status_of(runs: Iterable[Run]) -> list[RunStatus]:
-    """The status of each run, in their order. Never raises for a scheduler that cannot be asked: it is said instead."""
+    """The status of each run, in their order. Does not raise if a scheduler cannot be
+    queried: the status says so instead."""
     runs = list(runs)
     answers = _ask(runs)
     return [_run_status(run, answers[run.record.scheduler]) for run in runs]
 
 
 def follow(run: Run) -> Iterator[RunStatus]:
-    """The status again and again until the run is over; that last one too.
+    """Yields the status repeatedly until the run has ended, including the final one.
 
-    Files are looked at every second; a scheduler, which many share, is asked less and less often, down to every 5 s.
+    Files are read every second; the scheduler, which many users share, is queried less
+    and less often, down to every 5 s.
     """
     pause = _FOLLOW_S
     shared = scheduler_of(run.record.site).is_shared
@@ -96,7 +98,7 @@ def follow(run: Run) -> Iterator[RunStatus]:
 
 
 def query_of(run: Run, stages: Iterable[str]) -> RunQuery:
-    """The question about some stages of a run."""
+    """The query for some stages of a run."""
     asked = []
     for stage in stages:
         submit = run.record.last_submit(stage)
@@ -105,7 +107,7 @@ def query_of(run: Run, stages: Iterable[str]) -> RunQuery:
 
 
 def _ask(runs: list[Run]) -> dict[str, Answers]:
-    """What each scheduler says of every job whose end is not known yet, in one call."""
+    """What each scheduler reports about every unfinished job, in one call."""
     answers = {}
     for name in {run.record.scheduler for run in runs}:
         mine = [run for run in runs if run.record.scheduler == name]
@@ -131,12 +133,12 @@ def _kept(run: Run, stage: str) -> JobInfo | None:
     raw = read_object(run.paths.stage(stage).scheduler)
     if raw is None or job_id is None or raw.get("job_id") != job_id:
         return None
-    told = attempt_history.attempts(run.paths.stage(stage), run.record.last_submit(stage).number)
-    if told and told[-1].at > float(raw.get("ended_at") or 0) + 1:
-        return None  # somebody had the job started again
+    tried = attempt_history.attempts(run.paths.stage(stage), run.record.last_submit(stage).number)
+    if tried and tried[-1].at > float(raw.get("ended_at") or 0) + 1:
+        return None  # the job was requeued by somebody
     known = stage_state(raw.get("state"))
     if known is StageState.UNKNOWN:
-        return None  # an earlier version kept Slurm's own word: ask again
+        return None  # an earlier version stored Slurm's own state: query again
     try:
         return from_dict(JobInfo, raw, ignore_unknown=True)
     except ValueError:
@@ -161,7 +163,8 @@ def _run_status(run: Run, answers: Answers) -> RunStatus:
 
 
 def _infos(run: Run, answers: Answers) -> dict[str, JobInfo]:
-    """What is known of each stage's job: what was kept of its end, else today's answer, whose end is kept in turn."""
+    """What is known about each stage's job: its stored final state, else the current
+    answer, which is stored if final."""
     infos: dict[str, JobInfo] = {}
     keeps = scheduler_of(run.record.site).has_job_ids
     for stage in run.record.stages:
@@ -177,7 +180,7 @@ def _infos(run: Run, answers: Answers) -> dict[str, JobInfo]:
 
 
 def _adopt(run: Run, infos: dict[str, JobInfo]) -> Run:
-    """Write down the ids of jobs that were submitted but whose ids were not: the shell died in between."""
+    """Record the ids of jobs that were submitted but not recorded: the shell died in between."""
     if not scheduler_of(run.record.site).has_job_ids:
         return run
     for stage, info in infos.items():
@@ -186,7 +189,7 @@ def _adopt(run: Run, infos: dict[str, JobInfo]) -> Run:
             submit = dataclasses.replace(submit, job_ids={**submit.job_ids, stage: info.job_id})
             record = run.record.with_submit(submit)
             run = Run(run.paths, record)
-            with contextlib.suppress(OSError):  # another user's run: seen, not kept
+            with contextlib.suppress(OSError):  # another user's run: shown, not saved
                 run.save(record)
     return run
 
@@ -224,7 +227,7 @@ def _stage_status(run: Run, stage: str, info: JobInfo | None, answers: Answers) 
 
 
 def _overall(stages: tuple[StageStatus, ...]) -> tuple[StageState, str]:
-    """The run in one word: what went wrong first if anything did, else how far it is."""
+    """The state of the run: the first failure if any, else its progress."""
     states = {stage.state for stage in stages}
     if states == {StageState.COMPLETED}:
         return StageState.COMPLETED, ""

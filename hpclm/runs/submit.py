@@ -1,7 +1,7 @@
-"""From a recipe to a run that a scheduler has taken.
+"""From a recipe to a submitted run.
 
-`prepare` decides everything and changes nothing; `submit` writes the run directory and asks the scheduler. A submit
-that is refused leaves nothing behind; one that breaks off after the scheduler took something leaves a record of it.
+`prepare` decides everything and changes nothing; `submit` writes the run directory and calls the scheduler. A refused
+submit leaves nothing behind; one that fails after the scheduler accepted a job leaves a record of it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _PAYLOADS = ".payloads"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
+    """What the user requested."""
 
     recipe: Path
     overrides: tuple[str, ...] = ()
@@ -66,14 +66,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything about a run before it exists.
+    """A prepared run, before it exists on disk.
 
     Attributes:
         payload: folder of the code that its ranks will run.
         specs: what the ranks will read; empty where the plan has errors.
-        problems: why it could not start here (the scheduler is away, it does not fit); a dry run shows them, a submit
-            refuses for them.
-        imports: images that have to be there as files before a job can start.
+        problems: why it cannot start here (no scheduler, or it does not fit); a dry run
+            shows them, a submit is refused.
+        imports: images that must be imported before a job can start.
     """
 
     request: Request
@@ -93,18 +93,18 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know although it is no fault."""
+        """Notes for the user that are not errors."""
         notes = scheduler_of(self.site).notes(self.jobs)
         if self.jobs and self.jobs[0].exclude:
             nodes = ", ".join(self.jobs[0].exclude)
-            notes.append(f"left out: {nodes}, found at fault in the last day; see `hpclm nodes`")
+            notes.append(f"excluded: {nodes}, reported as faulty in the last day; see `hpclm nodes`")
         for stage in self.plan.stages:
             notes += mount_notes(stage, self.site, self.paths.root, Path.home())
         return notes
 
 
 class Preparer:
-    """Reads, plans and checks recipes for one site; the scheduler is asked and each input file read once."""
+    """Reads, plans and checks recipes for one site; the scheduler is queried and each input file is read once."""
 
     def __init__(self, site: str, runs_dir: Path | None) -> None:
         from hpclm.planning.input_checks import InputChecks
@@ -118,7 +118,7 @@ class Preparer:
         """Everything about the run that `request` asks for. Raises RecipeError and SiteError; findings are the plan's.
 
         Args:
-            paths: the run's folder where it is no new one beside the others (a member of a sweep).
+            paths: the run's folder if it is not a new folder next to the other runs (a member of a sweep).
             payload: the code of its ranks where it is not in the run.
         """
         from hpclm.planning import make_plan, stage_specs
@@ -174,27 +174,28 @@ def prepare(request: Request) -> Prepared:
 
 
 def refuse_errors(plan: Plan) -> None:
-    """Raises PlanError with every finding that is an error, one a line."""
+    """Raises PlanError with every error finding, one per line."""
     if plan.errors:
         raise PlanError("\n".join(str(finding) for finding in plan.errors))
 
 
 def scripts(prepared: Prepared) -> list[tuple[StageJob, JobScript]]:
-    """Each stage's job with its script: the very text that a submit uses."""
+    """Each stage's job with its script: the exact text that a submit uses."""
     words = {job.stage: f"<job id of {job.stage}>" for job in prepared.jobs}
     scheduler = scheduler_of(prepared.site)
     return [(job, scheduler.script(job, prepared.site, words)) for job in prepared.jobs]
 
 
 def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -> Run:
-    """Make the run and start it, once its images are there or on their way. `log` takes lines for the user.
+    """Create the run and start it, after its images are imported or their imports are submitted.
+    `log` prints lines for the user.
 
-    Raises PlanError, SiteError or SchedulerError; then nothing is left behind, unless the message says what is.
+    Raises PlanError, SiteError or SchedulerError; then nothing is left behind, unless the message says so.
     """
     refuse_errors(prepared.plan)
     if prepared.problems:
         raise SiteError("\n".join(prepared.problems))
-    scripts(prepared)  # what cannot be quoted is refused before anything is written
+    scripts(prepared)  # text that cannot be quoted is refused before anything is written
     jobs = import_images(prepared, log)
     made_folder = _make(prepared.paths.root.parent)
     _sweep_up(prepared.paths.root.parent)
@@ -213,7 +214,7 @@ def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -
 
 
 def import_images(prepared: Prepared, log: Callable[[str], None]) -> tuple[str, ...]:
-    """Have every image that is missing; returns the jobs that do it where the site wants jobs for that."""
+    """Import every missing image; returns the import jobs if the site uses jobs for that."""
     missing = [one for one in dict.fromkeys(prepared.imports) if not one.target.exists()]
     jobs = []
     for one in missing:
@@ -227,14 +228,14 @@ def import_images(prepared: Prepared, log: Callable[[str], None]) -> tuple[str, 
 
 
 def start(run: Run, jobs: Sequence[StageJob], parents: Mapping[str, str] | None = None) -> Run:
-    """Hand a submit's jobs to the scheduler. The record is on disk before, with this submit in it without job ids.
+    """Submit the jobs to the scheduler. The record is on disk before, with this submit in it but without job ids.
 
-    `parents`: job ids, by stage, of an earlier submit's jobs that these wait for.
+    `parents`: job ids, by stage, of an earlier submit's jobs on which these depend.
     """
     latest = [run]
 
     def note(taken: dict[str, str], error: str | None) -> None:
-        """Write down what the scheduler has taken so far, and why it went no further if it did not."""
+        """Record what the scheduler has accepted so far, and why the rest failed, if it did."""
         now = latest[0]
         submit = next(submit for submit in now.record.submits if submit.number == jobs[0].submit)
         latest[0] = now.save(now.record.with_submit(dataclasses.replace(submit, job_ids=taken, error=error)))
@@ -253,7 +254,7 @@ def submission_of(
 
 
 def _was_submitted(paths: RunPaths) -> bool:
-    """Whether a scheduler has, or may have, anything of this run."""
+    """Whether a scheduler has, or may have, jobs of this run."""
     try:
         record = read_run(paths.root).record
     except Exception:
@@ -262,7 +263,7 @@ def _was_submitted(paths: RunPaths) -> bool:
 
 
 def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
-    """The run directory: built under a name that nobody looks at, then renamed, so it is there whole or not at all."""
+    """The run directory: built under a temporary name, then renamed, so it exists completely or not at all."""
     final = prepared.paths
     building = RunPaths(final.root.with_name(f".{final.name}{_BUILDING}"))
     try:
@@ -287,7 +288,7 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
 
 
 def _sweep_up(folder: Path) -> None:
-    """Remove what submits that were killed while they wrote have left, an hour after."""
+    """Remove what killed submits have left, after an hour."""
     for leftover in folder.glob(f".*{_BUILDING}"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
@@ -322,16 +323,16 @@ def _overrides(request: Request) -> tuple[str, ...]:
 
 
 def _make(folder: Path) -> Sequence[Path]:
-    """Make the folder of runs; returns what was not there before, deepest first. Raises SiteError."""
+    """Create the runs folder; returns the created folders, deepest first. Raises SiteError."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SiteError(
-            f"{folder}: the runs folder cannot be made: {error.strerror}; name another --runs-dir"
+            f"{folder}: the runs folder cannot be created: {error.strerror}; choose another --runs-dir"
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SiteError(f"{folder}: the runs folder cannot be written to; name another --runs-dir")
+        raise SiteError(f"{folder}: the runs folder cannot be written to; choose another --runs-dir")
     return missing
 
 
@@ -339,6 +340,7 @@ def run_id(name: str | None, recipe_name: str) -> str:
     chosen = recipe_name if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", chosen):
         raise SiteError(
-            f"--name {chosen!r}: up to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+            f"--name {chosen!r}: use up to 64 letters, digits, dots, dashes and underscores, "
+            "starting with a letter or digit"
         )
     return f"{chosen}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

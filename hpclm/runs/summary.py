@@ -36,7 +36,7 @@ def _environment(known: dict[str, Any]) -> list[str]:
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:
-    """A table: a row a task, a column a measure; columns are those that any task has."""
+    """A table with a row per task and a column per measure that any task has."""
     measures = sorted({key for one in scores.values() for key in one if key != "examples"})
     lines = [
         "| task | examples | " + " | ".join(measures) + " |",
@@ -87,7 +87,7 @@ def _files(facts: dict[str, Any]) -> list[str]:
 
 
 def number(value: Any) -> str:
-    """A figure in few characters; a dash where there is none."""
+    """A short number; a dash if there is none."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,8 +1,8 @@
-"""A sweep: one recipe many times over, each time with other values; on Slurm one job array a stage.
+"""A sweep: one recipe run many times, each time with other values; on Slurm one job array per stage.
 
-`<runs_dir>/<sweep>/sweep.json` says what it is, `<runs_dir>/<sweep>/<sweep>.<index:03d>/` is each member's run, a run
+`<runs_dir>/<sweep>/sweep.json` is its record, `<runs_dir>/<sweep>/<sweep>.<index:03d>/` is each member's run, a run
 like any other but for its code, which all members share. Everything is planned and checked before anything is written,
-and written before a scheduler is asked.
+and written before anything is submitted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hpclm.runs.submit import (
 from hpclm.schedulers.interface import SweepSubmission, scheduler_of
 from hpclm.schedulers.jobs import StageJob, member_run
 
-# Keys that users write short.
+# Short forms of keys.
 _SHORT = {"seed": "trainer.seed", "lr": "optim.lr"}
 _MOST = 10_000
 
@@ -51,7 +51,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep, and what is set in it."""
+    """One run of a sweep, and its settings."""
 
     run: str
     settings: dict[str, str]
@@ -62,8 +62,8 @@ class SweepRecord:
     """`sweep.json`.
 
     Attributes:
-        metric: what its members are compared by: `val_loss`, or a metric's name.
-        max_running: how many members run at once, None: as many as fit.
+        metric: the metric by which its members are compared: `val_loss`, or a metric's name.
+        max_running: how many members run at the same time, None: as many as fit.
     """
 
     name: str
@@ -93,14 +93,14 @@ class Sweep:
 
 
 def parse_axis(text: str) -> Axis:
-    """Read `KEY=V1,V2`; commas in quotes or brackets do not part. Raises RecipeError."""
+    """Read `KEY=V1,V2`; commas in quotes or brackets do not separate. Raises RecipeError."""
     key, equals, rest = text.partition("=")
     key = key.strip()
     values = _split(rest)
     if not equals or not key or not all(value.strip() for value in values):
         raise RecipeError(f"--sweep {text[:80]!r}: write KEY=VALUE,VALUE, as in --sweep optim.lr=1e-4,3e-4")
     if len(set(values)) < len(values):
-        raise RecipeError(f"--sweep {key}: a value is there twice")
+        raise RecipeError(f"--sweep {key}: a value is given twice")
     return Axis(_SHORT.get(key, key), tuple(value.strip() for value in values))
 
 
@@ -125,13 +125,14 @@ def _split(text: str) -> list[str]:
 def prepare_sweep(
     request: Request, axes: list[Axis], *, max_running: int | None = None, metric: str | None = None
 ) -> tuple[Sweep, list[Prepared]]:
-    """Plan and check every member; nothing is written. Raises what `prepare` raises, for the first member at fault."""
+    """Plan and check every member; nothing is written. Raises what `prepare` raises, for
+    the first member with an error."""
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
         raise RecipeError(f"--sweep: {next(key for key in keys if keys.count(key) > 1)} is swept twice")
     grid = list(itertools.product(*(axis.values for axis in axes)))
     if len(grid) > _MOST:
-        raise RecipeError(f"--sweep: {len(grid)} members; {_MOST} is the most")
+        raise RecipeError(f"--sweep: {len(grid)} members; the maximum is {_MOST}")
     preparer = Preparer(request.site, request.runs_dir)
     made: list[Prepared] = []
     members: list[Member] = []
@@ -156,7 +157,7 @@ def prepare_sweep(
 
 
 def _refuse_unlike(made: list[Prepared], members: list[Member]) -> None:
-    """An array asks for the same for every member."""
+    """A job array requests the same for every member."""
     first = [_shape(job) for job in made[0].jobs]
     for one, member in zip(made, members, strict=True):
         shape = [_shape(job) for job in one.jobs]
@@ -165,8 +166,8 @@ def _refuse_unlike(made: list[Prepared], members: list[Member]) -> None:
             if unlike:
                 what = ", ".join(f"{key} {theirs[key]} (the first member has {ours[key]})" for key in unlike)
                 raise SiteError(
-                    f"--sweep: stage {ours['stage']} of {member.settings} asks for {what}; one job array asks for the "
-                    "same for all: submit these as runs of their own"
+                    f"--sweep: stage {ours['stage']} of {member.settings} requests {what}; members of one job array "
+                    "must request the same: submit these as separate runs"
                 )
 
 
@@ -176,8 +177,8 @@ def _shape(job: StageJob) -> dict[str, Any]:
 
 
 def submit_sweep(sweep: Sweep, made: list[Prepared], log: Callable[[str], None] = lambda line: None) -> None:
-    """Write every member, then hand them over. Raises SiteError or SchedulerError; then nothing is left behind,
-    unless a scheduler has taken some of it already."""
+    """Write every member, then submit them. Raises SiteError or SchedulerError; then nothing is left behind,
+    unless a scheduler has already accepted some of it."""
     problems = list(dict.fromkeys(problem for one in made for problem in one.problems))
     if problems:
         raise SiteError("\n".join(problems))
@@ -208,7 +209,7 @@ def _start(sweep: Sweep, runs: list[Run], made: list[Prepared], image_jobs: tupl
 
 
 def find_sweep(folder: Path, wanted: str | None) -> Sweep | None:
-    """The sweep called `wanted` (or whose name begins so, if one alone does), None where there is none."""
+    """The sweep called `wanted` (or the only one whose name begins so), None if there is none."""
     if not wanted:
         return None
     for paths in (RunsFolder(folder).sweep(wanted), SweepPaths(Path(wanted).absolute())):
@@ -238,8 +239,8 @@ def all_sweeps(folder: Path) -> list[Sweep]:
 
 
 def read_sweep(paths: SweepPaths) -> Sweep:
-    """Raises HpclmError for a file that is no sweep's."""
+    """Raises HpclmError for a file that is not a sweep record."""
     try:
         return Sweep(paths, from_dict(SweepRecord, read_json(paths.record), ignore_unknown=True, where="sweep.json"))
     except (OSError, ValueError) as error:
-        raise HpclmError(f"{paths.record}: not a sweep's record ({error})") from None
+        raise HpclmError(f"{paths.record}: not a valid sweep record ({error})") from None

@@ -1,4 +1,4 @@
-"""A sweep as a table, best first; and gathered into one folder."""
+"""A sweep as a table, best first; and its collected results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpclm.runs.sweep import Sweep
 
 @dataclass(frozen=True)
 class Row:
-    """One member: what is set in it, how it is doing, and its metric (None before there is one)."""
+    """One member: its settings, its state, and its metric (None before there is one)."""
 
     run: str
     settings: dict[str, str]
@@ -56,7 +56,7 @@ class SweepStatus:
 
 
 def sweep_status(sweep: Sweep, metric: str | None = None) -> SweepStatus:
-    """How every member is doing: one question to the scheduler for all of them."""
+    """The status of every member: one query to the scheduler for all of them."""
     runs = {run.record.run: run for run in sweep.runs()}
     found = {one.run: one for one in status_of(runs.values())}
     name = METRICS.canonical(metric or sweep.record.metric)
@@ -69,7 +69,7 @@ def sweep_status(sweep: Sweep, metric: str | None = None) -> SweepStatus:
 
 def _row(name: str, settings: dict[str, str], run: Run | None, found: dict[str, RunStatus], metric: str) -> Row:
     if run is None:
-        return Row(name, settings, StageState.UNKNOWN, "was never written: the submit was broken off", "", None, None)
+        return Row(name, settings, StageState.UNKNOWN, "was not written: the submit was interrupted", "", None, None)
     status = found[name]
     current = next((stage for stage in status.stages if stage.state is not StageState.COMPLETED), status.stages[-1])
     step = "" if current.step is None else f"{current.step}/{current.total_steps or '?'}"
@@ -98,7 +98,7 @@ def _metric(run: Run, status: RunStatus, name: str) -> float | None:
 def collect_sweep(sweep: Sweep, out: Path | None = None, metric: str | None = None) -> tuple[Path, SweepStatus]:
     """Collect every complete member and write sweep.csv and summary.json; returns the folder.
 
-    Raises IncompleteError where no member is complete; those that are not are named in the table.
+    Raises IncompleteError where no member is complete; the others are listed in the table.
     """
     status = sweep_status(sweep, metric)
     complete = [row for row in status.rows if row.state is StageState.COMPLETED]

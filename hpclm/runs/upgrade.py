@@ -1,7 +1,7 @@
-"""Runs that an earlier version made: resumed with today's code, since theirs speaks to a launcher that is gone.
+"""Runs that an earlier version made: resumed with today's code, since their own code needs the earlier launcher.
 
-Checkpoints, data and records are the same, so a stage goes on where it was. What changes is the code its ranks run (the
-payload) and what its spec says of it.
+Checkpoints, data and records are the same, so a stage continues where it was. What changes is the code its ranks run
+(the payload) and what its spec says of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpclm.runs.record import VERSION, Run
 
 
 def upgrade(run: Run) -> Run:
-    """The run with today's code and specs; as it is where it has them. Nothing of it may be running.
+    """The run with today's code and specs; unchanged if it has them already. No stage may be running.
 
     Raises HpclmError where a spec cannot be read; then nothing was changed.
     """

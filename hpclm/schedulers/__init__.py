@@ -1,1 +1,1 @@
-"""Who starts a run: Slurm through submitit, or a supervisor on this machine; and the client that asks Slurm."""
+"""Schedulers that start a run: Slurm through submitit, or a supervisor on this machine; and the Slurm client."""

@@ -1,4 +1,4 @@
-"""What a site can give: its profile, with what its scheduler was found to offer."""
+"""The capabilities of a site: its profile, and what its scheduler offers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Partition:
 
 @dataclass(frozen=True)
 class SiteCapabilities:
-    """A site with what was found out about it.
+    """A site with what was found about it.
 
     Attributes:
-        partition: where jobs will go; None where there are none, or no scheduler could be asked.
-        trouble: why it could not be asked.
+        partition: where jobs will run; None if there are none, or no scheduler could be queried.
+        trouble: why it could not be queried.
     """
 
     site: Site
@@ -49,13 +49,13 @@ class SiteCapabilities:
 
 
 def missing_packages(jobs: Iterable[StageJob]) -> list[str]:
-    """What ranks need and this interpreter, where it is to run them, does not have. Looks without importing."""
+    """Packages that ranks need and this interpreter, if it will run them, does not have. Checks without importing."""
     own = [job for job in jobs if job.python == (sys.executable,) and not job.in_container]
     needed = dict.fromkeys(name for job in own for name in job.packages)
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
         return []
     return [
-        f"{sys.executable}, which is to run the ranks, has no {', '.join(missing)}; install 'hpclm[engine]' there, "
-        "name another interpreter as `python` in the site profile, or an image as container.image in the recipe"
+        f"{sys.executable}, which will run the ranks, has no {', '.join(missing)}; install 'hpclm[engine]' there, "
+        "set another interpreter as `python` in the site profile, or an image as container.image in the recipe"
     ]

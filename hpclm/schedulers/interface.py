@@ -1,4 +1,4 @@
-"""What a scheduler must do for the rest of hpclm. Each lives in a folder of its own and is found by its name.
+"""The interface of a scheduler. Each has its own folder and is found by its name.
 
 To add one: a class with these methods, and an entry `name = "module:OBJECT"` in the group `hpclm.schedulers`. Its name
 is then a site of its own (`--site NAME`) and the value of `scheduler:` in a profile.
@@ -19,13 +19,13 @@ from hpclm.core.sweep_layout import SweepPaths
 from hpclm.schedulers.capabilities import SiteCapabilities
 from hpclm.schedulers.jobs import JobInfo, StageJob
 
-# Takes job ids by stage as far as a submit has come, and why it went no further if it did not.
+# Called with the job ids by stage so far, and why the submit stopped if it did.
 Note = Callable[[dict[str, str], str | None], None]
 
 
 @dataclass(frozen=True)
 class JobScript:
-    """A stage's script, and the command that it is handed to (empty: none)."""
+    """A stage's script, and the command that submits it (empty: none)."""
 
     argv: tuple[str, ...]
     text: str
@@ -37,7 +37,7 @@ class Submission:
 
     Attributes:
         payload: folder of the code that runs them.
-        parents: job ids, by stage, of an earlier submit's jobs that these wait for.
+        parents: job ids, by stage, of an earlier submit's jobs on which these depend.
         wait_for: jobs that those without a parent wait for.
     """
 
@@ -52,7 +52,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class SweepSubmission:
-    """Many runs alike. `members`: each one's submission; `note`: takes a member's index and its job ids."""
+    """Many similar runs. `members`: each one's submission; `note`: takes a member's index and its job ids."""
 
     paths: SweepPaths
     members: Sequence[Submission]
@@ -62,7 +62,7 @@ class SweepSubmission:
 
 @dataclass(frozen=True)
 class StageQuery:
-    """The newest job of a stage. `job_id`: None where it was not written down; `tag` finds it then."""
+    """The newest job of a stage. `job_id`: None if it was not recorded; `tag` finds it then."""
 
     stage: str
     submit: int
@@ -72,7 +72,7 @@ class StageQuery:
 
 @dataclass(frozen=True)
 class RunQuery:
-    """Stages of one run to ask about."""
+    """Stages of one run to query."""
 
     paths: RunPaths
     user: str
@@ -81,7 +81,7 @@ class RunQuery:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a scheduler says: by run folder and stage. `trouble`: why it could not be asked."""
+    """What a scheduler reports, by run folder and stage. `trouble`: why it could not be queried."""
 
     infos: Mapping[tuple[Path, str], JobInfo] = field(default_factory=dict)
     trouble: str | None = None
@@ -89,12 +89,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Survey:
-    """What nodes said of themselves.
+    """What nodes reported about themselves.
 
     Attributes:
         facts: by node, as `nodes.node_facts` writes them.
-        silent: why the others gave none.
-        busy: those of `silent` that only were in use.
+        silent: why the others reported none.
+        busy: those of `silent` that were only in use.
         expected_gpus: by node, how many GPUs it should show.
     """
 
@@ -109,11 +109,11 @@ class Scheduler(Protocol):
 
     Attributes:
         has_job_ids: whether jobs have ids that are written into the record.
-        is_shared: whether many people ask it, so that it is asked less and less often while a run is followed.
+        is_shared: whether many users query it, so that it is queried less and less often while a run is followed.
         runs_preflight: whether its jobs check their nodes before each start.
         rank_variables: the variables that tell a rank its rank, world size, local rank and node rank; empty where the
             job sets HPCLM_RANK and the others itself.
-        outside_reason: what a stage's state says of a job that was cancelled from outside.
+        outside_reason: the reason shown for a job that was cancelled from outside.
     """
 
     name: str
@@ -124,42 +124,42 @@ class Scheduler(Protocol):
     outside_reason: str
 
     def capabilities(self, site: Site, *, gpu: bool, container: bool) -> SiteCapabilities:
-        """Fill in what the profile leaves open. Never raises: a dry run is made where there is no scheduler, too."""
+        """Fill in what the profile does not set. Never raises: a dry run also works without a scheduler."""
 
     def check_fit(self, capabilities: SiteCapabilities, jobs: Sequence[StageJob]) -> list[str]:
-        """Everything that keeps these jobs from ever starting, each with what there is and what to change."""
+        """Everything that prevents these jobs from ever starting, each with what is available and what to change."""
 
     def notes(self, jobs: Sequence[StageJob]) -> list[str]:
-        """What a person should know although it is no fault."""
+        """Notes for the user that are not errors."""
 
     def threads(self, cpus_asked: int | None, cpus: int, ranks: int) -> int:
         """CPU threads of a rank. `cpus_asked`: by the recipe; `cpus`: what it gets; `ranks`: of the whole stage."""
 
     def script(self, job: StageJob, site: Site, parents: Mapping[str, str]) -> JobScript:
-        """What a submit hands over, to the letter. Raises SiteError for text that cannot be quoted."""
+        """The exact text that a submit uses. Raises SiteError for text that cannot be quoted."""
 
     def start(self, submission: Submission, note: Note) -> None:
-        """Start the jobs. `note` is called after each that was taken. Raises SchedulerError when one is refused."""
+        """Start the jobs. `note` is called after each accepted job. Raises SchedulerError when one is refused."""
 
     def start_sweep(self, sweep: SweepSubmission) -> None:
         """Start all members. Raises SchedulerError."""
 
     def submit_import(self, wanted: Import, site: Site) -> str | None:
-        """Have an image imported by a job of its own; its id, None where this scheduler has no such jobs."""
+        """Import an image in a separate job; returns its id, None if this scheduler has no such jobs."""
 
     def query(self, runs: Sequence[RunQuery]) -> Answers:
-        """How jobs are doing, one question however many runs. Never raises for a scheduler that does not answer."""
+        """The state of jobs, one query for all runs. Never raises if a scheduler does not respond."""
 
     def cancel(self, run: RunQuery) -> None:
-        """Ask for the end of these stages' jobs. Raises SchedulerError."""
+        """Cancel these stages' jobs. Raises SchedulerError."""
 
     def survey(
         self, capabilities: SiteCapabilities, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]
     ) -> Survey:
-        """Facts of nodes (`all`, a number, or names). Raises SiteError where there are no nodes to ask."""
+        """Facts of nodes (`all`, a number, or names). Raises SiteError if there are no nodes to query."""
 
     def draft_profile(self) -> str:
-        """A site profile from what the scheduler says, as YAML with comments. Raises SchedulerError, SiteError."""
+        """A site profile from what the scheduler reports, as YAML with comments. Raises SchedulerError, SiteError."""
 
 
 def scheduler_of(site: Site) -> Scheduler:

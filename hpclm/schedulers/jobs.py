@@ -1,4 +1,4 @@
-"""What a scheduler is asked to start, and what it says of it afterwards."""
+"""Jobs: what a scheduler is asked to start, and what it reports afterwards."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class StageJob:
         submit: which submit of the run this is, from 1.
         stage_dir: the stage's folder; `<stage_dir>/slurm` and `job.sh` belong to the scheduler.
         payload: folder of pure Python that goes on PYTHONPATH.
-        tasks_per_node: ranks a node, one a device.
+        tasks_per_node: ranks per node, one per device.
         memory_gib: a node's memory; None: all of it.
         environment: exported before the ranks start.
         python: argv of the ranks' interpreter.
         time_limit_min: minutes of one job.
         total_time_min: minutes the stage may run in all, over as many jobs as that takes.
-        depends_on: stages of the same submit that must end well first.
-        preflight_s: seconds the check of the nodes before each start may take; 0: none.
-        bad_node_list: file that remembers faulty nodes.
+        depends_on: stages of the same submit that must complete first.
+        preflight_s: time limit of the preflight check in seconds; 0: no check.
+        bad_node_list: file with the bad-node list.
         exclude: nodes it must not run on.
         packages: what the ranks' interpreter must have.
-        precision: of the ranks' arithmetic; None: not known.
-        device_memory_gib: estimate of the most loaded rank; None: not known.
+        precision: of the ranks' arithmetic; None: unknown.
+        device_memory_gib: estimate of the most loaded rank; None: unknown.
     """
 
     run: str
@@ -71,28 +71,28 @@ class StageJob:
 
     @property
     def tag(self) -> str:
-        """What finds this job again when its id was not written down: unique, and carried as the job's comment."""
+        """What identifies this job if its id was not recorded: unique, and stored as the job's comment."""
         return job_tag(self.run, self.stage, self.submit)
 
     @property
     def job_name(self) -> str:
-        """For people who look at squeue; newlines and slashes in it would break parsers, so none can be in it."""
+        """The name shown in squeue; newlines and slashes would break parsers, so they are replaced."""
         return re.sub(r"[^A-Za-z0-9._-]", "_", f"{self.title}.{self.stage}")[:64]
 
     @property
     def warning_s(self) -> int:
-        """Seconds before the time limit at which the ranks are told to save: a tenth of it, 10 to 120."""
+        """Seconds before the time limit at which the ranks are asked to save: a tenth of it, 10 to 120."""
         return max(10, min(120, self.time_limit_min * 6))
 
 
 @dataclass(frozen=True)
 class ArrayJob:
-    """Many runs alike as one job array.
+    """Many similar runs as one job array.
 
     Attributes:
-        folder: `<folder>/<index>` leads to the run of a member.
-        first: the place in the sweep of the array's first member.
-        max_running: how many run at once, None: as many as fit.
+        folder: `<folder>/<index>` points to the run of a member.
+        first: the index in the sweep of the array's first member.
+        max_running: how many run at the same time, None: as many as fit.
     """
 
     sweep: str
@@ -107,7 +107,7 @@ def job_tag(run: str, stage: str, submit: int) -> str:
 
 
 def array_tag(array: ArrayJob, stage: str) -> str:
-    """What an array of a sweep carries: its first member's place in the sweep, from which `member_tag` counts."""
+    """The tag of an array of a sweep: its first member's index in the sweep, from which `member_tag` counts."""
     return f"hpclm:{array.sweep}+{array.first}/{stage}/001"
 
 
@@ -128,12 +128,12 @@ def member_tag(comment: str, job_id: str) -> str:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What a scheduler last said of a job. Times are unix seconds; None is unknown.
+    """What a scheduler last reported about a job. Times are unix seconds; None is unknown.
 
     Attributes:
-        state: in our words; `raw_state`: in the scheduler's.
+        state: hpclm's state; `raw_state`: the scheduler's.
         reason: why, in words.
-        reason_is_final: whether the scheduler itself knows why the ranks ended: what they say of it counts less.
+        reason_is_final: whether the scheduler itself knows why the ranks ended: the ranks' own records count less.
     """
 
     job_id: str

@@ -1,1 +1,1 @@
-"""What a stage can do: one module a task, found by its name."""
+"""The tasks of a stage: one module per task, found by its name."""

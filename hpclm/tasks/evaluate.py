@@ -7,9 +7,9 @@ from hpclm.planning.task import COMMON_SECTIONS, Task
 
 
 def check(stage: StageContext) -> None:
-    """A word on the precision where the recipe says none."""
+    """A note on the precision if the recipe sets none."""
     if stage.recipe.trainer is None and stage.recipe.resources.device == "gpu":
-        stage.info(("trainer", "precision"), "is not given; the model answers in fp32", "precision", "fp32")
+        stage.info(("trainer", "precision"), "is not set; the model runs in fp32", "precision", "fp32")
 
 
 TASK = Task(

@@ -1,4 +1,4 @@
-"""Running a program that is not ours."""
+"""Running an external program."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ _ROLES: tuple[Role, ...] = ("train", "validation")
 
 
 def check(stage: StageContext) -> None:
-    """Rows to learn from and a template; validation rows where something looks at them."""
+    """Training rows and a template; validation rows if something needs them."""
     recipe = stage.recipe
     if recipe.data is None or not recipe.data.train:
         stage.needs(("data", "train"), "JSONL files")
@@ -30,7 +30,7 @@ def _check_needs_validation(stage: StageContext) -> None:
     for key in ("early_stopping", "val_metrics"):
         if trainer is not None and getattr(trainer, key):
             stage.error(
-                ("trainer", key), "looks at validation rows; add data.validation, or leave it out", "validation rows"
+                ("trainer", key), "needs validation rows; add data.validation, or leave it out", "validation rows"
             )
 
 

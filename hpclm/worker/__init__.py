@@ -1,1 +1,1 @@
-"""A rank's life whatever the engine: entry, rendezvous, heartbeat, orderly stop, report."""
+"""The life of a rank, for every engine: entry, rendezvous, heartbeat, graceful stop, report."""

@@ -1,4 +1,4 @@
-"""`python -m hpclm.worker STAGE_DIR ATTEMPT`: one rank, its place told by the environment."""
+"""`python -m hpclm.worker STAGE_DIR ATTEMPT`: one rank, identified by the environment."""
 
 from __future__ import annotations
 

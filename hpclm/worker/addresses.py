@@ -1,4 +1,4 @@
-"""What this machine is called on the network. Standard library only."""
+"""Names and addresses of this machine on the network. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SIOCGIFADDR = 0x8915
 
 
 def boot_id() -> str:
-    """Tells machines apart: equal for processes under one kernel."""
+    """Identifies a machine: equal for processes under one kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def addresses() -> Iterator[str]:
-    """This machine's IPv4 addresses but loopback's: what its name resolves to first, then each interface's."""
+    """This machine's IPv4 addresses except loopback: what its name resolves to first, then each interface's."""
     seen: set[str] = set()
     try:
         named = [info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]

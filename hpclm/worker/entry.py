@@ -1,4 +1,4 @@
-"""Where a rank begins: read the stage's spec, call its engine's runner, record how it ended.
+"""The entry point of a rank: read the stage's spec, call its engine's runner, record how it ended.
 
 Importable without side effects and without torch. What the runner does is the engine's: `spec.runner` names it.
 """
@@ -27,7 +27,7 @@ from hpclm.worker.stall_watch import StallWatch
 def main(stage_dir: str, attempt: str) -> None:
     """Run this rank of the stage in `stage_dir`; `attempt` counts the submits (their restarts are added).
 
-    Returns when the stage is complete and leaves the process with a code of `core.exit_codes` when it is not.
+    Returns if the stage is complete, and exits the process with a code of `core.exit_codes` if it is not.
     """
     stop = StopFlag()
     stop.install()
@@ -53,22 +53,22 @@ def main(stage_dir: str, attempt: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        # Other ranks may never answer again, so an orderly teardown of the process groups could hang.
+        # Other ranks may never respond again, so a clean shutdown of the process groups could hang.
         os._exit(code)
     _end_if_teardown_hangs()
 
 
 def _prepare_environment(start: RankStart) -> None:
-    """What torch and NCCL read when they are loaded; a value the user set stays."""
+    """Variables that torch and NCCL read when they are loaded; a value set by the user is kept."""
     if start.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif start.parallel.tensor > 1:
-        # Megatron's order of communication and compute kernels rests on one hardware queue
+        # Megatron's order of communication and compute kernels requires one hardware queue
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def _end_if_teardown_hangs(seconds: float = 60.0) -> None:
-    """Leave with success if the interpreter does not end by itself: the stage's result is already written."""
+    """Exit with success if the interpreter does not end by itself: the stage's result is already written."""
     timer = threading.Timer(seconds, os._exit, args=(0,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What an engine's runner is given: this rank, its stage, and how it is told to stop."""
+"""The input of an engine's runner: this rank, its stage, and its stop flag."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class RankLaunch:
     stop: StopFlag
 
 
-# Returns when the stage is complete; raises what `worker.report` knows to classify.
+# Returns when the stage is complete; raises errors that `worker.report` can classify.
 Runner = Callable[[RankLaunch], None]

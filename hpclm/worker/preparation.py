@@ -29,7 +29,7 @@ def prepare_on_first_rank(attempt: AttemptPaths, facts: RankFacts, work: Callabl
         write_text(attempt.prepared, "")
         return
     deadline = time.monotonic() + _START_S
-    # Listing the folder makes an NFS client ask the server again; a bare open may trust a stale "not there".
+    # Listing the folder makes an NFS client ask the server again; a bare open may use a cached "does not exist".
     while attempt.prepared not in attempt.root.iterdir():
         record = read_object(attempt.rank(0))
         if record is None and time.monotonic() > deadline:

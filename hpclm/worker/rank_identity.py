@@ -1,4 +1,4 @@
-"""Which rank this process is, as whatever started it says."""
+"""Which rank this process is, from the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank tells the login node, by small files in the run directory."""
+"""What a rank reports to the login node, in small files in the run directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PROGRESS_INTERVAL_S = 1.0
 _TRACEBACK_LINES = 30
 _PEER_WORDS = ("closed by peer", "connection reset", "broken pipe", "connection refused", "timed out", "socket", "nccl")
-# What CUDA says of a device that is broken, as it stands in cudaGetErrorString; the same program may do well elsewhere.
+# CUDA error texts (cudaGetErrorString) of a broken device; the same program may work on another one.
 _HARDWARE_WORDS = (
     "uncorrectable ecc",
     "hardware stack error",
@@ -36,17 +36,17 @@ _HARDWARE_WORDS = (
     "no cuda-capable device",
     "all cuda-capable devices are busy",
 )
-# A shared file system that was away for a moment; a full or forbidden one stays so.
+# A shared file system that was unavailable for a moment; a full or read-only one will not recover.
 _STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO)
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class StoppedError(Exception):
-    """The job was told to end; what had been done is saved and can be resumed."""
+    """The job was asked to stop; its progress is saved and can be resumed."""
 
 
 class ProgramError(Exception):
-    """A program of the user's did not end well. `retry`: whether another try may end otherwise."""
+    """A user's program failed. `retry`: whether another attempt may succeed."""
 
     def __init__(self, message: str, *, retry: bool) -> None:
         super().__init__(message)
@@ -54,11 +54,11 @@ class ProgramError(Exception):
 
 
 class RendezvousError(RuntimeError):
-    """The ranks did not come together; the message says who is missing or what could not be reached."""
+    """The rendezvous of the ranks failed; the message says which rank is missing or what could not be reached."""
 
 
 class PeerError(RuntimeError):
-    """Another rank could not do what this one waited for; that rank's record says why."""
+    """Another rank failed while this one waited for it; that rank's record says why."""
 
 
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
@@ -86,7 +86,7 @@ class RankRecord:
         write_json(path, self.record)
 
     def stalled(self, timeout_s: float, waiting: bool, place: str, stack: Path) -> int:
-        """Write that nothing moved, and whether this rank waited for others; returns the exit code."""
+        """Record a stall, and whether this rank waited for others; returns the exit code."""
         what = "waited for others" if waiting else "made no progress"
         kind = FailureKind.WAITED if waiting else FailureKind.STALL
         self.record.update(
@@ -102,11 +102,11 @@ class RankRecord:
         return int(policy(kind).exit_code)
 
     def finish(self, error: BaseException | None, stood_still_s: float = 0.0) -> int:
-        """Write how the rank ended; returns the exit code that says the same.
+        """Record how the rank ended; returns the matching exit code.
 
         Args:
-            stood_still_s: how long the process did not run at all. When it goes on and finds the others gone, it is
-                they who had waited for it.
+            stood_still_s: how long the process was suspended. If it resumes and the
+                other ranks are gone, they had waited for it.
         """
         kind = classify(error) if error is not None else None
         if kind is FailureKind.PEER_LOST and stood_still_s:
@@ -130,7 +130,7 @@ class RankRecord:
 
 
 def classify(error: BaseException) -> FailureKind:
-    """What kind of failure an exception is: by its type, and for what torch, NCCL and CUDA raise by its text."""
+    """What kind of failure an exception is: by its type, and for errors of torch, NCCL and CUDA by its text."""
     for types, kind in _KINDS:
         if isinstance(error, types):
             return kind
@@ -158,7 +158,7 @@ def _where(error: BaseException) -> str | None:
 
 
 class ProgressValues(TypedDict, total=False):
-    """What `progress.json` tells of a stage; None where it is not known."""
+    """The contents of `progress.json`; None is unknown."""
 
     phase: str
     step: int | None
@@ -171,7 +171,7 @@ class ProgressValues(TypedDict, total=False):
 
 
 class Progress:
-    """`progress.json` and `metrics.jsonl` of a stage, written by one rank and silent on the others."""
+    """`progress.json` and `metrics.jsonl` of a stage, written by one rank and ignored on the others."""
 
     def __init__(self, progress: Path, metrics: Path, *, active: bool) -> None:
         self.progress_path, self.metrics_path, self.active = progress, metrics, active
@@ -180,9 +180,9 @@ class Progress:
         self.written_at = 0.0
 
     def update(self, *, force: bool = False, **values: Unpack[ProgressValues]) -> None:
-        """Take new values, a sign of life on every rank.
+        """Set new values; counts as a heartbeat on every rank.
 
-        They reach the disk at most once a second unless `force` or the phase changes.
+        They are written at most once a second unless `force` or the phase changes.
         """
         heartbeat.beat()
         force = force or values.get("phase", self.state["phase"]) != self.state["phase"]
@@ -204,7 +204,7 @@ class Progress:
         print(f"{kind} step {step} {shown}", flush=True)
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run does again."""
+        """Remove the metrics of steps that a resumed run repeats."""
         if not self.active or not self.metrics_path.exists():
             return
         rows = []

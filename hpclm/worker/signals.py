@@ -1,7 +1,7 @@
-"""Being told to stop: a signal only sets a flag, and the ranks agree on it between two steps.
+"""Graceful stop: a signal only sets a flag, and the ranks agree on it between two steps.
 
 Slurm sends SIGTERM at a cancel or a time limit, and USR2 some time before the limit (submitit's --signal). A handler
-that saved by itself would do so in the middle of another rank's collective.
+that saved by itself could do so in the middle of another rank's collective.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class StopFlag:
-    """`requested` turns True at the first SIGTERM or SIGUSR2, and `number` says which it was."""
+    """`requested` turns True at the first SIGTERM or SIGUSR2, and `number` is the signal's number."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -1,9 +1,9 @@
-"""Noticing a hang: a thread looks at the heartbeat, leaves every thread's stack in the run directory, ends the rank.
+"""Detects hangs: a thread checks the heartbeat, writes every thread's stack to the run directory, and ends the rank.
 
 A collective that one rank never joins keeps all others waiting for the whole of its timeout, and NCCL's may wait for
-ever. All of them see that nothing moves; by its stack each says whether it waits for the others or is itself stuck,
-so that the run can say who was. Nothing is written while all is well but one file's time, by rank 0, which others
-that wait for it look at: it may be busy alone, as when it makes tokens of a corpus.
+ever. All of them see that there is no progress; from its stack each reports whether it waits for others or is itself
+stuck, so that the run can name the stuck rank. While all is well nothing is written except the time of one file, by
+rank 0, which waiting ranks check: rank 0 may be busy alone, as when it tokenises a corpus.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpclm.core.layout import AttemptPaths
 if TYPE_CHECKING:
     from hpclm.worker.report import RankRecord
 
-# Where a rank stands when it waits for others; elsewhere it is the one that is stuck.
+# Code in which a rank waits for others; anywhere else it is the rank that is stuck.
 _WAITING = (
     "torch/distributed/",
     "megatron/core/tensor_parallel/",
@@ -54,11 +54,11 @@ class StallWatch:
         threading.Thread(target=self._look, name="stall-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """The work is over: what remains may take its time."""
+        """The work is done: what remains is not watched."""
         self.stopped.set()
 
     def stood_still_s(self) -> float:
-        """How long even the watch did not run, 0 if it did: the process was stopped, or its node was."""
+        """How long even the watch did not run, 0 if it did: the process or its node was suspended."""
         slept = time.monotonic() - self.looked
         if slept > self.timeout_s / 2 and not self.stopped.is_set():
             self._stood_still_s = slept

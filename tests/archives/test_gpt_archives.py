@@ -1,4 +1,4 @@
-"""GPT archives of NeMo 1.x: every split of theirs into every split of ours, bit for bit; and what is refused."""
+"""GPT archives of NeMo 1.x: every split of NeMo into every split of hpclm, bit for bit; and what is refused."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def hostile_tar(path: Path, name: str, kind: bytes = tarfile.REGTYPE) -> Path:
 
 
 def broken(folder: Path, gpt: Any) -> dict[str, tuple[Path, str]]:
-    """Archives that are refused, and what is said of each."""
+    """Archives that are refused, and the message for each."""
     state = state_of(gpt)
     good = write_archive(folder / "good.nemo", state, DEEP).read_bytes()
     config = config_text(DEEP).encode()
@@ -180,26 +180,26 @@ def broken(folder: Path, gpt: Any) -> dict[str, tuple[Path, str]]:
     (two / "mp_rank_03").mkdir()
     (two / "mp_rank_03" / "model_weights.ckpt").write_bytes(ckpt)
     return {
-        "absent": (folder / "absent.nemo", "no such file"),
-        "text": (file("text.nemo", b"hello"), "not a whole .nemo archive"),
-        "empty": (file("empty.nemo", b""), "not a whole .nemo archive"),
-        "truncated": (file("cut.nemo", good[: len(good) // 2]), "ends within|not a whole"),
-        "truncated-gzip": (file("cutgz.nemo", gzip.compress(good)[:2000]), "not a whole .nemo archive"),
-        "escape": (hostile_tar(folder / "up.nemo", "../../evil"), "leads out of it"),
-        "absolute": (hostile_tar(folder / "abs.nemo", "/etc/evil"), "leads out of it"),
+        "absent": (folder / "absent.nemo", "does not exist"),
+        "text": (file("text.nemo", b"hello"), "not a complete .nemo archive"),
+        "empty": (file("empty.nemo", b""), "not a complete .nemo archive"),
+        "truncated": (file("cut.nemo", good[: len(good) // 2]), "is truncated inside|not a complete"),
+        "truncated-gzip": (file("cutgz.nemo", gzip.compress(good)[:2000]), "not a complete .nemo archive"),
+        "escape": (hostile_tar(folder / "up.nemo", "../../evil"), "a path outside the archive"),
+        "absolute": (hostile_tar(folder / "abs.nemo", "/etc/evil"), "a path outside the archive"),
         "link": (hostile_tar(folder / "link.nemo", "model_config.yaml", tarfile.SYMTYPE), "a link or device"),
         "device": (hostile_tar(folder / "dev.nemo", "model_weights.ckpt", tarfile.CHRTYPE), "a link or device"),
-        "no-weights": (members("none.nemo"), "holds no model_weights.ckpt"),
-        "code": (members("evil.nemo", **{"model_weights.ckpt": evil}), "posix.system, which no weights need"),
+        "no-weights": (members("none.nemo"), "contains no model_weights.ckpt"),
+        "code": (members("evil.nemo", **{"model_weights.ckpt": evil}), "posix.system, which is not needed for weights"),
         "bare-pickle": (
             members("bare.nemo", **{"model_weights.ckpt": pickle.dumps(Command())}),
             "damaged, or in torch",
         ),
         "old-format": (members("old.nemo", **{"model_weights.ckpt": old.getvalue()}), "from before 1.6"),
         "torn": (members("torn.nemo", **{"model_weights.ckpt": bytes(torn)}), "damaged"),
-        "hole": (members("hole.nemo", **{"model_weights.ckpt": holey}), "holds no decoder.layers.0.mlp.linear_fc1"),
+        "hole": (members("hole.nemo", **{"model_weights.ckpt": holey}), "contains no decoder.layers.0.mlp.linear_fc1"),
         "thin": (members("thin.nemo", **{"model_weights.ckpt": thin}), r"linear_fc1.weight has shape \(128, 5\)"),
-        "unknown": (members("odd.nemo", **{"model_weights.ckpt": unknown}), "which no model here has"),
+        "unknown": (members("odd.nemo", **{"model_weights.ckpt": unknown}), "which hpclm does not support"),
         "missing-rank": (two, r"tensor rank 1, pipeline rank 0 are missing \(2 of 4 × 1"),
     }
 
@@ -266,7 +266,7 @@ def test_a_tensor_cannot_be_made_to_reach_elsewhere(tmp_path: Path) -> None:
         ({"normalization": "layernorm1p"}, "normalization is 'layernorm1p'"),
         ({"activation": "geglu"}, "activation is 'geglu'"),
         ({"num_moe_experts": 8}, "num_moe_experts is 8"),
-        ({"hidden_size": "big"}, "no whole number hidden_size"),
+        ({"hidden_size": "big"}, "no valid integer hidden_size"),
     ],
 )
 def test_what_models_here_cannot_be_is_said_by_name(

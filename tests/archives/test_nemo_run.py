@@ -1,4 +1,4 @@
-"""What a NeMo user has, from end to end: their archive, their YAML, their rows; trained and asked on this machine."""
+"""A NeMo user's files, end to end: archive, YAML and rows; training and evaluation on this machine."""
 
 from __future__ import annotations
 

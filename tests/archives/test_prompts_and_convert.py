@@ -1,4 +1,4 @@
-"""Trained prompts and models in each other's forms: NeMo's archives, PEFT's adapters, and ours."""
+"""Conversion of trained prompts and models: NeMo's archives, PEFT's adapters, and ours."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_peft_loads_our_adapter_and_we_load_pefts(tmp_path: Path, alone: Groups)
 
 def test_what_cannot_be_an_adapter_is_said(tmp_path: Path, alone: Groups) -> None:
     path = early(tmp_path / "p.nemo")
-    for task, words in (("sentiment", "stand within the template"), (None, "holds one task"), ("x", "no task 'x'")):
+    for task, words in (("sentiment", "are inside the template"), (None, "contains one task"), ("x", "no task 'x'")):
         with pytest.raises(CheckpointError, match=words):
             convert(path, tmp_path / "adapter", "peft", task)
     assert not (tmp_path / "adapter").exists()
@@ -136,7 +136,7 @@ def test_a_model_there_and_back_gives_the_same_logits(tmp_path: Path, alone: Gro
     other = gpt_of(model, alone, seed=9)
     load_gpt(tmp_path / "again.nemo", sharded_tensors(other), model)
     assert torch.equal(logits(other), logits(gpt))
-    with pytest.raises(CheckpointError, match="is in that form already"):
+    with pytest.raises(CheckpointError, match="is already in that format"):
         convert(tmp_path / "again.nemo", tmp_path / "x", "nemo", None)
 
 
@@ -151,7 +151,7 @@ def test_inspect_shows_what_is_held(tmp_path: Path, alone: Groups, capsys: pytes
     found = json.loads(capsys.readouterr().out)
     assert found["tensors"] == [["squad", "float32", [4, 32]], ["sentiment", "float32", [4, 32]]]
     assert cli.run(["model", "inspect", str(tmp_path)]) != 0
-    assert "no .nemo archive, hpclm checkpoint or PEFT adapter" in capsys.readouterr().err
+    assert "not a .nemo archive, hpclm checkpoint or PEFT adapter" in capsys.readouterr().err
 
 
 def test_an_archive_without_tables_is_refused(tmp_path: Path) -> None:
@@ -159,5 +159,5 @@ def test_an_archive_without_tables_is_refused(tmp_path: Path) -> None:
     path = write_members(
         tmp_path / "p.nemo", {"model_config.yaml": config_text(DEEP).encode(), "model_weights.ckpt": weights}
     )
-    with pytest.raises(CheckpointError, match="holds no task"):
+    with pytest.raises(CheckpointError, match="contains no task"):
         counts(str(path))

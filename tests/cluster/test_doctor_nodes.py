@@ -1,4 +1,4 @@
-"""`hpclm doctor --nodes` on a real Slurm, with the driver's library replaced by a stand-in: sick nodes are named."""
+"""`hpclm doctor --nodes` on a real Slurm, with the driver's library replaced by a stand-in: faulty nodes are named."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_sick_node_and_the_one_that_is_down_are_named_with_the_reason(
     assert code == 4
     assert said(found, "node0") == []
     assert said(found, "node1") == ["GPU 1 has fallen off the bus; the node needs a reboot"]
-    assert said(found, "node2") == ["8 GPUs are needed, 7 are there"]
+    assert said(found, "node2") == ["8 GPUs are needed, 7 found"]
     assert said(found, "node3") == ["is down: fan broken"]
 
 
@@ -97,7 +97,7 @@ def test_nodes_that_do_not_answer_in_time_say_why_and_the_job_is_cancelled(
         client.scancel([other])
     assert code == 4
     (why,) = said(found, "node0")
-    assert "gave no answer within 2 s" in why
+    assert "did not respond within 2 s" in why
     assert "is pending" in why
     assert list(folder.iterdir()) == []
     assert cluster.command("squeue", "--noheader", "--states=running,pending", "--name=hpclm-doctor") == ""
@@ -114,7 +114,7 @@ def test_ctrl_c_cancels_the_job_and_leaves_nothing(
     with start(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
         try:
             assert asking.stderr is not None
-            assert "asks node0" in asking.stderr.readline()
+            assert "checks node0" in asking.stderr.readline()
             assert "is pending" in asking.stderr.readline()
             asking.send_signal(signal.SIGINT)
             _, err = asking.communicate(timeout=LIMIT_S)

@@ -68,7 +68,7 @@ def test_a_killed_rank_fails_a_run_without_restarts_and_resume_makes_it_good(fol
     wait_until("the run's end", lambda: status()["state"] not in ("running", "pending"), seen=status)
     run = status()
     assert run["state"] == "failed"
-    assert "rank 1 on node1 vanished without a word" in run["reason"]
+    assert "rank 1 on node1 vanished without an error message" in run["reason"]
 
     def states() -> list[str]:
         return [stage["state"] for stage in status()["stages"]]

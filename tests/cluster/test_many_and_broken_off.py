@@ -1,4 +1,4 @@
-"""A hundred runs at once, and submits that are killed: nothing lost, nothing twice."""
+"""A hundred runs at once, and submits that are killed: nothing is lost, nothing runs twice."""
 
 from __future__ import annotations
 
@@ -112,5 +112,5 @@ def test_what_may_still_be_under_way_is_not_submitted_twice(
     verify(list(first.job_ids.values()), USER)
     lost = dataclasses.replace(first, job_ids={"pretrain": first.job_ids["pretrain"]})
     run = run.save(dataclasses.replace(run.record, run="another", submits=(lost,)))
-    with pytest.raises(resuming.HpclmError, match="may be being submitted just now"):
+    with pytest.raises(resuming.HpclmError, match="may be in the middle of a submit"):
         resuming.resume(run)

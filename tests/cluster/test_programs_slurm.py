@@ -1,4 +1,4 @@
-"""Another's program on the real scheduler: two nodes, its own rendezvous, and a stop that it is told of."""
+"""An external program on the real scheduler: two nodes, its own rendezvous, and a stop signal that reaches it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on a real Slurm with the fake worker: what users do to runs, what happens to them, and what status calls it."""
+"""Runs on a real Slurm with the fake worker: user commands, failures, and the status they lead to."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_the_script_submitted_is_the_dry_runs(monkeypatch: pytest.MonkeyPatch, r
 def test_gpu_stages_ask_for_gpus_and_every_rank_sees_all_of_its_node(
     monkeypatch: pytest.MonkeyPatch, runs: Path, cluster: Cluster
 ) -> None:
-    monkeypatch.setattr("hpclm.runs.job_building._PREFLIGHT_S", 0)  # it would say, rightly, that there is no driver
+    monkeypatch.setattr(
+        "hpclm.runs.job_building._PREFLIGHT_S", 0
+    )  # it would report, correctly, that there is no driver
     run = start(monkeypatch, runs, Stage("train", device="gpu", devices_per_node=4, behaviour={"seconds": 3}))
     until(run, "train", "running")
     job_id = run.record.last_submit("train").job_ids["train"]
@@ -137,10 +139,10 @@ def test_a_killed_rank_is_reported_and_resume_finishes_the_run(monkeypatch: pyte
     run = start(monkeypatch, runs, first, *CHAIN[1:])
     status = until_over(run)
     assert words(status) == {"pretrain": "failed", "ptune": "skipped", "evaluate": "skipped"}, status
-    assert "3 attempts in a row saved nothing past step 0" in status.reason
-    assert "vanished without a word (SIGKILL, out of memory or node loss)" in status.reason
-    # twice on one node makes the node the suspect, for this stage
-    assert "not the first time on node0; requeued without node0" in status.stages[0].history[1][1]
+    assert "3 attempts in a row saved no checkpoint after step 0" in status.reason
+    assert "vanished without an error message (SIGKILL, out of memory or node loss)" in status.reason
+    # two failures on one node make the node suspect, for this stage
+    assert "not the first failure on node0; requeued without node0" in status.stages[0].history[1][1]
     assert not (runs / "nodes.jsonl").exists()
     (run.paths.root / "behaviour.json").write_text("{}")
     again, stages = resume(run)
@@ -164,7 +166,7 @@ def test_a_node_taken_down_costs_a_requeue_and_no_stage(
     try:
         cluster.take_down("node1")
         waiting = until(run, "pretrain", "pending")
-        assert "starts again: a node failed or was taken down; requeued" in waiting.reason
+        assert "restarting: a node failed or was taken down; requeued" in waiting.reason
         status = until_over(run)
     finally:
         cluster.bring_back("node1")
@@ -275,10 +277,10 @@ def test_a_submit_that_the_scheduler_refuses_leaves_nothing(
 @pytest.mark.parametrize(
     ("stage", "words_said"),
     [
-        (Stage("train", nodes=50), "50 nodes asked for, partition main has 4"),
-        (Stage("train", device="gpu", devices_per_node=9), "9 GPUs a node asked for, partition main has 8"),
-        (Stage("train", memory_gib=64), "64 GiB a node asked for"),
-        (Stage("train", devices_per_node=17), "17 CPUs a node asked for, partition main has 16"),
+        (Stage("train", nodes=50), "50 nodes needed, partition main has 4"),
+        (Stage("train", device="gpu", devices_per_node=9), "9 GPUs per node needed, partition main has 8"),
+        (Stage("train", memory_gib=64), "64 GiB per node needed"),
+        (Stage("train", devices_per_node=17), "17 CPUs per node needed, partition main has 16"),
     ],
 )
 def test_what_could_never_start_is_refused(

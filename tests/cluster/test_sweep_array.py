@@ -1,4 +1,4 @@
-"""Sweeps on the real scheduler: one array a stage, a limit that holds, and members that fail alone."""
+"""Sweeps on the real scheduler: one array per stage, a limit that holds, and members that fail alone."""
 
 from __future__ import annotations
 

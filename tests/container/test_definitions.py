@@ -1,4 +1,4 @@
-"""The image definitions: pinned alike, within the project's ranges, and each with a smoke test that can fail."""
+"""The image definitions: the same pins, within the project's ranges, and each with a smoke test that can fail."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_smoke_test_passes_where_the_engine_is() -> None:
     done = smoke("--no-gpu")
     assert done.returncode == 0, done.stdout
     assert re.search(r"^megatron-core: 0\.\d+", done.stdout, re.MULTILINE)
-    assert done.stdout.endswith("fit for hpclm\n")
+    assert done.stdout.endswith("suitable for hpclm\n")
 
 
 def test_and_fails_where_it_is_not(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_and_fails_where_it_is_not(tmp_path: Path) -> None:
     done = run([sys.executable, "-I", "-S", FOLDER / "smoke.py", "--no-gpu"])
     assert done.returncode == 1
     assert "torch: MISSING (ModuleNotFoundError" in done.stdout
-    assert done.stdout.endswith("NOT fit for hpclm\n")
+    assert done.stdout.endswith("NOT suitable for hpclm\n")
 
 
 def test_the_definitions_ask_for_all_they_install() -> None:

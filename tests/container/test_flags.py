@@ -60,7 +60,7 @@ def test_enroot() -> None:
         "HPCLM_IN_A": "=1",
         "HPCLM_IN_B": "=it's $HOME",
     }
-    with pytest.raises(SiteError, match="Enroot starts files; import it"):
+    with pytest.raises(SiteError, match="Enroot needs an image file; import it"):
         launch_spec("enroot", REQUEST)
     plain = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=False, home=True, writable=True, environment={})
     without = launch_spec("enroot", plain)
@@ -95,7 +95,9 @@ def test_mounts_that_a_runtime_would_split_or_execute_are_refused(runtime: str) 
             if character in takes:
                 launch_spec(runtime, request)
             else:
-                with pytest.raises(SiteError, match=r"container mount .* holds .*; rename or link it"):
+                with pytest.raises(
+                    SiteError, match=r"container mount .* contains .*; rename it or use a symbolic link"
+                ):
                     launch_spec(runtime, request)
     with pytest.raises(SiteError, match="must be absolute"):
         launch_spec(runtime, dataclasses.replace(REQUEST, mounts=(Mount("relative", "/x"),)))

@@ -1,4 +1,4 @@
-"""One import for everybody: under a lock, whole or not at all, and a plain word where a registry refuses."""
+"""One import for everybody: under a lock, complete or not at all, and a clear message if a registry refuses."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(
         assert pulling.wait(processes.LIMIT_S) != 0
     at_work = processes_that_name(half)
     if number == signal.SIGKILL:
-        # Nobody was left to clean up: the next one does.
+        # Nothing could clean up: the next import does.
         for pid in at_work:
             os.kill(pid, signal.SIGKILL)
         assert image_cache.pull(one, lambda line: None)
@@ -127,7 +127,7 @@ def test_a_folder_of_images_that_is_somebody_elses_is_one_message(
     one = wanted(tmp_path)
     # A folder in the lock's place: root, too, is refused.
     one.target.with_name(f".{one.target.name}.lock").mkdir(parents=True)
-    with pytest.raises(SiteError, match=r"the folder of images cannot be written to.*container.images"):
+    with pytest.raises(SiteError, match=r"the image folder cannot be written to.*container.images"):
         image_cache.pull(one, lambda line: None)
 
 
@@ -150,7 +150,7 @@ def test_missing_credentials_are_said_and_never_written(
     monkeypatch.setenv("ENROOT_CONFIG_PATH", str(config))
     image = "private.example/team/model:1"
     with pytest.raises(
-        SiteError, match=r"401 Unauthorized\n.*\.credentials is not there.*machine private.example login"
+        SiteError, match=r"401 Unauthorized\n.*\.credentials does not exist.*machine private.example login"
     ):
         image_cache.pull(wanted(tmp_path, image), lambda line: None)
     assert not config.exists()
@@ -172,7 +172,7 @@ def test_the_command(tmp_path: Path, runtimes: Callable[..., None], capsys: pyte
     assert shown["imported"] is True
     assert Path(shown["path"]).parent == tmp_path / "shared"
     assert cli.run(["image", "pull", "nvcr.io#nvidia/nemo:23.02", "--site", str(site)]) == 0
-    assert "already there" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     for words in (["$(touch x)"], ["/a.sqsh"], ["nvcr.io/a/b", "--job"]):
         assert cli.run(["image", "pull", *words, "--site", str(site)]) == 4
         assert capsys.readouterr().err.startswith("error: ")

@@ -1,4 +1,4 @@
-"""What is told before the queue of folders that a container will not see, and where the payload is on the path."""
+"""Warnings before submitting about folders that a container will not see, and the payload's place on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_inputs_that_no_mount_shows_are_noted(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     notes = "\n".join(prepared(folder, {}).notes)
     for name in ("train.jsonl", "validation.jsonl", "test.jsonl", "text"):
-        assert f"{folder / name} is in no folder that is mounted" in notes
+        assert f"{folder / name} is not in a mounted folder" in notes
     assert "add it to container.mounts" in notes
 
 
@@ -51,7 +51,7 @@ def test_and_not_those_that_one_shows(by: str, tmp_path: Path) -> None:
 def test_a_source_that_is_not_here_is_noted(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     notes = "\n".join(prepared(tmp_path, {"mounts": [{"source": str(gone), "target": "/x"}]}).notes)
-    assert f"{gone} is to be mounted and is not on this machine" in notes
+    assert f"{gone} is to be mounted but does not exist on this machine" in notes
 
 
 def test_nobodys_pythonpath_hides_the_payload(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_pull_never_refuses_what_is_not_there_and_takes_what_is(tmp_path: Path) 
 
 @pytest.mark.parametrize("runtime", ["pyxis", "enroot"])
 def test_a_sif_is_refused_where_it_cannot_be_started(runtime: str) -> None:
-    with pytest.raises(SiteError, match=r"takes \.sqsh"):
+    with pytest.raises(SiteError, match=r"needs \.sqsh"):
         launch_spec(runtime, ContainerRequest("/images/a.sif"))
 
 

@@ -65,7 +65,7 @@ def test_the_phrase_bank_is_shuffled_and_cut_as_nemos_script_does(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "files", "words"),
     [
-        ("squad", {}, "give the folder that has them"),
+        ("squad", {}, "give the folder that contains them"),
         ("squad", {"train-v1.1.json": "{}", "dev-v1.1.json": "{}"}, "not a SQuAD file"),
         ("squad", {"train-v1.1.json": "[", "dev-v1.1.json": "{}"}, "train-v1.1.json: not a SQuAD file"),
         ("financial-phrasebank", {}, "Sentences_AllAgree.txt: cannot be read"),

@@ -49,7 +49,7 @@ def test_lengths_what_is_left_out_and_what_the_model_sees(
     recipe.write_text(RECIPE.format(task="p-tuning", folder=folder, bpe=shared_data / "gpt2-bpe"))
     assert cli.run(["data", "check", str(recipe), "--examples", "1"]) == 0
     out = capsys.readouterr().out
-    assert "p-tuning train: 3 rows, 0 cut to fit, 1 left out" in out
+    assert "p-tuning train: 3 rows, 0 truncated, 1 left out" in out
     assert "left out: row 3" in out
     assert "|⟨v0⟩⟨v1⟩ Q: why so  A:⟦ yes<|endoftext|>⟧" in out
     assert cli.run(["data", "check", str(recipe), "--json"]) == 0

@@ -1,4 +1,4 @@
-"""What the scheduler knows of its GPUs is held against a job before it is submitted."""
+"""What the scheduler knows about its GPUs is compared with a job before it is submitted."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_job_that_fits_has_no_problem() -> None:
 
 def test_a_type_that_is_not_there_names_what_is() -> None:
     assert problems("gpu:a100:4 gpu:v100:4", wanted="h100") == [
-        "stage train: GPUs of type h100 asked for, partition p has a100, v100; "
+        "stage train: GPUs of type h100 needed, partition p has a100, v100; "
         "choose one of them as `gpu_type` in the site profile (a100, v100)"
     ]
     assert problems("gpu:8", wanted="h100")[0].endswith("partition p has GPUs without a type; leave gpu_type out")
@@ -66,7 +66,7 @@ def test_a_type_that_is_not_there_names_what_is() -> None:
 
 def test_too_few_of_the_wanted_type() -> None:
     (problem,) = problems("gpu:a100:2 gpu:v100:8", wanted="a100")
-    assert "4 GPUs of type a100 a node asked for, partition p has 2; lower --devices-per-node" in problem
+    assert "4 GPUs of type a100 per node needed, partition p has 2; lower --devices-per-node" in problem
 
 
 def test_a_precision_that_no_gpu_of_the_partition_has() -> None:

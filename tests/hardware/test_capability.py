@@ -54,7 +54,7 @@ def test_precisions_begin_where_the_hardware_has_them(precision: str, capability
 def test_a_problem_says_what_there_is_and_how_to_mend_it() -> None:
     assert precision_problem("bf16", (7, 0), "v100") == (
         "bf16 needs compute capability 8.0, v100 has 7.0; set trainer.precision to fp16 or fp32, "
-        "or use GPUs that have it"
+        "or use GPUs that support it"
     )
     assert precision_words((8, 0)) == "fp32, fp16, bf16, tf32; no fp8"
 

@@ -1,4 +1,4 @@
-"""`hpclm doctor` on this machine: what it says for people and for programs, and for a recipe."""
+"""`hpclm doctor` on this machine: its text and JSON output, and the check of a recipe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 
 from hpclm.core.errors import SiteError
 from hpclm.core.site import SiteContainer
+from hpclm.nodes import nvml
 from hpclm.nodes.diagnosis import compare
 from hpclm.schedulers.slurm.survey import NodeState, choose, options, script
 from tests.support.fake_nvml import call, machine
+from tests.support.processes import hpclm
 from tests.support.samples import changed, write
 from tests.support.sites import SLURM
 
@@ -61,6 +63,13 @@ def test_a_sick_machine_is_exit_code_4(tmp_path: Path, what: str) -> None:
         assert (code, found["state"]) == (4, "error")
 
 
+def test_a_machine_without_a_driver_is_not_called_ok(tmp_path: Path) -> None:
+    if nvml.probe().state != "no-library":
+        pytest.skip("this machine has NVIDIA's driver")
+    done = hpclm("doctor", "--runs-dir", tmp_path / "runs")
+    assert [line.split()[:3] for line in done.splitlines() if " gpu " in line] == [["here", "gpu", "none"]]
+
+
 def test_warnings_alone_are_exit_code_0(tmp_path: Path) -> None:
     code, out, _ = doctor("a100,busy", tmp_path)
     assert code == 0
@@ -85,7 +94,7 @@ def test_fewer_gpus_and_less_memory_than_a_recipe_needs(tmp_path: Path) -> None:
     large = recipe(tmp_path, "fp16", num_layers=48, hidden_size=12288, num_attention_heads=48)
     _, out, _ = doctor("v100,x1", tmp_path, "--recipe", large, "--json")
     wrong = {row["check"]: row["found"] for row in json.loads(out)["findings"] if row["severity"] == "error"}
-    assert wrong["gpu count"] == "2 GPUs are needed, 1 are there"
+    assert wrong["gpu count"] == "2 GPUs are needed, 1 found"
     assert "Tesla V100-SXM2-32GB has 32.0" in wrong["gpu memory"]
     assert "raise parallel.tensor" in wrong["gpu memory"]
 
@@ -100,7 +109,7 @@ def test_a_broken_recipe_is_one_message(tmp_path: Path) -> None:
 def test_nodes_need_a_scheduler(tmp_path: Path) -> None:
     code, out, err = doctor("a100", tmp_path, "--nodes", "all")
     assert (code, out) == (4, "")
-    assert err == "error: --nodes: site local has no scheduler to ask; name one with --site\n"
+    assert err == "error: --nodes: site local has no scheduler; choose a Slurm site with --site\n"
 
 
 NODES = {
@@ -115,7 +124,7 @@ NODES = {
 def test_all_asks_those_that_are_free_and_says_why_not_the_others() -> None:
     asked, why = choose("all", NODES)
     assert [node.name for node in asked] == ["b", "d"]
-    assert why == {"a": "is busy (allocated), and was not asked", "c": "is drained: bad fan", "e": "is idle*"}
+    assert why == {"a": "is busy (allocated); not checked", "c": "is drained: bad fan", "e": "is idle*"}
 
 
 def test_a_number_takes_the_free_first_and_more_than_there_are_is_a_message() -> None:

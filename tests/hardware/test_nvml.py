@@ -1,4 +1,4 @@
-"""What the driver says, through the real nvidia-ml-py: healthy machines, sick ones, and what it does not say."""
+"""What the driver says, through the real nvidia-ml-py: healthy machines, faulty ones, and unknown facts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_each_fault_is_found_and_laid_to_the_node_or_to_the_run(
 
 def test_a_held_gpu_names_who_holds_it() -> None:
     (held,) = examine(probed("a100,busy"), Need(devices=8, memory_mib=60_000))
-    assert held.message == "GPU 1 has 1.0 of 80.0 GiB free, a rank needs 58.6; held by process 4711 80896 MiB"
+    assert held.message == "GPU 1 has 1.0 of 80.0 GiB free, a rank needs 58.6; used by process 4711 80896 MiB"
     (shared,) = examine(probed("a100,busy"), Need(devices=8, memory_mib=1000))
     assert (shared.severity, shared.check) == ("warning", "processes")
 
@@ -110,7 +110,7 @@ def test_slices_of_a_gpu_count_as_devices() -> None:
     found = probed("a100,x1")
     assert list(examine(found, Need(devices=2), "MIG-aaaa,MIG-bbbb")) == []
     (missing,) = examine(found, Need(devices=3), "MIG-aaaa,MIG-bbbb")
-    assert missing.message == "3 GPUs are needed, 2 are there"
+    assert missing.message == "3 GPUs are needed, 2 found"
 
 
 def test_a_neighbours_sick_gpu_is_not_this_jobs() -> None:

@@ -1,4 +1,5 @@
-"""The check before the ranks start: what it finds, whom it blames, and that it takes no torch to do so."""
+"""The check before the ranks start: what it finds, whether the node or the run is the
+cause, and that it does not need torch."""
 
 from __future__ import annotations
 
@@ -121,7 +122,7 @@ def test_an_engine_that_is_not_there_is_the_runs_fault(node: Node) -> None:
     shutil.rmtree(node.image / "megatron")
     code, report = node.check("a100", "-S")  # without the packages of the interpreter that runs the tests
     assert (code, faults(report)) == (61, [("packages", "run")])
-    assert " has no megatron; name an image" in report["findings"][0]["message"]
+    assert " has no megatron; use an image" in report["findings"][0]["message"]
 
 
 def test_a_stage_on_the_cpu_asks_for_no_gpu(node: Node) -> None:

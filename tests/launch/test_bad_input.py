@@ -1,4 +1,4 @@
-"""Broken recipes through the command line: one message, nothing submitted, nothing left, nothing executed."""
+"""Broken recipes through the command line: one message, nothing submitted, no files left, nothing executed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_a_recipe_may_say_is_only_data_to_the_job_script(
     folder = tmp_path / ("it's a folder; #" if runtime == "pyxis" else "it's $(touch pwned); `touch pwned` #")
     if runtime == "pyxis" and "mount" in case.id:
         # Pyxis itself writes mounts into a script that a shell runs on the node
-        with pytest.raises(SiteError, match="pyxis hands it to a shell"):
+        with pytest.raises(SiteError, match="pyxis passes it to a shell"):
             submitting.prepare(submitting.Request(recipe, site=str(site), runs_dir=folder))
         return
     prepared = submitting.prepare(submitting.Request(recipe, site=str(site), runs_dir=folder))

@@ -1,4 +1,4 @@
-"""The command line: quick, quiet about its insides, and safe to be wrong at."""
+"""The command line: fast, without tracebacks, and safe against mistakes."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_ctrl_c_ends_the_looking_and_not_the_run(recipe: Path, ignored: tuple[si
             assert shell.wait(LIMIT_S) == 130
         finally:
             shell.kill()
-    assert b"no longer following" in shown.result()
+    assert b"stopped following" in shown.result()
     assert b"Traceback" not in shown.result()
     (run,) = json.loads(command("status", "--json"))["runs"]
     assert run["state"] == "running"
@@ -229,12 +229,12 @@ def test_every_finding_comes_at_once_with_file_and_line(recipe: Path, capsys: py
         (["submit", "tiny.yaml", "--site", "locale"], 4, "did you mean 'local'?"),
         (["submit", "tiny.yaml", "--name", "a b"], 4, "--name 'a b'"),
         (["submit", "tiny.yaml", "--name", "a\nb"], 4, "--name"),
-        (["submit", "tiny.yaml", "--runs-dir", "a:b"], 4, "holds a colon"),
+        (["submit", "tiny.yaml", "--runs-dir", "a:b"], 4, "contains a colon"),
         (["submit", "tiny.yaml", "--runs-dir", "/proc/x"], 4, "the runs folder cannot be"),
         (["submit", "tiny.yaml", "--runs-dir", "tiny.yaml/x"], 4, "the runs folder cannot be"),
         (["submit", "tiny.yaml", "--site", "slurm"], 4, "sinfo not found"),
         (["status", "nothing"], 6, "no run 'nothing'"),
-        (["status", "../tiny.yaml"], 6, "no run there"),
+        (["status", "../tiny.yaml"], 6, "not a run"),
         (["logs"], 6, "no runs in"),
         (["cancel", ""], 6, "no run ''"),
         (["collect", "--out", "x"], 6, "no runs in"),
@@ -269,13 +269,13 @@ def test_a_beginning_that_two_runs_share_is_refused(recipe: Path, capsys: pytest
         Path("runs", name, "run.json").write_text('{"version": 2}')
     code, _, err = hpclm(capsys, "status", "a")
     assert code == 6
-    assert "could be any of a-1, a-2" in err
+    assert "is ambiguous: a-1, a-2" in err
     code, out, err = hpclm(capsys, "status")
     assert (code, out) == (0, f"no runs in {Path.cwd() / 'runs'}\n")
-    assert err.count("not a run's record") == 2
+    assert err.count("not a valid run record") == 2
     code, _, err = hpclm(capsys, "status", "a-1")
     assert code == 1
-    assert "not a run's record" in err
+    assert "not a valid run record" in err
     assert "Traceback" not in err
 
 
@@ -296,3 +296,45 @@ def test_what_a_run_was_started_with_holds_no_secret(
 def test_a_closed_pipe_is_no_error(recipe: Path) -> None:
     done = processes.run(["bash", "-c", 'set -o pipefail; "$@" | true', "-", *HPCLM, "submit", recipe, "--dry-run"])
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_with_missing_files_shows_plan_and_script_and_then_what_is_missing(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe.parent / "text" / "a.txt").unlink()
+    (recipe.parent / "text").rmdir()
+    code, out, err = hpclm(capsys, "submit", recipe, "--site", "slurm", "--nodes", "2", "--dry-run")
+    assert code == 3
+    assert "rank 3" in out
+    assert "#SBATCH --nodes=2" in out
+    assert "text.paths" in err
+    assert "does not exist" in err
+    assert not (recipe.parent / "runs").exists()
+    code, out, err = hpclm(capsys, "plan", recipe, "--json")
+    found = json.loads(out)
+    assert code == 3
+    assert found["tensor_parallel"] == 2
+    assert [one["severity"] for one in found["findings"]] == ["error"]
+
+
+def test_the_first_command_of_the_readme_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a machine without the model and the rows."""
+    squad = Path(__file__).parents[2] / "recipes" / "gpt20b_ptune.yaml"
+    code, out, err = hpclm(capsys, "submit", squad, "--nodes", "2", "--dry-run")
+    assert code == 3
+    assert "GiB" in out
+    assert "does not exist" in err
+
+
+def test_a_runtime_of_slurm_is_refused_where_ranks_start_without_it(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = recipe.parent / "config" / "hpclm" / "sites" / "mine.yaml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("scheduler: local\ncontainer: {runtime: pyxis}\n")
+    image = recipe.parent / "engine.sqsh"
+    image.touch()
+    recipe.write_text(RECIPE + f"container: {{image: {image}}}\n")
+    code, _, err = hpclm(capsys, "submit", recipe, "--site", "mine")
+    assert code == 4
+    assert "its container runtime is part of Slurm's srun" in err

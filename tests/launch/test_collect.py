@@ -120,7 +120,7 @@ def test_collecting_again_replaces_what_a_collect_made_and_nothing_else(run: Run
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").touch()
-    with pytest.raises(HpclmError, match="holds something else"):
+    with pytest.raises(HpclmError, match="contains other files"):
         collect(run, out=mine)
     assert (mine / "thesis.tex").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gathered", "mine", "runs"]
@@ -136,7 +136,7 @@ def test_a_missing_prediction_is_named(run: Run, tmp_path: Path) -> None:
 
 def test_a_double_prediction_is_named(run: Run) -> None:
     predict(run, 1, 2)
-    with pytest.raises(IncompleteError, match=r"1 of 4 predictions there twice: example 2"):
+    with pytest.raises(IncompleteError, match=r"1 of 4 predictions duplicated: example 2"):
         collect(run)
 
 

@@ -1,4 +1,4 @@
-"""The nodes that were found at fault: remembered for a day, forgotten on request, and never a way into a script."""
+"""The bad-node list: entries last a day, can be removed, and cannot inject text into a script."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_is_no_node_is_not_believed(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--runs-dir", str(tmp_path)]
     assert cli.run(["nodes", *where]) == 0
-    assert "nothing is known against any node" in capsys.readouterr().out
+    assert "no node is reported as faulty" in capsys.readouterr().out
     note(tmp_path, "node1", time.time())
     assert cli.run(["nodes", *where]) == 0
     assert "GPU 3 fell off the bus" in capsys.readouterr().out

@@ -135,8 +135,8 @@ def test_a_killed_rank_is_said_to_be_and_resume_does_only_what_is_left(
     run = start(monkeypatch, tmp_path, CHAIN[0], dies, CHAIN[2])
     status = until_over(run)
     assert words(status) == {"pretrain": "completed", "ptune": "failed", "evaluate": "skipped"}
-    assert "3 attempts in a row saved nothing past step 0" in status.reason
-    assert "rank 1 on host-0 vanished without a word" in status.reason
+    assert "3 attempts in a row saved no checkpoint after step 0" in status.reason
+    assert "rank 1 on host-0 vanished without an error message" in status.reason
     assert len(status.stages[1].history) == 3
     result = run.paths.stage("pretrain").result.stat().st_mtime_ns
     (run.paths.root / "behaviour.json").write_text("{}")
@@ -210,7 +210,7 @@ def test_logs_are_followed_to_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_gpus_that_are_not_here_are_refused_and_nothing_is_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(SiteError, match="64 GPUs asked for, this machine has"):
+    with pytest.raises(SiteError, match="64 GPUs needed, this machine has"):
         start(monkeypatch, tmp_path, Stage("train", device="gpu", devices_per_node=64))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""After an attempt: again, elsewhere, or no more; from what the ranks and the check of the nodes wrote."""
+"""The decision after an attempt: restart, requeue or stop; from the files of the ranks and of the preflight check."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_vanishing_twice_on_one_node_makes_it_the_suspect_but_proves_nothing(tri
     assert trial.attempt(rank(0, "peer-lost"), rank(1), step=5).action == "again"
     decision = trial.attempt(rank(0, "peer-lost"), rank(1), step=9)
     assert (decision.action, decision.exclude) == ("requeue", ("node1",))
-    assert "not the first time on node1" in decision.reason
+    assert "not the first failure on node1" in decision.reason
     assert not trial.stage.attempt(1, 1).bad_nodes.exists()
 
 
@@ -122,7 +122,7 @@ def test_attempts_that_save_nothing_are_counted_and_progress_clears_them(tmp_pat
     assert trial.attempt(rank(0, "storage"), step=9).action == "again"
     decision = trial.attempt(rank(0, "storage"), step=9)
     assert (decision.action, decision.kind, decision.code) == ("stop", "no-progress", 42)
-    assert "saved nothing past step 9" in decision.reason
+    assert "saved no checkpoint after step 9" in decision.reason
 
 
 def test_a_node_that_fails_the_check_is_left_out_for_good(trial: Trial) -> None:
@@ -135,7 +135,7 @@ def test_a_node_that_fails_the_check_is_left_out_for_good(trial: Trial) -> None:
 
 def test_so_is_one_that_does_not_answer_it(trial: Trial) -> None:
     decision = trial.attempt(preflight={"node0": {"result": "ok"}})
-    assert decision.bad == {"node1": "did not answer the preflight"}
+    assert decision.bad == {"node1": "did not respond to the preflight check"}
 
 
 def test_where_every_node_fails_it_is_not_the_nodes(trial: Trial) -> None:
@@ -182,17 +182,15 @@ def test_the_story_is_told_attempt_by_attempt(trial: Trial) -> None:
     tell("start", "node[0-1]")
     trial.attempt(rank(0, "signal"), rank(1, "signal"), step=7)
     tell("requeue", "preemption")
-    assert (
-        attempt_history.why_again(trial.stage, 1) == "preempted: its nodes went to a job of higher priority; requeued"
-    )
+    assert attempt_history.why_again(trial.stage, 1) == "preempted by a job of higher priority; requeued"
     tell("start", "node[2-3]")
     trial.attempt(rank(0, "data"))
     tell("stop", "decision")
     lines = [sentence for _, sentence in attempt_history.sentences(trial.stage, 1)]
-    assert lines[0].startswith("attempt 1 on node[0-1]: rank 1 on node1 vanished without a word")
-    assert lines[0].endswith("; started again on the same nodes")
-    assert lines[1] == "attempt 2 on node[0-1]: preempted: its nodes went to a job of higher priority; requeued"
-    assert lines[2].endswith("; given up")
+    assert lines[0].startswith("attempt 1 on node[0-1]: rank 1 on node1 vanished without an error message")
+    assert lines[0].endswith("; restarted on the same nodes")
+    assert lines[1] == "attempt 2 on node[0-1]: preempted by a job of higher priority; requeued"
+    assert lines[2].endswith("; not restarted")
     ending = attempt_history.ending(trial.stage, 1)
     assert ending is not None
     assert (ending.state, ending.rank) == ("failed", 0)

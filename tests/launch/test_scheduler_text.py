@@ -133,7 +133,7 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, script: st
 
 def test_a_scheduler_that_is_not_there_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SchedulerError, match="squeue not found: this is no login node"):
+    with pytest.raises(SchedulerError, match="squeue not found: this is not a login node"):
         client.jobs_of(["me"])
 
 

@@ -49,7 +49,7 @@ def test_a_profile_is_read_whole(tmp_path: Path) -> None:
 def test_profiles_are_found_by_name_and_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     profile(tmp_path, FULL)
     assert load_site("mycluster", search=[tmp_path]).account == "project-42"
-    with pytest.raises(SiteError, match=r"no such site; did you mean 'mycluster'\? known: local, slurm, mycluster"):
+    with pytest.raises(SiteError, match=r"unknown site; did you mean 'mycluster'\? known: local, slurm, mycluster"):
         load_site("mycluster1", search=[tmp_path])
 
 
@@ -58,7 +58,10 @@ def test_profiles_are_found_by_name_and_unknown_names_get_the_nearest(tmp_path: 
     [
         ("scheduler: slurm\npartitoin: gpu\n", r":2 partitoin: unknown key; did you mean 'partition'\?"),
         ("partition: gpu\n", r":1 scheduler: is missing; add it"),
-        ("scheduler: pbs\n", r":1 scheduler: must be one of its words, not the text 'pbs'; choose local, slurm"),
+        (
+            "scheduler: pbs\n",
+            r":1 scheduler: must be one of the allowed values, not the text 'pbs'; choose local, slurm",
+        ),
         (
             "scheduler: slurm\ncpus_per_device: many\n",
             r":2 cpus_per_device: must be a whole number, not the text 'many'",
@@ -66,16 +69,16 @@ def test_profiles_are_found_by_name_and_unknown_names_get_the_nearest(tmp_path: 
         ("scheduler: slurm\ncpus_per_device: 0\n", r":2 cpus_per_device: 0 is out of range; choose at least 1"),
         (
             "scheduler: slurm\npartition: 'a; rm -rf /'\n",
-            r":2 partition: 'a; rm -rf /' is not a word that a scheduler takes",
+            r":2 partition: 'a; rm -rf /' is not a valid name for a scheduler",
         ),
         ("scheduler: slurm\nsbatch: {'x\\ny': 1}\n", r":2 sbatch.*is not a long option"),
         ('scheduler: slurm\nsbatch: {"x\\ntouch /tmp/evil": 1}\n', r"cannot be a key; a key is one word"),
-        ("scheduler: slurm\nsbatch: {mem: 4G}\n", r":2 sbatch.mem: mem is decided by the run"),
-        ('scheduler: slurm\nenvironment: {A: "x\\ny"}\n', r":2 environment.A: .* holds a control character"),
+        ("scheduler: slurm\nsbatch: {mem: 4G}\n", r":2 sbatch.mem: mem is set by hpclm"),
+        ('scheduler: slurm\nenvironment: {A: "x\\ny"}\n', r":2 environment.A: .* contains a control character"),
         ("scheduler: slurm\nenvironment: {'A B': x}\n", r":2 environment.*is not a variable name"),
         (
             "scheduler: slurm\ncontainer: {runtime: docker}\n",
-            r":2 container.runtime: must be one of its words, not the text 'docker'; choose none, pyxis",
+            r":2 container.runtime: must be one of the allowed values, not the text 'docker'; choose none, pyxis",
         ),
         ("scheduler: slurm\ncontainer: {mounts: [data]}\n", r"must be /source:/target"),
         ("scheduler: [\n", r":2: not valid YAML"),

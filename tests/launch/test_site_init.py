@@ -98,7 +98,7 @@ def test_one_that_is_there_stays(programs: Path, tmp_path: Path, capsys: pytest.
 def test_a_name_that_cannot_be_one(programs: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     sinfo(programs, PLAIN)
     assert cli.run(["site", "init", name]) == 4
-    assert "cannot be a profile's name" in capsys.readouterr().err
+    assert "is not a valid profile name" in capsys.readouterr().err
 
 
 def test_without_a_scheduler_there_is_a_plain_word(programs: Path, capsys: pytest.CaptureFixture[str]) -> None:

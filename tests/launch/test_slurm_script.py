@@ -128,7 +128,7 @@ def test_ranks_are_warned_in_time_to_save(minutes: int, seconds: int) -> None:
 
 def test_mounts_that_a_runtime_would_split_are_refused() -> None:
     for path in ("/a,b", "/a:b", "relative"):
-        with pytest.raises(SiteError, match=r"holds|must be absolute"):
+        with pytest.raises(SiteError, match=r"contains|must be absolute"):
             launch_spec("pyxis", dataclasses.replace(REQUEST, mounts=(Mount(path, "/x"),)))
 
 

@@ -1,4 +1,4 @@
-"""From the scheduler's word and the ranks' files to one word and one reason."""
+"""The state and reason of a stage, from the scheduler's answer and the ranks' files."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def rank(number: int, state: str, kind: str = "", ended: float = 0.0, message: s
         # Nobody failed by itself, so one who vanished did it.
         (
             [rank(0, "failed", "peer-lost", 5), rank(1, "running"), rank(2, "stopped", "signal", 4)],
-            (1, "vanished", "rank 1 on node1 vanished without a word (SIGKILL, out of memory or node loss)"),
+            (1, "vanished", "rank 1 on node1 vanished without an error message (SIGKILL, out of memory or node loss)"),
         ),
-        ([rank(0, "failed", "peer-lost", 5, "gone"), rank(1, "stopped", "signal", 4, "told to stop")],
-         (1, "signal", "rank 1 on node1: ValueError: told to stop (x.py:3)")),
+        ([rank(0, "failed", "peer-lost", 5, "gone"), rank(1, "stopped", "signal", 4, "stop requested")],
+         (1, "signal", "rank 1 on node1: ValueError: stop requested (x.py:3)")),
         ([rank(0, "done", "ok", 5)], None),
         ([], None),
     ],
@@ -90,11 +90,11 @@ def cancelled(record: Record) -> Record:
 
 
 def test_ranks_that_stopped_before_the_limit_reached_them_timed_out(record: Record, tmp_path: Path) -> None:
-    stopped = (rank(0, "stopped", "signal", 2000, "told to stop"),)
+    stopped = (rank(0, "stopped", "signal", 2000, "stop requested"),)
     assert state_of(record, tmp_path, "FAILED", ranks=stopped, seconds=270)[0] == "timeout"
     assert state_of(record, tmp_path, "FAILED", ranks=stopped, seconds=60) == (
         "cancelled",
-        "a signal from outside told the ranks to stop",
+        "a signal from outside hpclm stopped the ranks",
     )
     assert state_of(cancelled(record), tmp_path, "FAILED", ranks=stopped, seconds=60) == (
         "cancelled",
@@ -111,7 +111,7 @@ def test_ranks_that_stopped_before_the_limit_reached_them_timed_out(record: Reco
         ("CANCELLED", "", ("cancelled", "outside hpclm (scancel, or an administrator)")),
         ("PENDING", "Resources", ("pending", "waiting for nodes to become free")),
         ("COMPLETED", "", ("failed", "every rank ended without an error, but none wrote result.json")),
-        ("OUT_OF_MEMORY", "", ("out-of-memory", "no rank left a record")),
+        ("OUT_OF_MEMORY", "", ("out-of-memory", "no rank wrote a record")),
         ("FAILED", "NonZeroExitCode", ("failed", "NonZeroExitCode")),
         ("NEW_STATE", "", ("unknown", "the scheduler says NEW_STATE")),
     ],
@@ -136,7 +136,7 @@ def test_a_job_that_nobody_knows_is_unknown_and_not_well(record: Record, tmp_pat
     paths = RunPaths(tmp_path).stage("pretrain")
     found = current_state(record, "pretrain", paths, None, asked=True)
     assert (found.state, found.reason) == ("unknown", "the scheduler no longer knows job 1, and the job left no record")
-    assert current_state(record, "pretrain", paths, None, asked=False).reason == "the scheduler could not be asked"
+    assert current_state(record, "pretrain", paths, None, asked=False).reason == "the scheduler could not be queried"
 
 
 @pytest.mark.parametrize(

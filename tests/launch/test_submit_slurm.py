@@ -81,7 +81,7 @@ def test_ctrl_c_between_two_stages_takes_the_first_back(
 def test_where_the_controller_falls_silent_the_record_stays(tmp_path: Path, programs: Path) -> None:
     write(programs, "sbatch", f"{TAKE}; exit 1")
     write(programs, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(SchedulerError, match="cannot be found out"):
+    with pytest.raises(SchedulerError, match="cannot be determined"):
         submit(tmp_path)
     run = find_run(tmp_path / "runs", None)
     write(programs, "squeue", 'echo "1|RUNNING|None|N/A|N/A|node0|$(head -1 tags)"')

@@ -96,9 +96,9 @@ def test_a_dry_run_leaves_nothing(hpclm: Callable[..., str], tmp_path: Path) -> 
         (["--sweep", "optim.rl=1,2"], 2, "unknown key; known here: betas, epsilon, lr"),
         (["--sweep", "optim.lr=1e-4,many"], 2, "optim.lr"),
         (["--sweep", "seed=1,2", "--sweep", "trainer.seed=3"], 2, "swept twice"),
-        (["--sweep", "resources.devices_per_node=2,4"], 4, "one job array asks for the same for all"),
+        (["--sweep", "resources.devices_per_node=2,4"], 4, "members of one job array must request the same"),
         (["--sweep", "parallel.tensor=2,3"], 3, "3"),
-        (["--sweep", MANY_SEEDS, "--sweep", MANY_RATES], 2, "is the most"),
+        (["--sweep", MANY_SEEDS, "--sweep", MANY_RATES], 2, "the maximum is"),
     ],
 )  # fmt: skip
 def test_a_fault_in_any_member_is_found_before_anything_is_written(
@@ -119,8 +119,7 @@ def test_a_cancelled_sweep_starts_no_more_members_and_resume_does_the_rest(
     assert states(hpclm, root) == {"pending": 2, "running": 1}
     assert "cancelled 3 of 3 runs" in hpclm("cancel", root.name)
     until_all(hpclm, root, "cancelled")
-    for behaviour in root.glob("*/behaviour.json"):
-        behaviour.write_text("{}")
+    (root / "behaviour.json").write_text("{}")
     hpclm("resume", root.name)
     until_all(hpclm, root, "completed")
 

@@ -36,7 +36,7 @@ BATCH = BatchSpec(16, 1, 16)
 
 
 def estimate(task: str, model: ModelSpec, parallel: ParallelSpec, precision: str, **sections: Any) -> MemoryEstimate:
-    """Memory of a stage of so many tokens a sample: those of its `text` or `data`."""
+    """Memory of a stage of so many tokens per sample: those of its `text` or `data`."""
     spec = StageSpec(
         run="",
         stage="stage",
@@ -96,7 +96,7 @@ def test_training_costs_eighteen_bytes_a_weight_in_bf16() -> None:
 
 
 def test_activations_follow_korthikanti() -> None:
-    # s·b·h·(10 + 24/t) bytes a layer, and the logits in fp32 and bf16.
+    # s·b·h·(10 + 24/t) bytes per layer, and the logits in fp32 and bf16.
     split = ParallelSpec(4, 1, 1, 4, 1, 4)
     logits = 2048 * 50304 // 4 * 6
     layers = memory.activation_bytes(GPT20B, split, BATCH, 2048, 2) - logits

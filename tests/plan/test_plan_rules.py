@@ -1,4 +1,4 @@
-"""Each rule: what it refuses, with value and choices, and that its choices pass."""
+"""Each rule: what it rejects, with value and choices, and that its choices pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpclm.planning import Plan, make_plan
 from hpclm.recipe import load
 from tests.support.samples import changed, single, write, write_checkpoint
 
-# rule, key that is at fault, the value it breaks on, choices offered, other changes that the case needs
+# rule, wrong key, the value it breaks on, choices offered, other changes that the case needs
 RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("devices % (tensor · pipeline) == 0", "resources.devices_per_node", 3, (2, 4), {}),
     ("num_attention_heads % tensor == 0", "parallel.tensor", 8, (1, 2, 4), {"resources.devices_per_node": 8}),
@@ -63,7 +63,7 @@ def test_a_rule_fails_with_value_and_choices_and_passes_with_each_choice(
 
 def test_devices_are_offered_as_nodes_devices_and_tensor(tmp_path: Path) -> None:
     (found, *_) = plan_of(tmp_path, {"parallel.tensor": 4, "resources.devices_per_node": 6}).errors
-    assert "1 × 6 = 6 devices are no multiple of tensor 4 × pipeline 1 = 4" in found.message
+    assert "1 × 6 = 6 devices are not a multiple of tensor 4 × pipeline 1 = 4" in found.message
     assert "devices_per_node 4 or 8, or nodes 2 or 4, or tensor 2, 3 or 6" in found.message.replace("1, 2, 3", "2, 3")
     assert found.choices == (4, 8)
     for devices in (4, 8):

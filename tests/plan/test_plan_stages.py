@@ -131,7 +131,7 @@ def test_more_batch_than_rows_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_plan_with_errors_gives_no_specs(tmp_path: Path) -> None:
     plan = make_plan(load(write(tmp_path, changed(("batch.global", 9)))))
-    with pytest.raises(PlanError, match="9 is no multiple"):
+    with pytest.raises(PlanError, match="9 is not a multiple"):
         stage_specs(plan, "run-1", tmp_path)
 
 

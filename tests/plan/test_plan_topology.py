@@ -76,7 +76,7 @@ def test_megatrons_own_example() -> None:
 
 
 def test_ranks_that_cannot_be_split_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 ranks are no multiple of 4 × 1"):
+    with pytest.raises(ValueError, match="6 ranks are not a multiple of 4 × 1"):
         Topology(4, 1, 2, 3)
 
 

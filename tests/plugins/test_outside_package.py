@@ -75,7 +75,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, installed: dict[str, str
     assert made.returncode == 0, made.stderr
     without = hpclm(tmp_path, environment(), "plan", "recipe.yaml")
     assert without.returncode == 2
-    assert "task: must be one of its words, not the text 'shout'" in without.stderr
+    assert "task: must be one of the allowed values, not the text 'shout'" in without.stderr
     assert "Traceback" not in without.stderr
 
 

@@ -130,7 +130,7 @@ def test_an_exit_code_worth_another_try_gets_one(hpclm: Callable[..., str], tmp_
 
 def test_a_program_that_leaves_nothing_is_not_complete(hpclm: Callable[..., str], tmp_path: Path) -> None:
     recipe({"argv": ["true"], "outputs": ["model/*.pt"]})
-    assert "left nothing that matches 'model/*.pt'" in hpclm("submit", "recipe.yaml", "--wait", code=7)
+    assert "wrote no file that matches 'model/*.pt'" in hpclm("submit", "recipe.yaml", "--wait", code=7)
 
 
 def test_a_program_that_is_not_there_is_said_so(hpclm: Callable[..., str], tmp_path: Path) -> None:
@@ -164,16 +164,20 @@ def test_a_cancel_reaches_the_program(hpclm: Callable[..., str], tmp_path: Path)
     [
         ({"argv": []}, {}, "argv"),
         ({"argv": ["a", "{rnak}"]}, {}, "no placeholder 'rnak'; there are rank,"),
-        ({"argv": ["a", "{rank"]}, {}, "lone brace"),
+        ({"argv": ["a", "{rank"]}, {}, "unmatched brace"),
         ({"argv": ["a\nb"]}, {}, "line break"),
-        ({"argv": ["a"], "outputs": ["../x"]}, {}, "leaves the stage's folder"),
-        ({"argv": ["a"], "outputs": ["/x"]}, {}, "leaves the stage's folder"),
-        ({"argv": ["a"], "progress": "("}, {}, "is no regular expression"),
+        ({"argv": ["a"], "outputs": ["../x"]}, {}, "points outside the stage's folder"),
+        ({"argv": ["a"], "outputs": ["/x"]}, {}, "points outside the stage's folder"),
+        ({"argv": ["a"], "progress": "("}, {}, "is not a valid regular expression"),
         ({"argv": ["a"], "progress": "x"}, {}, "has no group"),
         ({"argv": ["a"], "environment": {"SLURM_X": "1"}}, {}, "belongs to the launcher"),
-        ({"argv": ["a"]}, {"engine": "hpclm"}, "engine megatron does no program; choose pretrain or"),
-        ({"argv": ["a"]}, {"task": "pretrain"}, "engine command does no pretrain; choose program, or engine megatron"),
-        ({"argv": ["a"]}, {"after": ["nobody"]}, "nobody is no earlier stage"),
+        ({"argv": ["a"]}, {"engine": "hpclm"}, "engine megatron does not support program; choose pretrain or"),
+        (
+            {"argv": ["a"]},
+            {"task": "pretrain"},
+            "engine command does not support pretrain; choose program, or engine megatron",
+        ),
+        ({"argv": ["a"]}, {"after": ["nobody"]}, "nobody is not an earlier stage"),
         ({"argv": ["a"]}, {"program": None}, "program: is missing"),
     ],
 )

@@ -128,11 +128,14 @@ def test_through_megatrons_script(hpclm: Callable[..., str], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ((("stages.0.task", "pretrain"),), "nemo does no pretrain; choose p-tuning or prompt-tuning or evaluate"),
+        (
+            (("stages.0.task", "pretrain"),),
+            "nemo does not support pretrain; choose p-tuning or prompt-tuning or evaluate",
+        ),
         ((("nemo", None),), "engine: nemo needs it"),
         ((("data.validation", []),), "NeMo needs it; add JSONL files"),
         ((("optim.schedule.name", "linear"),), "is always cosine"),
-        ((("stages.1.prompts", "nobody"),), "nobody is no earlier prompt-learning stage"),
+        ((("stages.1.prompts", "nobody"),), "nobody is not an earlier prompt-learning stage"),
         ((("parallel.tensor", 1),), "NeMo evaluates without data parallelism: 2 devices"),
         ((("batch.global", 7),), "7"),
         ((("task_templates.0.truncate_field", "nothing"),), "nothing"),
@@ -151,7 +154,7 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ((("stages.0.task", "p-tuning"),), "megatron-lm does no p-tuning"),
+        ((("stages.0.task", "p-tuning"),), "megatron-lm does not support p-tuning"),
         ((("megatron", None),), "engine: megatron-lm needs it"),
         ((("trainer", {"max_epochs": 2}),), "counts steps, not epochs"),
         ((("tokenizer", None),), "--tokenizer-type"),
@@ -165,3 +168,10 @@ def test_what_megatron_lm_cannot_do_is_said_with_its_line(
     said = hpclm("submit", "recipe.yaml", code=3)
     assert words in said
     assert "recipe.yaml:" in said
+
+
+def test_a_trainer_that_cannot_read_our_checkpoints_takes_no_base(tmp_path: Path) -> None:
+    stages = [{"name": "first", "task": "pretrain"}, {**PRETRAIN, "base": "first"}]
+    plan = make_plan(load(megatron_recipe(tmp_path, ("stages", stages))))
+    (found,) = [one for one in plan.errors if one.rule == "engine's model"]
+    assert "megatron-lm cannot read hpclm's checkpoints" in found.message

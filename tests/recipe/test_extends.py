@@ -73,9 +73,9 @@ def test_overrides_go_over_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"mine": "extends: gone.yaml\n"}, r"mine.yaml:1: extends: \S+gone.yaml: no such file"),
-        ({"mine": "extends: mine.yaml\n"}, "mine.yaml extends this recipe in turn"),
-        ({"b": "extends: mine.yaml\n", "mine": "extends: b.yaml\n"}, "extends this recipe in turn"),
+        ({"mine": "extends: gone.yaml\n"}, r"mine.yaml:1: extends: \S+gone.yaml: does not exist"),
+        ({"mine": "extends: mine.yaml\n"}, "mine.yaml extends this recipe, which is a cycle"),
+        ({"b": "extends: mine.yaml\n", "mine": "extends: b.yaml\n"}, "extends this recipe, which is a cycle"),
         ({"mine": "extends: {a: b}\n"}, "must be a file or a list of files"),
         ({"mine": "extends: []\n"}, "must be a file or a list of files"),
         ({"mine": 'extends: "a\\nb"\n'}, "must be a file or a list of files"),

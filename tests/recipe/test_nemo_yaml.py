@@ -147,19 +147,22 @@ def test_an_evaluation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "${trainer.nowhere}"}, "${trainer.nowhere} names nothing in this file"),
+        ({"name": "${trainer.nowhere}"}, "${trainer.nowhere} refers to nothing in this file"),
         ({"name": "${name}"}, "refers to itself"),
         ({"name": "${exp_manager.name}"}, "refers to itself"),
         ({"name": "${oc.env:HOME}"}, "resolvers such as oc.env are not run"),
-        ({"name": "x${model}"}, "cannot stand within a text"),
-        ({"name": "$(touch pwned)"}, "is no name"),
+        ({"name": "x${model}"}, "cannot be part of a text"),
+        ({"name": "$(touch pwned)"}, "is not a valid name"),
         ({"trainer__device": 2}, "did you mean trainer.devices?"),
-        ({"model__optim__name": "sgd"}, "'sgd' is not here; choose one of fused_adam"),
-        ({"model__optim__sched__name": "PolynomialDecayAnnealing"}, "is not here; choose CosineAnnealing"),
-        ({"model__virtual_prompt_style": "inference"}, "trains nothing; choose p-tuning or prompt-tuning"),
-        ({"trainer__precision": 8}, "8 is no precision; choose 16, bf16 or 32"),
+        ({"model__optim__name": "sgd"}, "'sgd' is not supported; choose one of fused_adam"),
+        ({"model__optim__sched__name": "PolynomialDecayAnnealing"}, "is not supported; choose CosineAnnealing"),
+        ({"model__virtual_prompt_style": "inference"}, "does not train; choose p-tuning or prompt-tuning"),
+        ({"trainer__precision": 8}, "8 is not a valid precision; choose 16, bf16 or 32"),
         ({"trainer__accelerator": "tpu"}, "choose gpu or cpu"),
-        ({"model__report_validation_metric": True, "model__validation_metric": "mauve"}, "'mauve' is no metric here"),
+        (
+            {"model__report_validation_metric": True, "model__validation_metric": "mauve"},
+            "'mauve' is not a supported metric",
+        ),
         ({"model__global_batch_size": "many"}, "must be a whole number"),
         ({"model__language_model_path": "???"}, "model.language_model_path must be given"),
     ],
@@ -174,7 +177,7 @@ def test_a_mistake_is_named_at_its_line_in_nemos_file(tmp_path: Path, changes: d
 
 
 def test_an_override_of_an_unknown_key_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"--set model.optimm.lr=1: model.optimm.lr: no key of NeMo"):
+    with pytest.raises(RecipeError, match=r"--set model.optimm.lr=1: model.optimm.lr: unknown key of NeMo"):
         load(NEMO, [*GIVEN, "model.optimm.lr=1"])
 
 

@@ -1,4 +1,4 @@
-"""A broken recipe is refused in one message with place and mend, and whatever it holds, nothing of it runs."""
+"""A broken recipe is refused in one message with place and fix, and whatever it holds, nothing of it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpclm.recipe import load
 from tests.support.broken import CASES, HOSTILE, Case
 from tests.support.samples import changed, write
 
-# `file:line key: what; how to mend`, or the command-line argument in the place's stead.
+# `file:line key: what; how to fix it`, or the command-line argument in the place's stead.
 SHAPE = re.compile(r"(--set .+?|\S+:\d+( .+?)?): .+")
 # What is wrong with a whole file has no line.
 WHOLE_FILE = re.compile(r"\S+: (cannot be read|\d+ more lines).+")
@@ -44,7 +44,7 @@ def test_broken_recipes_are_refused_with_place_and_mend(
     assert lines
     for line in lines:
         assert SHAPE.fullmatch(line) or WHOLE_FILE.fullmatch(line), line
-        assert re.search(r"; |did you mean|known here|choose", line), f"no mend: {line}"
+        assert re.search(r"; |did you mean|known here|choose", line), f"no fix: {line}"
         assert line.isprintable()
     message = "\n".join(lines)
     for expected in case.expected:

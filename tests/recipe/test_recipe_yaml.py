@@ -1,4 +1,4 @@
-"""What YAML means here, and that every value knows its line."""
+"""What YAML means here, and that every value has its line."""
 
 from __future__ import annotations
 

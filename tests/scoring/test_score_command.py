@@ -71,11 +71,11 @@ def test_intents_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         ([{"index": 0, "prediction": "a"}], ["a", "b"], "1 without a prediction"),
         ([{"index": 0, "prediction": "a"}, {"index": 5, "prediction": "b"}], ["a"], "1 without an answer"),
-        ([{"index": 0, "prediction": "a"}] * 2, ["a"], "1 there twice"),
+        ([{"index": 0, "prediction": "a"}] * 2, ["a"], "1 duplicated"),
         ([{"index": 0, "prediction": "a"}, {"index": 1}], ["a", "b"], "p:2: not an object with a prediction"),
         ([{"index": 0, "prediction": "a"}], [{"question": "x"}], "t:1: no answer"),
-        ([{"index": 0, "prediction": "a"}], ["{"], "t:1: not JSON"),
-        ([{"index": 0, "prediction": "a"}], [[]], "t:1: answer must be a text or a list of texts"),
+        ([{"index": 0, "prediction": "a"}], ["{"], "t:1: not valid JSON"),
+        ([{"index": 0, "prediction": "a"}], [[]], "t:1: answer must be a text or a non-empty list of texts"),
         ([], ["a"], "p: is empty"),
     ],
 )

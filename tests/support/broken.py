@@ -1,7 +1,7 @@
 """Recipes that a person could have written and that cannot run: each must be refused in one message.
 
-`CASES` is shared: the recipe's own tests ask for the message's place and mend, the launch tests that nothing is
-submitted. A case writes its recipe and files into a folder and says what the message must hold.
+`CASES` is shared: the recipe's own tests check the message's place and fix, the launch tests check that nothing is
+submitted. A case writes its recipe and files into a folder and lists what the message must contain.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ _STRINGS = (
     "task_templates.0.truncate_field",
     "task_templates.0.answer_field",
 )
-# What may hold any printable text: quoted where it is used, so no fault by itself (see HOSTILE).
+# What may hold any printable text: quoted where it is used, so not an error by itself (see HOSTILE).
 _FREE = (
     "container.environment.NCCL_DEBUG",
     "container.workdir",
@@ -135,7 +135,7 @@ def _hostile_strings() -> Iterator[Case]:
             yield case
     for label, text in (("nul", "x\0y"), ("separator", "x\u2028y"), ("bidi", "x\u202ey"), ("tab", "x\ty")):
         yield changed_case("container.environment.NCCL_DEBUG", text, "NCCL_DEBUG", "U+", id=f"{label}-environment")
-        yield changed_case("name", text, "name", "is no name", id=f"{label}-name")
+        yield changed_case("name", text, "name", "is not a valid name", id=f"{label}-name")
     yield changed_case("task_templates.0.prompt_template", "{words}\0{answer}", "control character", id="nul-template")
     for name in ("A B", "A=B", "$(x)", "A\nB", "HPCLM_RANK", "SLURM_JOB_ID", "PYXIS_CONTAINER_IMAGE", ""):
         yield changed_case("container.environment", {name: "x"}, id=f"variable-{name!r}")
@@ -143,12 +143,12 @@ def _hostile_strings() -> Iterator[Case]:
     yield changed_case("container.mounts.0.target", "text", "start it with /", id="mount-relative")
     yield changed_case("container.mounts.0.target", "/a:b", "':'", id="mount-colon")
     for name in ("..", "-rf", ".hidden", "a/b", "a b", "", "x" * 65, "ä"):
-        yield changed_case("name", name, "is no name", id=f"name-{name[:8]!r}")
+        yield changed_case("name", name, "is not a valid name", id=f"name-{name[:8]!r}")
     yield changed_case("data.train", ["~/train.jsonl"], "~ is not expanded", id="home")
-    yield changed_case("data.train", ["$HOME/train.jsonl"], "no such file", id="variable-in-path")
+    yield changed_case("data.train", ["$HOME/train.jsonl"], "does not exist", id="variable-in-path")
     yield changed_case("data.train", [""], "is empty", id="empty-path")
     yield changed_case("data.train", ["x" * 5000], "longer than 4096", id="long-path")
-    yield changed_case("text.pattern", "../*", "holds '/'", id="pattern-slash")
+    yield changed_case("text.pattern", "../*", "contains '/'", id="pattern-slash")
 
 
 def _rules() -> Iterator[Case]:
@@ -156,14 +156,14 @@ def _rules() -> Iterator[Case]:
         return recipe_case(f"rule-{id}", changed(*changes), *expected, faults=faults)
 
     wide = ("resources.devices_per_node", 3)
-    yield one("devices", wide, expected=("3 devices are no multiple of tensor 2",), faults=3 - 1)
+    yield one("devices", wide, expected=("3 devices are not a multiple of tensor 2",), faults=3 - 1)
     yield one("heads", wide, ("parallel.tensor", 3), expected=("num_attention_heads 4", "1, 2 or 4"), faults=0)
     yield one("layers", ("resources.devices_per_node", 6), ("parallel.pipeline", 3), expected=("num_layers 4",))
     yield one("ffn", ("model.ffn_hidden_size", 101), expected=("ffn_hidden_size 101",))
     yield one("groups", ("model.num_query_groups", 3), expected=("does not divide num_attention_heads 4",))
     yield one("hidden", ("model.hidden_size", 66), expected=("does not divide hidden_size 66",))
-    yield one("batch", ("batch.global", 9), expected=("9 is no multiple of micro 4", "8 or 12"))
-    yield one("min-lr", ("optim.min_lr", 0.1), expected=("is over lr",))
+    yield one("batch", ("batch.global", 9), expected=("9 is not a multiple of micro 4", "8 or 12"))
+    yield one("min-lr", ("optim.min_lr", 0.1), expected=("is greater than lr",))
     yield one(
         "pipeline-min-lr",
         ("resources.devices_per_node", 4),
@@ -172,25 +172,30 @@ def _rules() -> Iterator[Case]:
         expected=("must be 0 for p-tuning",),
     )
     yield one("sequence", ("parallel.tensor", 1), ("parallel.sequence", True), expected=("tensor ranks",))
-    yield one("sequence-text", ("parallel.sequence", True), ("text.seq_length", 33), expected=("33 is no multiple",))
+    yield one("sequence-text", ("parallel.sequence", True), ("text.seq_length", 33), expected=("33 is not a multiple",))
     yield one(
-        "sequence-data", ("parallel.sequence", True), ("data.max_seq_length", 47), expected=("47 is no multiple",)
+        "sequence-data", ("parallel.sequence", True), ("data.max_seq_length", 47), expected=("47 is not a multiple",)
     )
-    yield one("positions-text", ("text.seq_length", 65), expected=("over the model's", "64"))
-    yield one("positions-data", ("data.max_seq_length", 65), expected=("over the model's", "64"))
+    yield one("positions-text", ("text.seq_length", 65), expected=("exceeds the model's", "64"))
+    yield one("positions-data", ("data.max_seq_length", 65), expected=("exceeds the model's", "64"))
     yield one("answer", ("generation.max_new_tokens", 64), expected=("leaves no room",))
     yield one("answer-virtual", ("generation.max_new_tokens", 58), expected=("6 virtual tokens leave no room",))
     yield one("bf16", ("trainer.precision", "bf16"), expected=("on device cpu choose fp32",))
     yield one("fp16", ("trainer.precision", "fp16"), expected=("on device cpu choose fp32",))
-    yield one("encoder", ("prompt.encoder_hidden", 33), expected=("33 is no multiple of tensor 2", "32 or 34"))
-    yield one("mlp", ("prompt.encoder", "mlp"), ("prompt.encoder_layers", 1), expected=("an mlp encoder has 2 layers",))
+    yield one("encoder", ("prompt.encoder_hidden", 33), expected=("33 is not a multiple of tensor 2", "32 or 34"))
+    yield one(
+        "mlp",
+        ("prompt.encoder", "mlp"),
+        ("prompt.encoder_layers", 1),
+        expected=("an mlp encoder needs at least 2 layers",),
+    )
     yield one(
         "rope",
         ("model.position_embedding", "rope"),
         ("model.kv_channels", 15),
         expected=("even kv_channels",),
     )
-    yield one("length", ("trainer", {"seed": 1}), expected=("says no length",))
+    yield one("length", ("trainer", {"seed": 1}), expected=("sets no training length",))
     yield one("two-lengths", ("trainer.max_epochs", 1), expected=("keep one",))
     for key, value in (
         ("parallel.tensor", 0),
@@ -232,8 +237,8 @@ def _stages() -> Iterator[Case]:
     yield changed_case("stages.2.prompts", "pretrain", "is a pretrain stage", "choose ptune", id="stage-prompts")
     yield changed_case("stages.2.base", "ptune", "is a p-tuning stage", "choose pretrain", id="stage-wrong-base")
     yield changed_case("stages.1.base", DROP, "needs a trained model", "model.checkpoint", id="stage-no-base", faults=0)
-    yield changed_case("stages.1.name", "pretrain", "is taken", id="stage-twice")
-    yield changed_case("stages.1.name", "PRETRAIN", "is taken", id="stage-case")
+    yield changed_case("stages.1.name", "pretrain", "is already used", id="stage-twice")
+    yield changed_case("stages.1.name", "PRETRAIN", "is already used", id="stage-case")
     yield changed_case("stages.1.name", DROP, "name", "is missing", id="stage-unnamed")
     yield changed_case("stages.1.task", DROP, "task", "is missing", id="stage-taskless")
     yield changed_case("stages.1.task", "ptuning", "did you mean p-tuning?", id="stage-task")
@@ -243,7 +248,7 @@ def _stages() -> Iterator[Case]:
     yield changed_case("stages", [], "1 to 50 stages", id="stages-none")
     yield changed_case("stages", "pretrain", "1 to 50 stages", id="stages-text")
     yield changed_case("stages", ["pretrain"], "must be a mapping", id="stages-names")
-    yield changed_case("task", "pretrain", "stands beside stages", id="stages-and-task")
+    yield changed_case("task", "pretrain", "cannot be combined with stages", id="stages-and-task")
     yield changed_case("name", DROP, "name", "is missing", id="name-missing")
     yield changed_case("version", DROP, "version", "is missing", id="version-missing")
     yield changed_case("tokenizer", DROP, "tokenizer", "is missing", id="tokenizer-missing")
@@ -255,7 +260,9 @@ def _stages() -> Iterator[Case]:
     for section in ("batch", "optim", "trainer"):
         yield changed_case(section, DROP, section, "is missing", id=f"{section}-missing", faults=2)
     yield changed_case("stages.1.model", {"num_layers": 2}, "does not agree with 4", id="stage-model")
-    yield changed_case("stages.1.model", {"checkpoint": "text"}, "stands beside base", "keep one", id="stage-two-bases")
+    yield changed_case(
+        "stages.1.model", {"checkpoint": "text"}, "cannot be combined with base", "keep one", id="stage-two-bases"
+    )
     yield recipe_case("single-base", {**single(), "base": "pretrain"}, "give model.checkpoint")
     yield recipe_case("single-no-task", {k: v for k, v in single().items() if k != "task"}, "task", "is missing")
     yield recipe_case(
@@ -280,8 +287,8 @@ def _syntax() -> Iterator[Case]:
         ("tab", good.replace("  num_layers", "\tnum_layers", 1), "a tab"),
         ("open-bracket", good + "x: [1\n", "not valid YAML"),
         ("open-quote", good + 'x: "a\n', "not valid YAML"),
-        ("colon", good + "x: a: b\n", "goes into quotes"),
-        ("at", good + "x: @y\n", "goes into quotes"),
+        ("colon", good + "x: a: b\n", "must be put in quotes"),
+        ("at", good + "x: @y\n", "must be put in quotes"),
         ("twice", good + "name: other\n", "written twice"),
         ("twice-below", good.replace("  tensor: 2", "  tensor: 2\n  tensor: 4"), "tensor: written twice"),
         ("tag", good + "x: !!python/object/apply:os.system ['touch pwned']\n", "the tag"),
@@ -302,7 +309,7 @@ def _syntax() -> Iterator[Case]:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True):
         bomb += f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
-    yield recipe_case("yaml-bomb", bomb, "unfolds to more than")
+    yield recipe_case("yaml-bomb", bomb, "expands to more than")
     yield recipe_case("yaml-nul", b"name: a\0b\n", "U+0000")
     yield recipe_case("yaml-escape", b"name: \x1b[31m\n", "U+001B")
     yield recipe_case("yaml-latin-1", "name: ä\n".encode("latin-1"), "UTF-8")
@@ -318,9 +325,9 @@ def _overrides() -> Iterator[Case]:
         ("optim.lr", "key=value"),
         ("=1", "key=value"),
         ("optim.lr=", "a value is missing"),
-        (".lr=1", "is no key"),
-        ("optim..lr=1", "is no key"),
-        ("optim. lr=1", "is no key"),
+        (".lr=1", "is not a valid key"),
+        ("optim..lr=1", "is not a valid key"),
+        ("optim. lr=1", "is not a valid key"),
         ("optm.lr=1", "did you mean 'optim'?"),
         ("optim.lrr=1", "did you mean 'lr'?"),
         ("optim.lr=abc", "must be a number"),
@@ -336,7 +343,7 @@ def _overrides() -> Iterator[Case]:
         ("task_templates.5.taskname=x", "choose 0 to 0 or first"),
         ("task_templates.nope.taskname=x", "choose 0 to 0 or first"),
         ("data.tests.0=x", "no list tests"),
-        ("name=$(touch pwned)", "is no name"),
+        ("name=$(touch pwned)", "is not a valid name"),
         ("name=a\nb", "--set"),
         ("optim.lr=1\x00", "--set"),
         ("parallel.tensor=3", "3 does not divide num_attention_heads 4"),
@@ -353,7 +360,7 @@ def _overrides() -> Iterator[Case]:
             stage["parallel"] = {"tensor": 2 + 0 * number}
         return write(folder, recipe)
 
-    yield Case("set-nobody", own, ("changes nothing", "stages.<name>.parallel.tensor"), ("parallel.tensor=1",))
+    yield Case("set-nobody", own, ("has no effect", "stages.<name>.parallel.tensor"), ("parallel.tensor=1",))
     yield Case(
         "set-stage-of-one",
         lambda folder: (write_checkpoint(folder), write(folder, single()))[1],
@@ -376,7 +383,7 @@ CASES: list[Case] = [
     *_overrides(),
 ]
 
-# Text with the shell's own characters that is nobody's fault: it must plan, and nothing in it may ever run.
+# Text with shell characters that is valid: it must plan, and nothing in it may ever run.
 HOSTILE: list[Case] = [
     changed_case(
         "task_templates.0.prompt_template",

@@ -16,7 +16,7 @@ class Case:
 
     Attributes:
         build: writes the recipe and its files into a folder and returns the recipe's path.
-        expected: what the message must hold.
+        expected: what the message must contain.
         overrides: `--set` arguments.
         faults: how many lines the message has.
     """

@@ -1,4 +1,4 @@
-"""Broken recipes whose fault lies in what they name: rows, templates, checkpoints, tokenizers."""
+"""Recipes that name broken files: rows, templates, checkpoints, tokenizers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.samples import DROP, ROW, changed, single, write, write_check
 def missing_files() -> Iterator[Case]:
     for role in ("train", "validation", "test"):
         yield changed_case(
-            f"data.{role}", ["gone.jsonl"], "gone.jsonl", "no such file", f"data.{role}", id=f"no-{role}"
+            f"data.{role}", ["gone.jsonl"], "gone.jsonl", "does not exist", f"data.{role}", id=f"no-{role}"
         )
         yield changed_case(f"data.{role}", ["text"], "is a folder", id=f"folder-{role}")
-    yield changed_case("text.paths", ["gone"], "no such file or folder", id="no-text")
+    yield changed_case("text.paths", ["gone"], "does not exist", id="no-text")
     yield changed_case("text.pattern", "*.md", "no file in it matches", id="no-match")
-    yield changed_case("tokenizer", {"tokenizer_file": "gone.json"}, "no such file", id="no-tokenizer")
+    yield changed_case("tokenizer", {"tokenizer_file": "gone.json"}, "does not exist", id="no-tokenizer")
     yield recipe_case(
         "no-vocabulary",
         changed(("tokenizer", {"vocab_file": "gone.json", "merges_file": "gone.txt"})),
@@ -28,9 +28,9 @@ def missing_files() -> Iterator[Case]:
         faults=2,
     )
     yield recipe_case(
-        "no-prompts", changed(("stages.2.prompts", "./gone"), ("stages.2.base", "pretrain")), "no such folder"
+        "no-prompts", changed(("stages.2.prompts", "./gone"), ("stages.2.base", "pretrain")), "does not exist"
     )
-    yield recipe_case("no-checkpoint", single(), "no such folder", "model.checkpoint", faults=0)
+    yield recipe_case("no-checkpoint", single(), "does not exist", "model.checkpoint", faults=0)
     yield Case("no-recipe", lambda folder: folder / "gone.yaml", ("cannot be read",), faults=1)
     yield Case("recipe-folder", lambda folder: folder, ("cannot be read",), faults=1)
 
@@ -43,15 +43,15 @@ def checkpoint_cases() -> Iterator[Case]:
 
         return Case(f"checkpoint-{id}", build, expected, faults=faults)
 
-    yield with_base("empty", lambda base: (base / "model.json").unlink(), "holds no model.json", faults=0)
+    yield with_base("empty", lambda base: (base / "model.json").unlink(), "contains no model.json", faults=0)
     yield with_base("torn", lambda base: (base / "model.json").write_text("{"), "cannot be read as a model", faults=0)
     yield with_base("list", lambda base: (base / "model.json").write_text("[]"), "cannot be read as a model", faults=0)
     yield with_base("partial", lambda base: (base / "model.json").write_text("{}"), "cannot be read", faults=0)
     yield with_base(
-        "types", lambda base: write_checkpoint(base.parent, num_layers="4"), "a whole number is needed", faults=0
+        "types", lambda base: write_checkpoint(base.parent, num_layers="4"), "must be a whole number", faults=0
     )
     yield with_base("other", lambda base: write_checkpoint(base.parent, num_layers=8), "does not agree with 8")
-    yield with_base("untokenized", lambda base: (base / "tokenizer.json").unlink(), "holds no tokenizer.json")
+    yield with_base("untokenized", lambda base: (base / "tokenizer.json").unlink(), "contains no tokenizer.json")
     yield with_base(
         "odd-vocabulary", lambda base: write_checkpoint(base.parent, padded_vocab_size=501), "padded_vocab_size 501"
     )
@@ -66,7 +66,7 @@ def checkpoint_cases() -> Iterator[Case]:
     yield with_tokenizer("torn", "{", "cannot be read as a vocabulary")
     yield with_tokenizer("list", "[]", "cannot be read as a vocabulary")
     yield with_tokenizer("empty", '{"model": {"vocab": {}}}', "no entries")
-    yield with_tokenizer("text-ids", '{"model": {"vocab": {"a": "0"}}}', "no whole number")
+    yield with_tokenizer("text-ids", '{"model": {"vocab": {"a": "0"}}}', "not an integer")
     yield changed_case("tokenizer", {"vocab_file": "a"}, "give both", id="tokenizer-half")
     yield changed_case("tokenizer", {}, "give one of", id="tokenizer-none")
     yield changed_case(
@@ -93,15 +93,15 @@ def row_cases() -> Iterator[Case]:
         return Case(f"row-{role}-{id}", build, (f"{role}.jsonl:9", *expected), faults=faults)
 
     for role in ("train", "validation", "test"):
-        yield lines("open", '{"taskname": "first"', "is not JSON", role=role)
+        yield lines("open", '{"taskname": "first"', "is not valid JSON", role=role)
         yield lines("taskname", json.dumps({**ROW, "taskname": "second"}), "has no template", role=role)
         yield lines("number", json.dumps({**ROW, "words": 5}), "words is a number", role=role)
-    yield lines("text", "hello", "is not JSON")
+    yield lines("text", "hello", "is not valid JSON")
     yield lines("list", "[1]", "is a list")
     yield lines("string", '"a"', "is text")
     yield lines("null", "null", "is null")
-    yield lines("digits", "9" * 5000, "is not JSON")
-    yield lines("two", good + good, "is not JSON")
+    yield lines("digits", "9" * 5000, "is not valid JSON")
+    yield lines("two", good + good, "is not valid JSON")
     yield lines("deep", "[" * 100_000, "row")
     yield lines("utf-16", good.encode("utf-16"), "UTF-8")
     yield lines("latin-1", '{"taskname": "first", "words": "ä"}'.encode("latin-1"), "UTF-8")
@@ -123,13 +123,13 @@ def row_cases() -> Iterator[Case]:
         return Case(f"rows-{role}-{id}", build, expected, faults=faults)
 
     for role in ("train", "validation", "test"):
-        yield rows("empty", "", "hold no rows", f"data.{role}", role=role)
-    yield rows("blank", "\n\n \n", "hold no rows")
+        yield rows("empty", "", "contain no rows", f"data.{role}", role=role)
+    yield rows("blank", "\n\n \n", "contain no rows")
     yield rows("many", "x\n" * 50, "train.jsonl:1", "40 more lines", faults=11)
     yield rows(
         "field",
         (json.dumps({"taskname": "first", "word": "a", "answer": "b"}) + "\n") * 9,
-        "{words} is in no row",
+        "{words} is missing from all rows",
         "did you mean {word}?",
         "prompt_template",
     )
@@ -159,11 +159,13 @@ def template_cases() -> Iterator[Case]:
     yield one("zero-split", {"virtual_token_splits": [6, 0]}, "at least 1")
     yield one("no-field", {"prompt_template": "<|VIRTUAL_PROMPT_0|> hello"}, "has no {field}")
     yield one("empty", {"prompt_template": ""}, "is empty")
-    yield one("empty-field", {"prompt_template": "<|VIRTUAL_PROMPT_0|> {} {words} {answer}"}, "is no field", faults=0)
+    yield one(
+        "empty-field", {"prompt_template": "<|VIRTUAL_PROMPT_0|> {} {words} {answer}"}, "is not a field", faults=0
+    )
     yield one(
         "absent",
         {"prompt_template": "<|VIRTUAL_PROMPT_0|> {words} {colour} = {answer}"},
-        "{colour} is in no row",
+        "{colour} is missing from all rows",
         faults=0,
     )
     yield one("answer-inside", {"prompt_template": "<|VIRTUAL_PROMPT_0|> {words} = {answer}."}, "last")
@@ -172,17 +174,17 @@ def template_cases() -> Iterator[Case]:
     yield one(
         "marker-behind",
         {"prompt_template": "{words} = {answer} <|VIRTUAL_PROMPT_0|>", "answer_only_loss": False},
-        "marker behind {answer}",
+        "marker after {answer}",
     )
-    yield one("answer-field", {"answer_field": "label"}, "'label' is no field")
+    yield one("answer-field", {"answer_field": "label"}, "'label' is not a field")
     yield one("answer-null", {"answer_field": None}, "name the field")
-    yield one("truncate", {"truncate_field": "context"}, "'context' is no field", "words or null")
-    yield one("truncate-answer", {"truncate_field": "answer"}, "must stay whole")
+    yield one("truncate", {"truncate_field": "context"}, "'context' is not a field", "words or null")
+    yield one("truncate-answer", {"truncate_field": "answer"}, "must not be truncated")
     yield one("tokens", {"total_virtual_tokens": 48, "virtual_token_splits": [48]}, "leave no room", "less than 48")
     yield one("no-tokens", {"total_virtual_tokens": 0}, "at least 1")
     yield one("init", {"prompt_init": "text", "prompt_init_text": "x"}, "task: prompt-tuning")
     yield one("init-choice", {"prompt_init": "zeros"}, "choose random, text")
-    yield recipe_case("template-init-text", single("prompt-tuning"), "no such folder", faults=0)
+    yield recipe_case("template-init-text", single("prompt-tuning"), "does not exist", faults=0)
     second = {**changed()["task_templates"][0]}
     yield changed_case(
         "task_templates", [second, {**second}], "has a template already", id="template-same-task", faults=0

@@ -33,7 +33,7 @@ class StoppedError(Exception):
 
 def main(stage_dir: str, attempt: str) -> None:
     stage = StagePaths(Path(stage_dir))
-    # beside the payload: in the run, or in the sweep whose members share it
+    # next to the payload: in the run, or in the sweep whose members share it
     behaviour = (read_object(Path(__file__).parents[3] / "behaviour.json") or {}).get(stage.name, {})
     if behaviour.get("mute"):
         print("ImportError: no engine in this image")
@@ -57,7 +57,7 @@ def main(stage_dir: str, attempt: str) -> None:
     try:
         _work(stage, paths, behaviour, rank, world)
     except StoppedError:
-        state, kind, code, message = "stopped", "signal", 30, "told to stop"
+        state, kind, code, message = "stopped", "signal", 30, "stop requested"
     except ConnectionError:
         state, kind, code, message = "failed", "peer-lost", 20, "Connection closed by peer"
     except RuntimeError as error:

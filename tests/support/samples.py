@@ -1,4 +1,4 @@
-"""A small whole recipe with its files, for tests to break and bend."""
+"""A small whole recipe with its files, for tests to modify."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_files(folder: Path) -> None:
 
 
 def write(folder: Path, recipe: dict[str, Any] | str | bytes, name: str = "recipe.yaml") -> Path:
-    """The recipe as a file in `folder`, its data beside it."""
+    """The recipe as a file in `folder`, its data next to it."""
     write_files(folder)
     path = folder / name
     if isinstance(recipe, bytes):

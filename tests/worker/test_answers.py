@@ -34,7 +34,7 @@ ROWS = [[5, 6, 7, 8, 9], [10, 11, 12, 13, 14], [30, 31, 30, 31, 30]]
 def model(alone: Groups) -> LanguageModel:
     config = transformer_config(SMALL, ParallelSpec(1, 1, 1, 1, 1, 1), "fp32", alone.device, variable_lengths=True)
     gpt = build_gpt(SMALL, config, alone)
-    # large weights, so that the untrained model has opinions
+    # large weights, so that the untrained model's outputs differ clearly
     initialize_weights(gpt, replace(SMALL, init_std=0.5), 3)
     return LanguageModel(config, gpt, None, frozen=True).eval()
 

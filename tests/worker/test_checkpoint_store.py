@@ -64,7 +64,7 @@ def test_a_table_of_another_padding_takes_what_both_have(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("piece", "words"),
     [
-        (shard(torch.zeros(6, 4), key="other"), "holds no tensor other"),
+        (shard(torch.zeros(6, 4), key="other"), "contains no tensor other"),
         (shard(torch.zeros(6, 5)), r"w has shape \(6, 4\), the model of the recipe needs \(6, 5\)"),
     ],
 )
@@ -96,13 +96,13 @@ def _escape(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (_truncate, "bytes where"),
+        (_truncate, "bytes, expected"),
         (_flip, "sha256 differs"),
         (lambda folder: _shard_file(folder).unlink(), "missing"),
         (lambda folder: (folder / "manifest.json").write_text('{"format": "hpclm'), "cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "not an hpclm checkpoint"),
         (lambda folder: (folder / "manifest.json").unlink(), "never finished"),
-        (_escape, "leaves the checkpoint"),
+        (_escape, "points outside the checkpoint"),
     ],
 )
 def test_damage_is_found_and_named(saved: Path, harm: Callable[[Path], object], words: str) -> None:
@@ -121,7 +121,7 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path, alone: Groups) -> None:
     assert resolve(tmp_path, prefer="best").name == "step-00000002"
     assert resolve(tmp_path, prefer="latest").name == "step-00000005"
     assert resolve(tmp_path / "step-00000004", prefer="best").name == "step-00000004"
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         resolve(tmp_path / "elsewhere", prefer="best")
 
 

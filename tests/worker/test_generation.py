@@ -26,7 +26,7 @@ EOS = 300
 def model_of(spec: ModelSpec, groups: Groups) -> LanguageModel:
     config = transformer_config(spec, ParallelSpec(1, 1, 1, 1, 1, 1), "fp32", groups.device, variable_lengths=True)
     gpt = build_gpt(spec, config, groups)
-    # large weights, so that the untrained model has opinions
+    # large weights, so that the untrained model's outputs differ clearly
     initialize_weights(gpt, replace(spec, init_std=0.5), 3)
     return LanguageModel(config, gpt, None, frozen=True).eval()
 

@@ -1,4 +1,4 @@
-"""Nothing is lost: whatever stops a run, submitted again it ends with the weights it would have had."""
+"""Nothing is lost: however a run is stopped, after a resume it ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 

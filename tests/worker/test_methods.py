@@ -1,4 +1,4 @@
-"""Methods of prompt learning on real ranks: encoders, new tasks beside trained ones, NeMo's task names."""
+"""Methods of prompt learning on real ranks: encoders, new tasks next to trained ones, NeMo's task names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_new_task_leaves_the_old_one_as_it_was(bench: Bench, task: str) -> Non
     first = run(only(bench.spec(f"first-{task}", task), "copy"))
     added = run(bench.spec(f"added-{task}", task, prompts=str(first.checkpoints)))
     # the old task's rows were in the files, and none of them was trained on
-    assert "rows are of frozen tasks" in added.all_attempts()[0].log(0).read_text()
+    assert "rows belong to frozen tasks" in added.all_attempts()[0].log(0).read_text()
     old = predictions(run(only(bench.spec(f"old-{task}", "evaluate", prompts=str(first.checkpoints)), "copy")))
     again = predictions(run(only(bench.spec(f"again-{task}", "evaluate", prompts=str(added.checkpoints)), "copy")))
     assert again == old
@@ -99,7 +99,7 @@ def test_nothing_new_to_learn_is_said(bench: Bench) -> None:
     first = run(bench.spec("all", "prompt-tuning", steps=2, validate=2))
     ranks = Ranks(bench.spec("none-new", "prompt-tuning", prompts=str(first.checkpoints)))
     assert ranks.wait() == [10]
-    assert "holds prompts for copy, swap already" in ranks.record(0)["message"]
+    assert "already contains prompts for copy, swap" in ranks.record(0)["message"]
 
 
 def test_in_nemos_way_the_name_of_a_task_changes_what_it_learns(bench: Bench) -> None:

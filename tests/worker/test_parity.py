@@ -1,4 +1,4 @@
-"""The split must not show: losses and predictions are those of one process, for every TP×PP×DP."""
+"""The split must not change results: losses and predictions are those of one process, for every TP×PP×DP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our prompt learning is PEFT's arithmetic, on the same weights."""
+"""hpclm's prompt learning computes the same as PEFT, on the same weights."""
 
 from __future__ import annotations
 

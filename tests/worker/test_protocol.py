@@ -50,7 +50,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (None, "ok", 0, "done"),
         (StoppedError("saved"), "signal", 30, "stopped"),
-        (DataError("rows.jsonl:3: not JSON"), "data", ExitCode.DATA, "failed"),
+        (DataError("rows.jsonl:3: not valid JSON"), "data", ExitCode.DATA, "failed"),
         (CheckpointError("damaged"), "data", ExitCode.DATA, "failed"),
         (FloatingPointError("diverged"), "data", ExitCode.DATA, "failed"),
         (MemoryError(), "memory", ExitCode.MEMORY, "failed"),

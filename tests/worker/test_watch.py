@@ -1,4 +1,5 @@
-"""A rank that gets nowhere: it is ended, its stack is left, and it says whether it was stuck or waited for others."""
+"""A rank without progress: it is stopped, its stack is saved, and it reports whether it
+was stuck or waited for others."""
 
 from __future__ import annotations
 

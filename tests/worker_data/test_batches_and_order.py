@@ -133,7 +133,11 @@ def test_no_test_row_is_dropped_and_a_line_separator_in_a_string_is_no_line(tmp_
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b'{"taskname": "t"\n', r":1: is not JSON"), (b"\xff\n", "not UTF-8 text at byte 0"), (b"\n", "no row is left")],
+    [
+        (b'{"taskname": "t"\n', r":1: is not valid JSON"),
+        (b"\xff\n", "not UTF-8 text at byte 0"),
+        (b"\n", "no usable row is left"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "rows.jsonl"

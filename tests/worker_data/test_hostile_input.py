@@ -50,9 +50,9 @@ def example(made: Template, row: dict[str, str], *, training: bool) -> Example:
         (b'{"taskname": "t", "q": NaN, "answer": "x"}', "q is a number; write it as text"),
         (b'{"taskname": "t", "q": null, "answer": "x"}', "q is null; write it as text"),
         (b'{"taskname": ["t"], "q": "x"}', "taskname .*'t'.* has no template"),
-        (b'{"taskname": "t", "q": "x"}', "no 'answer', the answer to learn"),
-        (b'{"taskname": "t", "q": "x", "answer": "y"', "is not JSON"),
-        (b"9" * 5000, "is a number; a row is an object|is not JSON"),
+        (b'{"taskname": "t", "q": "x"}', "no 'answer', the answer to train on"),
+        (b'{"taskname": "t", "q": "x", "answer": "y"', "is not valid JSON"),
+        (b"9" * 5000, "is a number; a row is an object|is not valid JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:

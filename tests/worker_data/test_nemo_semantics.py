@@ -1,4 +1,4 @@
-"""`data.semantics: nemo`: NeMo r1.22's reading of a row, fault by fault, with GPT-2's vocabulary.
+"""`data.semantics: nemo`: NeMo r1.22's reading of a row, bug by bug, with GPT-2's vocabulary.
 
 Every expected id is put together by hand from what the reference says NeMo does, not taken from our own output.
 """

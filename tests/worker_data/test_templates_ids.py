@@ -109,11 +109,11 @@ def test_a_begin_token_stands_in_front() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ([], "is a list; a row is an object"),
+        ([], "is a list; a row must be an object"),
         ({"taskname": "qa", "question": 3}, "question is a number; write it as text"),
         ({"taskname": "other"}, "taskname 'other' has no template; templates: qa"),
         ({}, "has no taskname; add it, one of qa"),
-        ({"taskname": "qa", "question": "x"}, "has no 'answer', the answer to learn"),
+        ({"taskname": "qa", "question": "x"}, "has no 'answer', the answer to train on"),
         ({"taskname": "qa", "question": "\ud800", "answer": "x"}, "question has half of a surrogate pair"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Any, words: st
 def test_virtual_tokens_behind_the_answer_are_refused() -> None:
     """A model asked for the answer would never see them."""
     spec = replace(SPEC, prompt_template="{question} {answer} <|VIRTUAL_PROMPT_0|>", answer_only_loss=False)
-    with pytest.raises(DataError, match=r"'qa': <\|VIRTUAL_PROMPT_0\|> stands behind \{answer\}"):
+    with pytest.raises(DataError, match=r"'qa': <\|VIRTUAL_PROMPT_0\|> comes after \{answer\}"):
         template(spec)
 
 

@@ -59,7 +59,7 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> Non
 
 def test_a_tokenizer_larger_than_the_models_table_is_refused() -> None:
     TOKENIZER.check_fits(TOKENIZER.vocab_size)
-    with pytest.raises(DataError, match=r"entries, the model's table only 128"):
+    with pytest.raises(DataError, match=r"entries, the model's embedding table only 128"):
         TOKENIZER.check_fits(128)
 
 

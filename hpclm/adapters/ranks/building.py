@@ -13,7 +13,7 @@ from hpclm.formats.ranks.parameters import mark_tensor_parallel
 
 
 def build_prompts(card: PromptsCard, config: TransformerConfig, seed: int, device: torch.device) -> SoftPrompts:
-    """The soft prompts of a card, initialised the same whatever the split."""
+    """The soft prompts of a card, initialised the same way for every split."""
     frozen = frozenset(card.kept)
     if card.task == "p-tuning":
         assert card.prompt is not None

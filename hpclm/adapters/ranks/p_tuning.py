@@ -1,11 +1,11 @@
-"""P-tuning (Liu et al. 2021, arXiv:2103.10385): virtual tokens come out of a small trained encoder.
+"""P-tuning (Liu et al. 2021, arXiv:2103.10385): virtual tokens are computed by a small trained encoder.
 
 Encoders follow NeMo's nemo/collections/nlp/modules/common/prompt_encoder.py; `mlp` (three layers in PEFT) and `lstm`
 are also PEFT's peft/tuners/p_tuning/model.py. Each task has its own input table and all share the encoder.
 
 NeMo gives all tasks one input table and distinguishes them by writing the task name's word embeddings over its first
-rows, so renaming a task changes its results. That is done here under `data.semantics: nemo` alone (`name_lengths`);
-otherwise a name is only a name. (In NeMo a name shorter than another of its batch is also followed by the padding
+rows, so renaming a task changes its results. Here that is done only under `data.semantics: nemo` (`name_lengths`);
+otherwise a name has no effect. (In NeMo a name shorter than another of its batch is also followed by the padding
 token's embedding, which depends on the batch; not here.)
 """
 
@@ -143,7 +143,7 @@ class ParallelMlp(nn.Module):
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
         metadata: dict[str, bool] | None = None,
     ) -> dict[str, ShardedTensor]:
-        """megatron-core's; its default would take a tensor-parallel layer's parts for whole tensors."""
+        """megatron-core's; its default would treat a tensor-parallel layer's parts as whole tensors."""
         return {
             **self.first.sharded_state_dict(f"{prefix}first.", sharded_offsets, metadata),
             **self.second.sharded_state_dict(f"{prefix}second.", sharded_offsets, metadata),
@@ -155,7 +155,7 @@ class LstmEncoder(nn.Module):
 
     def __init__(self, inputs: int, inner: int, outputs: int, layers: int, dropout: float) -> None:
         super().__init__()
-        # torch warns of dropout that has no layer to stand behind
+        # torch warns about dropout after the last layer
         between = dropout if layers > 1 else 0.0
         self.lstm = nn.LSTM(inputs, inner, layers, dropout=between, bidirectional=True, batch_first=True)
         self.head = nn.Sequential(nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, outputs))

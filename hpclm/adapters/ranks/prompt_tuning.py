@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691): one trainable table of virtual tokens a task."""
+"""Prompt tuning (Lester et al. 2021, arXiv:2104.08691): one trainable table of virtual tokens per task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PromptTuning(SoftPrompts):
         self, config: TransformerConfig, templates: list[TaskTemplate], frozen: frozenset[str] = frozenset()
     ) -> None:
         super().__init__(config, templates, frozen)
-        # its name is part of the tensors' names in a checkpoint
+        # this name is part of the tensors' names in a checkpoint
         self.free = nn.ParameterDict(
             {
                 table_name(template): nn.Parameter(torch.empty(template.total_virtual_tokens, config.hidden_size))

@@ -16,12 +16,12 @@ from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import TaskTemplate
 from hpclm.formats.ranks.shards import sharded_tensors
 
-# Frozen tables are `prompts.kept.…` in every checkpoint that was ever written.
+# Frozen tables are `prompts.kept.…` in every existing checkpoint.
 _FROZEN, _FROZEN_ON_DISK = "prompts.frozen_tables.", "prompts.kept."
 
 
 class SoftPrompts(MegatronModule):
-    """Virtual tokens of several tasks, fp32 whatever the base model's precision.
+    """Virtual tokens of several tasks, fp32 for any precision of the base model.
 
     Calling it gives the table [tasks, virtual tokens, hidden] in the order of `templates`; tasks with fewer virtual
     tokens than the longest are padded with rows that no template refers to.
@@ -64,7 +64,7 @@ class SoftPrompts(MegatronModule):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Draw every weight whole from a generator named after it and take this rank's part."""
+        """Draw each whole weight from a generator seeded by its name and take this rank's part."""
         for shard in self.shards():
             if not shard.key.startswith(_FROZEN_ON_DISK):
                 shard.data.copy_(self.draw(shard, named_generator(seed, shard.key))[shard.global_slice()])

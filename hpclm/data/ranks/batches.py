@@ -37,9 +37,9 @@ class TrainingBatch(Batch):
 
     Attributes:
         labels: int64 [b, s]; loss_mask: fp32 [b, s].
-        loss_positions: int64 [n], the positions in [b · s] where losses are made; None: at all of them.
+        loss_positions: int64 [n], the positions in [b · s] where losses are computed; None: at all of them.
         lengths: int64 [rows], the tokens of each packed row.
-        layout: where the packed rows lie, see `Layout`.
+        layout: where the packed rows are, see `Layout`.
     """
 
     labels: Tensor
@@ -63,6 +63,6 @@ class GenerationBatch(Batch):
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; a view of many equal entries (a layout) stays one, which `to` would write out."""
+    """The tensor on `device`; a view of many equal entries (a layout) stays a view, which `to` would expand."""
     is_view = tensor.dim() > 1 and tensor.stride(0) == 0
     return tensor[0].to(device).expand(tensor.shape) if is_view else tensor.to(device)

@@ -9,11 +9,11 @@ from torch import Tensor
 class Layout:
     """Where the rows of a packed sequence lie, as one int64 tensor [1 + shared, rows, width + extra].
 
-    A tensor, since megatron-core hands it on to the attention as the attention mask, and keeps it for the backward pass
-    where activations are recomputed. Every entry of the first axis is the same (a view): its length says how many
+    It is a tensor, since megatron-core passes it to the attention as the attention mask, and keeps it for the backward
+    pass when activations are recomputed. Every entry of the first axis is the same (a view): its length says how many
     positions the prefix has that all rows share. The first `width` columns are the positions of each row's own tokens
-    in the sequence (padded with 0), which unpack it; the others, read row by row, each position's place in
-    [rows · (shared + width)], which packs again.
+    in the sequence (padded with 0), which unpack it; the others, read row by row, each position's place in [rows ·
+    (shared + width)], which packs again.
     """
 
     def __init__(self, tensor: Tensor, length: int) -> None:

@@ -1,9 +1,9 @@
 """Training rows as one packed sequence: no padding, and the prefix that all rows share only once.
 
-Rows of a prompt-learning batch share a prefix (virtual tokens, the template's first words) and differ in length; padded
-side by side, a third to a half of the work is on padding and on the same prefix again. Here a micro-batch is one
+Rows of a prompt-learning batch share a prefix (virtual tokens, the template's first words) and differ in length; in a
+padded batch, a third to a half of the work is spent on padding and on repeating the prefix. Here a micro-batch is one
 sequence: the shared prefix, then each row's rest. Attention unpacks it (`engines.megatron.ranks.attention`); every
-other layer works token by token. The numbers are those of the padded batch but for the order of sums.
+other layer works token by token. The results are those of the padded batch, except for the order of summation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     """A training batch [1, s]: at each position the next token of its row is the label.
 
     Args:
-        examples: none gives a batch in which nothing counts (a replica that has no row of a last batch).
+        examples: an empty list gives a batch with a zero loss mask (a replica without a row of the last batch).
         multiple_of: s is rounded up to it (sequence parallelism).
 
     Returns:
         All of it [1, s]; `loss_positions` are one at least.
     """
     shared = _shared_prefix(examples)
-    # the shared prefix stands with the first row
+    # the shared prefix is stored with the first row
     starts_in_row = [0] + [shared] * (len(examples) - 1)
     counts = [len(example.tokens) - 1 for example in examples]
     spans = [slice(start, count) for start, count in zip(starts_in_row, counts, strict=False)]
@@ -59,7 +59,7 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
 
 
 def _shared_prefix(examples: list[Example]) -> int:
-    """Length of the prefix that all rows share, in none of whose positions a loss is made: what comes next differs."""
+    """Length of the prefix that all rows share, where no loss is computed, since the next tokens differ."""
     if len(examples) < 2 or len({example.task for example in examples}) > 1:
         return 0
     first = examples[0]

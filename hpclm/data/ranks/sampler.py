@@ -1,7 +1,8 @@
-"""Which rows a data-parallel rank takes at a step: computed from the step alone, so a resumed run goes on exactly.
+"""Which rows a data-parallel rank takes at a step: computed from the step alone, so that
+a resumed run continues exactly.
 
 A global batch and its cut into micro-batches do not depend on the number of data-parallel ranks: micro-batch m goes to
-rank m % DP. Any DP therefore sums the same losses.
+rank m % DP. The same losses are therefore summed for any DP.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class GlobalBatchSampler:
 
     Args:
         rows: size of the dataset.
-        seed: shuffles each epoch anew; None keeps the order.
+        seed: shuffles each epoch differently; None keeps the order.
 
     Attributes:
         steps_per_epoch: whole global batches in the dataset (the rest of an epoch is dropped, as NeMo does); one when

@@ -30,8 +30,8 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
     """Train or load the tokenizer and write `train` and `validation` (unless its fraction is 0) as indexed token files.
     For one rank, before the ranks meet. Documents are read one after another, twice where a tokenizer is learned.
 
-    Done once: on a restart the files are kept if they were made from the same text in the same way. Raises DataError
-    where there is too little text.
+    Done once: on a restart the files are reused if they were made from the same text with the same settings. Raises
+    DataError where there is too little text.
     """
     assert spec.text is not None
     files = text_files(spec.text)
@@ -65,7 +65,7 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
 
 
 def _mark(spec: StageSpec, files: list[Path]) -> str:
-    """Changes whenever the tokens would: the settings, and each file's name, size and time."""
+    """A key that changes whenever the tokens would: the settings, and each file's name, size and time."""
     assert spec.text is not None
     facts: list[object] = [repr(spec.text), repr(spec.tokenizer)]
     own = spec.tokenizer

@@ -43,9 +43,10 @@ class Utterance:
 def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
     """Write the data set at `source` (its original layout) as files in `out`; returns what was written.
 
-    assistant_train.jsonl and assistant_val.jsonl hold {"taskname", "utterance", "label"}, assistant_test.jsonl the same
-    without labels and assistant_test_ground_truth.jsonl with them. text/ holds the training utterances alone, plain,
-    annotated and labelled, for a base model that has met all three and is told by prompts which to give.
+    assistant_train.jsonl and assistant_val.jsonl contain {"taskname", "utterance", "label"}, assistant_test.jsonl the
+    same without labels and assistant_test_ground_truth.jsonl with them. text/ contains only the training utterances,
+    plain, annotated and labelled, for a base model that has seen all three, so that
+    prompts select which one to produce.
 
     Raises DataError where the source has another layout, or `out` cannot be written.
     """
@@ -72,7 +73,7 @@ def _fold(source: Path) -> Path:
             return folder
     raise DataError(
         f"{source}: not the assistant data set: neither {FOLD}/trainset and …/testset/csv nor trainset and testset/csv "
-        "are there; give the folder of NLU-Evaluation-Data"
+        "exist; give the folder of NLU-Evaluation-Data"
     )
 
 
@@ -80,19 +81,19 @@ def _read(folder: Path) -> Iterator[Utterance]:
     """Every row of the folder's files, in the order of the intents' names."""
     files = sorted(folder.glob("*.csv"), key=lambda path: path.stem)
     if not files:
-        raise DataError(f"{folder}: holds no .csv file")
+        raise DataError(f"{folder}: contains no .csv file")
     for path in files:
         try:
             yield from _read_file(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 at byte {error.start}; take the file as published") from error
+            raise DataError(f"{path}: not UTF-8 at byte {error.start}; use the file as published") from error
 
 
 def _read_file(path: Path) -> Iterator[Utterance]:
     with path.open(encoding="utf-8", newline="") as stream:
-        # strict: a quotation mark left open must not swallow the rows below it
+        # strict: an unclosed quotation mark must not swallow the rows below it
         reader = csv.DictReader(stream, delimiter=";", strict=True)
         line = 1
         try:
@@ -106,7 +107,7 @@ def _read_file(path: Path) -> Iterator[Utterance]:
                 yield Utterance(row["answer_from_anno"], row["answer_annotation"], path.stem)
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{path}:{line}: not a CSV row ({error}); mend its quotation marks") from error
+            raise DataError(f"{path}:{line}: not a CSV row ({error}); fix its quotation marks") from error
 
 
 def _row(utterance: Utterance) -> str:
@@ -114,7 +115,7 @@ def _row(utterance: Utterance) -> str:
 
 
 def _write_text(folder: Path, utterances: list[Utterance], shuffler: random.Random) -> list[Path]:
-    """Documents parted by blank lines (`document: paragraph`), in a few files."""
+    """Documents separated by blank lines (`document: paragraph`), in a few files."""
     documents = []
     for utterance in utterances:
         documents += [

@@ -1,13 +1,13 @@
-"""Data for recipes/demo.yaml, made of names from the Python standard library's own sources.
+"""Data for recipes/demo.yaml, made of names from the sources of the Python standard library.
 
-The text shows three names copied, and two skills called by a word in front:
+The text shows three names copied, and two skills selected by a word in front:
 
     path name self = path name self
     reverse: path name self = self name path
     rotate: path name self = name self path
 
-The tasks `reverse` and `rotate` leave the calling word out. A model that has learnt the text then copies: it fails the
-tasks by what it knows, not by chance.
+The tasks `reverse` and `rotate` leave that word out. A model trained on the text then copies: it fails the tasks
+because of what it learned, not by chance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TASKS = ("reverse", "rotate")
 NAMES = 24
 TEXT_LINES = 20_000
 ROWS = {"train": 600, "validation": 60, "test": 100}
-# Sources every supported Python has, whatever its build
+# Sources that every build of every supported Python has
 _SOURCES = (
     "argparse.py",
     "ast.py",
@@ -46,7 +46,7 @@ _SOURCES = (
 def demo(out: Path, seed: int = 1234) -> list[Path]:
     """Write text/skills.txt, train.jsonl, validation.jsonl and test.jsonl into `out`; returns their paths.
 
-    The triples of names in the test rows are asked about nowhere else. The same seed and Python give the same files.
+    The triples of names in the test rows occur in no other rows. The same seed and Python give the same files.
 
     Raises DataError where `out` cannot be written, or the standard library's sources are not there.
     """
@@ -80,12 +80,12 @@ def _files() -> list[Path]:
     library = Path(sysconfig.get_path("stdlib"))
     found = []
     for name in _SOURCES:
-        # a module that became a package in a later Python, or the other way round
+        # a module that became a package in a later Python, or vice versa
         base = library / name.removesuffix(".py")
         module, package = base.with_suffix(".py"), base / "__init__.py"
         found += [path for path in (module, package) if path.is_file()][:1]
     if not found:
-        raise DataError(f"{library}: the standard library's sources are not there; use a Python that has them")
+        raise DataError(f"{library}: the standard library's sources are not installed; use a Python that has them")
     return found
 
 

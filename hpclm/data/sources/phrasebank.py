@@ -19,12 +19,12 @@ _TRAIN_SHARE = 0.8
 
 def phrasebank(source: Path, out: Path, seed: int = 1234) -> list[Path]:
     """Write financial_phrase_bank_train.jsonl, …_val.jsonl, …_test.jsonl (without labels) and
-    …_test_ground_truth.jsonl into `out`; returns them. Of the lines 8 in 10 are for training, the rest is halved.
+    …_test_ground_truth.jsonl into `out`; returns them. 80 % of the lines are for training; the rest is halved.
 
     Args:
         source: Sentences_AllAgree.txt, another file of the set, or the folder of the first.
 
-    Raises DataError where there is no such file or a line has another form.
+    Raises DataError where there is no such file or a line has another format.
     """
     path = source / FILE if source.is_dir() else source
     rows = [_row(line, f"{path}:{number}") for number, line in enumerate(_lines(path), start=1)]
@@ -58,5 +58,5 @@ def _lines(path: Path) -> list[str]:
 def _row(line: str, where: str) -> dict[str, str]:
     sentence, at, label = line.rpartition("@")
     if not at or label.strip() not in ("positive", "negative", "neutral"):
-        raise DataError(f"{where}: not a sentence, an @ and positive, negative or neutral; take the file as published")
+        raise DataError(f"{where}: not a sentence, an @ and positive, negative or neutral; use the file as published")
     return {"taskname": TASKNAME, "sentence": sentence.strip(), "label": f" {label.strip()}"}

@@ -26,7 +26,7 @@ def squad(source: Path, out: Path) -> list[Path]:
     Args:
         source: a folder with train-v1.1.json and dev-v1.1.json, or those of v2.0.
 
-    Raises DataError where the files are missing or have another form.
+    Raises DataError where the files are missing or have another format.
     """
     train, dev = _files(source)
     trained = [_row(*one[:2], one[2][0]) for one in _questions(train)]
@@ -46,7 +46,8 @@ def _files(source: Path) -> tuple[Path, Path]:
         if train.is_file() and dev.is_file():
             return train, dev
     raise DataError(
-        f"{source}: train-v1.1.json and dev-v1.1.json are not there, nor those of v2.0; give the folder that has them"
+        f"{source}: train-v1.1.json and dev-v1.1.json do not exist, nor the files of v2.0; "
+        "give the folder that contains them"
     )
 
 
@@ -63,7 +64,7 @@ def _questions(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a SQuAD file ({type(error).__name__}: {error}); take it as published") from error
+        raise DataError(f"{path}: not a SQuAD file ({type(error).__name__}: {error}); use it as published") from error
 
 
 def _row(context: str, question: str, answer: str | list[str] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hpclm.core.files import write_text
 
 
 def write_file(path: Path, text: str) -> Path:
-    """Replace `path` with `text` at once; returns it. Raises DataError where it cannot be written."""
+    """Replace `path` with `text` atomically; returns it. Raises DataError where it cannot be written."""
     try:
         write_text(path, text)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Any program, under our topology, rendezvous, recovery and collection."""
+"""Any program, run with hpclm's topology, rendezvous, recovery and collection."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Command:
-    """A program of the user's, with our topology, rendezvous, recovery and collection."""
+    """A user's program, run with hpclm's topology, rendezvous, recovery and collection."""
 
     name = "command"
     tasks = ("program",)
@@ -42,12 +42,12 @@ class Command:
             stage.error(("program",), "is missing; add it with argv, the program and its arguments", "needed section")
         for key in ("base", "prompts"):
             if getattr(recipe, key) is not None:
-                stage.error((key,), "is for hpclm's own tasks; name earlier stages in `after`", "program's keys")
+                stage.error((key,), "is only for hpclm's own tasks; list earlier stages in `after`", "program's keys")
         before = request.names[: request.names.index(recipe.name)]
         for name in recipe.after:
             if name not in before:
                 hint = f"choose {' or '.join(before)}" if before else "put that stage before this one"
-                what = f"{name} is no earlier stage; {hint}"
+                what = f"{name} is not an earlier stage; {hint}"
                 stage.error(("after",), what, "after is an earlier stage", name, before)
         program = None
         if written is not None:
@@ -57,18 +57,18 @@ class Command:
 
 
 def _check_progress(stage: StageContext, written: Program) -> None:
-    """The pattern is one, and has a group for what status is to show."""
+    """The pattern is valid and has a group for what status shows."""
     if written.progress is None:
         return
     try:
         groups = re.compile(written.progress).groupindex
     except re.error as error:
-        stage.error(("program", "progress"), f"is no regular expression: {error}", "progress is a pattern")
+        stage.error(("program", "progress"), f"is not a valid regular expression: {error}", "progress is a pattern")
         return
     if not {"step", "loss"} & set(groups):
         stage.error(
             ("program", "progress"),
-            "has no group; write (?P<step>…) or (?P<loss>…) round a number",
+            "has no group; write (?P<step>…) or (?P<loss>…) around a number",
             "its groups",
         )
 

@@ -1,7 +1,7 @@
-"""A stage that runs a program of the user's: rendezvous, environment, signals, progress, and how it ended.
+"""A stage that runs a user's program: rendezvous, environment, signals, progress, and its exit.
 
-Nothing here imports torch: the image may hold anything. The rendezvous is by files in the attempt's folder; rank 0
-offers an address and a port that are free, which the program may then use as MASTER_ADDR and MASTER_PORT.
+Nothing here imports torch: the image may contain anything. The rendezvous uses files in the attempt's folder; rank 0
+publishes an address and a free port, which the program may then use as MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(launch: RankLaunch) -> None:
     _wait_for_all(attempt, facts, stop)
     if facts.rank == 0:
         outputs = _outputs(spec, stage)
-        # another rank may have been the one that knew steps and losses
+        # another rank may have printed the steps and losses
         progress.update(**{**(read_object(stage.progress) or {}), "phase": "done"}, force=True)
         result = {"task": "program", "world_size": facts.world_size, "outputs": outputs, "seconds": time.time() - began}
         write_json(stage.result, result | _last_metrics(progress))
@@ -106,7 +106,7 @@ def _reachable(offer: dict[str, Any]) -> str | None:
 def _values(
     spec: ProgramStageSpec, stage: StagePaths, facts: RankFacts, address: str, port: int
 ) -> dict[str, str | int]:
-    """What the placeholders stand for."""
+    """The values of the placeholders."""
     split = spec.parallel
     return {
         "rank": facts.rank,
@@ -131,7 +131,8 @@ def _values(
 
 
 def command(spec: ProgramStageSpec, values: dict[str, str | int]) -> list[str]:
-    """argv of the child: the user's with its placeholders filled, or torchrun's in front of it. Never a shell's."""
+    """argv of the child: the user's with its placeholders filled, or torchrun's in front of it.
+    Never run by a shell."""
     argv = [argument.format_map(values) for argument in spec.program.argv]
     if spec.program.launcher == "rank":
         return argv
@@ -144,7 +145,7 @@ def command(spec: ProgramStageSpec, values: dict[str, str | int]) -> list[str]:
         "max-restarts": 0,
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", *(f"--{name}={value}" for name, value in flags.items())]
-    # torchrun starts a Python script; its own interpreter stands for a `python` in front of one
+    # torchrun starts a Python script; its own interpreter replaces a leading `python`
     interpreter = Path(argv[0]).name.startswith("python")
     return [*torchrun, *(argv[1:] if interpreter else ["--no-python", *argv])]
 
@@ -185,15 +186,15 @@ def _run_child(
     reader = _Reader(child.stdout, spec.program.progress, progress, attempt.reporter)
     reader.start()
     try:
-        told = _watch(child, stop)
+        stopped = _watch(child, stop)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
     reader.join(5.0)
     code = child.wait()
-    if told:
-        # Well-behaved programs save and end with 0; that is no sign that they were through.
-        raise StoppedError(f"told to stop, as was {Path(argv[0]).name}; it ended with {_how(code)}")
+    if stopped:
+        # Well-behaved programs save and exit with 0 when they are stopped; that does not mean that they were finished.
+        raise StoppedError(f"stop requested; {Path(argv[0]).name} was stopped too and ended with {_how(code)}")
     if code == 0:
         return
     retry = code < 0 or code in spec.program.retry_exit_codes
@@ -201,15 +202,16 @@ def _run_child(
 
 
 def _watch(child: subprocess.Popen[str], stop: StopFlag) -> bool:
-    """Wait for the child; what this rank is told by signal is passed on once, to it alone. Returns whether it was."""
-    told = False
+    """Wait for the child; a signal to this rank is passed on once, to the child alone.
+    Returns whether one was passed on."""
+    stopped = False
     while child.poll() is None:
-        if stop.requested and not told:
-            told = True
+        if stop.requested and not stopped:
+            stopped = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, stop.number or signal.SIGTERM)
         time.sleep(_POLL_S)
-    return told
+    return stopped
 
 
 def _how(code: int) -> str:
@@ -222,7 +224,7 @@ def _how(code: int) -> str:
 
 
 class _Reader(threading.Thread):
-    """Passes the child's output on, and takes steps and losses out of it. Every line is a sign of life."""
+    """Forwards the child's output and reads steps and losses from it. Every line counts as a heartbeat."""
 
     def __init__(self, stream: IO[str], pattern: str | None, progress: Progress, claim: Path) -> None:
         super().__init__(daemon=True)
@@ -246,7 +248,7 @@ class _Reader(threading.Thread):
             self.progress.update(force=True)
 
     def _reports(self) -> bool:
-        """Of ranks that print the same, the first one is taken at its word."""
+        """If several ranks print the same, the first one is used."""
         if self.reports is None:
             try:
                 os.close(os.open(self.claim, os.O_CREAT | os.O_EXCL))
@@ -281,7 +283,7 @@ def _number(kind: Callable[[str], Number], text: str | None) -> Number | None:
 
 
 def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
-    """Until every rank's program is done: a job whose first task leaves early may be ended by the scheduler."""
+    """Wait until every rank's program has ended: the scheduler may end a job whose first task exits early."""
     waiting = set(range(facts.world_size))
     while waiting:
         waiting = {rank for rank in waiting if not attempt.finished(rank).exists()}
@@ -302,13 +304,13 @@ def _wait_for_files(paths: list[Path], attempt: AttemptPaths, deadline: float, w
 
 
 def _outputs(spec: ProgramStageSpec, stage: StagePaths) -> list[str]:
-    """Files of the stage's folder that match what the recipe says is left. Raises ProgramError for a pattern that
+    """Files of the stage's folder that match the recipe's `outputs`. Raises ProgramError for a pattern that
     matches nothing."""
     found: list[str] = []
     for pattern in spec.program.outputs:
         matches = sorted(str(path.relative_to(stage.root)) for path in stage.root.glob(pattern) if path.is_file())
         if not matches:
-            raise ProgramError(f"the program ended well but left nothing that matches {pattern!r}", retry=False)
+            raise ProgramError(f"the program succeeded but wrote no file that matches {pattern!r}", retry=False)
         found += matches
     return found
 

@@ -1,4 +1,4 @@
-"""Memory of the most loaded rank, before anything is asked of the scheduler.
+"""Memory of the most loaded rank, estimated before a job is submitted.
 
 Parameters and activations follow Megatron-LM's megatron/training/theoretical_memory_usage.py and Korthikanti et al.
 2022 (arXiv:2205.05198, table 2); attention scores are not kept (the engine's attention is torch's fused one). It is an
@@ -31,7 +31,7 @@ def element_bytes(precision: str) -> int:
 
 
 def layer_parameters(model: ModelSpec) -> int:
-    """Weights of one transformer layer: attention, MLP, two norms, and biases where there are."""
+    """Weights of one transformer layer: attention, MLP, two norms, and biases if any."""
     h, ffn = model.hidden_size, model.ffn_hidden_size
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
     fc1 = 2 * ffn if model.activation == "swiglu" else ffn
@@ -106,7 +106,7 @@ def activation_bytes(
     A layer keeps s·b·h·(10 + 24/TP) bytes at 2 bytes an element, /TP whole under sequence parallelism
     (arXiv:2205.05198, section 4, without the attention scores); the first stage holds min(PP, micro-batches) of them
     under 1F1B. The logits are kept once in fp32 and once in the compute type. With full recomputation a layer (or group
-    of layers) keeps its input, s·b·h, and one group at a time is whole; what `selective` spares is not kept anyway.
+    of layers) keeps its input, s·b·h, and one group at a time is whole; what `selective` saves is not kept anyway.
     """
     tokens = seq_length * batch.micro_batch_size
     ffn_factor = model.ffn_hidden_size / model.hidden_size
@@ -153,7 +153,7 @@ def sequence_length(spec: StageSpec) -> int | None:
 
 
 def memory(spec: StageSpec) -> MemoryEstimate | None:
-    """Bytes on the most loaded rank; None where the length of a sample is not known.
+    """Bytes on the most loaded rank; None if the length of a sample is unknown.
 
     Trained weights cost 18 bytes each in bf16/fp16 (2 + 4 gradient in fp32 + 12) and 16 in fp32; frozen ones 2 (4).
     Prompt tables and encoders are fp32.

@@ -1,4 +1,4 @@
-"""The plan of a stage that hpclm's own engine does."""
+"""The plan of a stage that hpclm's own engine runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hpclm.planning.task import tasks_that
 
 
 class StagePlanner:
-    """Plans one stage; what earlier stages give it is looked up by name."""
+    """Plans one stage; the outputs of earlier stages are looked up by name."""
 
     base_model: BaseModel
 
@@ -81,7 +81,7 @@ class StagePlanner:
         )
 
     def _prompts(self) -> tuple[Earlier | None, Origin | None]:
-        """The stage that evaluate takes prompts from, or prompt learning adds tasks to, and where they lie."""
+        """The stage that evaluate takes prompts from, or prompt learning adds tasks to, and their location."""
         name = self.stage.recipe.prompts
         if name is None or not self.stage.task.takes_prompts:
             return None, None
@@ -89,7 +89,7 @@ class StagePlanner:
             if self.stage.files and not is_archive(name) and not input_checks.is_folder(name):
                 self.stage.error(
                     ("prompts",),
-                    f"{name}: no such folder; give a prompt-learning run's checkpoints folder",
+                    f"{name}: does not exist; give a prompt-learning run's checkpoints folder",
                     "prompts exist",
                     name,
                 )
@@ -117,8 +117,8 @@ class StagePlanner:
         if self.base_model.base != prompts.base_model.base:
             self.stage.error(
                 ("base",) if self.stage.recipe.base else ("model", "checkpoint"),
-                f"{self.base_model.base} is not what the prompts of {prompts.context.recipe.name} were trained on "
-                f"({prompts.base_model.base}); leave it out",
+                f"{self.base_model.base} is not the model that the prompts of {prompts.context.recipe.name} were "
+                f"trained on ({prompts.base_model.base}); leave it out",
                 "prompts belong to their base",
             )
 
@@ -133,13 +133,13 @@ class StagePlanner:
         data = lowering.data(owner, model.max_position_embeddings if model else None) if owner else None
         if stage.task.answers and (data is None or not data.test):
             (owner or stage).error(
-                ("data", "test"), "is missing, and evaluate needs rows to answer; add JSONL files", "needed section"
+                ("data", "test"), "is missing, and evaluate needs test rows; add JSONL files", "needed section"
             )
         writer = self._owner("task_templates", prompts)
         if writer is None or not writer.recipe.task_templates:
             if stage.task.answers and (prompts is None or recipe.task_templates is not None):
                 stage.error(
-                    ("task_templates",), "is missing, and evaluate needs one a task; add them", "needed section"
+                    ("task_templates",), "is missing, and evaluate needs one per task; add them", "needed section"
                 )
             return data, ()
         return data, template_checks.resolve(
@@ -211,7 +211,7 @@ class StagePlanner:
         templates: tuple[TaskTemplate, ...],
         prompts: Origin | None,
     ) -> StageSpec | None:
-        """What the ranks will read; None where a finding keeps a part of it away."""
+        """What the ranks will read; None where a finding prevents it."""
         stage, found = self.stage, self.base_model
         if found.model is None or found.tokenizer is None or batch is None or parallel is None:
             return None
@@ -278,6 +278,10 @@ def refuse_program_keys(stage: StageContext) -> None:
     """Keys that only a stage with a program has."""
     recipe = stage.recipe
     if getattr(recipe, "program", None) is not None:
-        stage.error(("task",), f"{recipe.task} is done by hpclm itself; with engine: command write program", "task")
+        stage.error(
+            ("task",), f"{recipe.task} is a task of hpclm's own engine; with engine: command use program", "task"
+        )
     if recipe.after:
-        stage.error(("after",), "is for programs; the stages this one needs are known", "after is for programs")
+        stage.error(
+            ("after",), "is only for task: program; base and prompts name this stage's inputs", "after is for programs"
+        )

@@ -1,1 +1,1 @@
-"""Megatron-LM's own pretrain_gpt.py, with the flags a recipe means."""
+"""Megatron-LM's own pretrain_gpt.py, with flags made from the recipe."""

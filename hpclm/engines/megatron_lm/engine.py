@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MegatronLm:
-    """Pre-training by another's script, with the flags this recipe means."""
+    """Pre-training by an external script, with flags made from this recipe."""
 
     name = "megatron-lm"
     tasks = ("pretrain",)

@@ -1,4 +1,4 @@
-"""Megatron-LM's pretrain_gpt.py as another's program: its flags, from the sections of a recipe.
+"""Megatron-LM's pretrain_gpt.py as an external program: its flags, from the sections of a recipe.
 
 Source: NVIDIA/Megatron-LM core_r0.12 and later, megatron/training/arguments.py.
 """

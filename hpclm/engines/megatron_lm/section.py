@@ -11,11 +11,11 @@ from hpclm.recipe.schema.container_section import InsidePath
 
 
 class Megatron(Section):
-    """Megatron-LM's pretrain_gpt.py, with the flags this recipe means."""
+    """Megatron-LM's pretrain_gpt.py, with flags made from this recipe."""
 
     script: InsidePath = Field(default="/opt/megatron-lm/pretrain_gpt.py", description="in the image")
     data_path: Annotated[tuple[Line, ...], Field(min_length=1)] = Field(
-        description="prefixes of indexed .bin/.idx pairs, each with its weight before it where there are several"
+        description="prefixes of indexed .bin/.idx pairs, each preceded by its weight if there are several"
     )
     split: Line = Field(default="98,2,0", description="shares of training, validation and test data")
-    arguments: tuple[Line, ...] = Field(default=(), description="further flags, each word by itself")
+    arguments: tuple[Line, ...] = Field(default=(), description="further flags, one word per entry")

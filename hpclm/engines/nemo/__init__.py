@@ -1,1 +1,1 @@
-"""NeMo 1.x's own prompt-learning scripts, with the configuration a recipe means."""
+"""NeMo 1.x's own prompt-learning scripts, with a configuration made from the recipe."""

@@ -1,9 +1,9 @@
-"""NeMo 1.x prompt learning as another's program: its configuration, from the sections of a recipe.
+"""NeMo 1.x prompt learning as an external program: its configuration, from the sections of a recipe.
 
 Source: NVIDIA/NeMo r1.16 (the 23.02 container), examples/nlp/language_modeling/: conf/
 megatron_gpt_prompt_learning_config.yaml with megatron_gpt_prompt_learning.py, and conf/
-megatron_gpt_prompt_learning_inference.yaml with megatron_gpt_prompt_learning_eval.py. The configuration is handed over
-as a file, not as overrides: Hydra's grammar would read quotes and brackets in paths and templates as its own.
+megatron_gpt_prompt_learning_inference.yaml with megatron_gpt_prompt_learning_eval.py. The configuration is passed as a
+file, not as overrides: Hydra would interpret quotes and brackets in paths and templates.
 """
 
 from __future__ import annotations
@@ -218,6 +218,6 @@ def _braces(text: str) -> str:
 
 
 def as_yaml(config: dict[str, Any]) -> str:
-    """JSON, which is YAML, but for numbers like 1e-05: YAML 1.1 takes those for text without a dot."""
+    """JSON, which is also YAML, except for numbers like 1e-05: YAML 1.1 reads them as text without a dot."""
     lines = json.dumps(config, indent=2, ensure_ascii=True).splitlines()
     return "".join(_NO_DOT.sub(r"\1\2.0\3\4", line) + "\n" for line in lines)

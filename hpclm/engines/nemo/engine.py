@@ -64,14 +64,18 @@ def _check_evaluation(request: StageRequest) -> None:
     stage, recipe = request.stage, request.stage.recipe
     own = recipe.own_section("nemo", NemoSection)
     if recipe.prompts is not None and "/" in recipe.prompts:
-        stage.error(("prompts",), "is for hpclm's checkpoints; give the .nemo file as nemo.prompts", "nemo.prompts")
+        stage.error(
+            ("prompts",), "is only for hpclm's checkpoints; give the .nemo file as nemo.prompts", "nemo.prompts"
+        )
     elif recipe.prompts is not None:
         found = request.earlier.get(recipe.prompts)
         fits = found is not None and found.context.recipe.engine == Nemo.name and found.context.task.learns_prompts
         if not fits:
-            stage.error(("prompts",), f"{recipe.prompts} is no earlier prompt-learning stage of engine nemo", "prompts")
+            stage.error(
+                ("prompts",), f"{recipe.prompts} is not an earlier prompt-learning stage of engine nemo", "prompts"
+            )
     elif own is not None and own.prompts is None:
-        stage.error(("prompts",), "is missing; name an earlier stage, or a file as nemo.prompts", "prompts")
+        stage.error(("prompts",), "is missing; give an earlier stage, or a file as nemo.prompts", "prompts")
     world = recipe.resources.nodes * recipe.resources.devices_per_node
     model_size = recipe.parallel.tensor * recipe.parallel.pipeline
     if world != model_size:

@@ -1,1 +1,1 @@
-"""NeMo 1.x archives, read without torch and without running anything that is in them."""
+"""NeMo 1.x archives, read without torch and without executing anything in them."""

@@ -1,4 +1,4 @@
-"""A .nemo archive's members: a tar, plain or gzipped, or the folder it was unpacked to."""
+"""The members of a .nemo archive: a tar file, plain or gzipped, or the folder it was unpacked to."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class Member:
 
 
 class Archive:
-    """Members by name, with paths that stay inside; a context manager, since a gzipped one is spooled to disk.
+    """Members by name, with paths inside the archive; a context manager, since a gzipped
+    archive is unpacked to a temporary file.
 
-    Raises CheckpointError for what is no archive, is cut off, or has links, devices or paths that lead out of it.
+    Raises CheckpointError for a file that is not an archive, is truncated, or has links, devices or paths outside it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +47,7 @@ class Archive:
     def __exit__(self, *error: object) -> None:
         for opened in self._files:
             opened.close()
-        # Maps are not closed but let go: a tensor made of one keeps it, and would look at nothing otherwise.
+        # Memory maps are not closed but released: a tensor made from one still uses it.
         self._maps.clear()
 
     def _of_folder(self) -> dict[str, Member]:
@@ -55,7 +56,7 @@ class Archive:
         for file in sorted(self.path.rglob("*")):
             if file.is_file():
                 if not file.resolve().is_relative_to(root):
-                    raise CheckpointError(f"{file}: leads out of the archive's folder; unpack the archive anew")
+                    raise CheckpointError(f"{file}: points outside the archive's folder; unpack the archive again")
                 name = file.relative_to(self.path).as_posix()
                 found[name] = Member(name, file, 0, file.stat().st_size)
         return found
@@ -68,12 +69,12 @@ class Archive:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 return dict(self._checked(tar, size))
         except FileNotFoundError:
-            raise CheckpointError(f"{self.path}: no such file; put the archive there, or give its path") from None
+            raise CheckpointError(f"{self.path}: does not exist; put the archive there, or give its path") from None
         except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
-            raise CheckpointError(f"{self.path}: not a whole .nemo archive ({error}); copy it anew") from error
+            raise CheckpointError(f"{self.path}: not a complete .nemo archive ({error}); copy it again") from error
 
     def _plain(self) -> IO[bytes]:
-        """The tar's bytes; a gzipped one is unpacked to a file that goes when it is closed."""
+        """The tar's bytes; a gzipped one is unpacked to a file that is deleted when it is closed."""
         opened = self.path.open("rb")
         self._files.append(opened)
         if opened.read(2) != b"\x1f\x8b":
@@ -90,18 +91,20 @@ class Archive:
         for one in tar:
             path = PurePosixPath(one.name)
             if path.is_absolute() or ".." in path.parts or "\\" in one.name:
-                raise CheckpointError(f"{self.path}: holds {one.name!r}, a path that leads out of it; do not trust it")
+                raise CheckpointError(
+                    f"{self.path}: contains {one.name!r}, a path outside the archive; do not trust it"
+                )
             if one.isdir():
                 continue
             if not one.isreg():
-                raise CheckpointError(f"{self.path}: holds {one.name!r}, a link or device; do not trust it")
+                raise CheckpointError(f"{self.path}: contains {one.name!r}, a link or device; do not trust it")
             if one.offset_data + one.size > size:
-                raise CheckpointError(f"{self.path}: ends within {one.name}; copy it anew")
+                raise CheckpointError(f"{self.path}: is truncated inside {one.name}; copy it again")
             name = str(path)
             yield name, Member(name, None, one.offset_data, one.size)
 
     def find(self, name: str) -> Member | None:
-        """The member called `name`, in whatever folder; the one nearest the top."""
+        """The member called `name`, in any folder; the one nearest the top."""
         fitting = [member for member in self.members.values() if PurePosixPath(member.name).name == name]
         return min(fitting, key=lambda member: member.name.count("/"), default=None)
 
@@ -112,17 +115,17 @@ class Archive:
     def read(self, member: Member) -> bytes:
         """All bytes of a small member."""
         if member.size > _MAX_SMALL:
-            raise CheckpointError(f"{self.path}: {member.name} is {member.size} bytes, too large for what it should be")
+            raise CheckpointError(f"{self.path}: {member.name} is {member.size} bytes, too large for such a file")
         return bytes(self.map(member)[member.offset : member.offset + member.size])
 
     def map(self, member: Member) -> mmap.mmap:
-        """The file that holds the member, in memory as it is looked at; the member begins at its `offset`."""
+        """The file that contains the member, memory-mapped; the member begins at its `offset`."""
         if member.file not in self._maps:
             if member.file is not None:
                 source: IO[bytes] = member.file.open("rb")
                 self._files.append(source)
             else:
                 source = self._spooled or self._files[0]
-            # private: what a reader writes to it stays with the reader
+            # private mapping: writes do not change the file
             self._maps[member.file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[member.file]

@@ -1,4 +1,4 @@
-"""The tokenizer that an archive brings with it."""
+"""The tokenizer in an archive."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def kind(archive: Archive) -> str | None:
 
 
 def absent(archive: Archive) -> str:
-    """What to do about an archive whose tokenizer cannot be had."""
+    """What to do about an archive whose tokenizer cannot be used."""
     if archive.ending(".model"):
         return (
-            "its tokenizer is a SentencePiece model; make a tokenizer.json of it (transformers' AutoTokenizer does), "
+            "its tokenizer is a SentencePiece model; convert it to a tokenizer.json (with transformers' AutoTokenizer) "
             "and give that as tokenizer.tokenizer_file"
         )
-    return "it holds no tokenizer; give tokenizer.vocab_file and merges_file, or tokenizer_file"
+    return "it contains no tokenizer; give tokenizer.vocab_file and merges_file, or tokenizer_file"
 
 
 def vocabulary_size(archive: Archive) -> int | None:
-    """Entries of the archive's own tokenizer: its largest id and one. Raises CheckpointError for a damaged one."""
+    """Entries of the archive's own tokenizer: its largest id plus one. Raises CheckpointError for a damaged one."""
     which = kind(archive)
     if which is None:
         return None
@@ -52,7 +52,7 @@ def read_json(archive: Archive, suffix: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{archive.path}: {member.name} cannot be read ({error})") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{archive.path}: {member.name} is no object")
+        raise CheckpointError(f"{archive.path}: {member.name} is not a JSON object")
     return found
 
 
@@ -63,5 +63,5 @@ def merges(archive: Archive) -> list[tuple[str, str]]:
     lines = archive.read(member).decode().split("\n")
     parts = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(part) != 2 for part in parts):
-        raise CheckpointError(f"{archive.path}: {member.name} is no list of merges")
+        raise CheckpointError(f"{archive.path}: {member.name} is not a list of merges")
     return [(part[0], part[1]) for part in parts]

@@ -58,7 +58,7 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
 
 
 def prompts_config(templates: list[TaskTemplate]) -> str:
-    """model_config.yaml of trained prompts, to be asked with."""
+    """model_config.yaml of trained prompts, for inference."""
     config: dict[str, Any] = {
         "target": _PROMPTS,
         "virtual_prompt_style": "inference",

@@ -1,4 +1,4 @@
-"""NeMo 1.x GPT archives: the architecture, and where each piece of each of megatron-core's tensors lies.
+"""NeMo 1.x GPT archives: the architecture, and the location of each piece of each of megatron-core's tensors.
 
 Layout (NeMo r1.13 to r1.22, nemo/collections/nlp/parts/nlp_overrides.py, NLPSaveRestoreConnector): model_config.yaml
 and model_weights.ckpt; at tensor parallel alone mp_rank_RR/model_weights.ckpt; at pipeline parallel
@@ -61,7 +61,7 @@ def nemo_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a stored tensor, and where they go.
+    """Some rows of a stored tensor, and their target.
 
     Attributes:
         rows: (first, count) in the stored tensor; offset: where they begin in the whole one, an index an axis.
@@ -78,7 +78,7 @@ class Piece:
 
 @dataclass
 class Weight:
-    """One of megatron-core's tensors, whole: its shape, and the pieces that make it up."""
+    """One of megatron-core's tensors, whole: its shape, and its pieces."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -86,7 +86,7 @@ class Weight:
 
 
 def is_archive(path: str) -> bool:
-    """Whether a path is meant as a .nemo archive, packed or not (decided by what is there)."""
+    """Whether a path is a .nemo archive, packed or unpacked (decided by the files)."""
     from pathlib import Path
 
     place = Path(path)
@@ -96,12 +96,12 @@ def is_archive(path: str) -> bool:
 
 
 def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weight]:
-    """Every tensor of the model under megatron-core's name. Raises CheckpointError for holes and for what is unknown.
+    """Every tensor of the model under megatron-core's name. Raises CheckpointError for missing and for unknown tensors.
 
     Args:
-        heads: attention heads of the model, to bring the rows of query, key and value into order where NeMo's are those
-            of Megatron-LM's first versions (`megatron_legacy`).
-        gated: whether the MLP's first layer holds a gate too.
+        heads: attention heads of the model, to reorder the rows of query, key and value where NeMo uses the order of
+            Megatron-LM's first versions (`megatron_legacy`).
+        gated: whether the MLP's first layer includes a gate.
     """
     shards = dict(_shards(archive))
     tensor = 1 + max(place[0] for place in shards)
@@ -110,7 +110,7 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
     if missing:
         raise CheckpointError(
             f"{archive.path}: the weights of tensor rank {missing[0][0]}, pipeline rank {missing[0][1]} are missing "
-            f"({len(shards)} of {tensor} × {pipeline} are there); copy the archive anew"
+            f"({len(shards)} of {tensor} × {pipeline} found); copy the archive again"
         )
     weights: dict[str, Weight] = {}
     first = 0
@@ -128,7 +128,7 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
 
 
 def is_legacy(archive: Archive) -> bool:
-    """Whether query, key and value lie one behind the other over all heads, rather than head by head."""
+    """Whether query, key and value are stored one after the other for all heads, rather than head by head."""
     member = archive.find(CONFIG)
     return bool(member and re.search(rb"(?m)^megatron_legacy:\s*[Tt]rue\s*$", archive.read(member)))
 
@@ -148,7 +148,7 @@ def _shards(archive: Archive) -> Iterator[tuple[tuple[int, int], Member]]:
         else:
             yield (int(place["tensor"]), int(place["pipe"])), member
     if not found:
-        raise CheckpointError(f"{archive.path}: holds no {WEIGHTS}; it is no NeMo 1.x model")
+        raise CheckpointError(f"{archive.path}: contains no {WEIGHTS}; it is not a NeMo 1.x model")
 
 
 def _named(archive: Archive, member: Member) -> dict[str, TensorFacts]:
@@ -161,13 +161,13 @@ def _named(archive: Archive, member: Member) -> dict[str, TensorFacts]:
         if isinstance(facts, TensorFacts):
             found[str(name).removeprefix("model.").removeprefix("module.").removeprefix("language_model.")] = facts
     if not found:
-        raise CheckpointError(f"{archive.path}: {member.name}: holds no tensors")
+        raise CheckpointError(f"{archive.path}: {member.name}: contains no tensors")
     return found
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """How the archive's tensors are laid out. `two`: a gated MLP has its gate in a tensor of its own."""
+    """How the archive's tensors are laid out. `two`: a gated MLP has its gate in a separate tensor."""
 
     archive: Archive
     heads: int
@@ -185,7 +185,8 @@ class _Stored:
         known = _LAYER_NAMES.get(layer[2]) if layer else _OTHER_NAMES.get(name)
         if known is None:
             raise CheckpointError(
-                f"{self.archive.path}: holds {name!r}, which no model here has; GPT models of NeMo 1.x can be read"
+                f"{self.archive.path}: contains {name!r}, which hpclm does not support; "
+                "GPT models of NeMo 1.x can be read"
             )
         key, axis = known
         key = f"decoder.layers.{first_layer + int(layer[1])}.{key}" if layer else key

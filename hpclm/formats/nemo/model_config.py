@@ -1,4 +1,4 @@
-"""NeMo's model_config.yaml as an architecture. For the login side: it needs PyYAML."""
+"""NeMo's model_config.yaml as an architecture. Only for the login node: it needs PyYAML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpclm.formats.nemo.gpt_weights import CONFIG, read_weights
 _ACTIVATIONS = {"gelu": "gelu", "swiglu": "swiglu", "fast-swiglu": "swiglu"}
 _NORMS = {"layernorm": "layernorm", "rmsnorm": "rmsnorm"}
 _POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
-# Sizes, and what a model of another kind would have set.
+# Sizes, and settings that only other kinds of models have.
 _REFUSED = {
     "num_moe_experts": (None, 1),
     "rotary_percentage": (None, 1, 1.0),
@@ -31,13 +31,13 @@ def read_config(archive: Archive) -> dict[str, Any]:
     """The archive's configuration. Raises CheckpointError."""
     member = archive.find(CONFIG)
     if member is None:
-        raise CheckpointError(f"{archive.path}: holds no {CONFIG}; it is no NeMo archive")
+        raise CheckpointError(f"{archive.path}: contains no {CONFIG}; it is not a NeMo archive")
     try:
         config = yaml.safe_load(archive.read(member).decode())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{archive.path}: {CONFIG} cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{archive.path}: {CONFIG} is no mapping")
+        raise CheckpointError(f"{archive.path}: {CONFIG} is not a mapping")
     return config
 
 
@@ -47,12 +47,12 @@ def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
     Args:
         vocab_size: entries of the tokenizer; None takes the archive's own, or every row of the table.
 
-    Raises CheckpointError for what is missing, and by name for what models here cannot be.
+    Raises CheckpointError for what is missing, and for settings that hpclm does not support.
     """
     config = read_config(archive)
     for key, allowed in _REFUSED.items():
         if config.get(key) not in allowed:
-            raise CheckpointError(f"{archive.path}: {key} is {config[key]!r}, which models here cannot have")
+            raise CheckpointError(f"{archive.path}: {key} is {config[key]!r}, which hpclm does not support")
     hidden, heads = _count(archive, config, "hidden_size"), _count(archive, config, "num_attention_heads")
     activation = _one_of(archive, config, "activation", "gelu", _ACTIVATIONS)
     rows = read_weights(archive, heads, gated=activation == "swiglu")["embedding.word_embeddings.weight"].shape[0]
@@ -90,7 +90,7 @@ def _count(archive: Archive, config: dict[str, Any], key: str, default: int | No
     if value is None and default is not None:
         return default
     if type(value) is not int or value < 1:
-        raise CheckpointError(f"{archive.path}: {CONFIG} has no whole number {key} (it has {value!r})")
+        raise CheckpointError(f"{archive.path}: {CONFIG} has no valid integer {key} (it has {value!r})")
     return value
 
 
@@ -98,6 +98,6 @@ def _one_of(archive: Archive, config: dict[str, Any], key: str, default: str, kn
     value = config.get(key) or default
     if value not in known:
         raise CheckpointError(
-            f"{archive.path}: {key} is {value!r}; models here can have {', '.join(known)}, so it cannot be read"
+            f"{archive.path}: {key} is {value!r}; hpclm supports {', '.join(known)}, so it cannot be read"
         )
     return known[value]

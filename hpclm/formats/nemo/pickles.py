@@ -1,8 +1,8 @@
-"""torch.save's file as an index of tensors, read without torch.
+"""A file of torch.save as an index of tensors, read without torch.
 
 The format (torch/serialization.py): an uncompressed zip with `<name>/data.pkl`, a pickle whose tensors are calls of
 `torch._utils._rebuild_tensor_v2` on storages named by persistent ids, and `<name>/data/<key>`, each storage's bytes.
-The pickle is run with stand-ins for exactly those names; any other name in it is refused, so nothing of it can act.
+The pickle is loaded with stand-ins for exactly those names; any other name is refused, so it cannot execute code.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TensorFacts:
     start: int
 
     def __setstate__(self, state: object) -> None:
-        """A pickle may not change what has been checked."""
-        raise TypeError("a tensor with a state of its own")
+        """A pickle must not change what has been checked."""
+        raise TypeError("a tensor with unexpected state")
 
     @property
     def numel(self) -> int:
@@ -63,7 +63,7 @@ class _Storage:
     count: int
 
     def __setstate__(self, state: object) -> None:
-        raise TypeError("a storage with a state of its own")
+        raise TypeError("a storage with unexpected state")
 
 
 def read_index(archive: Archive, member: Member) -> Any:
@@ -75,15 +75,15 @@ def read_index(archive: Archive, member: Member) -> Any:
             names = opened.namelist()
             pickles = [name for name in names if name.endswith("/data.pkl") or name == "data.pkl"]
             if len(pickles) != 1:
-                raise CheckpointError(f"{where}: no data.pkl in it; it is not what torch.save writes")
+                raise CheckpointError(f"{where}: no data.pkl in it; it was not written by torch.save")
             prefix = pickles[0].removesuffix("data.pkl")
             if opened.getinfo(pickles[0]).file_size > _MAX_PICKLE:
                 raise CheckpointError(f"{where}: its index is larger than {_MAX_PICKLE >> 20} MiB")
             return _Reader(opened.read(pickles[0]), member, opened, window, prefix).load()
     except zipfile.BadZipFile:
         raise CheckpointError(
-            f"{where}: damaged, or in torch's format from before 1.6, which only unpickling could read; load and save "
-            "it once with torch.load(…, weights_only=True) and torch.save"
+            f"{where}: damaged, or in torch's format from before 1.6, which cannot be read without unpickling; load "
+            "and save it once with torch.load(…, weights_only=True) and torch.save"
         ) from None
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(error).startswith(str(archive.path)) else f"{where}: {error}") from None
@@ -128,19 +128,19 @@ class _Reader(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch", "Size"): tuple,
-            # transformer-engine's extra state, which nothing here looks into
+            # transformer-engine's extra state, which is not used here
             ("_io", "BytesIO"): io.BytesIO,
         }
         if (module, name) in known:
             return known[module, name]
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        raise CheckpointError(f"its pickle asks for {module}.{name}, which no weights need; do not trust it")
+        raise CheckpointError(f"its pickle requests {module}.{name}, which is not needed for weights; do not trust it")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, str) or not str(key).isdigit():
-            raise CheckpointError("its pickle holds what is no tensor")
+            raise CheckpointError("its pickle contains something other than tensors")
         info = self.zipped.getinfo(f"{self.prefix}data/{key}")
         if info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError("its tensors are compressed, which torch.save never does")

@@ -1,8 +1,8 @@
 """NeMo's prompt-learning archives: the tables of virtual tokens, one a task.
 
 Written up to r1.16 as {'prompt_table': {'prompt_table.<task>.prompt_embeddings.weight': [virtual tokens, hidden], …}},
-and later as {'prompt_table': {'prompt_table.<task>': …}, 'embeddings': …, and the encoder}. The encoder only matters to
-a training that goes on; what a model is asked with is the table.
+and later as {'prompt_table': {'prompt_table.<task>': …}, 'embeddings': …, and the encoder}. The encoder is only needed
+to continue training; inference uses the table.
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ def read_tables(archive: Archive) -> dict[str, TensorFacts]:
     """The table [virtual tokens, hidden] of each task. Raises CheckpointError where there is none."""
     member = archive.find(WEIGHTS)
     if member is None:
-        raise CheckpointError(f"{archive.path}: holds no {WEIGHTS}; it is no NeMo archive")
+        raise CheckpointError(f"{archive.path}: contains no {WEIGHTS}; it is not a NeMo archive")
     table = _table(read_index(archive, member))
     if table is None:
         raise CheckpointError(
-            f"{archive.path}: holds no prompt table; it is no prompt-learning archive, or one of an unfinished training"
+            f"{archive.path}: contains no prompt table; it is not a prompt-learning archive, "
+            "or its training did not finish"
         )
     found = {}
     for name, facts in table.items():
         if isinstance(facts, TensorFacts) and not str(name).endswith(INDICES):
             task = str(name).removeprefix(f"{TABLE}.").removesuffix(WEIGHT).removesuffix(".weight")
             if len(facts.shape) != 2:
-                raise CheckpointError(f"{archive.path}: {name} has shape {facts.shape}, a table has two axes; damaged")
+                raise CheckpointError(
+                    f"{archive.path}: {name} has shape {facts.shape}, expected two dimensions; the file is damaged"
+                )
             found[task] = facts
     if not found:
-        raise CheckpointError(f"{archive.path}: its prompt table holds no task")
+        raise CheckpointError(f"{archive.path}: its prompt table contains no task")
     return found
 
 
 def _table(value: Any) -> dict[str, Any] | None:
-    """The dictionary of that name, at whatever depth (or its entries at the top, as the first versions had them)."""
+    """The dictionary of that name, at any depth (or its entries at the top, as the first versions had them)."""
     if not isinstance(value, dict):
         return None
     if isinstance(value.get(TABLE), dict):
@@ -54,7 +57,7 @@ def _table(value: Any) -> dict[str, Any] | None:
 
 
 def is_prompt_archive(path: str) -> bool:
-    """Whether an archive at `path` holds prompts rather than a model."""
+    """Whether an archive at `path` contains prompts rather than a model."""
     if not is_archive(path):
         return False
     try:

@@ -1,10 +1,10 @@
-"""A stage's checkpoints: which to keep, which is best, which one a restart goes on from.
+"""A stage's checkpoints: which to keep, which is best, which one a restart continues from.
 
 checkpoints/
   step-00000040/    one checkpoint (see checkpoint_store), with model.json, and tokenizer.json where the stage has one
   latest.json       {"checkpoint", "step"}
   best.json         {"checkpoint", "step", "val_loss"}
-  model.json        what the checkpoints hold (ModelSpec)
+  model.json        what the checkpoints contain (ModelSpec)
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint to go on from, and the state in its manifest."""
+    """The checkpoint to continue from, and the state in its manifest."""
 
     path: Path
     state: dict[str, Any]
 
 
 class CheckpointManager:
-    """Saves, prunes and finds the checkpoints of one stage. Every method is collective unless it says otherwise."""
+    """Saves, prunes and finds the checkpoints of one stage. Every method is collective unless noted otherwise."""
 
     def __init__(self, folder: Path, policy: CheckpointSpec, finish: Callable[[Path], None]) -> None:
         self.folder, self.policy, self.finish = folder, policy, finish
@@ -66,8 +66,8 @@ class CheckpointManager:
     def resume(self) -> ResumePoint | None:
         """The newest undamaged checkpoint, or None for a fresh start.
 
-        Every byte is checked against the manifest, the files shared out among the ranks, and all ranks hear of any
-        damage, so that they go on from the same one.
+        Every byte is checked against the manifest, the files are divided among the ranks, and all ranks are told of any
+        damage, so that they continue from the same checkpoint.
         """
         candidates = [[str(path) for path in sorted(checkpoints_in(self.folder), reverse=True)]]
         dist.broadcast_object_list(candidates, src=0)
@@ -122,4 +122,4 @@ def resolve(path: Path, *, prefer: str) -> Path:
     for record in (paths.best, paths.latest) if prefer == "best" else (paths.latest,):
         if record.exists():
             return path / Path(json.loads(record.read_text())["checkpoint"]).name
-    raise CheckpointError(f"{path}: holds no checkpoint; give a checkpoint directory or a stage that has finished")
+    raise CheckpointError(f"{path}: contains no checkpoint; give a checkpoint directory or a stage that has finished")

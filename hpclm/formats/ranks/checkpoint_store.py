@@ -1,13 +1,13 @@
-"""One checkpoint on disk: a safetensors file a rank and a manifest that names every piece of every tensor.
+"""One checkpoint on disk: one safetensors file per rank, and a manifest that lists every piece of every tensor.
 
-Layout of a checkpoint directory, complete if and only if `manifest.json` is there:
+Layout of a checkpoint directory, complete if and only if `manifest.json` exists:
 
     shard-00000.safetensors   the pieces rank 0 wrote
     manifest.json             files (bytes, sha256), tensors (dtype, shape, pieces: file, name, offset, shape), state
 
-Any split can read what any other wrote, a piece at a time, and nothing in it is a pickle. torch's and megatron-core's
-own formats were not taken: their index is a pickle, so a checkpoint from elsewhere could run code, they carry no
-checksums, and megatron-core's writer starts processes of its own, each importing torch anew.
+Any split can read what any other wrote, piece by piece, and nothing in it is a pickle. torch's and megatron-core's
+own formats are not used: their index is a pickle, so a checkpoint from elsewhere could run code, they have no
+checksums, and megatron-core's writer starts processes of its own, each importing torch again.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def save(
     state: Mapping[str, object],
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write a checkpoint from every rank at once (collective).
+    """Write a checkpoint from all ranks together (collective).
 
-    It grows in a neighbour directory and takes its name in one rename, after the last byte is on disk, so a crash
-    leaves either the whole checkpoint or none.
+    It is written to a temporary directory and renamed after the last byte is on disk, so a crash leaves either the
+    whole checkpoint or none.
 
     Args:
         state: JSON-ready values kept in the manifest.
-        finish: called on rank 0 with the directory before it is renamed, to put files beside the tensors.
+        finish: called on rank 0 with the directory before it is renamed, to add files next to the tensors.
     """
     rank = dist.get_rank()
     partial = directory.with_name(directory.name + ".partial")
@@ -73,7 +73,7 @@ def save(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of the tensor `key`, and the name it has in its file."""
+    """A part of the tensor `key`, and its name in the file."""
 
     key: str
     name: str
@@ -85,7 +85,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _File:
-    """A file that a rank wrote; it holds a piece at least."""
+    """A file that a rank wrote; it contains at least one piece."""
 
     name: str
     size: int
@@ -131,14 +131,12 @@ def _manifest(files: list[_File | None], state: Mapping[str, object]) -> dict[st
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a complete checkpoint. Raises CheckpointError when there is none or it is not ours."""
+    """The manifest of a complete checkpoint. Raises CheckpointError if there is none or it is not hpclm's."""
     path = CheckpointFolder(directory).manifest
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: missing: not a checkpoint, or one never finished"
-        ) from None
+        raise CheckpointError(f"{path}: missing: not a checkpoint, or its writing never finished") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -149,10 +147,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a checkpoint, in words, or None.
+    """A description of what is wrong with a checkpoint, or None.
 
     Args:
-        share: (k, n) looks into every n-th file from the k-th on, so that n ranks check a checkpoint together.
+        share: (k, n) checks every n-th file from the k-th on, so that n ranks check a checkpoint together.
     """
     try:
         manifest = read_manifest(directory)
@@ -166,30 +164,32 @@ def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
         if not path.is_file():
             return f"{path}: missing"
         if path.stat().st_size != facts["bytes"]:
-            return f"{path}: {path.stat().st_size} bytes where {facts['bytes']} were written"
+            return f"{path}: {path.stat().st_size} bytes, expected {facts['bytes']}"
         if _sha256(path) != facts["sha256"]:
-            return f"{path}: its bytes are not those that were written (sha256 differs)"
+            return f"{path}: its contents have changed (sha256 differs)"
     return None
 
 
 def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[str], str] = lambda key: key) -> None:
     """Fill `shards` in place from a checkpoint of any split, reading only the bytes that overlap.
 
-    Values are cast to the shards' dtype. A tensor marked `allow_shape_mismatch` (the padded vocabulary) takes what
-    both have, the rest zero.
+    Values are cast to the shards' dtype. A tensor marked `allow_shape_mismatch` (the padded vocabulary) gets the rows
+    that both have; the rest is zero.
 
     Args:
         rename: the name in the checkpoint for a shard's key.
 
     Raises:
-        CheckpointError: a tensor is missing, of another shape, or not wholly covered by its pieces.
+        CheckpointError: a tensor is missing, of another shape, or not completely covered by its pieces.
     """
     tensors = read_manifest(directory)["tensors"]
     with _Files(directory) as files:
         for shard in shards:
             key = rename(shard.key)
             if key not in tensors:
-                raise CheckpointError(f"{directory}: holds no tensor {key}; is it a checkpoint of this kind of model?")
+                raise CheckpointError(
+                    f"{directory}: contains no tensor {key}; is it a checkpoint of this kind of model?"
+                )
             _fill(directory, shard, tensors[key], files)
 
 
@@ -251,14 +251,16 @@ class _Files:
             part: torch.Tensor = stored.get_slice(name)[where] if where else stored.get_tensor(name)
         except CheckpointError:
             raise
-        except Exception as error:  # safetensors raises its own kinds for a damaged file
+        except Exception as error:  # safetensors raises its own exceptions for a damaged file
             raise CheckpointError(f"{self.directory / file}: cannot be read ({error}); it is damaged") from error
         return part
 
 
 def _inside(directory: Path, name: str) -> Path:
     if Path(name).name != name:
-        raise CheckpointError(f"{CheckpointFolder(directory).manifest}: the file name {name!r} leaves the checkpoint")
+        raise CheckpointError(
+            f"{CheckpointFolder(directory).manifest}: the file name {name!r} points outside the checkpoint"
+        )
     return directory / name
 
 

@@ -1,4 +1,5 @@
-"""Weights of NeMo archives, read straight into a rank's shards: no other copy, and of the file only what is needed."""
+"""Weights of NeMo archives, read straight into a rank's shards: without another copy,
+and only the needed parts of the file."""
 
 from __future__ import annotations
 
@@ -21,17 +22,18 @@ from hpclm.formats.ranks.checkpoint_store import overlap
 def load_gpt(path: Path, shards: Iterable[ShardedTensor], model: ModelSpec) -> None:
     """Fill `shards` in place from a GPT archive of any split, cast to their dtype.
 
-    Raises CheckpointError where a tensor is missing, of another shape, or not wholly there.
+    Raises CheckpointError where a tensor is missing, of another shape, or incomplete.
     """
     with Archive(path) as archive:
         weights = read_weights(archive, model.num_attention_heads, gated=model.activation == "swiglu")
         for shard in shards:
             weight = weights.get(shard.key)
             if weight is None:
-                raise CheckpointError(f"{path}: holds no {shard.key}, which a model of its configuration has")
+                raise CheckpointError(f"{path}: contains no {shard.key}, which its configuration requires")
             if weight.shape != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
                 raise CheckpointError(
-                    f"{path}: {shard.key} has shape {weight.shape}, its configuration means {tuple(shard.global_shape)}"
+                    f"{path}: {shard.key} has shape {weight.shape}, its configuration "
+                    f"requires {tuple(shard.global_shape)}"
                 )
             _fill(archive, shard, weight.pieces)
 
@@ -54,7 +56,7 @@ def _fill(archive: Archive, shard: ShardedTensor, pieces: list[Piece]) -> None:
 
 
 def tensor_of(archive: Archive, facts: TensorFacts) -> Tensor:
-    """A stored tensor as a view of the file: only the pages that are looked at are read."""
+    """A stored tensor as a view of the file: only the pages that are used are read."""
     dtype = getattr(torch, facts.dtype)
     if not facts.numel:
         return torch.empty(facts.shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What megatron-core writes on torch's parameters and reads there; torch's own type knows none of it."""
+"""Attributes that megatron-core sets on torch's parameters; torch's own type does not have them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MegatronParameter(Protocol):
     Attributes:
         main_grad: fp32, where DistributedDataParallel sums the gradient.
         sequence_parallel: its gradient is of this rank's part of the sequence, to be summed over tensor ranks.
-        tensor_model_parallel: tensor ranks hold parts of it and not copies.
+        tensor_model_parallel: tensor ranks have parts of it, not copies.
     """
 
     main_grad: Tensor
@@ -30,9 +30,9 @@ def attributes(parameter: nn.Parameter) -> MegatronParameter:
 
 
 def mark_tensor_parallel(module: MegatronModule) -> None:
-    """Say of each parameter whether tensor ranks hold parts of it, which the gradient norm must know.
+    """Mark for each parameter whether it is split over tensor ranks, which the gradient norm needs.
 
-    megatron-core does it while it initialises weights, and it is told not to.
+    megatron-core does this while it initialises weights, which is switched off here.
     """
     parameters = {parameter.data_ptr(): parameter for parameter in module.parameters()}
     for shard in sharded_tensors(module):

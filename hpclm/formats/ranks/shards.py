@@ -8,7 +8,7 @@ from typing import Any
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.transformer.module import MegatronModule
 
-# One key a layer ("decoder.layers.3.…") rather than one stacked tensor: names match what users know.
+# One key per layer ("decoder.layers.3.…") rather than one stacked tensor: names match what users know.
 _METADATA = {"non_homogeneous_layers": True}
 
 

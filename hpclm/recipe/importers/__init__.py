@@ -1,4 +1,4 @@
-"""Other tools' configuration files, read as recipes: one module or folder a tool, found by what a file holds."""
+"""Other tools' configuration files, read as recipes: one module or folder per tool, chosen by a file's keys."""
 
 from hpclm.recipe.importers.importer import Imported, Importer, KeyFate, KeyNote, importer_for
 

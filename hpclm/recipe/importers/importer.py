@@ -1,4 +1,4 @@
-"""What an importer is: it recognises a tool's file by its keys and turns its tree into a recipe's."""
+"""The interface of an importer: it recognises a tool's file by its keys and turns its tree into a recipe's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpclm.recipe.tree import Node
 
 
 class KeyFate(Word):
-    """What became of a key of the other tool's."""
+    """How a key of the other tool was handled."""
 
     TAKEN = "taken"
     NO_EFFECT = "no effect"
@@ -21,7 +21,7 @@ class KeyFate(Word):
 
 @dataclass(frozen=True)
 class KeyNote:
-    """What became of one key. `note`: the recipe's key, or why."""
+    """How one key was handled. `note`: the recipe's key, or why."""
 
     key: str
     origin: str
@@ -44,10 +44,10 @@ class Importer:
     To add one: an object of this class, and an entry `name = "module:OBJECT"` in the group `hpclm.importers`.
 
     Attributes:
-        tool: what its files are called in messages.
+        tool: the name of its files in messages.
         recognises: whether a tree is one of its files.
         resolve: fills in what the tool itself would before it reads the values, such as `${…}`.
-        read: the recipe. Given the tree and the folder of the file. Raises RecipeError with every fault at its line.
+        read: the recipe. Given the tree and the folder of the file. Raises RecipeError with every error at its line.
     """
 
     tool: str

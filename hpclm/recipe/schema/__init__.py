@@ -1,1 +1,1 @@
-"""The recipe's schema, one section a module. Frozen, strict, and closed to unknown keys."""
+"""The recipe's schema, one module per section. Frozen, strict, and without unknown keys."""

@@ -1,4 +1,4 @@
-"""What every section shares: strictness, and the kinds of text a recipe may hold."""
+"""What every section shares: strictness, and the kinds of text a recipe may contain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 def fault(message: str) -> PydanticCustomError:
-    """A validator's own message (what; how to mend), shown as it is."""
+    """A validator's own message (what is wrong; how to fix it), shown unchanged."""
     # Braces would be read as a template's fields.
     return PydanticCustomError("hpclm", "{message}", {"message": message})
 
@@ -36,7 +36,7 @@ def shown(text: str, limit: int = 60) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text that may reach a script, a log or a screen: not empty, one line, nothing invisible."""
+    """Text that may reach a script, a log or a screen: not empty, one line, no invisible characters."""
     if not text.strip():
         raise fault("is empty; write a value or leave the key out")
     if len(text) > MAX_LINE:
@@ -44,7 +44,7 @@ def one_line(text: str) -> str:
     bad = next((character for character in text if not character.isprintable()), None)
     if bad is not None:
         kind = "a line break" if bad in "\n\r" else f"the invisible character U+{ord(bad):04X}"
-        raise fault(f"{shown(text)} holds {kind}; write it on one line of printable characters")
+        raise fault(f"{shown(text)} contains {kind}; write it on one line of printable characters")
     return text
 
 
@@ -52,13 +52,14 @@ def plain_name(text: str) -> str:
     """A name that can be a folder, a job name and an argument."""
     if not _NAME.fullmatch(text) or text.startswith((".", "-")):
         raise fault(
-            f"{shown(text)} is no name; use 1 to 64 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+            f"{shown(text)} is not a valid name; use 1 to 64 letters, digits, '.', '_' and '-', "
+            "not starting with '.' or '-'"
         )
     return text
 
 
 def absolute_path(text: str, info: ValidationInfo) -> str:
-    """A path, taken from the recipe's folder."""
+    """A path, relative to the recipe's folder."""
     one_line(text)
     if text.startswith("~"):
         raise fault(f"{shown(text)}: ~ is not expanded; write the whole path, or one relative to the recipe")
@@ -74,12 +75,12 @@ def prose(text: str) -> str:
         raise fault(f"is longer than {MAX_TEXT} characters; shorten it")
     bad = next((c for c in text if c not in "\n\t\r" and unicodedata.category(c) in ("Cc", "Cs")), None)
     if bad is not None:
-        raise fault(f"holds the control character U+{ord(bad):04X}; remove it")
+        raise fault(f"contains the control character U+{ord(bad):04X}; remove it")
     return text
 
 
 def described(value: Any) -> str:
-    """A wrong value in words, short and escaped."""
+    """A description of a wrong value, short and escaped."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, dict):
@@ -94,7 +95,7 @@ def described(value: Any) -> str:
 
 
 def registered(registry: Registry[Any]) -> Any:
-    """The type of a key whose value names an entry of a registry; other packages' entries count."""
+    """The type of a key whose value names an entry of a registry; including other packages' entries."""
 
     def known(value: object) -> str:
         if isinstance(value, str) and value in registry:
@@ -102,7 +103,7 @@ def registered(registry: Registry[Any]) -> Any:
         names = registry.names()
         near = nearest_name(str(value), names)
         hint = f"did you mean {near}? " if near else ""
-        raise fault(f"must be one of its words, not {described(value)}; {hint}choose {', '.join(names)}")
+        raise fault(f"must be one of the allowed values, not {described(value)}; {hint}choose {', '.join(names)}")
 
     # The documentation lists what hpclm itself has.
     return Annotated[str, PlainValidator(known), WithJsonSchema({"enum": list(registry.builtin_names())})]

@@ -1,4 +1,4 @@
-"""The image a stage runs in. How it is entered is the site's matter."""
+"""The image a stage runs in. The site decides how it is started."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ def _image(text: str, info: ValidationInfo) -> str:
         return absolute_path(text, info)
     if not _IMAGE.fullmatch(text):
         raise fault(
-            f"{shown(text)} is no image; give one like nvcr.io/nvidia/nemo:23.02, or a path that starts with ./ or /"
+            f"{shown(text)} is not a valid image; give one such as nvcr.io/nvidia/nemo:23.02, "
+            "or a path that starts with ./ or /"
         )
     return text
 
 
 def _mountable(text: str) -> str:
     if "," in text or ":" in text:
-        raise fault(f"{shown(text)}: container runtimes cannot mount a path with ',' or ':'; rename or link it")
+        raise fault(
+            f"{shown(text)}: container runtimes cannot mount a path with ',' or ':'; rename it or use a symbolic link"
+        )
     return text
 
 
@@ -41,7 +44,7 @@ def _inside(text: str) -> str:
 
 def variable_name(text: str) -> str:
     if not _VARIABLE.fullmatch(text):
-        raise fault(f"{shown(text)} is no variable name; use letters, digits and _")
+        raise fault(f"{shown(text)} is not a valid variable name; use letters, digits and _")
     if text.startswith(_OWN_PREFIXES):
         raise fault(f"{text} belongs to the launcher or the scheduler; use another name")
     return text
@@ -51,7 +54,7 @@ InsidePath = Annotated[str, AfterValidator(_inside)]
 
 
 class Mount(Section):
-    """A folder of the host seen inside the container."""
+    """A folder of the host that is mounted in the container."""
 
     source: Annotated[PathText, AfterValidator(_mountable)] = Field(description="folder or file on the host")
     target: InsidePath = Field(description="absolute path inside")
@@ -67,10 +70,10 @@ class Container(Section):
     mounts: tuple[Mount, ...] = Field(default=(), description="besides the run folder, which is always mounted")
     workdir: InsidePath | None = Field(default=None, description="folder a rank starts in; null: the run's")
     runtime: registered(RUNTIMES) | None = Field(  # type: ignore[valid-type]
-        default=None, description="how the image is entered; null: as the site says"
+        default=None, description="container runtime; null: the site's"
     )
-    writable: bool = Field(default=False, description="let ranks write into the image's own folders; it is not kept")
-    home: bool | None = Field(default=None, description="see the home folder inside; null: as the site says")
+    writable: bool = Field(default=False, description="let ranks write into the image's own folders; changes are lost")
+    home: bool | None = Field(default=None, description="mount the home folder inside; null: as the site says")
     environment: dict[Annotated[str, AfterValidator(variable_name)], Line] = Field(
         default_factory=dict, description="variables set inside; secrets belong in the site profile"
     )

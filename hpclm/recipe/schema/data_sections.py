@@ -23,12 +23,12 @@ from hpclm.recipe.schema.base import (
 class Text(Section):
     """Text to pre-train on."""
 
-    paths: tuple[PathText, ...] = Field(min_length=1, description="files and folders (searched to the bottom)")
+    paths: tuple[PathText, ...] = Field(min_length=1, description="files and folders (searched recursively)")
     pattern: Line = Field(default="*", description="file names taken from folders, as in *.txt")
     document: Literal["file", "line", "paragraph"] = Field(
-        default="file", description="what one document is; paragraphs are parted by blank lines"
+        default="file", description="what one document is; paragraphs are separated by blank lines"
     )
-    seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(default=1024, description="tokens a sample")
+    seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(default=1024, description="tokens per sample")
     validation_fraction: Fraction = Field(default=0.02, description="documents kept for validation")
     max_mib: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         default=None, description="MiB read at most; null: all"
@@ -38,23 +38,23 @@ class Text(Section):
     @classmethod
     def _of_names(cls, pattern: str) -> str:
         if "/" in pattern:
-            raise fault(f"{shown(pattern)} holds '/'; a pattern is for file names, folders go to text.paths")
+            raise fault(f"{shown(pattern)} contains '/'; a pattern is for file names, folders go to text.paths")
         return pattern
 
 
 class Data(Section):
-    """JSONL files: one object a line, with `taskname` and the fields of that task's template."""
+    """JSONL files: one object per line, with `taskname` and the fields of that task's template."""
 
-    train: tuple[PathText, ...] = Field(default=(), description="rows to learn from")
+    train: tuple[PathText, ...] = Field(default=(), description="rows to train on")
     validation: tuple[PathText, ...] = Field(default=(), description="rows for val_loss")
     test: tuple[PathText, ...] = Field(default=(), description="rows to answer; predictions keep their order")
     max_seq_length: Annotated[int, Field(ge=2, le=10**7)] | None = Field(
         default=None,
-        description="tokens of an example, virtual ones included; default 1024, the model's positions at most",
+        description="tokens of an example, virtual ones included; default 1024, at most the model's positions",
     )
     min_seq_length: Count = Field(default=1, description="training rows of fewer tokens are left out")
     semantics: Literal["strict", "nemo"] = Field(
-        default="strict", description="nemo: token ids, masks and dropped rows as NeMo makes them, its faults included"
+        default="strict", description="nemo: token ids, masks and dropped rows as NeMo makes them, including its bugs"
     )
     add_bos: bool = Field(default=False, description="start each example with the BOS token")
     add_eos: bool = Field(default=True, description="end each training example with the EOS token")
@@ -69,15 +69,15 @@ class TaskTemplate(Section):
     )
     total_virtual_tokens: Annotated[int, Field(ge=1, le=10**5)] = Field(description="trained tokens of the task")
     virtual_token_splits: tuple[Count, ...] | None = Field(
-        default=None, description="virtual tokens at each marker; default all at the only one"
+        default=None, description="virtual tokens at each marker; default: all at the single marker"
     )
     truncate_field: Line | None = Field(
         default=None, description="field cut when an example is too long; null: training skips the row"
     )
-    answer_only_loss: bool = Field(default=True, description="learn from the answer's tokens alone")
-    answer_field: Line | None = Field(default="answer", description="field that holds the answer")
+    answer_only_loss: bool = Field(default=True, description="compute the loss on the answer's tokens only")
+    answer_field: Line | None = Field(default="answer", description="field with the answer")
     prompt_init: Literal["random", "text"] = Field(
-        default="random", description="start of the virtual tokens; prompt-tuning"
+        default="random", description="initial values of the virtual tokens; prompt-tuning"
     )
     prompt_init_text: Prose | None = Field(
         default=None, description="text whose embeddings are copied; prompt_init: text"
@@ -88,34 +88,40 @@ class Prompt(Section):
     """The p-tuning encoder (prompt-tuning has none)."""
 
     encoder: Literal["tpmlp", "mlp", "lstm", "biglstm", "embedding"] = Field(
-        default="tpmlp", description="what makes the virtual tokens"
+        default="tpmlp", description="what computes the virtual tokens"
     )
     encoder_hidden: Annotated[int, Field(ge=1, le=10**6)] = Field(default=2048, description="width inside the encoder")
     encoder_layers: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=2, description="of mlp (2 or more), lstm and biglstm"
+        default=2, description="layers of mlp (2 or more), lstm and biglstm"
     )
     encoder_dropout: Fraction = Field(default=0.0, description="between the layers of lstm and biglstm")
-    encoder_init_std: Annotated[float, Field(gt=0, le=10)] = Field(default=0.023, description="of tpmlp's weights")
+    encoder_init_std: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=0.023, description="standard deviation of tpmlp's new weights"
+    )
 
 
 class Generation(Section):
-    """How answers are made."""
+    """How answers are generated."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] = Field(default=30, description="tokens of an answer at most")
-    min_new_tokens: NotNegative = Field(default=0, description="tokens before an answer may end")
-    greedy: bool = Field(default=True, description="the likeliest token each time; false: draw from the distribution")
+    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] = Field(default=30, description="most tokens in an answer")
+    min_new_tokens: NotNegative = Field(default=0, description="fewest tokens in an answer")
+    greedy: bool = Field(default=True, description="always the most likely token; false: sample")
     temperature: Annotated[float, Field(gt=0, le=100)] = Field(
         default=1.0, description="flattens (>1) or sharpens (<1)"
     )
-    top_k: Annotated[int, Field(ge=0, le=10**6)] = Field(default=0, description="draw from the k likeliest; 0: all")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="draw from the likeliest p of the mass")
+    top_k: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        default=0, description="sample from the k most likely tokens; 0: all"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="sample from the most likely tokens of total probability p"
+    )
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = Field(
-        default=1.0, description="over 1: tokens of prompt and answer become less likely"
+        default=1.0, description="above 1: tokens of prompt and answer become less likely"
     )
     end_strings: tuple[Prose, ...] = Field(
         default=(), max_length=16, description="an answer ends before the first of these"
     )
     add_bos: bool | None = Field(default=None, description="start prompts with the BOS token; null: as in training")
     batch_size: Annotated[int, Field(ge=1, le=10**5)] = Field(
-        default=16, description="prompts answered at once on a rank"
+        default=16, description="prompts answered at the same time on a rank"
     )

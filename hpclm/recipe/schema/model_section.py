@@ -10,22 +10,22 @@ from hpclm.recipe.schema.base import Count, Fraction, PathText, Section, Width
 
 
 class Model(Section):
-    """A GPT: its architecture, or an existing checkpoint that knows it, or both (which must then agree).
+    """A GPT: its architecture, or an existing checkpoint that contains it, or both (which must then agree).
 
     A stage with `base` takes the architecture from there.
     """
 
     checkpoint: PathText | None = Field(
         default=None,
-        description="an hpclm checkpoint folder, or a GPT .nemo archive (file or unpacked): it gives the rest",
+        description="an hpclm checkpoint folder, or a GPT .nemo archive (file or unpacked), which gives the rest",
     )
     num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="transformer layers")
     hidden_size: Width | None = Field(default=None, description="width of the hidden states")
-    num_attention_heads: Width | None = Field(default=None, description="attention heads a layer")
+    num_attention_heads: Width | None = Field(default=None, description="attention heads per layer")
     ffn_hidden_size: Width | None = Field(
         default=None, description="width of the MLP; default 4 h (swiglu: int(8h/3/64)·64)"
     )
-    num_query_groups: Width | None = Field(default=None, description="key/value heads; default one a head")
+    num_query_groups: Width | None = Field(default=None, description="key/value heads; default one per head")
     kv_channels: Width | None = Field(
         default=None, description="width of a head; default hidden_size / num_attention_heads"
     )
@@ -47,5 +47,5 @@ class Model(Section):
     hidden_dropout: Fraction | None = Field(default=None, description="default 0")
     attention_dropout: Fraction | None = Field(default=None, description="default 0")
     init_std: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        default=None, description="of new weights; default 0.02"
+        default=None, description="standard deviation of new weights; default 0.02"
     )

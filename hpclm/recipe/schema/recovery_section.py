@@ -1,4 +1,4 @@
-"""What happens when a stage is disturbed: by a failure, a node, a hang."""
+"""What happens after a failure, a lost node or a hang."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Times = Annotated[int, Field(ge=0, le=1000)]
 
 
 class Recovery(Section):
-    """Starting again after a disturbance. Preemptions and time limits cost nothing of these allowances."""
+    """Restarts after failures. Preemptions and time limits do not count against these limits."""
 
-    max_restarts: Times = Field(default=10, description="failures after which the ranks are started again")
+    max_restarts: Times = Field(default=10, description="how many times the ranks are restarted after failures")
     max_without_progress: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=3, description="attempts in a row that saved no new step before the stage is given up"
+        default=3, description="attempts in a row that saved no new step before the stage fails"
     )
     stall_timeout_s: Annotated[int, Field(ge=5, le=10**6)] | None = Field(
-        default=1200, description="seconds without any progress before the ranks are ended; null: never"
+        default=1200, description="seconds without any progress before the ranks are stopped; null: never"
     )
-    max_bad_nodes: Times = Field(default=4, description="nodes the stage may leave out because they are at fault")
+    max_bad_nodes: Times = Field(default=4, description="faulty nodes that the stage may exclude")
     preflight: bool = Field(default=True, description="check the nodes before each start (Slurm only)")

@@ -12,10 +12,10 @@ Degree = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Parallel(Section):
-    """How the model is split. What is left of the devices is data parallelism."""
+    """How the model is split. The remaining devices are used for data parallelism."""
 
     tensor: Degree = Field(default=1, description="devices that share each layer; keep them within a node")
-    pipeline: Degree = Field(default=1, description="groups of layers one after another")
+    pipeline: Degree = Field(default=1, description="pipeline stages: consecutive groups of layers")
     sequence: bool = Field(
         default=False, description="sequence parallelism: norms and dropout split over the tensor ranks"
     )
@@ -26,18 +26,18 @@ class Resources(Section):
 
     nodes: Annotated[int, Field(ge=1, le=4096)] = Field(default=1, description="nodes; also `--nodes`")
     devices_per_node: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=1, description="GPUs (or, on cpu, ranks) a node; also `--devices-per-node`"
+        default=1, description="GPUs (or, on cpu, ranks) per node; also `--devices-per-node`"
     )
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a rank runs on")
     time_limit_min: Annotated[int, Field(ge=1, le=60 * 24 * 365)] = Field(
-        default=60, description="minutes the stage may run, over as many jobs as the partition's limit makes of it"
+        default=60, description="minutes the stage may run in total, in as many jobs as the partition's limit requires"
     )
     job_time_limit_min: Annotated[int, Field(ge=1, le=60 * 24 * 365)] | None = Field(
-        default=None, description="minutes of one job, shorter ones start sooner; null: as the partition allows"
+        default=None, description="minutes of one job (short jobs start sooner); null: the partition's limit"
     )
     memory_gib: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
-        default=None, description="GiB of host memory a node; null: all of it"
+        default=None, description="GiB of host memory per node; null: all of it"
     )
     cpus_per_device: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="CPU cores a rank; null: the site's default"
+        default=None, description="CPU cores per rank; null: the site's default"
     )

@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Section)
 
 
 def _stage_or_path(text: str, info: ValidationInfo) -> str:
-    """A stage's name stays a name; what holds a `/` is a path."""
+    """A stage's name stays a name; text with a `/` is a path."""
     one_line(text)
     return absolute_path(text, info) if "/" in text else plain_name(text)
 
@@ -35,7 +35,7 @@ class Stage(Section):
     task: registered(TASKS) = Field(description="what the stage does")  # type: ignore[valid-type]
     engine: registered(ENGINES) = Field(  # type: ignore[valid-type]
         default="megatron",
-        description="who does it: megatron (hpclm's own, on megatron-core), nemo (prompt learning by NeMo's scripts), "
+        description="one of megatron (hpclm's own, on megatron-core), nemo (prompt learning by NeMo's scripts), "
         "megatron-lm (pretrain by its script), or with task `program` command (any program)",
     )
     after: tuple[Name, ...] = Field(default=(), description="program: earlier stages that must be complete first")
@@ -43,7 +43,7 @@ class Stage(Section):
     prompts: Annotated[str, AfterValidator(_stage_or_path)] | None = Field(
         default=None,
         description="an earlier prompt-learning stage, or a path (with a /) to its checkpoints. evaluate: left out, "
-        "the model answers alone; p-tuning and prompt-tuning: new tasks are added to its tasks, which stay as they are",
+        "the model answers alone; p-tuning and prompt-tuning: new tasks are added to its tasks, which stay frozen",
     )
     model: Model | None = Field(default=None, description="architecture or checkpoint")
     tokenizer: Tokenizer | None = Field(default=None, description="left out: the base checkpoint's")
@@ -86,5 +86,5 @@ def stage_model() -> type[Stage]:
 
 @lru_cache(maxsize=1)
 def section_names() -> frozenset[str]:
-    """The keys of a stage that are shared by all stages when they stand at the recipe's top level."""
+    """The keys of a stage that are shared by all stages if they are at the recipe's top level."""
     return frozenset(stage_model().model_fields) - {"name", "task", "base", "prompts", "engine", "after"}

@@ -10,7 +10,7 @@ from hpclm.recipe.schema.base import PathText, Section, fault
 
 
 class TokenizerTraining(Section):
-    """A byte-level BPE that the pretrain stage learns from its own text."""
+    """A byte-level BPE that the pretrain stage trains on its own text."""
 
     # 256 bytes and the special tokens must fit.
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(description="entries, special tokens included")
@@ -22,7 +22,7 @@ class Tokenizer(Section):
     Left out, the base checkpoint's own is used.
     """
 
-    train: TokenizerTraining | None = Field(default=None, description="learn one from the text; pretrain only")
+    train: TokenizerTraining | None = Field(default=None, description="train one on the text; pretrain only")
     vocab_file: PathText | None = Field(default=None, description="GPT-2 style vocab.json")
     merges_file: PathText | None = Field(default=None, description="GPT-2 style merges.txt")
     tokenizer_file: PathText | None = Field(default=None, description="a tokenizer.json of the tokenizers library")

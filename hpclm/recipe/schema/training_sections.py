@@ -11,10 +11,10 @@ from hpclm.recipe.schema.base import Count, NotNegative, Section, fault, registe
 
 
 class Batch(Section):
-    """Samples a step over all ranks, and samples a forward pass."""
+    """Samples per step over all ranks, and samples per forward pass."""
 
-    global_size: Count = Field(alias="global", description="samples a step, over all ranks")
-    micro_size: Count = Field(default=1, alias="micro", description="samples a forward pass on one rank")
+    global_size: Count = Field(alias="global", description="samples per step, over all ranks")
+    micro_size: Count = Field(default=1, alias="micro", description="samples per forward pass on one rank")
 
 
 Metric = registered(METRICS)
@@ -33,7 +33,7 @@ def _interval(value: object) -> int | float:
 
 
 class EarlyStopping(Section):
-    """Ends training when val_loss no longer falls."""
+    """Ends training when val_loss stops improving."""
 
     patience: Annotated[int, Field(ge=1, le=10**6)] = Field(
         default=10, description="validations in a row without an improvement"
@@ -44,7 +44,7 @@ class EarlyStopping(Section):
 
 
 class Recompute(Section):
-    """Activation checkpointing: memory for time (Megatron-LM's --recompute-…)."""
+    """Activation checkpointing: saves memory, costs time (Megatron-LM's --recompute-…)."""
 
     granularity: Literal["selective", "full"] = Field(
         description="selective: the attention is computed again; full: whole layers"
@@ -64,7 +64,7 @@ class Recompute(Section):
 
 
 class Trainer(Section):
-    """How long and how exactly. To train, give one of `max_steps` and `max_epochs`."""
+    """Training length and precision. To train, give one of `max_steps` and `max_epochs`."""
 
     max_steps: Count | None = Field(default=None, description="optimizer steps")
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
@@ -78,12 +78,10 @@ class Trainer(Section):
     )
     val_batches: Count | None = Field(default=None, description="global batches a validation reads; null: all")
     val_metrics: tuple[Metric, ...] = Field(  # type: ignore[valid-type]
-        default=(), description="p-tuning and prompt-tuning: scores of answers made to the validation rows"
+        default=(), description="p-tuning and prompt-tuning: scores of answers generated for the validation rows"
     )
-    val_metric_rows: Count | None = Field(
-        default=None, description="validation rows answered for val_metrics; null: all"
-    )
-    early_stopping: EarlyStopping | None = Field(default=None, description="null: the whole length")
+    val_metric_rows: Count | None = Field(default=None, description="validation rows used for val_metrics; null: all")
+    early_stopping: EarlyStopping | None = Field(default=None, description="null: no early stopping")
     recompute: Recompute | None = Field(default=None, description="activation checkpointing; null: none")
     gradient_clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(default=1.0, description="0: no clipping")
     log_interval_steps: Count = Field(default=1, description="steps between rows of metrics.jsonl")
@@ -92,7 +90,7 @@ class Trainer(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Trainer:
         if self.max_steps is not None and self.max_epochs is not None:
-            raise fault("max_steps and max_epochs say the same thing; keep one")
+            raise fault("max_steps and max_epochs exclude each other; keep one")
         return self
 
 
@@ -121,7 +119,7 @@ class Optim(Section):
 
 
 class Checkpointing(Section):
-    """When the run saves, and what it keeps."""
+    """When checkpoints are saved, and which are kept."""
 
     save_interval_steps: Count | None = Field(default=None, description="null: at each validation and at the end")
     keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="newest checkpoints kept")

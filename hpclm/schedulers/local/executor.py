@@ -1,4 +1,4 @@
-"""The local executor: hands a submit's stages to a supervisor process that outlives the shell."""
+"""The local executor: passes a submit's stages to a supervisor process that outlives the shell."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from hpclm.schedulers.commands import clean_environment
 from hpclm.schedulers.jobs import JobInfo, StageJob
 
 _START_S = 20.0
-_SILENT_S = 60.0  # a supervisor on another machine writes every five seconds
+_SILENT_S = 60.0  # a supervisor on another machine writes its state every five seconds
 KILL_WAIT_S = 30.0
 GRACE_S = 15.0
 
 
 def describe(job: StageJob, site: Site, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What the supervisor is told of one stage, as JSON-ready containers. Pure."""
+    """One stage as the supervisor reads it, as JSON-ready containers. Pure."""
     own = {**job.environment, **site.environment, **job.launch.environment}
     inherited = own.get("PYTHONPATH") or (os.environ if environment is None else environment).get("PYTHONPATH", "")
     python_path = job.payload if job.in_container or not inherited else f"{job.payload}:{inherited}"
@@ -53,20 +53,20 @@ def describe(job: StageJob, site: Site, environment: dict[str, str] | None = Non
 
 
 def render(job: StageJob, site: Site) -> str:
-    """The same as a shell script, for people: what the supervisor starts, rank by rank."""
-    told = describe(job, site, {})
+    """The same as a readable shell script: what the supervisor starts, rank by rank."""
+    description = describe(job, site, {})
     lines = [
         "#!/bin/bash",
-        "# What the local supervisor starts for this stage; it also keeps the time limit and the logs.",
+        "# What the local supervisor runs for this stage; it also enforces the time limit and writes the logs.",
         "",
-        f"cd {shlex.quote(told['stage_dir'])} || exit 1",
-        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(told["environment"].items())),
+        f"cd {shlex.quote(description['stage_dir'])} || exit 1",
+        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(description["environment"].items())),
         "",
         f"export HPCLM_WORLD_SIZE={job.world_size}",
         f"for rank in $(seq 0 {job.world_size - 1}); do",
         f"  HPCLM_RANK=$rank HPCLM_LOCAL_RANK=$((rank % {job.tasks_per_node})) "
         f"HPCLM_NODE_RANK=$((rank / {job.tasks_per_node})) \\",
-        f"    {shlex.join(told['command'])} &",
+        f"    {shlex.join(description['command'])} &",
         "done",
         "wait",
         "",
@@ -75,7 +75,7 @@ def render(job: StageJob, site: Site) -> str:
 
 
 def submit(paths: LocalPaths, jobs: Sequence[StageJob], site: Site, payload: Path) -> None:
-    """Start the supervisor; returns once it runs. Raises SchedulerError with its last output when it does not."""
+    """Start the supervisor; returns once it runs. Raises SchedulerError with its last output if it does not."""
     write_jobs(paths, jobs, site)
     _start("hpclm.schedulers.local.supervisor", paths.root, paths.log, payload)
     if not _appears(paths.state):
@@ -84,7 +84,7 @@ def submit(paths: LocalPaths, jobs: Sequence[StageJob], site: Site, payload: Pat
 
 
 def _start(module: str, folder: Path, log: Path, payload: Path) -> None:
-    """Start one of our own modules in a session of its own, on the run's code."""
+    """Start one of hpclm's modules in a separate session, with the run's code."""
     with log.open("ab") as stream:
         subprocess.run(
             [sys.executable, "-m", module, str(folder)],
@@ -109,7 +109,7 @@ def _appears(path: Path) -> bool:
 
 
 def write_jobs(paths: LocalPaths, jobs: Sequence[StageJob], site: Site) -> None:
-    """What a supervisor needs to begin."""
+    """The files a supervisor needs to start."""
     for job in jobs:
         write_text(StagePaths(Path(job.stage_dir)).script, render(job, site))
     stages = [describe(job, site) for job in jobs]
@@ -117,7 +117,7 @@ def write_jobs(paths: LocalPaths, jobs: Sequence[StageJob], site: Site) -> None:
 
 
 def submit_queue(paths: SweepPaths, members: list[dict[str, str]], max_running: int) -> None:
-    """Start the process that runs a sweep's members one after the other; returns once it runs."""
+    """Start the process that runs a sweep's members one after another; returns once it is running."""
     write_json(paths.queue, {"members": members, "max_running": max_running})
     _start("hpclm.schedulers.local.sweep_queue", paths.root, paths.queue_log, Path(members[0]["payload"]))
     if not _appears(paths.queue_state):
@@ -125,7 +125,7 @@ def submit_queue(paths: SweepPaths, members: list[dict[str, str]], max_running: 
 
 
 def _queued(run: RunPaths, paths: LocalPaths) -> dict[str, JobInfo]:
-    """Stages of a member of a sweep whose turn has not come."""
+    """Stages of a sweep member that has not been started yet."""
     jobs, queue = read_object(paths.jobs), read_object(SweepPaths(run.root.parent).queue_state)
     if jobs is None or queue is None:
         return {}
@@ -134,14 +134,14 @@ def _queued(run: RunPaths, paths: LocalPaths) -> dict[str, JobInfo]:
         state, reason = StageState.CANCELLED, "cancelled by the user"
     elif not is_alive(queue):
         state = StageState.SKIPPED
-        reason = "the sweep's queue vanished before its turn (machine restarted, or it was killed)"
+        reason = "the sweep's queue process was lost before its turn (machine restarted, or it was killed)"
     return {job["stage"]: JobInfo("", state, reason, reason_is_final=True) for job in jobs["stages"]}
 
 
 def look(run: RunPaths, submit: int) -> dict[str, JobInfo]:
     """Every stage of one submit as its supervisor last wrote it; empty before it has written anything.
 
-    What a vanished supervisor left as running or pending is said to be failed.
+    If the supervisor was lost, running and pending stages are reported as failed.
     """
     paths = run.local(submit)
     state = read_object(paths.state)
@@ -153,7 +153,7 @@ def look(run: RunPaths, submit: int) -> dict[str, JobInfo]:
         now, reason = stage_state(stage.get("state")), stage.get("reason", "")
         if gone and not now.is_over:
             now = StageState.FAILED if now is StageState.RUNNING else StageState.SKIPPED
-            reason = "the local supervisor vanished (machine restarted, or it was killed)"
+            reason = "the local supervisor was lost (machine restarted, or it was killed)"
         found[name] = JobInfo(
             job_id=str(state.get("pid", "")),
             state=now,
@@ -167,10 +167,10 @@ def look(run: RunPaths, submit: int) -> dict[str, JobInfo]:
 
 
 def cancel(paths: LocalPaths) -> bool:
-    """Ask the supervisor to stop its stages; returns whether there was one to ask."""
+    """Ask the supervisor to stop its stages; returns whether there was one."""
     state = read_object(paths.state)
     if state is None and paths.jobs.exists():
-        paths.cancel.touch()  # before its turn in a sweep
+        paths.cancel.touch()  # before it is started by the sweep
         return True
     if state is None or state.get("ended_at") is not None or not _lives(state):
         return False

@@ -49,7 +49,7 @@ class Local:
         executor.submit(paths, submission.jobs, submission.site, submission.payload)
 
     def start_sweep(self, sweep: SweepSubmission) -> None:
-        """One process that outlives the shell starts the members' supervisors, a few at a time."""
+        """One process, which outlives the shell, starts the members' supervisors, a few at a time."""
         queue = []
         for member in sweep.members:
             paths = member.paths.local(1)
@@ -76,26 +76,26 @@ class Local:
     def survey(
         self, capabilities: SiteCapabilities, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]
     ) -> Survey:
-        raise SiteError(f"--nodes: site {capabilities.site.name} has no scheduler to ask; name one with --site")
+        raise SiteError(f"--nodes: site {capabilities.site.name} has no scheduler; choose a Slurm site with --site")
 
     def draft_profile(self) -> str:
-        raise SchedulerError("this machine needs no profile; name a cluster's scheduler")
+        raise SchedulerError("this machine needs no profile; choose a cluster's scheduler")
 
 
 def _problems(job: StageJob) -> Iterator[str]:
     if job.launch.srun_args:
         yield (
-            f"stage {job.stage}: its container runtime is a part of Slurm's srun, and ranks start here without it; "
-            "name another as container.runtime, or use --site slurm"
+            f"stage {job.stage}: its container runtime is part of Slurm's srun, but ranks start here without it; "
+            "choose another as container.runtime, or use --site slurm"
         )
     if job.device != "gpu":
         return
     here = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if job.nodes > 1:
-        yield f"stage {job.stage}: {job.nodes} nodes with GPUs asked for, this is one; use --site slurm or --nodes 1"
+        yield f"stage {job.stage}: {job.nodes} nodes with GPUs needed, this site has one; use --site slurm or --nodes 1"
     elif job.tasks_per_node > here:
         yield (
-            f"stage {job.stage}: {job.tasks_per_node} GPUs asked for, this machine has {here}; use --site slurm, "
+            f"stage {job.stage}: {job.tasks_per_node} GPUs needed, this machine has {here}; use --site slurm, "
             "lower --devices-per-node, or --set resources.device=cpu for a small model"
         )
 

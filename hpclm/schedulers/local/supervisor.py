@@ -1,10 +1,10 @@
-"""The local executor's own process: runs a submit's stages in order on this machine, whatever becomes of the shell.
+"""The local executor's own process: runs a submit's stages in order on this machine, independent of the shell.
 
     python -m hpclm.schedulers.local.supervisor <run>/local/<submit>
 
-It reads `jobs.json`, writes `state.json`, and obeys `cancel` (a file) and SIGTERM. It starts every rank in a session
-of its own with HPCLM_RANK, HPCLM_WORLD_SIZE, HPCLM_LOCAL_RANK, HPCLM_NODE_RANK and HPCLM_RESTART, warns them by SIGUSR2
-before the time limit, ends the others after one has failed, and starts all of them again where
+It reads `jobs.json`, writes `state.json`, and obeys `cancel` (a file) and SIGTERM. It starts every rank in a separate
+session with HPCLM_RANK, HPCLM_WORLD_SIZE, HPCLM_LOCAL_RANK, HPCLM_NODE_RANK and HPCLM_RESTART, warns them by SIGUSR2
+before the time limit, ends the others after one has failed, and restarts all of them if
 `recovery.restart_decision` says so.
 Standard library only; run from the payload.
 """
@@ -74,12 +74,12 @@ class Stage:
         self.started = time.monotonic()
 
     def tell(self, event: str, detail: str) -> None:
-        """One line of the stage's attempt history."""
-        told = {"at": time.time(), "job": "local", "attempt": self.attempt.name, "event": event, "detail": detail}
-        append_line(self.paths.events, told)
+        """One event of the stage's attempt history."""
+        record = {"at": time.time(), "job": "local", "attempt": self.attempt.name, "event": event, "detail": detail}
+        append_line(self.paths.events, record)
 
     def step(self, cancelled: bool) -> bool:
-        """Look once; returns whether every rank is gone."""
+        """Check once; returns whether every rank has ended."""
         now = time.monotonic()
         codes = [process.poll() for process in self.processes]
         if all(code is not None for code in codes):
@@ -93,7 +93,7 @@ class Stage:
         if elapsed >= self.limit_s:
             self._end("timeout", now)
         if any(code not in (None, 0) for code in codes):
-            # The others notice a lost peer by themselves and say so in their records; give them the time to.
+            # The other ranks notice a lost peer by themselves and record it; give them time for that.
             self._end("failed", now + self.grace_s)
         if self.term_at is not None and now >= self.term_at:
             self._signal(signal.SIGTERM)
@@ -104,7 +104,7 @@ class Stage:
         return False
 
     def _end(self, why: str, term_at: float) -> None:
-        """Note the first cause, and tell the ranks to stop at `term_at` or when they already were to, if sooner."""
+        """Record the first cause, and ask the ranks to stop at `term_at`, or earlier if that was already planned."""
         if self.ends_why is None:
             self.ends_why, self.term_at = why, term_at
         elif self.term_at is not None:
@@ -114,19 +114,19 @@ class Stage:
         for process in self.processes:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    # To the group when it must die, helpers included; to the rank alone when it is to save: a helper
-                    # process without a handler would die of the warning and take the rank's save with it.
+                    # To the process group when it must die, helpers included; only to the rank when it should save: a
+                    # helper process without a handler would die of the warning and break the rank's save.
                     (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
 
     def kill(self) -> None:
-        """End whatever is left of every rank's group."""
+        """Kill whatever is left of every rank's process group."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def outcome(self) -> tuple[StageState, str]:
-        """State and reason once every rank is gone."""
+        """State and reason once every rank has ended."""
         codes = [process.returncode for process in self.processes]
         if self.paths.result.exists():
             return StageState.COMPLETED, ""
@@ -137,13 +137,13 @@ class Stage:
         if not any(codes):
             return StageState.FAILED, "every rank ended without an error, but none wrote result.json"
         if set(codes) <= {0, _STOPPED}:
-            return StageState.CANCELLED, "a signal from outside told the ranks to stop"
+            return StageState.CANCELLED, "a signal from outside hpclm stopped the ranks"
         rank, code = next((rank, code) for rank, code in enumerate(codes) if code not in (0, _STOPPED))
         return StageState.FAILED, f"rank {rank} {_how(code)}"
 
 
 class Supervisor:
-    """All stages of one submit, one after the other."""
+    """All stages of one submit, one after another."""
 
     def __init__(self, paths: LocalPaths) -> None:
         self.paths = paths
@@ -183,7 +183,7 @@ class Supervisor:
         return result
 
     def _goes_on(self, stage: Stage) -> bool:
-        """Decide whether a failed attempt is followed by another, and write down why."""
+        """Decide whether a failed attempt is followed by another, and record why."""
         decision: Decision = decide(stage.paths, stage.attempt, None, ())
         if decision.action is Action.REQUEUE:  # there is no other node
             decision = dataclasses.replace(decision, action=Action.AGAIN)
@@ -227,7 +227,7 @@ class Supervisor:
 
 
 def rank_environment(job: dict[str, Any], rank: int, restart: int = 0) -> dict[str, str]:
-    """What tells a rank its place. Nodes are pretended: they differ in HPCLM_NODE_RANK alone."""
+    """Variables that tell a rank its place. Nodes are simulated: they differ only in HPCLM_NODE_RANK."""
     per_node = job["tasks_per_node"]
     return {
         "HPCLM_RANK": str(rank),
@@ -249,13 +249,13 @@ def _how(code: int) -> str:
 
 
 def _die_with_parent() -> None:
-    """A rank is told to stop when its supervisor vanishes; without one nobody would enforce its time limit."""
+    """A rank is stopped if its supervisor dies; without it nothing would enforce the time limit."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _detach(work: Callable[[], None]) -> None:
-    """Do `work` in a child that belongs to init, so that it is nobody's zombie and no terminal's job."""
+    """Run `work` in a daemon process (a child of init), so that it is neither a zombie nor a job of a terminal."""
     if os.fork() == 0:
         os.setsid()
         work()

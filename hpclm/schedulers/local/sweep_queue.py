@@ -1,4 +1,4 @@
-"""The members of a sweep on this machine, a few at a time: starts their supervisors, whatever becomes of the shell.
+"""The members of a sweep on this machine, a few at a time: starts their supervisors, independent of the shell.
 
     python -m hpclm.schedulers.local.sweep_queue <sweep>
 
@@ -24,7 +24,7 @@ _POLL_S = 0.1
 
 
 def serve(root: Path) -> None:
-    """Run every member in order, `max_running` at once; those cancelled before their turn are left out."""
+    """Run every member in order, `max_running` at a time; those cancelled before their start are left out."""
     sweep = SweepPaths(root)
     queue: dict[str, Any] = read_json(sweep.queue)
     write_json(sweep.queue_state, identity(os.getpid()))

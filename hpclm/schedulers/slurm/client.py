@@ -1,6 +1,6 @@
-"""The one door to Slurm's commands: argv in, text out, no shell.
+"""The only module that calls Slurm's commands: argv in, text out, no shell.
 
-Text with explicit separators is asked for rather than JSON: JSON came with 21.08, changed its types in 23.11, and on
+Text with explicit separators is requested instead of JSON: JSON came with 21.08, changed its types in 23.11, and on
 22.05 `squeue -j X --json` lists every job. The formats used here are the same from 20.11 to 24.11.
 """
 
@@ -23,7 +23,7 @@ _SACCT_FORMAT = "JobID,State,Start,End,NodeList"
 
 
 def sbatch(argv: Sequence[str]) -> str:
-    """Submit; returns the job id. Raises SchedulerError with Slurm's own words."""
+    """Submit; returns the job id. Raises SchedulerError with Slurm's own message."""
     done = run_command(["sbatch", "--parsable", *argv])
     job_id = done.out.strip().splitlines()[-1].split(";")[0] if done.out.strip() else ""
     if done.code or not job_id.isdigit():
@@ -32,7 +32,7 @@ def sbatch(argv: Sequence[str]) -> str:
 
 
 def scancel(job_ids: Iterable[str]) -> None:
-    """Cancel jobs. Those already over or forgotten are no error; anything else raises SchedulerError."""
+    """Cancel jobs. Jobs that have ended or are unknown are not an error; anything else raises SchedulerError."""
     ids = list(job_ids)
     if not ids:
         return
@@ -45,7 +45,7 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
     """Every job of these users that the controller still knows, ended ones too; accounting's for `job_ids` it forgot.
 
     One call of squeue however many jobs; one of sacct only if some of `job_ids` are missing. A cluster without
-    accounting answers nothing, which is no error. Raises SchedulerError when the controller cannot be asked.
+    accounting returns nothing, which is not an error. Raises SchedulerError if the controller cannot be queried.
     """
     argv = [
         "squeue",
@@ -77,7 +77,7 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
 
 
 def parse_squeue(text: str) -> list[JobInfo]:
-    """Lines of `_SQUEUE_FORMAT`. The comment comes last since it may hold anything.
+    """Lines of `_SQUEUE_FORMAT`. The comment comes last since it may contain anything.
 
     Members of an array are `12_3`; they share the array's comment, and get their own tag of it (`jobs.member_tag`).
     """
@@ -103,7 +103,7 @@ def parse_sacct(text: str) -> list[JobInfo]:
 
 
 def _info(job_id: str, raw: str, reason: str, start: str, end: str, nodes: str, tag: str) -> JobInfo:
-    """In our words: `DependencyNeverSatisfied` is a job that never starts, whatever state Slurm keeps it in."""
+    """In our words: `DependencyNeverSatisfied` is a job that never starts, in any Slurm state."""
     state = state_of(raw)
     reason = "" if reason == "None" else reason
     if "DependencyNeverSatisfied" in reason:

@@ -1,4 +1,4 @@
-"""Whether a stage fits a partition: a job that cannot fit pends for ever, silently."""
+"""Whether a stage fits a partition: a job that cannot fit would stay pending for ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hpclm.schedulers.jobs import StageJob
 
 
 def partition_problems(capabilities: SiteCapabilities, job: StageJob) -> Iterable[str]:
-    """Against the partition. What the scheduler does not know is left to the preflight."""
+    """Compared with the partition. Unknown facts are checked by the preflight."""
     partition = capabilities.partition
     assert partition is not None
     where = f"stage {job.stage}: "
@@ -18,24 +18,24 @@ def partition_problems(capabilities: SiteCapabilities, job: StageJob) -> Iterabl
     if not partition.up:
         yield f"{where}partition {partition.name} is not up"
     if job.nodes > partition.nodes:
-        yield f"{where}{job.nodes} nodes asked for, {there} {partition.nodes}; lower --nodes"
+        yield f"{where}{job.nodes} nodes needed, {there} {partition.nodes}; lower --nodes"
     if job.device == "gpu" and capabilities.site.gpu_request != "none" and job.tasks_per_node > partition.gpus_per_node:
         yield (
-            f"{where}{job.tasks_per_node} GPUs a node asked for, {there} {partition.gpus_per_node}; "
+            f"{where}{job.tasks_per_node} GPUs per node needed, {there} {partition.gpus_per_node}; "
             "lower --devices-per-node or choose another partition"
         )
     if job.device == "gpu":
         yield from (where + problem for problem in _gpu_problems(partition, capabilities.site.gpu_type, job))
     cpus = job.tasks_per_node * job.cpus_per_task
     if partition.cpus_per_node is not None and cpus > partition.cpus_per_node:
-        yield f"{where}{cpus} CPUs a node asked for, {there} {partition.cpus_per_node}; lower resources.cpus_per_device"
+        yield f"{where}{cpus} CPUs per node needed, {there} {partition.cpus_per_node}; lower resources.cpus_per_device"
     memory = partition.memory_mib_per_node
     if job.memory_gib is not None and memory and job.memory_gib * 1024 > memory:
-        yield f"{where}{job.memory_gib} GiB a node asked for, {there} {memory / 1024:.1f}; lower resources.memory_gib"
+        yield f"{where}{job.memory_gib} GiB per node needed, {there} {memory / 1024:.1f}; lower resources.memory_gib"
 
 
 def _gpu_problems(partition: Partition, wanted: str | None, job: StageJob) -> Iterable[str]:
-    """Against the types that the scheduler knows. What it does not know is left to the check on the nodes."""
+    """Compared with the GPU types that the scheduler knows. Unknown facts are checked on the nodes."""
     types = dict(partition.gpu_types)
     if wanted is not None and partition.gpus_per_node:
         if wanted not in types:
@@ -43,15 +43,15 @@ def _gpu_problems(partition: Partition, wanted: str | None, job: StageJob) -> It
             advice = (
                 f"choose one of them as `gpu_type` in the site profile ({names})" if types else "leave gpu_type out"
             )
-            yield f"GPUs of type {wanted} asked for, partition {partition.name} has {names}; {advice}"
+            yield f"GPUs of type {wanted} needed, partition {partition.name} has {names}; {advice}"
             return
         if types[wanted] < job.tasks_per_node:
             yield (
-                f"{job.tasks_per_node} GPUs of type {wanted} a node asked for, partition {partition.name} has "
+                f"{job.tasks_per_node} GPUs of type {wanted} per node needed, partition {partition.name} has "
                 f"{types[wanted]}; lower --devices-per-node"
             )
         types = {wanted: types[wanted]}
-    # Slurm may give the job any of these: only what fails on all of them is certain.
+    # Slurm may give the job any of these: only what fails on all of them is an error.
     fitting = [name for name, count in types.items() if count >= job.tasks_per_node]
     known = [one for name in fitting if (one := gpu_type(name)) is not None]
     if not known or len(known) < len(fitting):

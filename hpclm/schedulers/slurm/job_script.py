@@ -1,10 +1,10 @@
-"""Slurm, through submitit: one executor a stage, one script text for the dry run and for the real thing.
+"""Slurm, through submitit: one executor per stage, and the same script text for a dry run and a submit.
 
-submitit makes the script's header and finds what a cluster calls its options. What a rank runs is a plain command
-with two strings, not submitit's pickle: that is moved into place only after sbatch has answered, so a login shell
-dying in between would strand the job, and it is read by the image's Python, which may be another version.
+submitit writes the script's header and finds the option names of a cluster. What a rank runs is a plain command
+with two strings, not submitit's pickle: the pickle is moved into place only after sbatch has returned, so a login shell
+that dies in between would break the job, and it is read by the image's Python, which may be another version.
 
-What is asked of submitit, and of which versions, stands in submitit_adapter. Golden tests hold whole scripts.
+Requirements on submitit and its versions are in submitit_adapter. Golden tests check whole scripts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DECISION_S = 300
 # What srun sets in every rank: its rank, how many there are, its number on the node, the node's number and its name.
 RANK_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURMD_NODENAME")
-# What else of Slurm's a program may want to know, and what changes from job to job.
+# Further Slurm variables that a program may use, and those that change from job to job.
 JOB_VARIABLES = (
     *RANK_VARIABLES,
     "SLURM_ARRAY_JOB_ID",
@@ -45,29 +45,30 @@ JOB_VARIABLES = (
 
 
 def render(job: StageJob, site: Site) -> str:
-    """The job script of a stage, whole. Pure: needs no scheduler.
+    """The complete job script of a stage. Pure: needs no scheduler.
 
-    Raises SiteError for text that cannot be quoted, SchedulerError where the installed submitit does not serve.
+    Raises SiteError for text that cannot be quoted, SchedulerError if the installed submitit does not work.
     """
     return render_script(str(StagePaths(Path(job.stage_dir)).job_folder), _parameters(job, site), _body(job, site))
 
 
 def submission_argv(job: StageJob, parents: Mapping[str, str], first: tuple[str, ...] = ()) -> list[str]:
-    """What sbatch is given besides the script: parents are job ids by stage (or words, in a dry run).
+    """The arguments of sbatch besides the script: parents are job ids by stage (or placeholders, in a dry run).
 
     `first`: jobs that every stage without a parent waits for.
 
-    A dependency stands here rather than in the script, which is thereby the same in a dry run and in earnest.
+    A dependency is given here rather than in the script, so that the script is the same in a dry run and a submit.
     """
     ids = ":".join([parents[stage] for stage in job.depends_on] or first)
     if not ids:
         return []
-    # Without the second option a job whose parent failed pends for ever.
+    # Without the second option a job whose parent failed stays pending for ever.
     return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
 
 
 def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
-    """submitit's parameters. Slurm gives every rank of a node all its GPUs: no per-task GPU option is ever set."""
+    """submitit's parameters. Slurm gives every rank of a node all GPUs of the node: no
+    per-task GPU option is ever set."""
     extra: dict[str, Any] = {
         "output": str(StagePaths(Path(job.stage_dir)).batch_log("%j")),
         # `python -m` looks in the working directory first: a checkout there would shadow the payload.
@@ -80,7 +81,7 @@ def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
         extra["exclude"] = ",".join(excluded)
     for key, value in extra.items():
         if not _KEY.fullmatch(key):
-            raise SiteError(f"{site.origin}: {key!r} is no option of sbatch")
+            raise SiteError(f"{site.origin}: {key!r} is not an option of sbatch")
         _refuse_control([str(value)], f"sbatch option {key}")
     parameters: dict[str, Any] = {
         "job_name": job.job_name,
@@ -89,7 +90,7 @@ def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
         "nodes": job.nodes,
         "ntasks_per_node": job.tasks_per_node,
         "cpus_per_task": job.cpus_per_task,
-        # 0 asks for all of a node's memory; even --exclusive does not grant that by itself.
+        # 0 requests all of a node's memory; even --exclusive does not do that by itself.
         "mem": "0" if job.memory_gib is None else f"{max(1, int(job.memory_gib * 1024))}M",
         "partition": site.partition,
         "account": site.account,
@@ -111,13 +112,13 @@ def _gpu_parameters(job: StageJob, site: Site) -> dict[str, Any]:
     if job.device != "gpu" or site.gpu_request == "none":
         return {}
     count = f"{site.gpu_type}:{job.tasks_per_node}" if site.gpu_type else str(job.tasks_per_node)
-    # One of the two spellings, never both: together they conflict without a word (4 + 2 gave 2).
+    # One of the two spellings, never both: together they conflict without a message (4 + 2 gave 2).
     return {"gres": f"gpu:{count}"} if site.gpu_request == "gres" else {"gpus_per_node": count}
 
 
 def _body(job: StageJob, site: Site) -> str:
     """What follows the header: environment, what to run, and the loop that runs it. Every value is quoted."""
-    # srun of 22.05 to 23.02 does not take --cpus-per-task over from the job.
+    # srun of 22.05 to 23.02 does not inherit --cpus-per-task from the job.
     srun = ["srun", "--unbuffered", f"--cpus-per-task={job.cpus_per_task}", "--mpi=none", *job.launch.srun_args]
     python = [*job.launch.prefix, *job.python, "-u"]
     settings = {
@@ -125,7 +126,7 @@ def _body(job: StageJob, site: Site) -> str:
         "submit": job.attempt,
         "limit_s": str(job.time_limit_min * 60),
         "total_s": str(job.total_time_min * 60),
-        # Slurm warns up to a minute early; what is left then is not worth another job.
+        # Slurm warns up to a minute early; the time left then is too short for another job.
         "least_s": str(2 * job.warning_s + 60),
         "preflight_s": str(job.preflight_s),
         "decision_s": str(_DECISION_S),
@@ -152,7 +153,8 @@ def _environment(job: StageJob, site: Site) -> list[str]:
     for name, value in sorted(environment.items()):
         _refuse_control([name, value], f"environment variable {name}")
         lines.append(f"export {name}={shlex.quote(value)}")
-    # Our code comes first and nothing of the user's home; outside an image, what the user or site set stays behind it.
+    # hpclm's code comes first, without packages from the user's home; outside an image,
+    # what the user or site set follows it.
     inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'
     _refuse_control([job.payload], "the run's folder")
     lines.append(f"export PYTHONPATH={shlex.quote(job.payload)}{inherited}")
@@ -162,7 +164,8 @@ def _environment(job: StageJob, site: Site) -> list[str]:
 
 
 def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
-    """One script for a stage of many runs alike: each member goes to its own folder and runs its own job.sh there."""
+    """One script for a stage of many similar runs: each member changes to its own folder
+    and runs its own job.sh there."""
     own = dataclasses.replace(
         job, stage_dir=array.folder, run=array.sweep, title=array.sweep, environment={}, python=(), launch=LaunchSpec()
     )
@@ -180,4 +183,4 @@ def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
 def _refuse_control(texts: list[str], what: str) -> None:
     for text in texts:
         if _CONTROL.search(text):
-            raise SiteError(f"{what}: {text!r} holds a control character; remove it")
+            raise SiteError(f"{what}: {text!r} contains a control character; remove it")

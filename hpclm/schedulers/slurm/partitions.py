@@ -10,7 +10,7 @@ from hpclm.schedulers.commands import PROBE_S, run_command
 
 
 def partitions() -> list[Partition]:
-    """What the cluster offers. A partition with unlike nodes is given by its largest. Raises SchedulerError."""
+    """What the cluster offers. A partition with different nodes is described by its largest. Raises SchedulerError."""
     done = run_command(["sinfo", "--noheader", "--format=%P|%a|%D|%c|%m|%l|%G"], PROBE_S)
     if done.code:
         raise SchedulerError(f"sinfo: {done.said}")
@@ -18,7 +18,7 @@ def partitions() -> list[Partition]:
 
 
 def parse_sinfo(text: str) -> list[Partition]:
-    """One line a group of like nodes; groups of one partition are merged."""
+    """One line per group of similar nodes; groups of one partition are merged."""
     merged: dict[str, Partition] = {}
     for line in text.splitlines():
         fields = line.split("|", 6)
@@ -41,14 +41,14 @@ def parse_sinfo(text: str) -> list[Partition]:
 
 
 def _number(text: str, default: int) -> int:
-    digits = text.rstrip("+")  # `16+`: the smallest of unlike nodes
+    digits = text.rstrip("+")  # `16+`: the smallest of different nodes
     return int(digits) if digits.isdigit() else default
 
 
 def parse_gres(gres: str) -> list[tuple[str, int]]:
     """Type and count of the GPUs in `gpu:a100:4(S:0-1),nic:2` or `gpu:8`; the type is "" where there is none."""
     found = []
-    for part in re.sub(r"\([^)]*\)", "", gres).split(","):  # (S:0,2-3): the sockets it hangs on
+    for part in re.sub(r"\([^)]*\)", "", gres).split(","):  # (S:0,2-3): the sockets it is attached to
         kind, *rest = part.strip().split(":")
         if kind == "gpu":
             counted = bool(rest) and rest[-1].isdigit()

@@ -1,4 +1,4 @@
-"""A site profile from what the scheduler says, for the user to edit: every choice with its reason beside it."""
+"""A site profile from what the scheduler reports, for the user to edit: every choice with its reason next to it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hpclm.schedulers import commands
 from hpclm.schedulers.capabilities import Partition
 from hpclm.schedulers.slurm.partitions import partitions
 
-# Where clusters tell users their large folders are, best first.
+# Variables that point to users' large folders on clusters, best first.
 _SCRATCH = ("SCRATCH", "PSCRATCH", "WORK", "WORKDIR", "PROJECT")
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found out: partitions, the user's accounts (empty where there is no accounting), runtime, scratch."""
+    """What was found: partitions, the user's accounts (empty without accounting), container runtime, scratch folder."""
 
     partitions: tuple[Partition, ...]
     accounts: tuple[str, ...]
@@ -32,17 +32,17 @@ class Found:
 
 
 def look(environment: Mapping[str, str] = os.environ) -> Found:
-    """Ask the scheduler and this machine. Raises SchedulerError where there is no scheduler to ask."""
+    """Query the scheduler and this machine. Raises SchedulerError if there is no scheduler."""
     found = tuple(partitions())
     if not found:
-        raise SchedulerError("sinfo shows no partition; ask whoever runs the cluster for access")
+        raise SchedulerError("sinfo shows no partition; ask the cluster's administrators for access")
     folders = (environment.get(name, "") for name in _SCRATCH)
     scratch = next((folder for folder in folders if folder.startswith("/") and Path(folder).is_dir()), None)
     return Found(found, _accounts(), runtime_here(commands.output_of), scratch)
 
 
 def _accounts() -> tuple[str, ...]:
-    """The user's accounts by sacctmgr; none where there is no accounting, which is no error."""
+    """The user's accounts by sacctmgr; none without accounting, which is not an error."""
     if shutil.which("sacctmgr") is None:
         return ()
     try:
@@ -56,11 +56,11 @@ def _accounts() -> tuple[str, ...]:
 
 
 def profile_text(found: Found) -> str:
-    """The profile as YAML, with what else there is as comments. Every word of the scheduler's is quoted."""
+    """The profile as YAML, with other choices as comments. Every text from the scheduler is quoted."""
     chosen = _choose(found.partitions)
     lines = [
-        "# A site profile made by `hpclm site init` from what the scheduler said. Look through it, and change what",
-        "# does not suit; every key is explained in launch/sites/example.yaml.",
+        "# A site profile made by `hpclm site init` from what the scheduler reported. Check it and change what",
+        "# does not fit; every key is explained in launch/sites/example.yaml.",
         "scheduler: slurm",
         "",
         "# Partitions here:",
@@ -71,22 +71,22 @@ def profile_text(found: Found) -> str:
     if found.accounts:
         lines += [f"# Your accounts: {_comment(', '.join(found.accounts))}", f"account: {_quoted(found.accounts[0])}"]
     else:
-        lines.append("# account: NAME                   # the scheduler keeps no accounts, or did not say yours")
+        lines.append("# account: NAME                   # the scheduler has no accounts, or does not show yours")
     runs = f"{found.scratch}/hpclm-runs" if found.scratch else None
     lines += [
         "",
-        "# On a file system that all nodes see, with room for checkpoints:",
+        "# On a file system shared by all nodes, with space for checkpoints:",
         f"runs_dir: {_quoted(runs)}" if runs else "# runs_dir: /scratch/me/runs      # left out: ./runs",
         "",
     ]
     if chosen.gpus_per_node:
-        gpus = f"{chosen.gpus_per_node} GPUs a node"
-        lines += [f"# {gpus}; how this cluster wants them asked for: gpus-per-node, gres, or none (whole nodes):"]
+        gpus = f"{chosen.gpus_per_node} GPUs per node"
+        lines += [f"# {gpus}; how jobs request them here: gpus-per-node, gres, or none (whole nodes):"]
         lines.append("gpu_request: gpus-per-node")
         lines += _gpu_type_lines(chosen)
         if chosen.cpus_per_node:
             share = max(1, chosen.cpus_per_node // chosen.gpus_per_node)
-            lines.append(f"cpus_per_device: {share}                # {chosen.cpus_per_node} CPUs a node, shared out")
+            lines.append(f"cpus_per_device: {share}                # {chosen.cpus_per_node} CPUs per node, divided")
     else:
         lines.append("gpu_request: none                  # no GPU in this partition")
     lines += ["", "container:"]
@@ -95,8 +95,8 @@ def profile_text(found: Found) -> str:
     else:
         lines.append(f"  runtime: {found.runtime}")
     lines += [
-        '  # mounts: ["/datasets:/datasets:ro"]   # seen in every container, besides the run',
-        "  # images: /shared/images         # imported images, for everybody who shares the folder",
+        '  # mounts: ["/datasets:/datasets:ro"]   # mounted in every container, besides the run',
+        "  # images: /shared/images         # imported images, shared by all users of the folder",
         "  # pull: job                      # where the login node may not import them",
         "",
         "# environment: {NCCL_SOCKET_IFNAME: ib0}",
@@ -107,7 +107,7 @@ def profile_text(found: Found) -> str:
 
 
 def _gpu_type_lines(chosen: Partition) -> list[str]:
-    """The type to ask for, where the partition has several; else only what it is called."""
+    """The type to request if the partition has several; else only its name as a comment."""
     types = sorted(chosen.gpu_types, key=lambda one: -one[1])
     if not types:
         return []
@@ -118,7 +118,7 @@ def _gpu_type_lines(chosen: Partition) -> list[str]:
 
 
 def _choose(partitions: tuple[Partition, ...]) -> Partition:
-    """The default partition, or where that has no GPU the largest that has; only those that are up, if any is."""
+    """The default partition, or if it has no GPU the largest that has; only partitions that are up, if any."""
     up = [one for one in partitions if one.up] or list(partitions)
     default = next((one for one in up if one.default), up[0])
     if default.gpus_per_node:
@@ -141,7 +141,7 @@ def _describe(one: Partition) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar that is this text whatever is in it: JSON's strings are YAML's."""
+    """A YAML scalar for any text: JSON strings are valid YAML."""
     return json.dumps(text, ensure_ascii=True)
 
 

@@ -50,7 +50,7 @@ class Slurm:
         if chosen is None:
             names = ", ".join(sorted(one.name for one in found)) or "none"
             what = f"partition {wanted!r} does not exist" if wanted else "the cluster has no default partition"
-            return SiteCapabilities(site, None, f"{what}; name one in the site profile (partitions: {names})")
+            return SiteCapabilities(site, None, f"{what}; set one in the site profile (partitions: {names})")
         if site.cpus_per_device is None and gpu and chosen.cpus_per_node and chosen.gpus_per_node:
             site = dataclasses.replace(site, cpus_per_device=max(1, chosen.cpus_per_node // chosen.gpus_per_node))
         return SiteCapabilities(site.with_runtime(self.runtime_here) if container else site, chosen)
@@ -89,7 +89,7 @@ class Slurm:
         return submit_import(wanted, site)
 
     def query(self, runs: Sequence[RunQuery]) -> Answers:
-        """A job is ours by its tag; by its number alone only where the answer has no tag (accounting)."""
+        """A job is identified by its tag; by its id alone only if the answer has no tag (accounting)."""
         asked = [(run, stage) for run in runs for stage in run.stages]
         if not asked:
             return Answers()

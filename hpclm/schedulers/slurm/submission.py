@@ -1,4 +1,5 @@
-"""Handing jobs to Slurm so that none is lost: what is taken is noted at once, and cancelled if the rest is refused."""
+"""Submits jobs to Slurm so that none is lost: each accepted job is recorded at once, and
+cancelled if the rest is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ _IMPORT_MIN = 120
 
 
 def start(submission: Submission, note: Note) -> None:
-    """Submit the stages one after the other. Raises SchedulerError; then those already taken are cancelled."""
+    """Submit the stages one after the other. Raises SchedulerError; then the jobs already accepted are cancelled."""
     taken: dict[str, str] = {}
     for job in submission.jobs:
         known = {**submission.parents, **taken}
@@ -41,7 +42,8 @@ def start(submission: Submission, note: Note) -> None:
 
 
 def verify(job_ids: list[str], user: str) -> None:
-    """Raises SchedulerError unless the controller knows every id: afterok on an id it does not know runs at once."""
+    """Raises SchedulerError unless the controller knows every id: a job with afterok on
+    an unknown id starts immediately."""
     known = {info.job_id for info in client.jobs_of([user])}
     missing = [job_id for job_id in job_ids if job_id not in known]
     if missing:
@@ -49,22 +51,22 @@ def verify(job_ids: list[str], user: str) -> None:
 
 
 def _found_by_tag(submission: Submission, job: StageJob, taken: dict[str, str], why: str, note: Note) -> str | None:
-    """The id of a job that Slurm took although sbatch failed (its answer was lost), if there is one.
+    """The id of a job that Slurm accepted although sbatch failed (its answer was lost), if there is one.
 
-    Raises SchedulerError when that cannot be found out; the record then stays, for status to look again.
+    Raises SchedulerError if that cannot be determined; the record is then kept, so that status can check again.
     """
     try:
         return next((info.job_id for info in client.jobs_of([submission.user]) if info.tag == job.tag), None)
     except SchedulerError as error:
         note(dict(taken), f"stage {job.stage}: {why}")
         raise SchedulerError(
-            f"stage {job.stage}: {why}\nand whether the job was taken all the same cannot be found out ({error}); "
-            f"`hpclm status {submission.paths.name}` looks again"
+            f"stage {job.stage}: {why}\nand whether the job was accepted anyway cannot be determined ({error}); "
+            f"`hpclm status {submission.paths.name}` checks again"
         ) from None
 
 
 def _take_back(submission: Submission, job: StageJob, taken: dict[str, str], why: str, note: Note) -> None:
-    """Cancel the stages already taken, write down why, and raise."""
+    """Cancel the stages already accepted, record why, and raise."""
     if not taken:
         raise SchedulerError(why)
     error = f"stage {job.stage}: {why}"
@@ -74,7 +76,7 @@ def _take_back(submission: Submission, job: StageJob, taken: dict[str, str], why
 
 
 def start_sweep(sweep: SweepSubmission) -> None:
-    """One job array a stage, as many arrays as the cluster's largest size makes of the members."""
+    """One job array per stage, or several if the cluster's largest array size is exceeded."""
     for member in sweep.members:
         for job in member.jobs:
             StagePaths(Path(job.stage_dir)).script.write_text(render(job, member.site))
@@ -84,7 +86,7 @@ def start_sweep(sweep: SweepSubmission) -> None:
 
 
 def _submit_arrays(sweep: SweepSubmission, first: int, members: Sequence[Submission]) -> None:
-    """One array a stage for these members; each id is noted as soon as it is known."""
+    """One array per stage for these members; each id is recorded as soon as it is known."""
     paths = sweep.paths.array(first)
     paths.root.mkdir()
     for index, member in enumerate(members):
@@ -107,7 +109,7 @@ def _submit_array(job: StageJob, site: Site, array: ArrayJob, paths: ArrayPaths,
 
 
 def submit_import(wanted: Import, site: Site) -> str:
-    """Submit the import of an image as a job of its own; returns its id."""
+    """Submit the import of an image as a separate job; returns its id."""
     options = {key: value for key in ("partition", "account", "qos") if (value := getattr(site, key))}
     log = wanted.target.with_name(f"{wanted.target.stem}.log")
     wanted.target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The only module that imports submitit: job script text without a cluster, and one clear message where that fails.
+"""The only module that imports submitit: job script text without a cluster, and one clear message if that fails.
 
 submitit has no public call that renders a script; `submit` writes one only together with a pickle and a call of
 sbatch. So a private method is called, the one that submitit's plugins implement, and what it returns is checked on
@@ -14,7 +14,7 @@ from typing import Any
 
 from hpclm.core.errors import SchedulerError
 
-# Parameters that steer submitit; every other parameter is an option of sbatch.
+# Parameters for submitit itself; every other parameter is an option of sbatch.
 _STEERING = frozenset({"additional_parameters", "signal_delay_s", "stderr_to_stdout", "use_srun"})
 _MARKER = re.compile(r"export SUBMITIT_\w+=\w*")
 
@@ -24,7 +24,7 @@ def render_script(folder: str, parameters: Mapping[str, Any], command: str) -> s
 
     `parameters` are those of submitit's SlurmExecutor. All that submitit has a default for must be in them: job_name,
     time, nodes, signal_delay_s, and wckey (None for no option).
-    Raises SchedulerError where the installed submitit cannot do it, or gives another text than hpclm relies on.
+    Raises SchedulerError where the installed submitit cannot do it, or returns a text that hpclm cannot use.
     """
     # submitit takes the signal's name from the user's environment (SUBMITIT_PREEMPT_SIGNAL); ranks expect USR2.
     extra = {"signal": f"USR2@{parameters['signal_delay_s']}", **parameters.get("additional_parameters", {})}
@@ -49,7 +49,7 @@ def _render(folder: str, parameters: dict[str, Any], command: str) -> Any:
 
         @classmethod
         def affinity(cls) -> int:
-            return 2  # rendering needs no srun; submitting asks for sbatch itself
+            return 2  # rendering does not need srun; submitting checks for sbatch itself
 
     executor = OfflineExecutor(folder=folder)
     executor.update_parameters(**parameters)
@@ -57,7 +57,7 @@ def _render(folder: str, parameters: dict[str, Any], command: str) -> Any:
 
 
 def _sbatch_words(parameters: Mapping[str, Any], extra: Mapping[str, Any]) -> set[str]:
-    """What must stand behind #SBATCH, unquoted. Logs are appended to: a requeued job has the same id."""
+    """What must follow #SBATCH, unquoted. Logs are appended to: a requeued job has the same id."""
     asked = {key: value for key, value in parameters.items() if key not in _STEERING and value is not None}
     options = {"open-mode": "append", **asked, **extra}
     names = {key: key.replace("_", "-") for key in options}
@@ -79,9 +79,9 @@ def _fault(text: Any, expected: set[str], command: str) -> str | None:
         elif line.strip() and not line.startswith("#"):
             statements.append(line)
     if missing := sorted(expected.difference(words)):
-        return f"its text lacks the sbatch option {missing[0]}"
+        return f"its text does not contain the sbatch option {missing[0]}"
     if unasked := sorted(set(words) - expected):
-        return f"its text has the sbatch option {unasked[0]}, for which nobody asked"
+        return f"its text has the sbatch option {unasked[0]}, which was not requested"
     if foreign := [line for line in statements if not _MARKER.fullmatch(line)]:
         return f"its text runs {foreign[0]!r} before the command"
     return None
@@ -98,7 +98,7 @@ def _message(fault: str) -> str:
 
 
 def _allowed() -> str:
-    """What hpclm asks for, as it was installed: the range stands in pyproject.toml alone."""
+    """The version range that hpclm requires, as installed: it is declared only in pyproject.toml."""
     import importlib.metadata
 
     try:
@@ -107,6 +107,6 @@ def _allowed() -> str:
         requirements = []
     for requirement in requirements:
         if found := re.fullmatch(r"submitit\s*\(?([^;)]+?)\)?\s*", requirement):
-            # Build tools sort the bounds as they like; people read the lower one first.
+            # Build tools sort the bounds in any order; the lower one is shown first.
             return f"'submitit{','.join(sorted(found[1].split(','), reverse=True))}'"
     return "a submitit that hpclm's pyproject.toml allows"

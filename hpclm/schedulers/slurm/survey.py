@@ -1,4 +1,4 @@
-"""The cluster's nodes, asked by a short job: one task a node writes `node.facts` into a folder that all see."""
+"""The cluster's nodes, checked by a short job: one task per node writes `node.facts` into a shared folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hpclm.schedulers.slurm.partitions import parse_gres
 _LIST = re.compile(r"[A-Za-z0-9._,\[\]-]{1,4096}")
 _LIMIT_MIN = 5
 _POLL_S = 0.5
-# Folders on a network file system show what another machine wrote a few seconds late.
+# Folders on a network file system show files of another machine a few seconds late.
 _LATE_S = 5.0
 # `sh -c` calls its first argument, here the interpreter, $0.
 _CALL = 'command -v "$0" >/dev/null && exec "$0" "$@"; exec python3 "$@"'
@@ -55,7 +55,7 @@ class NodeState:
 
     @property
     def _bare(self) -> str:
-        # `idle~` is powered down, and comes up when it is asked for; `idle*` does not answer.
+        # `idle~` is powered down, and boots when it is allocated; `idle*` does not respond.
         return self.state.rstrip("~#%@+$^-")
 
 
@@ -74,13 +74,13 @@ def node_states(partition: str) -> dict[str, NodeState]:
 
 
 def choose(asked: str, known: dict[str, NodeState]) -> tuple[list[NodeState], dict[str, str]]:
-    """The nodes to ask, and why others are not: `all` (that are free), a number, or a list (`node[0-3],node7`).
+    """The nodes to check, and why others are not: `all` (idle ones), a number, or a list (`node[0-3],node7`).
 
     Raises SiteError for nodes that the partition does not have.
     """
     down = {name: _why_down(node) for name, node in known.items() if not node.usable}
     if asked == "all":
-        busy = {name: f"is busy ({node.state}), and was not asked" for name, node in known.items() if not node.free}
+        busy = {name: f"is busy ({node.state}); not checked" for name, node in known.items() if not node.free}
         return [node for node in known.values() if node.free], {**busy, **down}
     if asked.isdigit():
         count = int(asked)
@@ -109,13 +109,13 @@ def _expanded(asked: str) -> list[str]:
 
 
 def survey(site: Site, partition: str, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]) -> Survey:
-    """Ask the nodes and wait for their answers. The job is cancelled and the folder removed however this ends.
+    """Check the nodes and wait for their results. The job is cancelled and the folder removed in any case.
 
     Args:
-        wait_s: seconds until nodes that have not answered are given up.
-        log: is given a line whenever something changes.
+        wait_s: seconds to wait for nodes that have not responded.
+        log: called with a line whenever something changes.
 
-    Raises SchedulerError when the job is refused, SiteError for nodes that are not there.
+    Raises SchedulerError when the job is refused, SiteError for unknown nodes.
     """
     known = node_states(partition)
     nodes, silent = choose(asked, known)
@@ -136,7 +136,7 @@ def _ask(
     log: Callable[[str], None],
     silent: dict[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Facts by node; the nodes that gave none are added to `silent` with the reason."""
+    """Facts by node; nodes without facts are added to `silent` with the reason."""
     folder = runs_dir / f".doctor-{secrets.token_hex(4)}"
     job_id = None
     try:
@@ -144,13 +144,13 @@ def _ask(
         stage_payload(folder / "payload")
         write_text(folder / "job.sh", script(site, runs_dir, folder))
         job_id = client.sbatch([*options(site, partition, nodes, gpus, folder), str(folder / "job.sh")])
-        log(f"job {job_id} asks {', '.join(node.name for node in nodes)}")
+        log(f"job {job_id} checks {', '.join(node.name for node in nodes)}")
         why = _wait(job_id, nodes, folder, wait_s, log)
         facts = _answers(folder)
         silent.update({node.name: why for node in nodes if node.name not in facts})
         return facts
     except OSError as error:
-        raise SiteError(f"{folder}: cannot be written: {error.strerror}; name another runs_dir") from None
+        raise SiteError(f"{folder}: cannot be written: {error.strerror}; choose another runs_dir") from None
     finally:
         if job_id is not None:
             with contextlib.suppress(SchedulerError):
@@ -159,7 +159,7 @@ def _ask(
 
 
 def options(site: Site, partition: str, nodes: Sequence[NodeState], gpus: int, folder: Path) -> list[str]:
-    """What sbatch is given."""
+    """The arguments of sbatch."""
     given: dict[str, str | bool | None] = {
         "job-name": "hpclm-doctor",
         "partition": partition,
@@ -185,7 +185,8 @@ def options(site: Site, partition: str, nodes: Sequence[NodeState], gpus: int, f
 
 
 def script(site: Site, runs_dir: Path, folder: Path) -> str:
-    """The job: this interpreter where the nodes have it, else theirs. No container: the node is what matters."""
+    """The job: this interpreter where the nodes have it, else their own. No container,
+    since the node itself is checked."""
     contained = site.container.runtime != "none"
     python = sys.executable if contained or not site.python else site.python[0]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(site.environment.items())]
@@ -205,7 +206,7 @@ def _answers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _wait(job_id: str, nodes: Sequence[NodeState], folder: Path, wait_s: float, log: Callable[[str], None]) -> str:
-    """Wait until all have answered; otherwise returns why the rest have not."""
+    """Wait until all have responded; otherwise returns why the rest have not."""
     until, shown, over_at = time.monotonic() + wait_s, "", None
     while len(_answers(folder)) < len(nodes):
         info = next((job for job in client.jobs_of([user_name()], [job_id]) if job.job_id == job_id), None)
@@ -217,9 +218,9 @@ def _wait(job_id: str, nodes: Sequence[NodeState], folder: Path, wait_s: float, 
         if info is None or info.state.is_over:
             over_at = over_at or now
             if now - over_at > _LATE_S:
-                return f"gave no answer: job {job_id} {words}; {_log_words(folder)}"
+                return f"did not respond: job {job_id} {words}; {_log_words(folder)}"
         elif now > until:
-            return f"gave no answer within {wait_s:.0f} s: job {job_id} {words}"
+            return f"did not respond within {wait_s:.0f} s: job {job_id} {words}"
         time.sleep(_POLL_S)
     return ""
 
@@ -232,10 +233,10 @@ def _job_words(info: JobInfo | None) -> str:
 
 
 def _log_words(folder: Path) -> str:
-    """The end of the job's log; without one the nodes do not see the folder."""
+    """The end of the job's log; without a log the nodes cannot access the folder."""
     try:
         lines = (folder / "log").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
-        return f"it left no log: do the nodes see {folder.parent}?"
+        return f"it wrote no log: can the nodes access {folder.parent}?"
     said = [line.strip() for line in lines if line.strip()]
-    return f"its log ends: {said[-1][:300]}" if said else f"its log is empty: do the nodes see {folder.parent}?"
+    return f"its log ends: {said[-1][:300]}" if said else f"its log is empty: can the nodes access {folder.parent}?"

@@ -1,4 +1,4 @@
-"""Slurm's states and reasons in the words that users read."""
+"""Slurm's states and reasons as users read them."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ _PENDING = {
     "InvalidAccount": "the account is not valid",
     "InvalidQOS": "the QOS is not valid",
     "NodeDown": "a node it needs is down",
-    "BadConstraints": "no node has what it asks for",
+    "BadConstraints": "no node meets its constraints",
 }
 
 
 def state_of(slurm_state: str) -> StageState:
-    """Our state for one of Slurm's (`CANCELLED by 1000`, `RUNNING+` too); `UNKNOWN` for one that is new to us."""
+    """hpclm's state for one of Slurm's (`CANCELLED by 1000`, `RUNNING+` too); `UNKNOWN` for a new one."""
     first = slurm_state.split()[0].rstrip("+").upper() if slurm_state.strip() else ""
     return _STATES.get(first, StageState.UNKNOWN)
 
 
 def pending_reason(reason: str) -> str:
-    """Why a job waits. Reasons of Slurm's that say it themselves are passed on as they are."""
+    """Why a job waits. Other Slurm reasons are shown unchanged."""
     bare = reason.split(",")[0].strip("() ")
     if bare in ("None", "null"):
         bare = ""

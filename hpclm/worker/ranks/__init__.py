@@ -1,1 +1,1 @@
-"""The part of a rank's life that needs torch."""
+"""The worker modules that need torch."""

@@ -1,8 +1,8 @@
-"""How ranks find each other: rank 0 opens a store on a free port and publishes its addresses in the run directory.
+"""Rendezvous: rank 0 opens a store on a free port and publishes its addresses in the run directory.
 
-MASTER_ADDR needs a node name that resolves on every other node and MASTER_PORT a port that happens to be free; where
-either fails, a job hangs until its time limit. The run directory is shared by construction, so it carries both facts
-instead, and each rank takes the first address that answers.
+MASTER_ADDR needs a node name that resolves on every other node and MASTER_PORT a port that happens to be free; if
+either fails, a job hangs until its time limit. The run directory is shared anyway, so both are published there, and
+each rank takes the first address that responds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CONNECT_S = 3.0
 
 
 def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:
-    """The store all ranks share, once every one of them is there.
+    """The store shared by all ranks, once every rank has connected.
 
     Also names the network interface for gloo, which otherwise takes whatever the host's name resolves to.
     """
@@ -49,7 +49,7 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
     """The first address of rank 0 that accepts a connection, and its port."""
     tried = "rank 0 published no address"
     while time.monotonic() < deadline:
-        # Listing the folder makes an NFS client ask the server again; a bare open may trust a stale "not there".
+        # Listing the folder makes an NFS client ask the server again; a bare open may use a cached "does not exist".
         if path in path.parent.iterdir():
             record = json.loads(path.read_text())
             candidates = ["127.0.0.1"] if record["boot_id"] == boot_id() else record["addresses"]
@@ -74,7 +74,7 @@ def _wait_for_all(store: dist.TCPStore, facts: RankFacts, wait_s: float) -> None
 
 
 def _interface(address: str) -> str:
-    """The interface that traffic to `address` leaves by."""
+    """The network interface used for traffic to `address`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))
         own = probe.getsockname()[0]

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What the local supervisor starts for this stage; it also keeps the time limit and the logs.
+# What the local supervisor runs for this stage; it also enforces the time limit and writes the logs.
 
 cd /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune || exit 1
 export OMP_NUM_THREADS=8

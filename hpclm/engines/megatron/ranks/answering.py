@@ -1,4 +1,4 @@
-"""Answers to rows: batches of like length, generation, text; shared out among the model's replicas and gathered."""
+"""Answers to rows: batches of similar length, generation, text; divided among the model's replicas and gathered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpclm.engines.megatron.ranks.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated for a row. `at_limit`: it has all the tokens it may have, and might have gone on."""
+    """What was generated for a row. `at_limit`: it reached the token limit before it ended."""
 
     text: str
     tokens: int
@@ -29,7 +29,7 @@ class Answer:
 
 
 class Answerer:
-    """Answers rows with a model as it is now. Every rank makes one and calls it with the same rows.
+    """Generates answers to rows with the current model. Every rank creates one and calls it with the same rows.
 
     Args:
         trains_on: see `Generator`.
@@ -49,9 +49,9 @@ class Answerer:
         self.ends = EndStrings(spec.end_strings, tokenizer)
 
     def batches(self, examples: list[Example]) -> Iterator[list[tuple[Example, Answer]]]:
-        """This replica's share, a batch at a time."""
+        """This replica's share, one batch at a time."""
         groups, size = self.groups, self.spec.batch_size
-        # rows of like length together: less padding, and batches that do not depend on the number of replicas
+        # rows of similar length together: less padding, and batches that do not depend on the number of replicas
         order = sorted(range(len(examples)), key=lambda place: len(examples[place].tokens))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         generator = Generator(

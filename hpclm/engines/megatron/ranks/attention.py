@@ -1,6 +1,6 @@
 """Attention for megatron-core's layers on torch's scaled_dot_product_attention.
 
-megatron-core's own `DotProductAttention` materialises the [s, s] scores and takes no fused kernel without Transformer
+megatron-core's own `DotProductAttention` materialises the [s, s] scores and uses no fused kernel without Transformer
 Engine. torch's function picks a flash or memory-efficient kernel on GPUs and a blocked one on CPUs.
 """
 
@@ -24,7 +24,7 @@ class SdpaAttention(MegatronModule):
     Shapes: query [sq, b, n/tp, d]; key and value [sk, b, groups/tp, d]; result [sq, b, n/tp · d].
     `attention_mask` is bool [b, 1, sq, sk] with True where a position may be attended to (the opposite of
     megatron-core's own convention, whose masks never reach this module), or a `Layout` of int64 for a packed sequence,
-    whose rows are causal each for itself; without it attention is causal.
+    in which each row is causal by itself; without it attention is causal.
     """
 
     def __init__(self, config: TransformerConfig, *args: object, softmax_scale: float | None = None, **kwargs: object):
@@ -66,7 +66,7 @@ class SdpaAttention(MegatronModule):
             enable_gqa=self.grouped,
         )
         if dropout > 0.0 and not self.config.sequence_parallel:
-            # each tensor-parallel rank holds other heads and must draw other masks
+            # each tensor-parallel rank has different heads and must draw different masks
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 return attend(query, key, value)
         return attend(query, key, value)

@@ -1,4 +1,4 @@
-"""Models and prompts from one form into another, on one machine's CPU: `hpclm model convert`."""
+"""Converts models and prompts between formats, on one machine's CPU: `hpclm model convert`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Tables = list[tuple[TaskTemplate, Tensor]]
 
 
 def convert(source: Path, out: Path, form: str, task: str | None) -> str:
-    """Write `source` to `out` in another form; returns what was done, in words. Raises CheckpointError."""
+    """Write `source` to `out` in another format; returns a description of what was done. Raises CheckpointError."""
     kind = look(source)["kind"]
     folder = _checkpoint(source) if kind == "hpclm-checkpoint" else source
     holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
@@ -53,12 +53,12 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
         }
         return writers[form](out, _tables(folder, kind), task)
     if form == "peft":
-        raise CheckpointError(f"{source}: is a model, and a PEFT adapter holds prompts; give trained prompts")
+        raise CheckpointError(f"{source}: is a model, but a PEFT adapter contains prompts; give trained prompts")
     if kind == "nemo-gpt" and form == "hpclm":
         return _gpt_to_hpclm(folder, out)
     if kind == "hpclm-checkpoint" and form == "nemo":
         return _gpt_to_nemo(folder, out)
-    raise CheckpointError(f"{source}: is in that form already")
+    raise CheckpointError(f"{source}: is already in that format")
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def _here() -> Groups:
 def _checkpoint(path: Path) -> Path:
     from hpclm.formats.ranks.checkpoint_manager import resolve
 
-    # as a stage takes them: trained prompts at their best, a model as it is now
+    # as a stage uses them: the best trained prompts, the latest model
     return resolve(path, prefer="best" if CheckpointFolder(path).prompts.is_file() else "latest")
 
 
@@ -126,7 +126,7 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
 
     raw = read_object(CheckpointFolder(folder).model)
     if raw is None:
-        raise CheckpointError(f"{folder}: holds no model.json; give a whole checkpoint")
+        raise CheckpointError(f"{folder}: contains no model.json; give a complete checkpoint")
     model = from_dict(ModelSpec, raw)
     gpt = _build(model)
     shards = sharded_tensors(gpt)
@@ -174,7 +174,7 @@ def _tables_of_archive(path: Path) -> Tables:
 
 
 def _template(task: str, count: int, written: dict[str, Any]) -> TaskTemplate:
-    """NeMo's task template as ours; where the archive has none, one that only holds the virtual tokens."""
+    """NeMo's task template as hpclm's; where the archive has none, one with only the virtual tokens."""
     splits = [int(one) for one in written.get("virtual_token_splits") or [count]]
     if sum(splits) != count:
         raise CheckpointError(f"task {task}: its template splits {sum(splits)} virtual tokens, its table has {count}")
@@ -192,7 +192,9 @@ def _template(task: str, count: int, written: dict[str, Any]) -> TaskTemplate:
 def _tables_of_adapter(path: Path) -> Tables:
     stored = load_file(path / ADAPTER)
     if "prompt_embeddings" not in stored or stored["prompt_embeddings"].dim() != 2:
-        raise CheckpointError(f"{path}: holds no prompt_embeddings; adapters of prompt tuning and p-tuning can be read")
+        raise CheckpointError(
+            f"{path}: contains no prompt_embeddings; adapters of prompt tuning and p-tuning can be read"
+        )
     table = stored["prompt_embeddings"].float()
     return [(_template(path.name, len(table), {}), table)]
 
@@ -225,7 +227,7 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _config(hidden: int) -> TransformerConfig:
-    """A configuration as wide as the virtual tokens; nothing else of it counts."""
+    """A configuration with the width of the virtual tokens; nothing else in it matters."""
     from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 
     model = ModelSpec(1, hidden, 4 * hidden, 1, 1, hidden, 8, 8, 8)
@@ -262,15 +264,17 @@ def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
 def _prompts_to_peft(out: Path, tables: Tables, task: str | None) -> str:
     names = [template.taskname for template, _ in tables]
     if task is None and len(names) > 1:
-        raise CheckpointError(f"an adapter holds one task, and here are {', '.join(names)}; choose one with --task")
+        raise CheckpointError(
+            f"a PEFT adapter contains one task, but there are {', '.join(names)}; choose one with --task"
+        )
     if task is not None and task not in names:
         raise CheckpointError(f"there is no task {task!r}; choose {' or '.join(names)}")
     template, table = tables[names.index(task) if task else 0]
     text = template.prompt_template
     if len(template.virtual_token_splits) > 1 or not text.startswith("<|VIRTUAL_PROMPT_0|>"):
         raise CheckpointError(
-            f"task {template.taskname}: its virtual tokens stand within the template ({text[:60]!r}), and PEFT puts "
-            "all of them in front; only a single split that leads can be converted"
+            f"task {template.taskname}: its virtual tokens are inside the template ({text[:60]!r}), but PEFT puts "
+            "all of them in front; only a single split at the start can be converted"
         )
     out.mkdir(parents=True)
     config = {

@@ -1,9 +1,9 @@
-"""megatron-core on a CPU: stand-ins for the few CUDA calls it makes without asking.
+"""megatron-core on a CPU: replacements for the few CUDA calls it always makes.
 
 megatron-core runs on gloo and host memory once `device="cuda"` and a handful of `torch.cuda` functions resolve to
-the CPU. They are replaced, in this process only, when a recipe asks for `device: cpu`; on a GPU none of this runs.
-Tensor factories are wrapped rather than a TorchFunctionMode installed, because a mode would be entered on every
-tensor operation of the training loop and a factory is called only a few times a step.
+the CPU. They are replaced, in this process only, if a recipe sets `device: cpu`; on a GPU none of this runs.
+Tensor factories are wrapped instead of installing a TorchFunctionMode, because a mode would be entered on every tensor
+operation of the training loop and a factory is called only a few times a step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "ran
 def install() -> None:
     """Route megatron-core's CUDA calls to the CPU. Raises RuntimeError where a GPU is visible to torch."""
     if torch.cuda.is_available():
-        raise RuntimeError("the CPU stand-ins are not for a process that sees a GPU; hide it or use device: gpu")
+        raise RuntimeError("the CPU stand-ins cannot be used in a process that sees a GPU; hide it or use device: gpu")
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     stand_ins: list[tuple[object, str, Callable[..., object]]] = [
         # megatron-core decorates its fused kernels with torch.compile as it is imported; none of them is used here, and
-        # the decorator alone loads the whole compiler, a third of a rank's start
+        # the decorator alone loads the whole compiler, which takes a third of a rank's start time
         (torch, "compile", _uncompiled),
         (torch.cuda, "current_device", lambda: _CPU),
         (torch.cuda, "synchronize", lambda *args, **kwargs: None),

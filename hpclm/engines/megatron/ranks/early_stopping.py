@@ -19,7 +19,7 @@ class EarlyStopping:
         self.stale = 0
 
     def observe(self, loss: float | None) -> None:
-        """Count a validation's loss; None (nothing to validate on) counts for nothing."""
+        """Record a validation loss; None (no validation set) is ignored."""
         if self.spec is None or loss is None:
             return
         if self.best is None or loss < self.best - self.spec.min_delta:

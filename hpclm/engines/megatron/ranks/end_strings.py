@@ -1,4 +1,4 @@
-"""Where an answer ends besides the end token: at strings of the user's."""
+"""Where an answer ends besides the end token: at the user's strings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hpclm.data.tokenizers import Tokenizer
 
 
 class EndStrings:
-    """Looks for strings in what has been generated, a token at a time.
+    """Searches the generated tokens for strings, one token at a time.
 
     Attributes:
         ids: special tokens among the strings, which end an answer as the end token does.
@@ -19,7 +19,7 @@ class EndStrings:
         self.tokenizer = tokenizer
         self.ids = [tokenizer.special_ids[text] for text in strings if text in tokenizer.special_ids]
         self.texts = [text for text in strings if text not in tokenizer.special_ids]
-        # A token stands for a byte at least, so that as many tokens as the longest string has bytes hold all of it.
+        # A token has at least one byte, so as many tokens as the longest string has bytes contain all of it.
         self.window = max((len(text.encode()) for text in self.texts), default=0)
 
     def reached(self, ids: list[int]) -> bool:

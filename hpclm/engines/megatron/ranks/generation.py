@@ -29,9 +29,9 @@ class Generator:
     Args:
         vocab_size: real vocabulary; the padding rows of the table are never chosen.
         eos_id: ends an answer.
-        ends: what else ends one; None: nothing.
-        trains_on: the model is in training. A rotary table that megatron-core makes and keeps here must then serve
-            gradients, too, which torch's inference mode (faster by a few percent) would not let it.
+        ends: other ends of an answer; None: none.
+        trains_on: the model is in training. A rotary table that megatron-core creates and caches here is then also used
+            with gradients, which torch's inference mode (a few percent faster) does not allow.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Generator:
         """The new tokens of each row, without the end token.
 
         Args:
-            indices: each row's place in the test set. Sampling draws from a generator named after it, so what a row
-                gets does not depend on its batch or on the split.
+            indices: each row's place in the test set. Sampling draws from a generator named after it, so the result of
+                a row does not depend on its batch or on the split.
         """
         self.model.eval()
         with torch.inference_mode(not self.trains_on), torch.no_grad(), plain_linears(self.model.gpt, self.groups):
@@ -70,7 +70,7 @@ class Generator:
         generators = [named_generator(self.spec.seed, f"row {index}") for index in indices]
         real = batch.attention
         positions = batch.position_ids[:, -1:]
-        # prompts of one length need no mask: causal attention is all there is to it
+        # prompts of equal length need no mask: causal attention is enough
         padded = not bool(real.all())
         logits = self._forward(batch, prefill_mask(real) if padded else None, context)
         seen = self._seen(batch) if logits is not None and self.spec.repetition_penalty != 1.0 else None
@@ -93,7 +93,7 @@ class Generator:
         return answers
 
     def _take(self, tokens: list[int], answers: list[list[int]], finished: list[bool]) -> None:
-        """Add a token to each answer that goes on. A row that is finished still runs along, to no effect."""
+        """Add a token to each unfinished answer. A finished row is still computed, without effect."""
         for row, token in enumerate(tokens):
             if finished[row]:
                 continue
@@ -104,7 +104,8 @@ class Generator:
             finished[row] = self.ends is not None and self.ends.reached(answers[row])
 
     def _seen(self, batch: GenerationBatch) -> Tensor:
-        """Which tokens of the vocabulary each row's prompt holds, bool [b, vocabulary]; virtual ones are none."""
+        """Which tokens of the vocabulary each row's prompt contains, bool [b,
+        vocabulary]; virtual tokens do not count."""
         tokens = batch.tokens.clamp(max=self.vocab_size - 1)
         counts = torch.zeros((len(tokens), self.vocab_size), dtype=torch.int32, device=tokens.device)
         real = batch.attention & (batch.virtual_index < 0)
@@ -112,7 +113,7 @@ class Generator:
 
     def _shaped(self, logits: Tensor, seen: Tensor | None, *, may_end: bool) -> Tensor:
         """Logits after the repetition penalty (Keskar et al. 2019, arXiv:1909.05858: what was seen is divided by it,
-        or multiplied below 0), without the end tokens where it is too early to end."""
+        or multiplied below 0), without the end tokens while the answer is shorter than the minimum."""
         if seen is not None:
             penalty = self.spec.repetition_penalty
             logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -153,7 +154,7 @@ class Generator:
         chosen = torch.empty(rows, dtype=torch.int64, device=self.groups.device)
         if logits is not None:
             chosen = logits.argmax(dim=-1) if self.spec.greedy else sample(logits, self.spec, generators)
-        # Tensor ranks of the last stage hold bitwise equal logits; the other stages are told.
+        # Tensor ranks of the last stage hold bitwise equal logits; the other stages receive the result.
         if self.groups.pipeline_size > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(chosen, src=last, group=parallel_state.get_pipeline_model_parallel_group())
@@ -162,10 +163,10 @@ class Generator:
 
 @contextlib.contextmanager
 def plain_linears(gpt: GPTModel, groups: Groups) -> Iterator[None]:
-    """Let linear layers that are not split be torch's own.
+    """Run linear layers that are not split as plain torch layers.
 
-    megatron-core's go through autograd functions for gradients and communication, of which there is none here: at one
-    token a step their calls took a tenth of the time.
+    megatron-core's go through autograd functions for gradients and communication, which are not needed here: at one
+    token per step their calls took a tenth of the time.
     """
     if groups.tensor_size > 1:
         yield
@@ -183,16 +184,16 @@ def plain_linears(gpt: GPTModel, groups: Groups) -> Iterator[None]:
 def _linear(
     layer: ColumnParallelLinear | RowParallelLinear, states: Tensor, weight: Tensor | None = None, **_: object
 ) -> tuple[Tensor, Tensor | None]:
-    """The layer's output, and its bias where another adds it."""
+    """The layer's output, and its bias where the caller adds it."""
     own = None if layer.skip_bias_add else layer.bias
     made = functional.linear(states, layer.weight if weight is None else weight, own)
     return made, layer.bias if layer.skip_bias_add else None
 
 
 def prefill_mask(real: Tensor) -> Tensor:
-    """Causal attention over real tokens: bool [b, 1, s, s], True where a position may look.
+    """Causal attention over real tokens: bool [b, 1, s, s], True where a position may attend.
 
-    A padding position looks at itself, for a softmax over nothing is NaN.
+    A padding position attends to itself, because a softmax over nothing is NaN.
     """
     length = real.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
@@ -201,13 +202,13 @@ def prefill_mask(real: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, spec: GenerationSpec, generators: list[torch.Generator]) -> Tensor:
-    """Draw a token a row after temperature, top-k and nucleus (Holtzman et al. 2020, arXiv:1904.09751) filtering.
+    """Sample one token per row after temperature, top-k and nucleus (Holtzman et al. 2020, arXiv:1904.09751) filtering.
 
     Args:
         logits: fp32 [b, vocabulary].
 
     Returns:
-        int64 [b]. Drawn on the CPU by inverting the cumulative distribution, one uniform number a row.
+        int64 [b]. Drawn on the CPU by inverting the cumulative distribution, one uniform number per row.
     """
     scores = logits.cpu() / spec.temperature
     ordered, tokens = scores.sort(dim=-1, descending=True, stable=True)

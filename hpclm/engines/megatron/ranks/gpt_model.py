@@ -1,4 +1,4 @@
-"""GPT on megatron-core, built from a `ModelSpec` and initialised the same whatever the split."""
+"""GPT on megatron-core, built from a `ModelSpec` and initialised the same way for every split."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def transformer_config(
     """megatron-core's configuration of `model` at a split.
 
     Args:
-        variable_lengths: let pipeline stages tell each other a micro-batch's shape (prompt learning pads each
+        variable_lengths: let pipeline stages send each other a micro-batch's shape (prompt learning pads each
             micro-batch to its own longest example).
         recompute: activation checkpointing while training.
     """
@@ -118,7 +118,7 @@ def build_gpt(
         position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
         rotary_base=int(model.rotary_base),
     )
-    # Soft prompts are put between the embedding lookup and the scatter over the sequence, so the lookup must give
+    # Soft prompts are inserted between the embedding lookup and the scatter over the sequence, so the lookup must give
     # the whole sequence (with learned positions it always does).
     if groups.is_first_stage:
         gpt.embedding.reduce_scatter_embeddings = False
@@ -135,8 +135,8 @@ def build_gpt(
 def initialize_weights(gpt: GPTModel, model: ModelSpec, seed: int) -> None:
     """GPT-2's initialisation: N(0, init_std), the projections into the residual stream divided by √(2L).
 
-    Every tensor is drawn whole from a generator seeded by (seed, its global name), then cut, so that each split of
-    the model starts from the same weights. One tensor is held whole at a time, never the model.
+    Every whole tensor is drawn from a generator seeded by (seed, its global name) and then sliced, so that each split
+    of the model starts from the same weights. Only one whole tensor is in memory at a time, never the model.
     """
     residual_std = model.init_std / math.sqrt(2 * model.num_layers)
     for shard in sharded_tensors(gpt):

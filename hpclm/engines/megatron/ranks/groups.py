@@ -39,12 +39,12 @@ class Groups:
 
     @property
     def is_reporter(self) -> bool:
-        """True on the one rank that knows the loss and writes it down: last stage, first data and tensor rank."""
+        """True on the one rank that has the loss and logs it: last stage, first data and tensor rank."""
         return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0
 
 
 def initialize(store: dist.Store, rank: int, local_rank: int, parallel: ParallelSpec, device: str, seed: int) -> Groups:
-    """Join the world through `store` and build Megatron's groups (order tp-cp-ep-dp-pp)."""
+    """Join the process group through `store` and build Megatron's groups (order tp-cp-ep-dp-pp)."""
     timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MIN)
     if device == "gpu":
         torch.cuda.set_device(local_rank % torch.cuda.device_count())

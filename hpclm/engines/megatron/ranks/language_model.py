@@ -20,7 +20,8 @@ from hpclm.engines.megatron.ranks.sparse_loss import sparse_losses
 class LanguageModel(MegatronModule):
     """A GPT shard and, on the first pipeline stage of prompt learning, the soft prompts.
 
-    Of a batch with `loss_positions` losses are made at these positions alone; one with a `layout` is a packed sequence.
+    Of a batch with `loss_positions` losses are computed only at these positions; one
+    with a `layout` is a packed sequence.
     """
 
     def __init__(self, config: TransformerConfig, gpt: GPTModel, prompts: SoftPrompts | None, *, frozen: bool) -> None:
@@ -65,7 +66,7 @@ class LanguageModel(MegatronModule):
         return output
 
     def _states(self, batch: TrainingBatch, decoder_input: Tensor | None) -> Tensor:
-        """What goes into the output layer."""
+        """The input of the output layer."""
         self.gpt.post_process = False
         try:
             states: Tensor = self.gpt(batch.tokens, batch.position_ids, batch.layout, decoder_input=decoder_input)
@@ -90,7 +91,7 @@ def positions_of_rows(gpt: GPTModel, batch: TrainingBatch) -> Iterator[None]:
 
 
 def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
-    """Token embeddings with virtual tokens put in their slots, positions added to both.
+    """Token embeddings with virtual tokens in their slots, position embeddings added to both.
 
     Args:
         table: soft prompts [tasks, virtual tokens, h], or None for the model alone.
@@ -111,7 +112,7 @@ def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
     states = words.transpose(0, 1).contiguous()
     if gpt.config.sequence_parallel:
         states = tensor_parallel.scatter_to_sequence_parallel_region(states)
-    # under sequence parallelism each tensor rank holds other positions and must draw other masks
+    # under sequence parallelism each tensor rank has different positions and must draw different masks
     fork = tensor_parallel.get_cuda_rng_tracker().fork() if gpt.config.sequence_parallel else contextlib.nullcontext()
     with fork:
         dropped: Tensor = embedding.embedding_dropout(states)

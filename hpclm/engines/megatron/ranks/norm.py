@@ -12,8 +12,8 @@ from hpclm.formats.ranks.parameters import attributes
 
 
 class Norm:
-    """Builds torch's LayerNorm or RMSNorm as the configuration asks. A class, since megatron-core takes a function for
-    a layer that is built already."""
+    """Builds torch's LayerNorm or RMSNorm as the configuration requires. A class, since megatron-core treats a function
+    as an already built layer."""
 
     def __new__(  # type: ignore[misc] # a norm of torch's is made, and never a Norm
         cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object

@@ -24,15 +24,15 @@ from hpclm.formats.ranks.parameters import attributes
 
 
 class OptimizerState(TypedDict):
-    """What a checkpoint keeps beside the tensors: updates made (skipped steps make none), and scale and good steps of
-    the loss scaling."""
+    """What a checkpoint stores in addition to the tensors: updates made (skipped steps make none), and scale and good
+    steps of the loss scaling."""
 
     updates: int
     loss_scale: list[float]
 
 
 class LossScale:
-    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), at 1 and inert otherwise.
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), fixed at 1 otherwise.
 
     The loss is multiplied before the backward pass so that small gradients survive fp16. An overflow halves the scale
     and skips the step; `GROWTH_STEPS` steps without one double it. Constants are Megatron's (optimizer/grad_scaler.py
@@ -64,7 +64,7 @@ class LossScale:
 
 
 class Optimizer:
-    """Updates the trainable parameters this rank holds; there may be none (prompt learning on a later stage)."""
+    """Updates the trainable parameters this rank holds; possibly none (prompt learning on a later pipeline stage)."""
 
     def __init__(
         self,
@@ -137,14 +137,14 @@ class Optimizer:
         if counted:
             square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))) ** 2
         dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
-        # not math.sqrt, which rounds otherwise: losses are compared bit by bit
+        # not math.sqrt, which rounds differently: losses are compared bit by bit
         norm: float = float(square.item()) ** 0.5
         return norm
 
     def sharded_state(self, shards: Iterable[ShardedTensor]) -> list[ShardedTensor]:
         """Masters and Adam moments as pieces named `optimizer.<what>.<parameter>`, placed as their parameters are.
 
-        Makes zero moments where there are none yet, so that the result can also be loaded into.
+        Creates zero moments where there are none yet, so that a checkpoint can also be loaded into the result.
         """
         state: list[ShardedTensor] = []
         by_pointer = {p.data_ptr(): m for p, m in zip(self.parameters, self.masters, strict=True)}
@@ -174,7 +174,7 @@ class Optimizer:
         return {"updates": self.updates, "loss_scale": self.loss_scale.state()}
 
     def restore(self, state: OptimizerState) -> None:
-        """Go on from `state`; Adam's bias correction counts the updates."""
+        """Continue from `state`; Adam's bias correction counts the updates."""
         self.updates = state["updates"]
         self.loss_scale.restore(state["loss_scale"])
         for master in self.masters:

@@ -1,4 +1,4 @@
-"""What every task is given."""
+"""The context that every task receives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class StageContext:
     stop: StopFlag
 
     def on_first_rank(self, work: Callable[[], None]) -> None:
-        """Let rank 0 do `work` while the others wait; its error is raised on every rank, so none waits for ever."""
+        """Run `work` on rank 0 while the others wait; its error is raised on every rank,
+        so that none waits for ever."""
         own: Exception | None = None
         if self.groups.rank == 0:
             try:

@@ -1,8 +1,8 @@
 """Sparse loss: the output layer of a training step at the positions whose loss counts, and at no others.
 
 Prompt learning usually trains on answers alone, a tenth of the tokens, while the output layer is the widest of all: at
-GPT-2's vocabulary its logits are most of a small model's memory and much of its time. A frozen model has no use for the
-others; megatron-core's `GPTModel._postprocess` makes them all.
+GPT-2's vocabulary its logits are most of a small model's memory and much of its time. A frozen model does not need the
+other positions, but megatron-core's `GPTModel._postprocess` computes them all.
 """
 
 from __future__ import annotations

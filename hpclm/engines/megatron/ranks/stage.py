@@ -1,4 +1,4 @@
-"""One rank of a stage on megatron-core: prepare what ranks share, meet the others, do the task, write the result."""
+"""One rank of a stage on megatron-core: prepare shared data, rendezvous, run the task, write the result."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from hpclm.worker.report import Progress
 
 
 def run(launch: RankLaunch) -> None:
-    """Runs this rank. The process groups are gone when it returns."""
+    """Runs this rank. The process groups are destroyed when it returns."""
     began = time.time()
     spec = from_dict(StageSpec, launch.spec)
     facts = launch.facts
     if facts.world_size != spec.parallel.world_size:
-        raise RuntimeError(f"{facts.world_size} ranks were started where the plan has {spec.parallel.world_size}")
+        raise RuntimeError(f"{facts.world_size} ranks were started, but the plan has {spec.parallel.world_size}")
     if spec.device == "cpu":
         cpu_standins.install()
-    # the stand-ins must be there before megatron-core's modules are used
+    # the stand-ins must be installed before megatron-core's modules are used
     from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
@@ -51,7 +51,7 @@ def run(launch: RankLaunch) -> None:
 
 
 def _complete(stage: StagePaths, spec: StageSpec, groups: Any, progress: Progress, result: dict[str, Any]) -> None:
-    """Write the result, last of all, once every rank is done."""
+    """Write the result as the last step, once every rank has finished."""
     progress.update(phase="done", force=True)
     dist.barrier()
     if groups.rank == 0:

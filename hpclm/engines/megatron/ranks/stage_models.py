@@ -1,4 +1,4 @@
-"""Putting a stage's model together: the GPT shard, its weights, and the soft prompts."""
+"""Builds a stage's model: the GPT shard, its weights, and the soft prompts."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def config_for(
 ) -> TransformerConfig:
     """megatron-core's configuration for the stage.
 
-    Decoding one token at a time cannot be split over the sequence. A frozen base drops nothing out: that would only be
-    noise for the prompts (in evaluation mode megatron-core would recompute no activations).
+    Decoding one token at a time cannot be split over the sequence. A frozen base uses no dropout: that would only add
+    noise to the prompts (and in evaluation mode megatron-core would not recompute activations).
     """
     spec = context.spec
     parallel = replace(spec.parallel, sequence_parallel=False) if generates else spec.parallel
@@ -70,7 +70,7 @@ def base_checkpoint(spec: StageSpec) -> Path:
 
 
 def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
-    """A model to train in full: the base's weights where the recipe names one, else drawn from the seed."""
+    """A model for full training: the base's weights where the recipe names one, else initialised from the seed."""
     if context.spec.base is not None:
         return load_base(context, config)
     gpt = build_gpt(context.spec.model, config, context.groups, context.spec.backends)
@@ -79,12 +79,12 @@ def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
 
 
 def write_model_card(folder: Path, spec: StageSpec) -> None:
-    """`model.json` beside the tensors: the architecture a later recipe needs to use them."""
+    """`model.json` next to the tensors: the architecture that a later recipe needs."""
     write_json(CheckpointFolder(folder).model, to_dict(spec.model))
 
 
 def write_prompts_card(folder: Path, card: PromptsCard) -> None:
-    """`prompts.json` beside the tensors: what is needed to build the same soft prompts again."""
+    """`prompts.json` next to the tensors: what is needed to rebuild the same soft prompts."""
     write_json(CheckpointFolder(folder).prompts, to_dict(card))
 
 
@@ -106,7 +106,7 @@ def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPro
     checkpoint = resolve(Path(spec.prompts), prefer="best")
     found = read_object(CheckpointFolder(checkpoint).prompts)
     if found is None:
-        raise CheckpointError(f"{checkpoint}: holds no prompts.json; prompts must name a prompt-learning stage")
+        raise CheckpointError(f"{checkpoint}: contains no prompts.json; prompts must name a prompt-learning stage")
     card = from_dict(PromptsCard, found)
     module = None
     if context.groups.is_first_stage:
@@ -116,7 +116,7 @@ def load_prompts(context: StageContext, config: TransformerConfig) -> TrainedPro
 
 
 def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPrompts:
-    """Prompts of a NeMo archive: tables that are asked with as they are."""
+    """Prompts of a NeMo archive: tables that are used unchanged."""
     spec = context.spec
     path = Path(spec.prompts or "")
     with Archive(path) as archive:
@@ -125,8 +125,8 @@ def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPr
     widths = {table.shape[1] for table in tables.values()}
     if widths != {spec.model.hidden_size}:
         raise CheckpointError(
-            f"{path}: its virtual tokens are {sorted(widths)} wide, the model {spec.model.hidden_size}; they belong to "
-            "another model"
+            f"{path}: its virtual tokens have width {sorted(widths)}, the model {spec.model.hidden_size}; they belong "
+            "to another model"
         )
     card = PromptsCard("prompt-tuning", None, templates, kept=list(tables))
     module = None
@@ -138,7 +138,7 @@ def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPr
 
 
 def _template_of(task: str, count: int, known: list[TaskTemplate]) -> TaskTemplate:
-    """The stage's template of a task in an archive, or one that only says how many virtual tokens it has."""
+    """The stage's template of a task in an archive, or one that only gives its number of virtual tokens."""
     found = next((one for one in known if one.taskname == task and one.total_virtual_tokens == count), None)
     return found or TaskTemplate(task, "<|VIRTUAL_PROMPT_0|>", count, [count])
 
@@ -149,7 +149,7 @@ def templates_for(wanted: list[TaskTemplate], trained: TrainedPrompts) -> list[T
 
 
 def _in_order(wanted: list[TaskTemplate], trained: list[TaskTemplate], checkpoint: Path) -> list[TaskTemplate]:
-    """The evaluation's templates as the prompts' table counts them; one that is not evaluated keeps its place."""
+    """The evaluation's templates in the order of the prompts' table; one that is not evaluated keeps its index."""
     by_name = {template.taskname: template for template in wanted}
     known = [template.taskname for template in trained]
     missing = sorted(set(by_name) - set(known))

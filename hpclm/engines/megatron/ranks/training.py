@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, checkpoints, and an orderly stop."""
+"""The training loop: steps, validation, checkpoints, and graceful stop."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Batches(Protocol):
 
 
 class ValidationMetrics(TypedDict, total=False):
-    """There where the recipe asks for metrics beside the loss."""
+    """Present if the recipe requests metrics in addition to the loss."""
 
     val_metrics: dict[str, float]
 
 
 class TrainingResult(ValidationMetrics):
-    """How a training ended, for the stage's result."""
+    """How the training ended, for the stage's result."""
 
     steps: int
     stopped_early: bool
@@ -69,7 +69,7 @@ class TrainingResult(ValidationMetrics):
 
 @dataclass
 class StepOutcome:
-    """One step, summed over all ranks: mean loss, real tokens, and whether any rank was told to stop."""
+    """One step, summed over all ranks: mean loss, real tokens, and whether any rank was asked to stop."""
 
     loss: float
     grad_norm: float
@@ -78,10 +78,10 @@ class StepOutcome:
 
 
 class Trainer:
-    """Runs a stage's steps from wherever its newest checkpoint left off.
+    """Runs a stage's steps, starting from its newest checkpoint.
 
     Args:
-        metrics: what else a validation finds out, by name; called on every rank, and the same on all.
+        metrics: further validation results, by name; called on every rank, and the same on all.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class Trainer:
         self.loss: float | None = None
 
     def shards(self) -> list[ShardedTensor]:
-        """What a checkpoint of this stage holds: all weights, or in prompt learning the prompts alone."""
+        """What a checkpoint of this stage contains: all weights, or in prompt learning the prompts alone."""
         if self.module.frozen:
             return self.module.prompts.shards() if self.module.prompts is not None else []
         return sharded_tensors(self.module.gpt)
 
     def fit(self) -> TrainingResult:
-        """Train to the end. Returns the stage's result; raises StoppedError after saving when told to stop."""
+        """Train to the end. Returns the stage's result; raises StoppedError after saving if a stop is requested."""
         step = self._resume()
         began, first = time.time(), step
         while step < self.total_steps:
@@ -143,7 +143,7 @@ class Trainer:
             if validated or outcome.stop or self._save_due(step):
                 self._save(step, self.val_loss if validated else None)
             if outcome.stop:
-                raise StoppedError(f"told to stop; saved step {step} of {self.total_steps}")
+                raise StoppedError(f"stop requested; saved step {step} of {self.total_steps}")
             if self.early_stopping.should_stop and not is_last:
                 log(f"stopped early: {self.early_stopping.stale} validations in a row without a lower val_loss")
                 break
@@ -169,7 +169,7 @@ class Trainer:
         self.model.train()
         self.model.zero_grad_buffer()
         if self.has_dropout:
-            # Seeded by the step, so that a resumed run draws the masks the uninterrupted one would have drawn.
+            # Seeded by the step, so that a resumed run draws the same masks as an uninterrupted one.
             seed_step(self.spec.trainer.seed, step, self.groups)
         micro_batches = self.batches.train(step)
         weight = self.batches.weight(step)
@@ -281,7 +281,7 @@ class Trainer:
 def forward_step(
     batches: Iterator[TrainingBatch], model: torch.nn.Module, *, weight: float | None = None
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]]:
-    """megatron-core's forward step: output of this stage and, for the last stage, how to make the loss of it."""
+    """megatron-core's forward step: output of this stage and, for the last stage, the loss function."""
     heartbeat.beat()
     batch = next(batches)
     return model(batch), functools.partial(masked_mean, batch.loss_mask, share=weight)
@@ -291,7 +291,7 @@ def masked_mean(loss_mask: Tensor, losses: Tensor, *, share: float | None = None
     """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many.
 
     Args:
-        share: divides in place of Σmask: the global batch's tokens that count over its number of micro-batches, so
+        share: divisor instead of Σmask: the global batch's tokens that count over its number of micro-batches, so
             that the mean over the micro-batches is the mean over all those tokens.
     """
     losses = losses.float()

@@ -43,29 +43,31 @@ def _text(node: Node, text: str, root: Node, seen: tuple[str, ...], faults: list
     def inserted(match: re.Match[str]) -> str:
         value = _referred(node, match[1], root, seen, faults).value
         if isinstance(value, dict | list):
-            raise RecipeError(f"{node.place}: ${{{match[1]}}} is no plain value, so it cannot stand within a text")
+            raise RecipeError(f"{node.place}: ${{{match[1]}}} is not a plain value, so it cannot be part of a text")
         return _shown(value)
 
     found = _REFERENCE.sub(inserted, text)
     if "${" in found:
-        raise RecipeError(f"{node.place}: {found[:80]!r} holds a reference that cannot be read; write the value itself")
+        raise RecipeError(
+            f"{node.place}: {found[:80]!r} contains a reference that cannot be read; write the value itself"
+        )
     return Node(found, node.place)
 
 
 def _referred(node: Node, key: str, root: Node, seen: tuple[str, ...], faults: list[str]) -> Node:
     if not _KEY.fullmatch(key):
         raise RecipeError(
-            f"{node.place}: ${{{key[:60]}}} is no name of a value of this file (resolvers such as oc.env are not run); "
-            "write the value itself"
+            f"{node.place}: ${{{key[:60]}}} is not the name of a value in this file (resolvers such as oc.env are not "
+            "run); write the value itself"
         )
     if key in seen or len(seen) > _DEPTH:
         raise RecipeError(f"{node.place}: ${{{key}}} refers to itself; write the value itself")
     found = root.get(*key.split("."))
     if found is None:
-        raise RecipeError(f"{node.place}: ${{{key}}} names nothing in this file; write the value itself")
+        raise RecipeError(f"{node.place}: ${{{key}}} refers to nothing in this file; write the value itself")
     return _resolve(found, root, (*seen, key), faults)
 
 
 def _shown(value: Scalar) -> str:
-    """As OmegaConf puts a value into text."""
+    """A value in text, formatted as OmegaConf does."""
     return str(value)

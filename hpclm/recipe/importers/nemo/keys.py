@@ -1,10 +1,10 @@
-"""Every key of NeMo's files, and what becomes of it here."""
+"""Every key of NeMo's files, and how it is translated."""
 
 from __future__ import annotations
 
 from hpclm.recipe.importers.importer import KeyFate
 
-# Our key, or in parentheses why there is none.
+# hpclm's key, or in parentheses why there is none.
 TAKEN: dict[str, str] = {
     "name": "name",
     "trainer.devices": "resources.devices_per_node",
@@ -81,69 +81,69 @@ WITHOUT_EFFECT: dict[str, str] = {
     "trainer.accumulate_grad_batches": "NeMo accumulates by global_batch_size",
     "trainer.replace_sampler_ddp": "NeMo has its own sampler",
     "trainer.use_distributed_sampler": "NeMo has its own sampler",
-    "trainer.benchmark": "of convolutions, and there are none",
-    "trainer.resume_from_checkpoint": "exp_manager.resume_if_exists decides",
+    "trainer.benchmark": "only for convolutions",
+    "trainer.resume_from_checkpoint": "use exp_manager.resume_if_exists",
     "model.data.shuffle": "training always shuffles",
     "model.data.drop_last": "training always leaves an incomplete batch out",
-    "model.optim.sched.monitor": "no plateau is looked for",
-    "model.optim.sched.reduce_on_plateau": "no plateau is looked for",
-    "exp_manager.checkpoint_callback_params.monitor": "val_loss is the only one",
+    "model.optim.sched.monitor": "reduction on a plateau is not supported",
+    "model.optim.sched.reduce_on_plateau": "reduction on a plateau is not supported",
+    "exp_manager.checkpoint_callback_params.monitor": "only val_loss is supported",
     "exp_manager.checkpoint_callback_params.mode": "the lowest val_loss is the best",
-    "exp_manager.early_stopping_callback_params.monitor": "val_loss is the only one",
+    "exp_manager.early_stopping_callback_params.monitor": "only val_loss is supported",
     "exp_manager.early_stopping_callback_params.mode": "the lowest val_loss is the best",
 }
 # Whole sections end in a dot.
 WITHOUT_MEANING: dict[str, str] = {
-    "trainer.logger": "a run keeps metrics.jsonl",
+    "trainer.logger": "a run always writes metrics.jsonl",
     "trainer.enable_checkpointing": "a run always keeps checkpoints",
-    "trainer.strategy": "the engine is megatron-core's",
-    "trainer.plugins": "the engine is megatron-core's",
+    "trainer.strategy": "the engine is megatron-core",
+    "trainer.plugins": "the engine is megatron-core",
     "trainer.max_time": "resources.time_limit_min",
-    "trainer.limit_train_batches": "max_steps says how long",
-    "trainer.num_sanity_val_steps": "hpclm plan and data check look before",
-    "exp_manager.": "a run has its own folder, and resumes by itself",
+    "trainer.limit_train_batches": "max_steps sets the length",
+    "trainer.num_sanity_val_steps": "hpclm plan and data check test the data first",
+    "exp_manager.": "a run has its own folder and resumes automatically",
     "model.nemo_path": "hpclm model convert RUN/stages/ptune/checkpoints prompts.nemo --to nemo",
-    "model.gradient_as_bucket_view": "of NeMo's engine",
-    "model.megatron_amp_O2": "of NeMo's engine: master weights here are always fp32",
-    "model.grad_div_ar_fusion": "of NeMo's engine",
-    "model.gradient_accumulation_fusion": "of NeMo's engine",
-    "model.bias_activation_fusion": "of NeMo's engine",
-    "model.bias_dropout_add_fusion": "of NeMo's engine",
-    "model.masked_softmax_fusion": "of NeMo's engine",
-    "model.batch_p2p_comm": "of NeMo's engine",
-    "model.sync_batch_comm": "of NeMo's engine",
-    "model.hidden_size": "the archive says it",
-    "model.encoder_seq_length": "the archive says it",
+    "model.gradient_as_bucket_view": "specific to NeMo's engine",
+    "model.megatron_amp_O2": "specific to NeMo's engine: master weights here are always fp32",
+    "model.grad_div_ar_fusion": "specific to NeMo's engine",
+    "model.gradient_accumulation_fusion": "specific to NeMo's engine",
+    "model.bias_activation_fusion": "specific to NeMo's engine",
+    "model.bias_dropout_add_fusion": "specific to NeMo's engine",
+    "model.masked_softmax_fusion": "specific to NeMo's engine",
+    "model.batch_p2p_comm": "specific to NeMo's engine",
+    "model.sync_batch_comm": "specific to NeMo's engine",
+    "model.hidden_size": "the archive contains it",
+    "model.encoder_seq_length": "the archive contains it",
     "model.precision": "trainer.precision",
     "model.target": "the class that NeMo loads it by",
     "model.data.num_workers": "rows are read before training",
     "model.data.pin_memory": "rows are read before training",
-    "model.data.load_cache": "rows are read anew",
-    "model.data.cache_data_path": "rows are read anew",
-    "model.optim.sched.": "of another schedule",
-    "model.optim.": "of another optimizer",
-    "inference.all_probs": "answers alone are kept",
-    "inference.compute_logprob": "answers alone are kept",
+    "model.data.load_cache": "rows are not cached",
+    "model.data.cache_data_path": "rows are not cached",
+    "model.optim.sched.": "for another schedule",
+    "model.optim.": "for another optimizer",
+    "inference.all_probs": "only answers are kept",
+    "inference.compute_logprob": "only answers are kept",
     "inference.compute_attention_mask": "always",
     "inference.outfile_path": "hpclm collect --pred-file FILE",
     "pred_file_path": "hpclm collect --pred-file FILE",
-    "max_seq_length": "the model's positions decide",
-    "cluster_type": "the site says it",
+    "max_seq_length": "set by the model's positions",
+    "cluster_type": "set by the site profile",
     "checkpoint_dir": "give a .nemo file",
     "checkpoint_name": "give a .nemo file",
     "hparams_file": "give a .nemo file",
-    "port": "of NeMo's server",
-    "server": "of NeMo's server",
-    "web_server": "of NeMo's server",
-    "gpt_model_split_rank": "the archive says it",
-    "pipeline_model_parallel_split_rank": "of encoder-decoder models",
+    "port": "for NeMo's server",
+    "server": "for NeMo's server",
+    "web_server": "for NeMo's server",
+    "gpt_model_split_rank": "the archive contains it",
+    "pipeline_model_parallel_split_rank": "only for encoder-decoder models",
     "defaults": "only _self_ is read",
-    "hydra.": "of Hydra",
+    "hydra.": "specific to Hydra",
 }
 
 
 def fate_of(key: str) -> tuple[KeyFate, str] | None:
-    """What becomes of NeMo's key, and our key or the reason; None where it is not known."""
+    """How NeMo's key is handled, and hpclm's key or the reason; None if it is unknown."""
     if key in TAKEN:
         return KeyFate.TAKEN, TAKEN[key]
     if key.startswith("model.task_templates"):

@@ -1,4 +1,4 @@
-"""NeMo's tree as a recipe's, every value at the line where NeMo's file has it."""
+"""Translates NeMo's tree into a recipe's tree; every value keeps its line in NeMo's file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_nemo(root: Node) -> bool:
 
 
 def translate(root: Node, templates_in: Callable[[str], Any]) -> Imported:
-    """The recipe. Raises RecipeError with every fault, each at its line.
+    """The recipe. Raises RecipeError with every error, each at its line.
 
     Args:
         templates_in: the task templates of a prompt-learning archive at a path, plain, or None where it cannot be read.
@@ -54,7 +54,7 @@ class _Maker:
         return None if node is None or node.value is None or node.value == _MISSING else node
 
     def put(self, ours: str, node: Node | None, value: Any = ...) -> None:
-        """Set our key to `value` (by default the node's own) at the node's place."""
+        """Set hpclm's key to `value` (by default the node's own) at the node's place."""
         if node is None:
             return
         *sections, last = ours.split(".")
@@ -66,7 +66,7 @@ class _Maker:
         entries[last] = node if value is ... else _noded(value, node)
 
     def take(self, *keys: str) -> None:
-        """Keys whose value is ours as it is."""
+        """Keys whose value is used unchanged."""
         for key in keys:
             self.put(TAKEN[key], self.at(key))
 
@@ -80,7 +80,7 @@ class _Maker:
     def training(self) -> None:
         style = self.at("model.virtual_prompt_style")
         if style is not None and style.value not in ("p-tuning", "prompt-tuning"):
-            self.fault(style, f"{style.value!r} trains nothing; choose p-tuning or prompt-tuning")
+            self.fault(style, f"{style.value!r} does not train; choose p-tuning or prompt-tuning")
         self.put("name", self.at("name") or self.root, ... if self.at("name") else "nemo")
         self.put("task", style or self.root, ... if style else "p-tuning")
         self.shared("model.")
@@ -123,7 +123,7 @@ class _Maker:
             "batch_size",
         ):
             self.take(f"inference.{key}")
-        # what NeMo does where nothing is written is not what is done here
+        # NeMo's default differs from hpclm's
         self.take_or("inference.greedy", default=False)
         self.take_or("inference.add_BOS", default=True)
         top, greedy = self.at("inference.top_p"), self.at("inference.greedy")
@@ -143,13 +143,13 @@ class _Maker:
         self.take("trainer.num_nodes")
         accelerator = self.at("trainer.accelerator")
         if accelerator is not None and accelerator.value not in ("gpu", "cpu"):
-            self.fault(accelerator, f"{accelerator.value!r} is not known here; choose gpu or cpu")
+            self.fault(accelerator, f"{accelerator.value!r} is not supported; choose gpu or cpu")
         self.take("trainer.accelerator")
         precision = self.at("trainer.precision")
         if precision is not None:
             word = _PRECISIONS.get(str(precision.value))
             if word is None:
-                self.fault(precision, f"{precision.value!r} is no precision; choose 16, bf16 or 32")
+                self.fault(precision, f"{precision.value!r} is not a valid precision; choose 16, bf16 or 32")
             self.put("trainer.precision", precision, word or "fp32")
         self.take(f"{prefix}tensor_model_parallel_size", f"{prefix}pipeline_model_parallel_size")
 
@@ -158,17 +158,17 @@ class _Maker:
         if steps is not None and steps.value != -1:
             self.put("trainer.max_steps", steps)
             if epochs is not None:
-                self.changed["trainer.max_epochs"] = (KeyFate.NOT_SUPPORTED, "max_steps says how long")
+                self.changed["trainer.max_epochs"] = (KeyFate.NOT_SUPPORTED, "max_steps sets the length")
         else:
             self.put("trainer.max_epochs", epochs)
-            self.changed["trainer.max_steps"] = (KeyFate.NO_EFFECT, "-1 is no limit")
+            self.changed["trainer.max_steps"] = (KeyFate.NO_EFFECT, "-1 means no limit")
         batches = self.at("trainer.limit_val_batches")
         if batches is not None and isinstance(batches.value, int):
             self.put("trainer.val_batches", batches)
         elif batches is not None:
             self.changed["trainer.limit_val_batches"] = (
                 KeyFate.NOT_SUPPORTED,
-                "a share of the set cannot be asked for",
+                "a fraction of the set is not supported",
             )
 
     def recompute(self) -> None:
@@ -190,13 +190,13 @@ class _Maker:
         self.take("exp_manager.early_stopping_callback_params.min_delta")
 
     def templates(self) -> None:
-        """Those of the new tasks, and of existing ones where prompts are added to."""
+        """The templates of the new tasks, and of the existing ones if tasks are added to trained prompts."""
         written, new = self.at("model.task_templates"), self.at("model.new_tasks")
         if written is None or not isinstance(written.value, list):
             return
         existing = self.at("model.existing_tasks") if self.at("model.restore_path") else None
         if existing is None:
-            self.changed["model.existing_tasks"] = (KeyFate.NO_EFFECT, "without restore_path there are none")
+            self.changed["model.existing_tasks"] = (KeyFate.NO_EFFECT, "there are none without restore_path")
         wanted = [*_texts(existing), *_texts(new)]
         ways = _texts(self.at("model.prompt_tuning.new_prompt_init_methods"))
         starts = self.at("model.prompt_tuning.new_prompt_init_text")
@@ -241,24 +241,27 @@ class _Maker:
         wanted, which = self.at("model.report_validation_metric"), self.at("model.validation_metric")
         if wanted is None or wanted.value is not True:
             for key in ("report_validation_metric", "validation_metric"):
-                self.changed[f"model.{key}"] = (KeyFate.NO_EFFECT, "none is asked for")
+                self.changed[f"model.{key}"] = (KeyFate.NO_EFFECT, "no metric is requested")
             return
         name = _METRICS.get(str(which.value)) if which else "exact_match"
         if name is None:
             assert which is not None
-            self.fault(which, f"{which.value!r} is no metric here; choose {', '.join(_METRICS)}")
+            self.fault(which, f"{which.value!r} is not a supported metric; choose {', '.join(_METRICS)}")
         self.put("trainer.val_metrics", which or wanted, [name])
 
     def optimizer(self) -> None:
         name = self.at("model.optim.name")
         if name is not None and name.value not in _ADAMS:
-            self.fault(name, f"{name.value!r} is not here; choose one of {', '.join(_ADAMS)}")
+            self.fault(name, f"{name.value!r} is not supported; choose one of {', '.join(_ADAMS)}")
         self.take("model.optim.lr", "model.optim.weight_decay", "model.optim.sched.min_lr", "model.optim.betas")
         schedule = self.at("model.optim.sched.name")
         if self.root.get("model", "optim", "sched") is None:
             self.put("optim.schedule.name", self.root, "constant")
         elif schedule is not None and schedule.value != "CosineAnnealing":
-            self.fault(schedule, f"{schedule.value!r} is not here; choose CosineAnnealing, or take sched out: constant")
+            self.fault(
+                schedule,
+                f"{schedule.value!r} is not supported; choose CosineAnnealing, or remove sched for a constant rate",
+            )
         self.take("model.optim.sched.warmup_steps", "model.optim.sched.constant_steps")
         self.changed.setdefault("model.optim.sched.name", (KeyFate.TAKEN, "optim.schedule.name"))
 
@@ -273,13 +276,13 @@ class _Maker:
         self.put(ours, node, ... if node is None or isinstance(node.value, list) else [node.plain()])
 
     def notes_of_all(self) -> None:
-        """A note for each key of the file; unknown ones are faults."""
+        """A note for each key of the file; unknown keys are errors."""
         for key, node in _keys(self.root, ""):
             known = self.changed.get(key) or fate_of(key)
             if known is None:
                 near = difflib.get_close_matches(key, list(TAKEN), n=1)
-                hint = f"did you mean {near[0]}? " if near else "take it out, or "
-                self.fault(node, f"{key}: no key of NeMo's prompt learning; {hint}see hpclm recipe import")
+                hint = f"did you mean {near[0]}? " if near else "remove it, or "
+                self.fault(node, f"{key}: unknown key of NeMo's prompt learning; {hint}see hpclm recipe import")
                 continue
             if node.value == _MISSING and known[0] is KeyFate.TAKEN:
                 self.fault(node, f"{key} must be given; write it, or --set {key}=…")
@@ -296,7 +299,7 @@ def _keys(node: Node, prefix: str) -> Iterator[tuple[str, Node]]:
 
 
 def _template(written: dict[str, Any]) -> dict[str, Any]:
-    """NeMo's task template with NeMo's defaults, which are not ours."""
+    """NeMo's task template with NeMo's defaults, which differ from hpclm's."""
     known = ("taskname", "prompt_template", "total_virtual_tokens", "virtual_token_splits", "truncate_field")
     found = {key: written[key] for key in known if key in written}
     return found | {

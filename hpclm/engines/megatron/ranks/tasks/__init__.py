@@ -1,4 +1,4 @@
-"""What a stage can do: one module a task, each with `run(context) -> result`."""
+"""The tasks of a stage: one module per task, each with `run(context) -> result`."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _NEMO_LONGEST = 8192
 
 
 def run(context: StageContext) -> dict[str, object]:
-    """Generate an answer for every test row; returns the stage's result with a score a task."""
+    """Generate an answer for every test row; returns the stage's result with scores per task."""
     spec, groups = context.spec, context.groups
     assert spec.generation is not None
     context.progress.update(phase="data")
@@ -49,9 +49,9 @@ def run(context: StageContext) -> dict[str, object]:
         templates = templates_for(spec.templates, trained)
     dataset = rows_to_answer(spec, templates, tokenizer)
     if groups.rank == 0 and dataset.left_out:
-        log(f"{dataset.skipped} test rows are left out, as NeMo leaves out what does not fit (data.semantics: nemo)")
+        log(f"{dataset.skipped} test rows do not fit and are left out, as in NeMo (data.semantics: nemo)")
     if groups.rank == 0 and dataset.truncated:
-        log(f"{dataset.truncated} of {len(dataset)} test prompts are cut to fit in front of their answers")
+        log(f"{dataset.truncated} of {len(dataset)} test prompts are truncated to leave room for their answers")
     answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
     began = time.time()
     made, at_limit = _generate(context, dataset, answerer)
@@ -76,7 +76,7 @@ def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: To
     assert spec.generation is not None
     data, wanted = spec.data, spec.generation
     room = spec.model.max_position_embeddings - wanted.max_new_tokens
-    # NeMo's evaluation knows nothing of the training's max_seq_length
+    # NeMo's evaluation does not know the training's max_seq_length
     limit = min(room, _NEMO_LONGEST) if data.semantics == "nemo" else min(room, data.max_seq_length)
     data = replace(data, add_bos=data.add_bos if wanted.add_bos is None else wanted.add_bos, max_seq_length=limit)
     with_virtual = spec.prompts is not None
@@ -84,9 +84,9 @@ def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: To
 
 
 def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer) -> tuple[int, int]:
-    """Answer this replica's share of the rows and write them down.
+    """Answer this replica's share of the rows and write the predictions.
 
-    Returns tokens made, and answers as long as they may be, over all replicas.
+    Returns the number of generated tokens and of answers at the length limit, over all replicas.
     """
     groups, done = context.groups, 0
     lines, tokens, at_limit = [], 0, 0
@@ -98,7 +98,7 @@ def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer)
         done = min(len(dataset), done + answerer.spec.batch_size * groups.data_size)
         context.progress.update(phase="generating", step=done, total_steps=len(dataset))
         if context.stop.requested:
-            raise StoppedError("told to stop while generating; an evaluation begins again")
+            raise StoppedError("stop requested while generating; the evaluation starts over")
     writes = groups.is_last_stage and groups.tensor_rank == 0
     if writes:
         write_text(context.paths.prediction(groups.data_rank), "".join(lines))

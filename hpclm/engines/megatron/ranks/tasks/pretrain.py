@@ -50,7 +50,10 @@ def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | 
     assert spec.text is not None
     validation = TextDataset(folder, spec, "validation") if spec.text.validation_fraction > 0 else None
     if context.groups.rank == 0 and len(train) < spec.batch.global_batch_size:
-        log(f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; they repeat")
+        log(
+            f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; "
+            "they are repeated"
+        )
     return tokenizer, train, validation
 
 
@@ -78,7 +81,7 @@ class TextBatches:
         return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
 
     def weight(self, step: int) -> None:
-        """Every micro-batch holds as many tokens: the mean of their means is the mean."""
+        """Every micro-batch has the same number of tokens: the mean of their means is the mean."""
 
     def validation(self) -> Iterator[list[TrainingBatch]]:
         if self.validation_set is None:
@@ -88,7 +91,7 @@ class TextBatches:
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]
 
     def _batch(self, dataset: TextDataset, rows: list[int]) -> TrainingBatch:
-        """Rows of a micro-batch; a row of -1 only fills it up and counts for nothing."""
+        """Rows of a micro-batch; a row of -1 is padding and does not count."""
         windows = torch.from_numpy(np.stack([dataset[max(row, 0)] for row in rows]).astype(np.int64))
         tokens, labels = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
         weight = torch.tensor([float(row >= 0) for row in rows]).unsqueeze(1)

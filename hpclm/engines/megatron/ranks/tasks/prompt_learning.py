@@ -60,12 +60,12 @@ def run(context: StageContext) -> dict[str, object]:
 def answers_scored(
     context: StageContext, model: LanguageModel, tokenizer: Tokenizer, card: PromptsCard
 ) -> Callable[[], dict[str, float]]:
-    """How well the model answers the validation rows, by the recipe's `val_metrics`, whenever asked."""
+    """Scores of the model's answers to the validation rows, by the recipe's `val_metrics`, at every call."""
     spec = context.spec
     assert spec.data is not None
     assert spec.generation is not None
     room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
-    # in NeMo's semantics a prompt would show the answer that its row holds
+    # in NeMo's semantics a prompt would show the answer in its row
     data = replace(spec.data, max_seq_length=min(spec.data.max_seq_length, room), semantics="strict")
     rows = PromptDataset(data.validation, card.task_templates, tokenizer, data, training=False, frozen=card.kept)
     known = [example for example in rows.examples if example.answer is not None][: spec.trainer.val_metric_rows]
@@ -118,12 +118,12 @@ class PromptBatches:
             if found is not None and found.skipped:
                 log(f"{found.skipped} {what} rows do not fit in {data.max_seq_length} tokens and are left out")
             if found is not None and found.of_frozen_tasks:
-                log(f"{found.of_frozen_tasks} {what} rows are of frozen tasks and are left out")
+                log(f"{found.of_frozen_tasks} {what} rows belong to frozen tasks and are left out")
         if self.order.repeats:
-            log(f"{len(self.train_set)} training rows do not fill a global batch; they repeat")
+            log(f"{len(self.train_set)} training rows do not fill a global batch; they are repeated")
 
     def counts(self) -> dict[str, int]:
-        """What became of the rows, for the stage's result."""
+        """How many rows were used or left out, for the stage's result."""
         return {
             "train_examples": len(self.train_set),
             "train_examples_skipped": self.train_set.skipped,
@@ -133,7 +133,7 @@ class PromptBatches:
         }
 
     def train(self, step: int) -> list[TrainingBatch]:
-        """Rows of one task and like length share a micro-batch: they share a longer prefix. In strict mode that
+        """Rows of one task and similar length share a micro-batch: they share a longer prefix. In strict mode that
         changes no result."""
         rows = self.order.global_batch(step)
         if self.semantics == "strict":
@@ -142,7 +142,7 @@ class PromptBatches:
         return [self._batch(self.train_set, chosen) for chosen in self.order.share(rows)]
 
     def weight(self, step: int) -> float | None:
-        """NeMo's mean of means lets a token count more the shorter its micro-batch's answers are: not in strict mode,
+        """NeMo's mean of means gives a token more weight the shorter its micro-batch's answers are: not in strict mode,
         where neither the micro-batch size nor the split changes what is trained."""
         if self.semantics == "nemo":
             return None
@@ -155,6 +155,6 @@ class PromptBatches:
             yield [self._batch(self.validation_set, rows) for rows in micro_batches]
 
     def _batch(self, dataset: PromptDataset, rows: list[int]) -> TrainingBatch:
-        """Rows of a micro-batch; a row of -1 is none."""
+        """Rows of a micro-batch; a row of -1 is padding."""
         examples = [dataset.examples[row] for row in rows if row >= 0]
         return pack(examples, self.pad_id, self.multiple_of).to(self.device)

@@ -55,9 +55,9 @@ def _card(spec: StageSpec, trained: TrainedPrompts | None, tokenizer: Tokenizer)
         new = [template for template in templates if template.taskname not in frozen]
         if not new:
             raise DataError(
-                f"{trained.checkpoint} holds prompts for {', '.join(frozen)} already, and these stay frozen: no task "
+                f"{trained.checkpoint} already contains prompts for {', '.join(frozen)}, which stay frozen: no task "
                 "is left to train; add a new task's template to task_templates, or leave prompts out to train all of "
-                "them anew"
+                "them again"
             )
         old = [template for template in templates if template.taskname in frozen]
         templates = [*templates_for(old, trained), *new]

@@ -1,4 +1,4 @@
-# make demo     set up, then the whole road on this machine's CPU: pre-train, p-tune, evaluate, collect
+# make demo     set up, then the whole workflow on this machine's CPU: pre-train, p-tune, evaluate, collect
 # make check    set up, then lint, format, import order, types and every test
 # make cluster  a Slurm of four nodes on this machine, to try things on (Ctrl-C stops it)
 

@@ -90,7 +90,7 @@ class AttemptPaths:
     @property
     def heartbeat(self) -> Path:
         """Rank 0 updates its time while it makes progress."""
-        return self.root / "pulse"
+        return self.root / "heartbeat"
 
     @property
     def prepared(self) -> Path:

@@ -79,7 +79,7 @@ class Disturbed:
         return str(self.status["state"])
 
     @property
-    def story(self) -> str:
+    def history(self) -> str:
         return "\n".join(sentence for _, sentence in self.status["history"])
 
     def saved(self) -> int:
@@ -147,8 +147,8 @@ def test_preemption_with_and_without_time_to_save(shop: Shop, partition: str) ->
     run.until_saved()
     with urgent_job(shop.cluster):
         run.is_the_undisturbed_one()
-    assert "preempted" in run.story or "stop requested; saved" in run.story
-    assert "requeued" in run.story
+    assert "preempted" in run.history or "stop requested; saved" in run.history
+    assert "requeued" in run.history
     assert run.status["job_id"] == run.job, "it stays one job"
     assert run.pause_s() < 60
 
@@ -159,7 +159,7 @@ def test_a_partition_shorter_than_the_run(shop: Shop) -> None:
     # Slurm's warning may come up to a minute early, and does so for a job of one minute: send it once more for sure
     run.shop.cluster.command("scancel", "--signal=USR2", f"{run.job}.0", check=False)
     run.is_the_undisturbed_one()
-    assert "requeued" in run.story
+    assert "requeued" in run.history
 
 
 def test_a_requeue_by_hand(shop: Shop) -> None:
@@ -167,7 +167,7 @@ def test_a_requeue_by_hand(shop: Shop) -> None:
     run.until_saved()
     run.shop.cluster.command("scontrol", "requeue", run.job)
     run.is_the_undisturbed_one()
-    assert "requeued by hand or by an administrator" in run.story
+    assert "requeued by hand or by an administrator" in run.history
     assert run.pause_s() < 60
 
 
@@ -176,9 +176,9 @@ def test_a_killed_rank(shop: Shop) -> None:
     run.until_saved()
     os.kill(run.rank(1)["pid"], signal.SIGKILL)
     run.is_the_undisturbed_one()
-    assert "rank 1 on" in run.story
-    assert "vanished without an error message" in run.story
-    assert "restarted on the same nodes" in run.story
+    assert "rank 1 on" in run.history
+    assert "vanished without an error message" in run.history
+    assert "restarted on the same nodes" in run.history
     assert run.status["attempts"] == 2
 
 
@@ -187,8 +187,8 @@ def test_a_rank_that_gives_no_sign_any_more(shop: Shop) -> None:
     run.until_saved()
     os.kill(run.rank(1)["pid"], signal.SIGSTOP)
     run.is_the_undisturbed_one()
-    assert "rank 1 on" in run.story
-    assert "hung, and the other ranks waited for it" in run.story or "did not run at all" in run.story
+    assert "rank 1 on" in run.history
+    assert "hung, and the other ranks waited for it" in run.history or "did not run at all" in run.history
     first = run.stage.all_attempts()[0]
     assert "hpclm/engines/megatron/ranks/training.py" in first.stack(0).read_text()
 
@@ -220,4 +220,4 @@ def test_a_lost_node(shop: Shop) -> None:
     finally:
         shop.cluster.revive_node(node)
     assert run.rank(1)["node"] != node
-    assert "requeued" in run.story
+    assert "requeued" in run.history

@@ -84,7 +84,7 @@ LAYOUT = {
     "run.json", "sweep.json", "spec.json", "result.json", "resolved.json", "plan.json", "environment.json", "job.sh",
     "progress.json", "metrics.jsonl", "events.jsonl", "decision.json", "verdict.json", "rendezvous.json", "jobs.json",
     "state.json", "queue.json", "queue-state.json", "queue.log", "supervisor.log", "nodes.jsonl", "scheduler.json",
-    "manifest.json", "model.json", "prompts.json", "best.json", "latest.json", "pulse", "reporter", "checkpoints",
+    "manifest.json", "model.json", "prompts.json", "best.json", "latest.json", "heartbeat", "reporter", "checkpoints",
 }  # fmt: skip
 # What is not a run's: keys of JSON, another's folder, a file of the same name elsewhere.
 ELSEWHERE = {

@@ -44,13 +44,14 @@ def test_a_sweep_has_one_payload_one_reading_and_one_question(recipe: Path, monk
     counted(monkeypatch, calls, Local, "capabilities")
     for module in (submit, sweep):
         counted(monkeypatch, calls, module, "stage_payload")
-    assert cli.run(["submit", str(recipe), "--sweep", "seed=1,2,3,4,5", "--wait"]) == 0
+    assert cli.run(["submit", str(recipe), "--sweep", "seed=1,2,3", "--max-running", "3", "--wait"]) == 0
     assert calls == {"read_rows": 2, "capabilities": 1, "stage_payload": 1}  # rows to train on and to validate
 
 
 def test_runs_of_the_same_code_share_their_payload(recipe: Path) -> None:
+    Path("runs").mkdir()
     for name in ("one", "two"):
-        assert cli.run(["submit", str(recipe), "--name", name, "--wait"]) == 0
+        submit.write(submit.prepare(submit.Request(recipe, name=name, runs_dir=Path("runs"))))
     first, second = sorted(Path("runs").glob("*/payload/hpclm/core/layout.py"))
     assert first.samefile(second)
     assert not first.stat().st_mode & 0o222  # nobody changes both by changing one

@@ -113,7 +113,7 @@ def test_ranks_are_patient_while_rank_0_works_alone(tmp_path: Path) -> None:
     """As when it makes tokens of a corpus, and all others wait in one collective."""
     working = "while not Path(sys.argv[1], 'enough').exists(): time.sleep(0.1); heartbeat.beat()"
     with start_rank(tmp_path, 0, 1.0, working) as alone:
-        wait_until("a sign of rank 0", lambda: (tmp_path / "pulse").exists())
+        wait_until("a sign of rank 0", lambda: AttemptPaths(tmp_path).heartbeat.exists())
         with start_rank(tmp_path, 1, 1.0, "computing_for_ever()") as waiting:
             until_begun(waiting, tmp_path, 1)
             time.sleep(2.5)  # more than two time-outs

@@ -73,13 +73,13 @@ def _rendezvous(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
             probe.listen(1024)
             reserved.bind(("0.0.0.0", 0))
             port = reserved.getsockname()[1]
-            offer = {
+            published = {
                 "probe": probe.getsockname()[1],
                 "port": port,
                 "addresses": list(addresses()),
                 "boot_id": boot_id(),
             }
-            write_json(attempt.rendezvous, offer)
+            write_json(attempt.rendezvous, published)
             others = [attempt.arrived(rank) for rank in range(1, facts.world_size)]
             _wait_for_files(others, attempt, deadline, "arrive")
         one_machine = all(file.read_text() == boot_id() for file in others)
@@ -95,10 +95,10 @@ def _rendezvous(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:
     raise RendezvousError(f"rank 0 could not be reached within {_WAIT_S:.0f} s; see {attempt.rendezvous}")
 
 
-def _reachable(offer: dict[str, Any]) -> str | None:
-    for address in ["127.0.0.1"] if offer["boot_id"] == boot_id() else offer["addresses"]:
+def _reachable(published: dict[str, Any]) -> str | None:
+    for address in ["127.0.0.1"] if published["boot_id"] == boot_id() else published["addresses"]:
         with contextlib.suppress(OSError):
-            socket.create_connection((address, offer["probe"]), timeout=_CONNECT_S).close()
+            socket.create_connection((address, published["probe"]), timeout=_CONNECT_S).close()
             return str(address)
     return None
 

@@ -77,16 +77,16 @@ def render(job: StageJob, site: Site) -> str:
 def submit(paths: LocalPaths, jobs: Sequence[StageJob], site: Site, payload: Path) -> None:
     """Start the supervisor; returns once it runs. Raises SchedulerError with its last output if it does not."""
     write_jobs(paths, jobs, site)
-    _start("hpclm.schedulers.local.supervisor", paths.root, paths.log, payload)
-    if not _appears(paths.state):
+    if not (_start("hpclm.schedulers.local.supervisor", paths.root, paths.log, payload) and _appears(paths.state)):
         said = paths.log.read_text(errors="replace").strip().splitlines()[-1:]
         raise SchedulerError(f"the local supervisor did not start: {said[0] if said else 'it printed nothing'}")
 
 
-def _start(module: str, folder: Path, log: Path, payload: Path) -> None:
-    """Start one of hpclm's modules in a separate session, with the run's code."""
+def _start(module: str, folder: Path, log: Path, payload: Path) -> bool:
+    """Start one of hpclm's modules in a separate session, with the run's code. Returns whether it went to the
+    background."""
     with log.open("ab") as stream:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", module, str(folder)],
             cwd=folder,
             env=clean_environment() | {"PYTHONPATH": str(payload)},
@@ -97,6 +97,7 @@ def _start(module: str, folder: Path, log: Path, payload: Path) -> None:
             timeout=_START_S,
             check=False,
         )
+    return done.returncode == 0
 
 
 def _appears(path: Path) -> bool:
@@ -119,8 +120,9 @@ def write_jobs(paths: LocalPaths, jobs: Sequence[StageJob], site: Site) -> None:
 def submit_queue(paths: SweepPaths, members: list[dict[str, str]], max_running: int) -> None:
     """Start the process that runs a sweep's members one after another; returns once it is running."""
     write_json(paths.queue, {"members": members, "max_running": max_running})
-    _start("hpclm.schedulers.local.sweep_queue", paths.root, paths.queue_log, Path(members[0]["payload"]))
-    if not _appears(paths.queue_state):
+    payload = Path(members[0]["payload"])
+    started = _start("hpclm.schedulers.local.sweep_queue", paths.root, paths.queue_log, payload)
+    if not (started and _appears(paths.queue_state)):
         raise SchedulerError(f"the sweep's queue did not start; see {paths.queue_log}")
 
 

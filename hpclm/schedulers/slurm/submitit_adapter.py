@@ -82,8 +82,8 @@ def _fault(text: Any, expected: set[str], command: str) -> str | None:
         return f"its text does not contain the sbatch option {missing[0]}"
     if unasked := sorted(set(words) - expected):
         return f"its text has the sbatch option {unasked[0]}, which was not requested"
-    if foreign := [line for line in statements if not _MARKER.fullmatch(line)]:
-        return f"its text runs {foreign[0]!r} before the command"
+    if extra := [line for line in statements if not _MARKER.fullmatch(line)]:
+        return f"its text runs {extra[0]!r} before the command"
     return None
 
 

@@ -14,12 +14,13 @@ site_app = typer.Typer(help="Site profiles of clusters.", no_args_is_help=True, 
 def init(
     name: Annotated[str, typer.Argument(help="The profile's name, for --site.")] = "cluster",
     out: Annotated[Path | None, typer.Option("--out", help="Output file; default: in your own profiles.")] = None,
+    scheduler: Annotated[str, typer.Option("--scheduler", help="Scheduler to query.")] = "slurm",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
 ) -> None:
     """Write a profile from what the scheduler reports, for the user to check."""
     from hpclm.runs.site_init import write_profile
 
-    path = write_profile(name, out, force=force)
+    path = write_profile(name, out, scheduler=scheduler, force=force)
     typer.echo(f"written to {path}; check it, then: hpclm submit RECIPE --site {out or name} --dry-run")
 
 

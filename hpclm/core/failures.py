@@ -17,6 +17,7 @@ class FailureKind(Word):
 
     ERROR = "error"
     DATA = "data"
+    CHECKPOINT = "checkpoint"
     MEMORY = "memory"
     PROGRAM = "program"
     HARDWARE = "hardware"
@@ -74,6 +75,7 @@ POLICIES: dict[FailureKind, Policy] = {
     # The same program on the same input would fail again.
     FailureKind.ERROR: Policy(Action.STOP),
     FailureKind.DATA: Policy(Action.STOP, ExitCode.DATA),
+    FailureKind.CHECKPOINT: Policy(Action.STOP, ExitCode.CHECKPOINT),
     FailureKind.MEMORY: Policy(Action.STOP, ExitCode.MEMORY, StageState.OUT_OF_MEMORY),
     FailureKind.PROGRAM: Policy(Action.AGAIN),
     FailureKind.HARDWARE: Policy(Action.REQUEUE, ExitCode.HARDWARE, bad_node=True),

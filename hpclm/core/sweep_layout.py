@@ -31,6 +31,11 @@ class SweepPaths:
         """The code of all its members."""
         return self.root / "payload"
 
+    @property
+    def payloads(self) -> Path:
+        """Payloads that runs share, by their content."""
+        return self.root / ".payloads"
+
     def run(self, name: str) -> RunPaths:
         return RunPaths(self.root / name)
 
@@ -81,6 +86,11 @@ class RunsFolder:
     def images(self) -> Path:
         """Imported images, if the site sets no other folder."""
         return self.root.parent / "images"
+
+    @property
+    def payloads(self) -> Path:
+        """Payloads that runs share, by their content."""
+        return self.root / ".payloads"
 
     def run(self, name: str) -> RunPaths:
         return RunPaths(self.root / name)

@@ -75,13 +75,13 @@ def resolve(
         parent = find_stage(stage, "base", recipe.base, earlier, tasks_that(starts_models=True), names)
         if parent is None:
             return BaseModel()
-        if parent.base_model.model is None and not stage.findings.errors:
-            engine = parent.context.recipe.engine
+        engine = parent.context.recipe.engine
+        if (engine != recipe.engine or parent.base_model.model is None) and not stage.findings.errors:
             stage.error(
                 ("base",),
-                f"{recipe.base} uses engine {engine}, whose checkpoints hpclm cannot read; convert its model and "
-                "give it as model.checkpoint",
-                "base is a stage of hpclm's own engine",
+                f"{recipe.base} uses engine {engine}, whose checkpoints engine {recipe.engine} cannot read; convert "
+                "its model and give it as model.checkpoint",
+                "base is a stage of the same engine",
                 recipe.base,
             )
             return BaseModel()

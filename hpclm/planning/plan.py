@@ -86,7 +86,6 @@ class StagePlan:
     memory: MemoryEstimate | None
     spec: EngineSpec | None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
-    packages: tuple[str, ...] = ()
 
     @property
     def program(self) -> ProgramSpec | None:

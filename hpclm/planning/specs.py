@@ -11,7 +11,7 @@ from typing import Any
 from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.errors import PlanError
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import ProgramSpec, ProgramStageSpec, StageSpec
+from hpclm.core.spec import ProgramSpec, ProgramStageSpec
 from hpclm.planning.plan import Plan
 
 # Filled in once the run folder is known.
@@ -48,12 +48,11 @@ def placed(spec: EngineSpec, run: str, paths: RunPaths) -> EngineSpec:
     if isinstance(spec, ProgramStageSpec):
         program = _placed_program(spec.program, stage_dir, str(paths.root))
         return dataclasses.replace(spec, run=run, stage_dir=stage_dir, program=program)
-    if isinstance(spec, StageSpec):
-        base, prompts = _location(spec.base, paths), _location(spec.prompts, paths)
-        return dataclasses.replace(spec, run=run, stage_dir=stage_dir, base=base, prompts=prompts)
-    other: Any = spec
-    moved: EngineSpec = dataclasses.replace(other, run=run, stage_dir=stage_dir)
-    return moved
+    fields: Any = spec  # a dataclass, of whatever engine
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(fields)}
+    moved = {name: _location(value, paths) for name, value in values.items() if isinstance(value, str)}
+    found: EngineSpec = dataclasses.replace(fields, **{**moved, "run": run, "stage_dir": stage_dir})
+    return found
 
 
 def _placed_program(program: ProgramSpec, stage_dir: str, run_dir: str) -> ProgramSpec:
@@ -70,8 +69,8 @@ def _in_json(text: str) -> str:
     return json.dumps(text)[1:-1]
 
 
-def _location(path: str | None, paths: RunPaths) -> str | None:
-    """Where another stage leaves its checkpoints, or the path the recipe gives."""
-    if path is None or not is_in_run(path):
+def _location(path: str, paths: RunPaths) -> str:
+    """Where another stage leaves its checkpoints, or the text as it is."""
+    if not is_in_run(path):
         return path
     return str(paths.stage(path.removeprefix(_STAGE)).checkpoints)

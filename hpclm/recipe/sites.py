@@ -36,9 +36,13 @@ def load_site(name: str, *, search: list[Path] | None = None) -> Site:
 
 def known_sites() -> dict[str, str]:
     """Every name for `--site`, and where it comes from."""
-    words = {"local": "this machine (built in)", "slurm": "the scheduler's defaults (built in)"}
-    found = {name: words.get(name, "a scheduler of another package") for name in SCHEDULERS.names()}
+    found = {name: _origin(name) for name in SCHEDULERS.names()}
     return {**found, **{name: str(path) for name, path in _profiles(search_folders()).items()}}
+
+
+def _origin(scheduler: str) -> str:
+    package = "built in" if SCHEDULERS.is_builtin(scheduler) else f"from {SCHEDULERS.locations()[scheduler]}"
+    return f"{'this machine' if scheduler == 'local' else f'the defaults of {scheduler}'} ({package})"
 
 
 def _profiles(folders: list[Path]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import shlex
@@ -55,6 +56,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@functools.cache
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and whether anything is uncommitted, None outside a repository or without git."""
     commit = _git(folder, "rev-parse", "HEAD")

@@ -87,7 +87,7 @@ class JobBuilder:
             exclude=self.exclude,
             precision=stage.spec.needs.precision if stage.spec else None,
             device_memory_gib=stage.memory.total / (1 << 30) if stage.memory else None,
-            packages=stage.packages,
+            packages=tuple(stage.spec.needs.packages) if stage.spec else (),
         )
 
 

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 _BUILDING = ".building"
 _LEFTOVER_S = 3600.0
-# Payloads that runs share, by their content.
-_PAYLOADS = ".payloads"
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -
         if not _was_submitted(prepared.paths):
             shutil.rmtree(prepared.paths.root, ignore_errors=True)
             if made_folder:
-                shutil.rmtree(prepared.paths.root.parent / _PAYLOADS, ignore_errors=True)
+                shutil.rmtree(RunsFolder(prepared.paths.root.parent).payloads, ignore_errors=True)
             for folder in made_folder:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -278,7 +276,7 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
             write_json(stage.spec, to_dict(spec))
             stage.job_folder.mkdir()  # a job whose log folder is missing fails without a message
         if prepared.payload == final.payload:
-            stage_payload(building.payload, shared=final.root.parent / _PAYLOADS)
+            stage_payload(building.payload, shared=RunsFolder(final.root.parent).payloads)
         write_record(building, record)
         building.root.rename(final.root)
     except BaseException:

@@ -183,17 +183,19 @@ def submit_sweep(sweep: Sweep, made: list[Prepared], log: Callable[[str], None] 
     if problems:
         raise SiteError("\n".join(problems))
     image_jobs = import_images(made[0], log)
+    folder = sweep.paths.root.parent
+    is_new = not folder.exists()
     sweep.paths.root.mkdir(parents=True)
     handed = False
     try:
         write_json(sweep.paths.record, to_dict(sweep.record))
-        stage_payload(sweep.paths.payload)
+        stage_payload(sweep.paths.payload, shared=RunsFolder(folder).payloads)
         runs = [write(one, image_jobs) for one in made]
         handed = True
         _start(sweep, runs, made, image_jobs)
     except BaseException:
         if not handed:
-            shutil.rmtree(sweep.paths.root, ignore_errors=True)
+            shutil.rmtree(folder if is_new else sweep.paths.root, ignore_errors=True)
         raise
 
 

@@ -63,7 +63,8 @@ class PeerError(RuntimeError):
 
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (
     ((StoppedError,), FailureKind.SIGNAL),
-    ((DataError, CheckpointError, FloatingPointError), FailureKind.DATA),
+    ((DataError, FloatingPointError), FailureKind.DATA),
+    ((CheckpointError,), FailureKind.CHECKPOINT),
     ((MemoryError,), FailureKind.MEMORY),
     ((PeerError,), FailureKind.PEER_LOST),
     ((RendezvousError,), FailureKind.RENDEZVOUS_TIMEOUT),

@@ -114,7 +114,7 @@ def test_a_cancelled_sweep_starts_no_more_members_and_resume_does_the_rest(
     slow = (Stage("pretrain", behaviour={"seconds": 30}), *STAGES[1:])
     use_fake_worker(monkeypatch, slow)
     hpclm("submit", "recipe.yaml", "--sweep", "seed=1,2,3")
-    (root,) = (tmp_path / "runs").iterdir()
+    (root,) = (tmp_path / "runs").glob("[!.]*")
     wait_until("a running member", lambda: "running" in states(hpclm, root), seen=lambda: states(hpclm, root))
     assert states(hpclm, root) == {"pending": 2, "running": 1}
     assert "cancelled 3 of 3 runs" in hpclm("cancel", root.name)

@@ -77,7 +77,6 @@ class StagePlanner:
             memory=estimate,
             spec=spec if spec is None or estimate is None else _with_memory(spec, estimate),
             recovery=lowering.recovery(stage),
-            packages=self.packages,
         )
 
     def _prompts(self) -> tuple[Earlier | None, Origin | None]:

@@ -30,6 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DECISION_S = 300
 # What srun sets in every rank: its rank, how many there are, its number on the node, the node's number and its name.
 RANK_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURMD_NODENAME")
+EXPORT_RANK_VARIABLES = f"export {VARIABLES}={shlex.quote(' '.join(RANK_VARIABLES))}"
 # Further Slurm variables that a program may use, and those that change from job to job.
 JOB_VARIABLES = (
     *RANK_VARIABLES,
@@ -132,7 +133,7 @@ def _body(job: StageJob, site: Site) -> str:
         "decision_s": str(_DECISION_S),
         "bad_node_list": job.bad_node_list,
     }
-    lines = [*_environment(job, site), f"export {VARIABLES}={shlex.quote(' '.join(RANK_VARIABLES))}", ""]
+    lines = [*_environment(job, site), EXPORT_RANK_VARIABLES, ""]
     for name, value in settings.items():
         _refuse_control([value], name)
         lines.append(f"hpclm_{name}={shlex.quote(value)}")

@@ -24,6 +24,7 @@ from hpclm.schedulers import commands
 from hpclm.schedulers.interface import Survey
 from hpclm.schedulers.jobs import JobInfo
 from hpclm.schedulers.slurm import client
+from hpclm.schedulers.slurm.job_script import EXPORT_RANK_VARIABLES
 from hpclm.schedulers.slurm.partitions import parse_gres
 
 _LIST = re.compile(r"[A-Za-z0-9._,\[\]-]{1,4096}")
@@ -193,6 +194,7 @@ def script(site: Site, runs_dir: Path, folder: Path) -> str:
     lines = [
         "#!/bin/bash",
         *exports,
+        EXPORT_RANK_VARIABLES,
         f"export PYTHONPATH={shlex.quote(str(folder / 'payload'))} PYTHONNOUSERSITE=1",
         "srun --mpi=none --kill-on-bad-exit=0 sh -c "
         + shlex.join([_CALL, python, "-m", "hpclm.nodes.node_facts", str(runs_dir), str(folder / "out")]),

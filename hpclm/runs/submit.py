@@ -195,7 +195,7 @@ def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -
         raise SiteError("\n".join(prepared.problems))
     scripts(prepared)  # text that cannot be quoted is refused before anything is written
     jobs = import_images(prepared, log)
-    made_folder = _make(prepared.paths.root.parent)
+    made_folder = make_folders(prepared.paths.root.parent)
     _sweep_up(prepared.paths.root.parent)
     try:
         run = write(prepared, jobs)
@@ -203,11 +203,7 @@ def submit(prepared: Prepared, log: Callable[[str], None] = lambda line: None) -
     except BaseException:
         if not _was_submitted(prepared.paths):
             shutil.rmtree(prepared.paths.root, ignore_errors=True)
-            if made_folder:
-                shutil.rmtree(RunsFolder(prepared.paths.root.parent).payloads, ignore_errors=True)
-            for folder in made_folder:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            remove_made(made_folder, RunsFolder(prepared.paths.root.parent))
         raise
 
 
@@ -320,7 +316,16 @@ def _overrides(request: Request) -> tuple[str, ...]:
     return (*request.overrides, *extra)
 
 
-def _make(folder: Path) -> Sequence[Path]:
+def remove_made(made: Sequence[Path], runs: RunsFolder) -> None:
+    """Remove folders made for a submit that failed, unless something else has come into them."""
+    if made and not [path for path in runs.root.iterdir() if path != runs.payloads]:
+        shutil.rmtree(runs.payloads, ignore_errors=True)
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def make_folders(folder: Path) -> Sequence[Path]:
     """Create the runs folder; returns the created folders, deepest first. Raises SiteError."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

@@ -28,7 +28,9 @@ from hpclm.runs.submit import (
     Preparer,
     Request,
     import_images,
+    make_folders,
     refuse_errors,
+    remove_made,
     run_id,
     submission_of,
     write,
@@ -183,19 +185,20 @@ def submit_sweep(sweep: Sweep, made: list[Prepared], log: Callable[[str], None] 
     if problems:
         raise SiteError("\n".join(problems))
     image_jobs = import_images(made[0], log)
-    folder = sweep.paths.root.parent
-    is_new = not folder.exists()
-    sweep.paths.root.mkdir(parents=True)
+    folder = RunsFolder(sweep.paths.root.parent)
+    made_folders = make_folders(folder.root)
+    sweep.paths.root.mkdir()
     handed = False
     try:
         write_json(sweep.paths.record, to_dict(sweep.record))
-        stage_payload(sweep.paths.payload, shared=RunsFolder(folder).payloads)
+        stage_payload(sweep.paths.payload, shared=folder.payloads)
         runs = [write(one, image_jobs) for one in made]
         handed = True
         _start(sweep, runs, made, image_jobs)
     except BaseException:
         if not handed:
-            shutil.rmtree(folder if is_new else sweep.paths.root, ignore_errors=True)
+            shutil.rmtree(sweep.paths.root, ignore_errors=True)
+            remove_made(made_folders, folder)
         raise
 
 

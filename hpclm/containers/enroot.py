@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from hpclm.containers import environment
+from hpclm.containers import image_environment
 from hpclm.containers.image import Image, squashed
 from hpclm.containers.launch import ContainerRequest, LaunchSpec, refuse_in_mounts
 from hpclm.containers.runtime import Runtime
@@ -28,7 +28,7 @@ def render(request: ContainerRequest) -> LaunchSpec:
             f"container image {request.image!r}: Enroot needs an image file; import it with `hpclm image pull`, or let "
             "a submit import it (container.pull in the site profile)"
         )
-    carried = environment.carried(request.environment)
+    carried = image_environment.carried(request.environment)
     # Read by Enroot and its hooks outside the container; set in a user's shell, they
     # would change the container unnoticed.
     outside = {
@@ -44,7 +44,7 @@ def render(request: ContainerRequest) -> LaunchSpec:
     for name in (*carried, *request.passed_names):
         prefix += ["--env", name]  # without a value: the host's, which then shows in no list of processes
     # An unset variable comes out empty: no CUDA_VISIBLE_DEVICES means every GPU, an empty one means none.
-    entry = environment.entry(request.environment, workdir=request.workdir, drop_if_empty=request.passed_names)
+    entry = image_environment.entry(request.environment, workdir=request.workdir, drop_if_empty=request.passed_names)
     return LaunchSpec(environment=outside | carried, prefix=(*prefix, image.path, *entry))
 
 

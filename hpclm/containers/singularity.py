@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from hpclm.containers import environment
+from hpclm.containers import image_environment
 from hpclm.containers.image import Image, parse_image
 from hpclm.containers.launch import ContainerRequest, LaunchSpec, Mount
 from hpclm.containers.runtime import Probe, Runtime
@@ -29,12 +29,12 @@ def render(program: str, request: ContainerRequest) -> LaunchSpec:
         prefix += ["--pwd", request.workdir]
     tool = program.upper()
     # Set in a user's shell, this would hide from a rank the variables that tell it its place.
-    outside = {f"{tool}_CLEANENV": "false", **environment.carried(request.environment)}
+    outside = {f"{tool}_CLEANENV": "false", **image_environment.carried(request.environment)}
     if request.gpu:
         # --nv appends the driver's libraries, after a libcuda that an image may contain.
         outside[f"{tool}ENV_PREPEND_LD_LIBRARY_PATH"] = "/.singularity.d/libs"
     image = parse_image(request.image).singularity
-    return LaunchSpec(environment=outside, prefix=(*prefix, image, *environment.entry(request.environment)))
+    return LaunchSpec(environment=outside, prefix=(*prefix, image, *image_environment.entry(request.environment)))
 
 
 def _bind(mount: Mount) -> list[str]:

@@ -308,7 +308,7 @@ class StageSpec:
     backends: Backends = field(default_factory=Backends)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
     engine: str = "megatron"
-    runner: str = "hpclm.engines.megatron.ranks.stage:run"
+    runner: str = "hpclm.engines.megatron.ranks.stage_runner:run"
     spec_version: int = SPEC_VERSION
 
 

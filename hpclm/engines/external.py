@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpclm.core.spec import NodeNeeds, ProgramSpec, ProgramStageSpec, PromptData, TaskTemplate
 from hpclm.core.stage_inputs import stage_inputs
 from hpclm.planning import lowering, rules, template_checks
-from hpclm.planning.engine import StageRequest
+from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpclm.core.spec import ParallelSpec, StageSpec
-from hpclm.planning.memory import GIB, MemoryEstimate
+from hpclm.planning.memory_estimate import GIB, MemoryEstimate
 from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.task import task_named
 from hpclm.planning.topology import RankPlace

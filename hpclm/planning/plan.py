@@ -10,7 +10,7 @@ from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.findings import Finding
 from hpclm.core.records import to_dict
 from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec
-from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.topology import RankPlace, Topology
 
 

@@ -8,7 +8,7 @@ from hpclm.core.findings import Findings
 from hpclm.core.registries import ENGINES
 from hpclm.planning import lowering, section_checks
 from hpclm.planning.base_model import BaseModel, Earlier
-from hpclm.planning.engine import Engine, StageRequest, engine_named
+from hpclm.planning.engine_protocol import Engine, StageRequest, engine_named
 from hpclm.planning.input_checks import InputChecks
 from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.stage_context import StageContext

@@ -11,7 +11,7 @@ from math import lcm
 
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.core.spec import ModelSpec
-from hpclm.planning.memory import GIB
+from hpclm.planning.memory_estimate import GIB
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpclm.core.findings import Findings
 from hpclm.core.registries import ENGINES, TASKS
-from hpclm.planning.engine import engine_named
+from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:

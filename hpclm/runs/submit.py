@@ -30,9 +30,9 @@ from hpclm.core.site import Site
 from hpclm.core.sweep_layout import RunsFolder
 from hpclm.recipe.sites import load_site
 from hpclm.recovery import bad_nodes
-from hpclm.runs.environment import capture
 from hpclm.runs.job_building import JobBuilder, import_of
 from hpclm.runs.mounts import mount_notes
+from hpclm.runs.provenance import capture
 from hpclm.runs.record import Record, Run, StageRecord, SubmitRecord, read_run, write_record
 from hpclm.runs.runs_folder import runs_folder
 from hpclm.schedulers.capabilities import SiteCapabilities

@@ -18,7 +18,7 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ProgramStageSpec, StageSpec
 from hpclm.core.stage_inputs import stage_inputs
 from hpclm.engines.megatron.memory import memory
-from hpclm.planning.engine import engine_named
+from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.task import task_named
 from hpclm.runs.record import VERSION, Run
 

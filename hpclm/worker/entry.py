@@ -17,8 +17,8 @@ from hpclm.core.engine_spec import RankStart
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import from_dict
 from hpclm.core.registry import load_object
-from hpclm.worker.launch import RankLaunch, Runner
 from hpclm.worker.rank_identity import rank_facts
+from hpclm.worker.rank_launch import RankLaunch, Runner
 from hpclm.worker.report import RankRecord
 from hpclm.worker.signals import StopFlag
 from hpclm.worker.stall_watch import StallWatch

@@ -20,7 +20,7 @@ from hpclm.core.stage_inputs import stage_inputs
 from hpclm.engines.megatron.memory import memory
 from hpclm.nodes import preflight
 from hpclm.nodes.gpu_checks import Need
-from hpclm.planning.engine import engine_named
+from hpclm.planning.engine_protocol import engine_named
 from hpclm.schedulers.slurm.job_script import RANK_VARIABLES
 from tests.support.fake_nvml import call, machine, probed
 from tests.support.harness import Stage, spec_of

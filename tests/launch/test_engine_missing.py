@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hpclm.containers import LaunchSpec
-from hpclm.planning.engine import engine_named
+from hpclm.planning.engine_protocol import engine_named
 from hpclm.schedulers.capabilities import missing_packages
 from tests.launch.test_slurm_script import JOB
 

@@ -13,7 +13,7 @@ from hpclm.core.states import StageState
 from hpclm.schedulers.capabilities import Partition
 from hpclm.schedulers.jobs import JobInfo
 from hpclm.schedulers.slurm import client, partitions
-from hpclm.schedulers.slurm.words import pending_reason, state_of
+from hpclm.schedulers.slurm.state_words import pending_reason, state_of
 
 
 def when(text: str) -> float:

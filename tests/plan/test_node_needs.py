@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from hpclm.core.layout import RunPaths
+from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec, StageSpec
 from hpclm.nodes.need import need_of
 from hpclm.planning import Plan, make_plan
-from hpclm.planning.engine import engine_named
+from hpclm.planning.engine_protocol import engine_named
+from hpclm.planning.specs import checkpoints_of, placed, stage_specs
 from hpclm.recipe import load
 from tests.support.samples import ROW, changed, write
+
+
+@dataclass(frozen=True)
+class OutsideSpec:
+    """As an engine of another package has one."""
+
+    stage: str
+    task: str
+    device: Literal["cpu", "gpu"]
+    parallel: ParallelSpec
+    base: str | None = None
+    suffix: str = "!"
+    run: str = ""
+    stage_dir: str = ""
+    runner: str = "outside:run"
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    needs: NodeNeeds = field(default_factory=NodeNeeds)
+
 
 GPT20B = {"num_layers": 44, "hidden_size": 6144, "num_attention_heads": 64, "max_position_embeddings": 2048}
 FULL = {"granularity": "full", "method": "uniform", "num_layers": 1}
@@ -55,6 +77,19 @@ def test_every_file_that_a_stage_reads_is_checked_on_the_nodes(tmp_path: Path) -
     read = {stage.name: stage.spec.needs.inputs for stage in plan_of(tmp_path).stages if stage.spec}
     names = {stage: [Path(one).name for one in paths] for stage, paths in read.items()}
     assert names == {"pretrain": ["text"], "ptune": ["train.jsonl", "validation.jsonl"], "evaluate": ["test.jsonl"]}
+
+
+def test_whatever_its_engine_a_stage_finds_the_checkpoints_of_another(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    made = stage_specs(plan, "run-1", tmp_path / "run-1")
+    first, *others = made
+    assert isinstance(first, StageSpec)
+    outside = OutsideSpec(first.stage, first.task, first.device, first.parallel, base=checkpoints_of("pretrain"))
+    found = placed(outside, "run-1", RunPaths(tmp_path / "run-1"))
+    assert isinstance(found, OutsideSpec)
+    checkpoints = str(tmp_path / "run-1" / "stages" / "pretrain" / "checkpoints")
+    assert (found.base, found.suffix, found.run) == (checkpoints, "!", "run-1")
+    assert [one.base for one in others if isinstance(one, StageSpec)] == [checkpoints, checkpoints]
 
 
 def test_half_a_surrogate_pair_is_refused_by_the_plan(tmp_path: Path) -> None:

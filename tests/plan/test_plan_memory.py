@@ -24,7 +24,7 @@ from hpclm.core.spec import (
     TrainerSpec,
 )
 from hpclm.engines.megatron import memory
-from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.memory_estimate import MemoryEstimate
 
 GPT2 = ModelSpec(12, 768, 3072, 12, 12, 64, 1024, 50257, 50304)
 GPT20B = ModelSpec(44, 6144, 24576, 48, 48, 128, 2048, 50257, 50304)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpclm.containers.launch import ContainerRequest, LaunchSpec
 from hpclm.containers.runtime import Runtime
@@ -18,7 +18,15 @@ from hpclm.core.files import read_lines, write_json, write_text
 from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec
 from hpclm.metrics.metric import Metric, References
 from hpclm.schedulers.local.scheduler import Local
-from hpclm.worker.launch import RankLaunch
+from hpclm.worker.rank_launch import RankLaunch
+
+if TYPE_CHECKING:
+    from hpclm.planning.base_model import BaseModel
+    from hpclm.planning.engine_protocol import Engine, StageRequest
+    from hpclm.planning.plan import StagePlan
+    from hpclm.planning.task import Task
+    from hpclm.recipe.importers import Importer
+    from hpclm.schedulers.jobs import StageJob
 
 
 # A metric: how much of an answer is in capital letters.
@@ -42,7 +50,7 @@ BOX = Runtime("acme-box", _render, is_here=lambda probe: False, rank=99)
 class Acme(Local):
     name = "acme"
 
-    def notes(self, jobs: Sequence[Any]) -> list[str]:
+    def notes(self, jobs: Sequence[StageJob]) -> list[str]:
         return [f"acme starts {len(jobs)} stage(s)"]
 
 
@@ -109,7 +117,7 @@ class Shouter:
 
         return {"shouting": (Shouting, "how loud the shouter is")}
 
-    def plan(self, request: Any) -> Any:
+    def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
         from hpclm.planning import lowering, rules
         from hpclm.planning.base_model import BaseModel
         from hpclm.planning.plan import StagePlan
@@ -140,11 +148,11 @@ class Shouter:
         return plan, BaseModel()
 
 
-ENGINE = Shouter()
+ENGINE: Engine = Shouter()
 
 
 # A task: rows are answered in capital letters.
-def _task() -> Any:
+def _task() -> Task:
     from hpclm.planning.task import COMMON_SECTIONS, Task
 
     return Task(
@@ -157,7 +165,7 @@ def _task() -> Any:
 
 
 # An importer: a file with `acme_rows` is a recipe of one such stage.
-def _importer() -> Any:
+def _importer() -> Importer:
     from hpclm.recipe.importers import Imported, Importer, KeyFate, KeyNote
     from hpclm.recipe.tree import Node
 

@@ -51,7 +51,7 @@ class OutOfMemoryError(RuntimeError):
         (None, "ok", 0, "done"),
         (StoppedError("saved"), "signal", 30, "stopped"),
         (DataError("rows.jsonl:3: not valid JSON"), "data", ExitCode.DATA, "failed"),
-        (CheckpointError("damaged"), "data", ExitCode.DATA, "failed"),
+        (CheckpointError("damaged"), "checkpoint", ExitCode.CHECKPOINT, "failed"),
         (FloatingPointError("diverged"), "data", ExitCode.DATA, "failed"),
         (MemoryError(), "memory", ExitCode.MEMORY, "failed"),
         (OutOfMemoryError("CUDA out of memory"), "memory", ExitCode.MEMORY, "failed"),

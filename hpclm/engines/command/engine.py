@@ -11,7 +11,7 @@ from hpclm.core.spec import ProgramSpec
 from hpclm.engines.external import program_plan
 from hpclm.planning import rules
 from hpclm.planning.base_model import BaseModel
-from hpclm.planning.engine import StageRequest
+from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
 from hpclm.planning.stage_context import StageContext
 

@@ -26,8 +26,8 @@ from hpclm.core.records import from_dict
 from hpclm.core.spec import ProgramStageSpec
 from hpclm.core.states import RankState
 from hpclm.worker.addresses import addresses, boot_id
-from hpclm.worker.launch import RankLaunch
 from hpclm.worker.rank_identity import RankFacts
+from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.report import PeerError, ProgramError, Progress, ProgressValues, RendezvousError, StoppedError
 from hpclm.worker.signals import StopFlag
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hpclm.planning.base_model import BaseModel
-from hpclm.planning.engine import StageRequest
+from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
 
 if TYPE_CHECKING:

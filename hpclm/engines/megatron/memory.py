@@ -17,7 +17,7 @@ from hpclm.core.spec import (
     StageSpec,
     TaskTemplate,
 )
-from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.task import task_named
 
 # fp32 master weight and two moments of AdamW.

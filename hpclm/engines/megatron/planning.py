@@ -19,8 +19,8 @@ from hpclm.planning import (
     trained_prompts,
 )
 from hpclm.planning.base_model import BaseModel, Earlier
-from hpclm.planning.engine import StageRequest
-from hpclm.planning.memory import MemoryEstimate
+from hpclm.planning.engine_protocol import StageRequest
+from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.plan import Origin, StagePlan
 from hpclm.planning.specs import checkpoints_of
 from hpclm.planning.stage_context import StageContext

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hpclm.engines.external import check_sections, program_plan, split
 from hpclm.planning import architecture, lowering, rules, vocabulary
 from hpclm.planning.base_model import BaseModel
-from hpclm.planning.engine import StageRequest
+from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
 from hpclm.planning.stage_context import StageContext
 

@@ -9,7 +9,7 @@ from hpclm.core.spec import ParallelSpec, ProgramSpec, PromptData, TaskTemplate
 from hpclm.engines.external import check_sections, program_plan, rows_and_templates, split
 from hpclm.planning import lowering, rules
 from hpclm.planning.base_model import BaseModel
-from hpclm.planning.engine import StageRequest
+from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
 
 if TYPE_CHECKING:

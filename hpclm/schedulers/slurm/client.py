@@ -15,7 +15,7 @@ from hpclm.core.errors import SchedulerError
 from hpclm.core.states import StageState
 from hpclm.schedulers.commands import PROBE_S, run_command
 from hpclm.schedulers.jobs import JobInfo, member_tag
-from hpclm.schedulers.slurm.words import pending_reason, state_of
+from hpclm.schedulers.slurm.state_words import pending_reason, state_of
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 _SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"

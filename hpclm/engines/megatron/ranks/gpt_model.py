@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import Backends, ModelSpec, ParallelSpec, RecomputeSpec
-from hpclm.engines.megatron.ranks.backends import ATTENTIONS, NORMS
+from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors

@@ -19,7 +19,7 @@ from hpclm.core import heartbeat
 from hpclm.core.logging import log
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
-from hpclm.engines.megatron.ranks.backends import OPTIMIZERS
+from hpclm.engines.megatron.ranks.backend_modules import OPTIMIZERS
 from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
 from hpclm.engines.megatron.ranks.language_model import LanguageModel

@@ -16,8 +16,8 @@ from hpclm.core.layout import StagePaths
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks import cpu_standins
-from hpclm.worker.launch import RankLaunch
 from hpclm.worker.preparation import prepare_on_first_rank
+from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import Progress
 

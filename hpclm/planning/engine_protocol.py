@@ -37,7 +37,7 @@ class StageRequest:
 
 
 class Engine(Protocol):
-    """An engine, which trains and generates.
+    """An engine, which trains and generates. Plain attributes will do.
 
     Attributes:
         tasks: the names of its tasks.
@@ -45,10 +45,14 @@ class Engine(Protocol):
         own_sections: sections that it adds to recipes: the model and its description.
     """
 
-    name: str
-    tasks: tuple[str, ...]
-    packages: tuple[str, ...]
-    own_sections: Mapping[str, tuple[type[Section], str]]
+    @property
+    def name(self) -> str: ...
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def packages(self) -> tuple[str, ...]: ...
+    @property
+    def own_sections(self) -> Mapping[str, tuple[type[Section], str]]: ...
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
         """The stage's plan, and what later stages may use. Everything wrong becomes a finding of the stage."""

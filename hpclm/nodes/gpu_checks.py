@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hpclm.core.findings import Severity
 from hpclm.core.gpu_types import driver_problem, gib_of, precision_problem, too_large
-from hpclm.nodes.node_findings import Finding, Severity
+from hpclm.nodes.node_findings import NodeFinding
 from hpclm.nodes.nvml import Gpu, Probe
 
 
@@ -44,7 +45,7 @@ def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: int = 0) -> Iterator[Finding]:
+def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: int = 0) -> Iterator[NodeFinding]:
     """All problems of a node's GPUs for a stage.
 
     Args:
@@ -58,7 +59,7 @@ def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: i
     slices = (chosen or "").count("MIG-")  # each is a separate device for CUDA
     seen = slices or len(gpus)
     if need.devices is not None and seen < need.devices:
-        yield Finding("error", "gpu count", _missing(need.devices, seen, len(probe.gpus)), "node")
+        yield NodeFinding("error", "gpu count", _missing(need.devices, seen, len(probe.gpus)), "node")
     for gpu in gpus:
         yield from health(gpu)
         yield from _fits(gpu, need)
@@ -66,9 +67,9 @@ def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: i
     yield from _precision(gpus, need)
     if need.cuda and probe.driver and (problem := driver_problem(need.cuda, probe.driver)):
         if need.compat:
-            yield Finding("warning", "driver", f"{problem} (the image has compatibility libraries that may help)")
+            yield NodeFinding("warning", "driver", f"{problem} (the image has compatibility libraries that may help)")
         else:
-            yield Finding("error", "driver", problem, "node")
+            yield NodeFinding("error", "driver", problem, "node")
 
 
 def _missing(wanted: int, seen: int, there: int) -> str:
@@ -76,71 +77,71 @@ def _missing(wanted: int, seen: int, there: int) -> str:
     return f"{wanted} GPUs are needed, {seen} found{hidden}"
 
 
-def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[Finding]:
+def _unanswered(probe: Probe, need: Need, device_files: int) -> Iterator[NodeFinding]:
     wanted = need.devices or 0
     if probe.state == "no-bindings":
         if device_files < wanted:
-            yield Finding("error", "gpu count", f"{wanted} GPUs are needed, /dev has {device_files}", "node")
+            yield NodeFinding("error", "gpu count", f"{wanted} GPUs are needed, /dev has {device_files}", "node")
         severity: Severity = "warning" if wanted or device_files else "info"
-        yield Finding(severity, "gpu", f"unknown: {probe.detail}; /dev has {device_files} GPUs")
+        yield NodeFinding(severity, "gpu", f"unknown: {probe.detail}; /dev has {device_files} GPUs")
     elif wanted:
         # Device files without the library: the container is started without the driver, here and on every node.
         everywhere = probe.state == "no-library" and device_files >= wanted
-        yield Finding("error", "gpu", str(probe.detail), "run" if everywhere else "node")
+        yield NodeFinding("error", "gpu", str(probe.detail), "run" if everywhere else "node")
     else:
-        yield Finding("info" if probe.state == "no-library" else "warning", "gpu", str(probe.detail))
+        yield NodeFinding("info" if probe.state == "no-library" else "warning", "gpu", str(probe.detail))
 
 
-def health(gpu: Gpu) -> Iterator[Finding]:
+def health(gpu: Gpu) -> Iterator[NodeFinding]:
     """What is wrong with one GPU, independent of the stage."""
     who = f"GPU {gpu.index}" + (f" ({gpu.bus})" if gpu.bus else "")
     if gpu.trouble is not None:
-        yield Finding("error", "gpu", f"{who} {gpu.trouble}", "node")
+        yield NodeFinding("error", "gpu", f"{who} {gpu.trouble}", "node")
     if gpu.ecc_uncorrected:
         what = f"{who} has had {gpu.ecc_uncorrected} uncorrectable memory errors since its driver was loaded"
-        yield Finding("error", "ecc", f"{what}; have it reset or replaced", "node")
+        yield NodeFinding("error", "ecc", f"{what}; have it reset or replaced", "node")
     if gpu.remap_failed:
-        yield Finding("error", "row remap", f"{who} could not remap a damaged memory row; replace the GPU", "node")
+        yield NodeFinding("error", "row remap", f"{who} could not remap a damaged memory row; replace the GPU", "node")
     elif gpu.remap_pending:
-        yield Finding("error", "row remap", f"{who} needs a reset to remap a damaged memory row", "node")
+        yield NodeFinding("error", "row remap", f"{who} needs a reset to remap a damaged memory row", "node")
 
 
-def _fits(gpu: Gpu, need: Need) -> Iterator[Finding]:
+def _fits(gpu: Gpu, need: Need) -> Iterator[NodeFinding]:
     """Memory compared with the estimate, and other processes on the GPU."""
     others = gpu.processes or ()
     held = ", ".join(f"process {one.pid}" + (f" {one.memory_mib} MiB" if one.memory_mib else "") for one in others)
     needed, free, total = need.memory_mib, gpu.memory_free_mib, gpu.memory_total_mib
     if needed is not None and total is not None and needed > total:
-        yield Finding("error", "gpu memory", too_large(needed, total, gpu.name or "the GPU"), "run")
+        yield NodeFinding("error", "gpu memory", too_large(needed, total, gpu.name or "the GPU"), "run")
     elif needed is not None and free is not None and needed > free:
         why = f"used by {held}" if held else "used by processes that NVML does not list"
         what = f"GPU {gpu.index} has {gib_of(free)} of {gib_of(total)} GiB free, a rank needs {gib_of(needed)}; {why}"
-        yield Finding("error", "gpu memory", what, "node")
+        yield NodeFinding("error", "gpu memory", what, "node")
     elif held:
-        yield Finding("warning", "processes", f"GPU {gpu.index} is in use by others: {held}")
+        yield NodeFinding("warning", "processes", f"GPU {gpu.index} is in use by others: {held}")
 
 
-def _alike(gpus: Sequence[Gpu]) -> Iterator[Finding]:
+def _alike(gpus: Sequence[Gpu]) -> Iterator[NodeFinding]:
     names = sorted({gpu.name for gpu in gpus if gpu.name})
     if len(names) > 1:
-        yield Finding(
+        yield NodeFinding(
             "warning", "gpu types", f"different GPU types in one node: {', '.join(names)}; the slowest sets the speed"
         )
     links = {gpu.nvlinks for gpu in gpus if gpu.nvlinks is not None}
     if len(links) > 1:
         counts = ", ".join(f"GPU {gpu.index}: {gpu.nvlinks}" for gpu in gpus)
-        yield Finding("warning", "nvlink", f"NVLinks are down, so tensor parallelism is slower: {counts}")
+        yield NodeFinding("warning", "nvlink", f"NVLinks are down, so tensor parallelism is slower: {counts}")
 
 
-def _precision(gpus: Sequence[Gpu], need: Need) -> Iterator[Finding]:
+def _precision(gpus: Sequence[Gpu], need: Need) -> Iterator[NodeFinding]:
     if need.precision is None:
         return
     for capability in sorted({gpu.capability for gpu in gpus if gpu.capability}):
         name = next(gpu.name for gpu in gpus if gpu.capability == capability) or "this GPU"
         if problem := precision_problem(need.precision, capability, name):
-            yield Finding("error", "precision", problem, "run")
+            yield NodeFinding("error", "precision", problem, "run")
     if gpus and all(gpu.capability is None for gpu in gpus):
-        yield Finding(
+        yield NodeFinding(
             "warning", "precision", f"unknown whether these GPUs have {need.precision}: NVML does not report it"
         )
 

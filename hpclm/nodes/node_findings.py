@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Severity = Literal["error", "warning", "info"]
+from hpclm.core.findings import Severity
+
 Fault = Literal["node", "run"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class NodeFinding:
     """What was found, and how to fix it.
 
     Attributes:
@@ -25,7 +26,7 @@ class Finding:
     at_fault: Fault | None = None
 
 
-def fault_of(findings: Iterable[Finding]) -> str:
+def fault_of(findings: Iterable[NodeFinding]) -> str:
     """`ok`, `node` or `run`, from the errors alone. A problem of every node takes
     precedence over a problem of this one."""
     faults = {finding.at_fault for finding in findings if finding.severity == "error"}

@@ -27,7 +27,7 @@ from hpclm.core.spec import NodeNeeds, ParallelSpec
 from hpclm.nodes import gpu_checks
 from hpclm.nodes.need import need_of
 from hpclm.nodes.node_facts import device_files, free_gib, shared_folder
-from hpclm.nodes.node_findings import Finding, fault_of
+from hpclm.nodes.node_findings import NodeFinding, fault_of
 from hpclm.nodes.nvml import Probe, probe
 
 EXIT = {"ok": ExitCode.OK, "node": ExitCode.PREFLIGHT_NODE, "run": ExitCode.PREFLIGHT_RUN}
@@ -49,7 +49,7 @@ class Checked:
     prompts: str | None = None
 
 
-def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[Finding]:
+def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[NodeFinding]:
     """Everything that prevents the stage from starting here. `gpu` is None for a stage on the CPU."""
     yield from folder_findings(shared_folder(stage_dir))
     yield from _packages(spec.needs.packages)
@@ -58,47 +58,49 @@ def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[Findi
         yield from _gpus(spec, gpu)
 
 
-def folder_findings(folder: dict[str, Any]) -> Iterator[Finding]:
-    """What `node.shared_folder` saw, as findings."""
+def folder_findings(folder: dict[str, Any]) -> Iterator[NodeFinding]:
+    """What `node_facts.shared_folder` saw, as findings."""
     path = folder["path"]
     if not folder["visible"]:
-        yield Finding("error", "run folder", f"{path} does not exist; is its file system mounted?", "node")
+        yield NodeFinding("error", "run folder", f"{path} does not exist; is its file system mounted?", "node")
         return
     if not folder["writable"]:
-        yield Finding("error", "run folder", f"{path} cannot be written to: {folder['trouble']}", "node")
+        yield NodeFinding("error", "run folder", f"{path} cannot be written to: {folder['trouble']}", "node")
         return
     if folder["skew_s"] is not None and abs(folder["skew_s"]) > _MAX_SKEW_S:
         off = f"its clock is {abs(folder['skew_s']):.0f} s off the file system's; fix its time service"
-        yield Finding("error", "clock", off, "node")
+        yield NodeFinding("error", "clock", off, "node")
     if folder["free_gib"] is not None and folder["free_gib"] < _MIN_FREE_GIB:
-        yield Finding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; free some space", "run")
+        yield NodeFinding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; free some space", "run")
 
 
-def _packages(names: list[str]) -> Iterator[Finding]:
+def _packages(names: list[str]) -> Iterator[NodeFinding]:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         what = f"{sys.executable} has no {', '.join(missing)}; use an image or an interpreter that has them"
-        yield Finding("error", "packages", what, "run")
+        yield NodeFinding("error", "packages", what, "run")
 
 
-def _inputs(spec: Checked) -> Iterator[Finding]:
+def _inputs(spec: Checked) -> Iterator[NodeFinding]:
     for path in dict.fromkeys(filter(None, [*spec.needs.inputs, spec.base, spec.prompts])):
         if not os.access(path, os.R_OK):
-            yield Finding("error", "inputs", f"{path} cannot be read here; is its folder mounted?", "node")
+            yield NodeFinding("error", "inputs", f"{path} cannot be read here; is its folder mounted?", "node")
 
 
-def _gpus(spec: Checked, gpu: Probe) -> Iterator[Finding]:
+def _gpus(spec: Checked, gpu: Probe) -> Iterator[NodeFinding]:
     need = need_of(spec.parallel, spec.needs)
     if need.cuda == "":
         what = f"torch of {sys.executable} was built without CUDA; use an image or an interpreter with a CUDA build"
-        yield Finding("error", "cuda", what, "run")
+        yield NodeFinding("error", "cuda", what, "run")
     yield from gpu_checks.examine(gpu, need, os.environ.get("CUDA_VISIBLE_DEVICES"), device_files())
     shm = free_gib(Path("/dev/shm"))
     if shm is not None and shm < _MIN_SHM_GIB:
-        yield Finding("warning", "shared memory", f"/dev/shm has {shm:.2f} GiB free; NCCL between GPUs may need more")
+        yield NodeFinding(
+            "warning", "shared memory", f"/dev/shm has {shm:.2f} GiB free; NCCL between GPUs may need more"
+        )
 
 
-def _look_with_retries(stage_dir: Path, spec: Checked) -> tuple[list[Finding], Probe | None]:
+def _look_with_retries(stage_dir: Path, spec: Checked) -> tuple[list[NodeFinding], Probe | None]:
     """Check the node; if only GPU memory is short, check again for a while."""
     until = time.monotonic() + _RETRY_S
     while True:
@@ -119,7 +121,7 @@ def main(stage_dir: str, attempt_dir: str) -> int:
         findings, gpu = _look_with_retries(Path(stage_dir), spec)
     except (OSError, ValueError) as error:
         what = f"{stage_dir}/spec.json cannot be read here ({error}); is the run's file system mounted?"
-        findings, gpu = [Finding("error", "run folder", what, "node")], None
+        findings, gpu = [NodeFinding("error", "run folder", what, "node")], None
     word = fault_of(findings)
     for finding in findings:
         print(f"{node_name()}: {finding.severity}: {finding.check}: {finding.message}", flush=True)

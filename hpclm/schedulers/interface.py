@@ -111,8 +111,8 @@ class Scheduler(Protocol):
         has_job_ids: whether jobs have ids that are written into the record.
         is_shared: whether many users query it, so that it is queried less and less often while a run is followed.
         runs_preflight: whether its jobs check their nodes before each start.
-        rank_variables: the variables that tell a rank its rank, world size, local rank and node rank; empty where the
-            job sets HPCLM_RANK and the others itself.
+        rank_variables: what an image must pass on to a rank; the first five tell its rank, world size, local rank, node
+            rank and node name. Empty where the job sets HPCLM_RANK and the others itself.
         outside_reason: the reason shown for a job that was cancelled from outside.
     """
 

@@ -51,7 +51,7 @@ def test_precisions_begin_where_the_hardware_has_them(precision: str, capability
     assert fits or "set trainer.precision to" in str(problem)
 
 
-def test_a_problem_says_what_there_is_and_how_to_mend_it() -> None:
+def test_a_problem_says_what_there_is_and_how_to_fix_it() -> None:
     assert precision_problem("bf16", (7, 0), "v100") == (
         "bf16 needs compute capability 8.0, v100 has 7.0; set trainer.precision to fp16 or fp32, "
         "or use GPUs that support it"

@@ -163,7 +163,7 @@ def test_the_kernels_out_of_memory_handler_is_told_from_a_kill(trial: Trial) -> 
     assert (decision.action, decision.kind, decision.code) == ("stop", "memory", 11)
 
 
-def test_a_hostile_node_name_reaches_neither_shell_nor_ledger(trial: Trial) -> None:
+def test_a_hostile_node_name_reaches_neither_shell_nor_bad_node_list(trial: Trial) -> None:
     evil = "node1,$(touch x)\nstop 0"
     decision = trial.attempt(rank(0, "hardware", node=evil))
     assert decision.action == "requeue"

@@ -36,7 +36,7 @@ def refusal(case: Case, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_broken_recipes_are_refused_with_place_and_mend(
+def test_broken_recipes_are_refused_with_place_and_fix(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -95,6 +96,19 @@ def test_no_modules_import_each_other() -> None:
 def test_no_rooms_import_each_other() -> None:
     rooms = {module: ".".join(module.split(".")[:2]) for module in MODULES}
     assert circles(edges_between(rooms)) == []
+
+
+def test_each_room_imports_what_the_architecture_says() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| ([^|]+) \|$", text, re.MULTILINE)
+    order = [room for room, _ in rows]
+    rooms = {module: ([*module.split("."), ""])[1] for module in MODULES}
+    assert set(order) == set(rooms.values()) - {""}
+    edges = edges_between(rooms)
+    for place, (room, written) in enumerate(rows):
+        allowed = set(order[place + 1 :]) if "all below" in written or "everything" in written else set()
+        allowed |= set(re.findall(r"\w+", written))
+        assert edges[room] - allowed - {""} == set(), room
 
 
 def test_a_circle_would_be_found() -> None:

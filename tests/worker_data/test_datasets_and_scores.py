@@ -27,7 +27,7 @@ def test_the_demo_is_the_same_each_time_and_keeps_its_test_apart(tmp_path: Path)
     text = (tmp_path / "a" / "text" / "skills.txt").read_text()
     asked = [line.split(" = ") for line in text.splitlines()]
     assert not test & {question.split(": ")[-1] for question, _ in asked}
-    # what the model alone has learnt to do without a word in front is wrong in both tasks
+    # what the model alone learned to do without a word in front is wrong in both tasks
     assert all(question == answer for question, answer in asked if ":" not in question)
     assert {question.split(": ")[0] for question, _ in asked if ":" in question} == {"reverse", "rotate"}
     answers = {row["taskname"]: row["answer"] for row in rows(tmp_path / "a" / "test.jsonl")[:2]}

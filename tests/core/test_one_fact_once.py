@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from hpclm.core import spec as specs
 from hpclm.core.exit_codes import ExitCode, markdown
 from hpclm.core.failures import POLICIES, FailureKind, failure_kind
+from hpclm.core.layout import StagePaths
 from hpclm.core.registries import ENGINES
 from hpclm.recipe.schema.base import Section
 from hpclm.recipe.schema.data_sections import Data, Generation, Prompt, Text
@@ -21,6 +22,7 @@ from hpclm.recipe.schema.recovery_section import Recovery
 from hpclm.recipe.schema.training_sections import Checkpointing, EarlyStopping, Optim, Recompute, Schedule, Trainer
 
 ROOT = Path(__file__).parents[2]
+SUPERVISE = (ROOT / "launch" / "supervise.sh").read_text()
 
 
 def test_every_failure_has_one_policy() -> None:
@@ -41,11 +43,31 @@ def test_one_number_has_one_meaning() -> None:
     assert len({code.value for code in ExitCode}) == len(ExitCode.__members__)
 
 
-def test_the_codes_of_the_jobs_script_are_in_the_table() -> None:
-    script = (ROOT / "launch" / "supervise.sh").read_text()
-    used = {int(code) for code in re.findall(r"hpclm_leave (\d+)", script)}
-    assert used
-    assert used <= {code.value for code in ExitCode}
+def test_the_jobs_script_ends_with_the_codes_of_the_table() -> None:
+    named = re.findall(r"hpclm_event stop ([a-z-]+)\n\s*hpclm_leave (\d+)", SUPERVISE)
+    assert {reason: ExitCode(int(code)) for reason, code in named} == {
+        "limit": ExitCode.STOPPED,
+        "no-nodes": ExitCode.BAD_NODES,
+        "requeue-refused": ExitCode.REQUEUE_REFUSED,
+        "no-interpreter": ExitCode.NO_INTERPRETER,
+    }
+    others = set(re.findall(r"hpclm_leave (\d+)", SUPERVISE)) - {code for _, code in named}
+    assert {ExitCode(int(code)) for code in others} == {ExitCode.OK, ExitCode.ATTEMPTS, ExitCode.TERMINATED}
+
+
+def test_the_jobs_script_writes_where_the_layout_says() -> None:
+    stage = StagePaths(Path("$hpclm_stage"))
+    attempt = stage.attempt("001", 2)
+    text = SUPERVISE.replace('$(printf \'%s-%02d\' "$hpclm_submit" "$HPCLM_RESTART")', attempt.name)
+    for variable, value in (("$hpclm_submit", "001"), ("${hpclm_job}", "7"), ("$hpclm_attempt", str(attempt.root))):
+        text = text.replace(variable, value)
+    found = set(re.findall(r"\$hpclm_stage/[\w./%-]+", text))
+    assert {Path(path) for path in found} == {
+        stage.attempts, stage.spent("001"), stage.events, stage.job_exit("7"), stage.batch_log("7"), stage.result,
+        attempt.root, attempt.logs, attempt.ranks, attempt.preflight, attempt.decision_line, attempt.bad_nodes,
+        attempt.logs / "%5t.log",
+    }  # fmt: skip
+    assert attempt.log(3).name == f"{3:05d}.log"  # as srun writes %5t.log
 
 
 # Keys whose meaning is derived rather than taken by name: (section, key) → where it goes.

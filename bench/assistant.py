@@ -135,10 +135,11 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
 def _spec(arguments: argparse.Namespace) -> Any:
     """The run's p-tuning stage on one rank, with PEFT's encoder and a prompt at the start."""
     from hpclm.core import spec as plan
+    from hpclm.core.records import from_dict
 
     stages = arguments.run.resolve() / "stages"
     raw = json.loads((stages / "ptune" / "spec.json").read_text())
-    spec = plan.from_dict(plan.StageSpec, raw)
+    spec = from_dict(plan.StageSpec, {**raw, "spec_version": plan.SPEC_VERSION})
     template = dataclasses.replace(spec.templates[0], prompt_template=TEMPLATE, virtual_token_splits=[10])
     size = spec.batch.global_batch_size
     return dataclasses.replace(

@@ -13,6 +13,7 @@ from typing import Any
 from hpclm.core import spec as plan
 from hpclm.core.files import read_lines, write_json
 from hpclm.core.layout import StagePaths
+from hpclm.core.records import to_dict
 from tests.support.processes import environment
 from tests.support.waiting import wait_until
 
@@ -119,7 +120,7 @@ class Ranks:
 
     def __init__(self, spec: plan.StageSpec, attempt: int = 1) -> None:
         self.paths = StagePaths(Path(spec.stage_dir))
-        write_json(self.paths.spec, plan.to_dict(spec))
+        write_json(self.paths.spec, to_dict(spec))
         self.attempt = self.paths.attempt(attempt)
         self.attempt.logs.mkdir(parents=True, exist_ok=True)
         count = spec.parallel.world_size

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import read_lines
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import PromptSpec, StageSpec
@@ -98,7 +99,7 @@ def test_tasks_can_be_added_again_and_a_stopped_addition_goes_on(bench: Bench) -
 def test_nothing_new_to_learn_is_said(bench: Bench) -> None:
     first = run(bench.spec("all", "prompt-tuning", steps=2, validate=2))
     ranks = Ranks(bench.spec("none-new", "prompt-tuning", prompts=str(first.checkpoints)))
-    assert ranks.wait() == [10]
+    assert ranks.wait() == [ExitCode.DATA]
     assert "already contains prompts for copy, swap" in ranks.record(0)["message"]
 
 
@@ -144,11 +145,11 @@ def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
 def test_metrics_of_made_answers_stand_beside_the_loss(bench: Bench, split: Split) -> None:
     """And they change nothing of what is trained, sequence parallelism or not."""
     spec = bench.spec(f"scored-{split}", "prompt-tuning", split)
-    trainer = replace(spec.trainer, val_metrics=["accuracy", "rouge"], val_metric_rows=12)
+    trainer = replace(spec.trainer, val_metrics=["exact_match", "rouge_l"], val_metric_rows=12)
     scored = run(replace(spec, trainer=trainer))
     rows = [row for row in read_lines(scored.metrics) if row["kind"] == "validation"]
-    assert all(0 <= row["accuracy"] <= row["rouge"] <= 1 for row in rows)
-    assert result(scored)["val_metrics"] == {name: rows[-1][name] for name in ("accuracy", "rouge")}
+    assert all(0 <= row["exact_match"] <= row["rouge_l"] <= 1 for row in rows)
+    assert result(scored)["val_metrics"] == {name: rows[-1][name] for name in ("exact_match", "rouge_l")}
     if split != ALONE:
         reference = StagePaths(bench.folder / "scored-tp1-pp1-dp1")
         assert losses(scored) == pytest.approx(losses(reference), rel=1e-5)

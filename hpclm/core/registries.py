@@ -12,7 +12,7 @@ from hpclm.core.registry import Registry
 _ENGINES = "hpclm.engines"
 _TASKS = "hpclm.tasks"
 
-# planning.engine.Engine
+# planning.engine_protocol.Engine
 ENGINES: Registry[Any] = Registry(
     _ENGINES,
     "engine",

@@ -89,7 +89,7 @@ def _metric(run: Run, status: RunStatus, name: str) -> float | None:
             value = result.get("best_val_loss", result.get("val_loss"))
             value = value if value is not None else stage.val_loss
         else:
-            value = (result.get("val_metrics") or result).get(name)
+            value = {**result, **(result.get("val_metrics") or {})}.get(name)
         if isinstance(value, (int, float)):
             return float(value)
     return None

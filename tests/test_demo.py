@@ -24,7 +24,7 @@ def test_the_demo_from_data_to_scores(tmp_path: Path) -> None:
     hpclm("submit", "recipes/demo.yaml", "--wait", cwd=tmp_path, timeout=60 * MINUTES)
     hpclm("collect", "--pred-file", "test-results.txt", cwd=tmp_path)
 
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("demo-*")
 
     def exact(stage: str) -> dict[str, float]:
         scores = json.loads((run / "stages" / stage / "result.json").read_text())["scores"]

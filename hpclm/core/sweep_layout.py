@@ -31,11 +31,6 @@ class SweepPaths:
         """The code of all its members."""
         return self.root / "payload"
 
-    @property
-    def payloads(self) -> Path:
-        """Payloads that runs share, by their content."""
-        return self.root / ".payloads"
-
     def run(self, name: str) -> RunPaths:
         return RunPaths(self.root / name)
 

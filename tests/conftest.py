@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine is slow now and then; that is no finding.
+settings.register_profile("hpclm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hpclm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

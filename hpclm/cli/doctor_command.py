@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from hpclm.core.exit_codes import ExitCode
 if TYPE_CHECKING:
     from hpclm.nodes.diagnosis import Row, State
     from hpclm.nodes.gpu_checks import Need
+    from hpclm.nodes.node_facts import NodeFacts
     from hpclm.schedulers.capabilities import SiteCapabilities
     from hpclm.schedulers.interface import Survey
 
@@ -49,7 +50,12 @@ def doctor(
     rows = [*diagnose("here", here, own), *_scheduler(capabilities, here), *rows]
     if asked is not None:
         rows += _nodes(asked, here, needs)
-    _show(rows, {"here": here, "nodes": asked.facts if asked else {}}, as_json)
+    if as_json:
+        nodes_facts = asked.facts if asked else {}
+        findings = [dataclasses.asdict(row) for row in rows]
+        print_json({"state": worst(rows), "findings": findings, "here": dataclasses.asdict(here), "nodes": nodes_facts})
+    else:
+        _show(rows)
     if worst(rows) == "error":
         raise typer.Exit(ExitCode.SITE)
 
@@ -79,7 +85,7 @@ def _recipe(
     return needs, rows or [Row("recipe", "submit", "info", "no problem found")]
 
 
-def _scheduler(capabilities: SiteCapabilities, here: dict[str, Any]) -> list[Row]:
+def _scheduler(capabilities: SiteCapabilities, here: NodeFacts) -> list[Row]:
     from hpclm.core.registries import RUNTIMES
     from hpclm.core.site import NO_RUNTIME
     from hpclm.nodes.diagnosis import Row
@@ -88,14 +94,12 @@ def _scheduler(capabilities: SiteCapabilities, here: dict[str, Any]) -> list[Row
     site = capabilities.site
     runtime = site.container.runtime
     known = RUNTIMES.get(runtime) if runtime in RUNTIMES else None
-    there = known is None or known.program is None or runtime in here["runtimes"]
-    found: str = (
-        runtime if runtime != NO_RUNTIME else "not set in the site profile" if here["runtimes"] else "none found"
-    )
-    if here["runtimes"]:
-        found += f"; on this machine: {', '.join(here['runtimes'])}"
+    there = known is None or known.program is None or runtime in here.runtimes
+    found: str = runtime if runtime != NO_RUNTIME else "not set in the site profile" if here.runtimes else "none found"
+    if here.runtimes:
+        found += f"; on this machine: {', '.join(here.runtimes)}"
     means = "recipes with a container cannot run" if runtime == NO_RUNTIME else ""
-    state: State = "none" if runtime == NO_RUNTIME and not here["runtimes"] else "info" if there else "warning"
+    state: State = "none" if runtime == NO_RUNTIME and not here.runtimes else "info" if there else "warning"
     box = Row("site", "container", state, found, means if there else f"{runtime} is not installed here")
     if not scheduler_of(site).has_job_ids:
         return [box, Row("site", "scheduler", "info", "none: runs start on this machine", "one node only")]
@@ -123,26 +127,30 @@ def _ask(capabilities: SiteCapabilities, folder: Path, nodes: str, wait_s: float
         raise typer.Exit(130) from None
 
 
-def _nodes(asked: Survey, here: dict[str, Any], needs: dict[str, Need]) -> list[Row]:
+def _nodes(asked: Survey, here: NodeFacts, needs: dict[str, Need]) -> list[Row]:
+    from hpclm.core.records import from_dict
     from hpclm.nodes.diagnosis import Row, compare, diagnose
+    from hpclm.nodes.node_facts import NodeFacts
 
-    rows = []
-    for name, facts in sorted(asked.facts.items()):
-        rows += diagnose(name, facts, needs, expect_gpus=asked.expected_gpus.get(name))
-    rows += compare(here, asked.facts)
+    rows: list[Row] = []
+    known: dict[str, NodeFacts] = {}
+    for name, written in sorted(asked.facts.items()):
+        try:
+            known[name] = from_dict(NodeFacts, written, ignore_unknown=True)
+        except ValueError as error:
+            rows.append(Row(name, "node", "error", f"what it reported cannot be read: {error}", "run doctor again"))
+            continue
+        rows += diagnose(name, known[name], needs, expect_gpus=asked.expected_gpus.get(name))
+    rows += compare(here, known)
     for name, why in sorted(asked.silent.items()):
         busy = name in asked.busy
         rows.append(Row(name, "node", "info" if busy else "error", why, "" if busy else "no run can use it"))
     return rows
 
 
-def _show(rows: list[Row], facts: dict[str, Any], as_json: bool) -> None:
+def _show(rows: list[Row]) -> None:
     from hpclm.cli.tables import table
-    from hpclm.nodes.diagnosis import worst
 
-    if as_json:
-        print_json({"state": worst(rows), "findings": [dataclasses.asdict(row) for row in rows], **facts})
-        return
     words = {"info": "ok", "none": "none", "warning": "warning", "error": "WRONG"}
     cells = [(row.node, row.check, words[row.severity], row.found, row.means) for row in rows]
     typer.echo("\n".join(table([("where", "what", "state", "found", "for the recipe"), *cells], indent="")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpclm.containers.image import Image
 from hpclm.containers.launch import ContainerRequest, LaunchSpec
@@ -47,9 +46,7 @@ class Runtime:
 
 def runtime(name: str) -> Runtime:
     """The runtime of that name. Raises UnknownNameError."""
-    found: Any = RUNTIMES.get(name)
-    assert isinstance(found, Runtime)
-    return found
+    return RUNTIMES.get(name)
 
 
 def runtime_here(probe: Probe) -> str:

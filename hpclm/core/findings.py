@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Severity = Literal["error", "warning", "info"]
 
@@ -26,8 +26,8 @@ class Finding:
     where: str
     message: str
     rule: str
-    value: Any = None
-    choices: tuple[Any, ...] = ()
+    value: object = None
+    choices: tuple[object, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -49,11 +49,13 @@ class Findings:
     def extend(self, findings: Iterable[Finding]) -> None:
         self.items.extend(finding for finding in findings if finding not in self.items)
 
-    def error(self, where: str, message: str, rule: str, value: Any = None, choices: Iterable[Any] = ()) -> None:
+    def error(self, where: str, message: str, rule: str, value: object = None, choices: Iterable[object] = ()) -> None:
         self.add(Finding("error", where, message, rule, value, tuple(choices)))
 
-    def warning(self, where: str, message: str, rule: str, value: Any = None, choices: Iterable[Any] = ()) -> None:
+    def warning(
+        self, where: str, message: str, rule: str, value: object = None, choices: Iterable[object] = ()
+    ) -> None:
         self.add(Finding("warning", where, message, rule, value, tuple(choices)))
 
-    def info(self, where: str, message: str, rule: str, value: Any = None) -> None:
+    def info(self, where: str, message: str, rule: str, value: object = None) -> None:
         self.add(Finding("info", where, message, rule, value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 
 def divisors(number: int) -> list[int]:
@@ -23,7 +22,7 @@ def multiples(of: int, to: int) -> tuple[int, ...]:
     return tuple(value for value in (low, low + of) if value > 0)
 
 
-def either(values: Sequence[Any]) -> str:
+def either(values: Sequence[object]) -> str:
     """`1, 2 or 4`."""
     words = [str(value) for value in values]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

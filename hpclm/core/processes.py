@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
-def identity(pid: int) -> dict[str, Any]:
+@dataclass
+class ProcessIdentity:
     """What identifies a process uniquely: its id, the boot it runs in, and its start time in that boot (ticks)."""
-    return {"pid": pid, "boot_id": boot_id(), "start_ticks": _stat(pid)[1]}
+
+    pid: int
+    boot_id: str
+    start_ticks: int | None
 
 
-def is_alive(known: Mapping[str, Any]) -> bool:
-    """Whether the process described by `identity` is still running on this machine."""
-    pid = known.get("pid")
-    if not isinstance(pid, int) or known.get("boot_id") != boot_id():
+def identity(pid: int) -> ProcessIdentity:
+    return ProcessIdentity(pid, boot_id(), _stat(pid)[1])
+
+
+def is_alive(known: ProcessIdentity) -> bool:
+    """Whether the process is still running on this machine."""
+    if known.boot_id != boot_id():
         return False
-    state, ticks = _stat(pid)
-    return state not in (None, "Z", "X") and ticks == known.get("start_ticks")
+    state, ticks = _stat(known.pid)
+    return state not in (None, "Z", "X") and ticks == known.start_ticks
 
 
 def boot_id() -> str:

@@ -12,7 +12,10 @@ import typing
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
+
+from hpclm.core.files import read_object
 
 T = TypeVar("T")
 
@@ -80,6 +83,17 @@ def from_dict(cls: type[T], raw: object, *, ignore_unknown: bool = False, where:
     return cls(**values)
 
 
+def read_record(cls: type[T], path: Path) -> T | None:
+    """The record in a file that another process writes; None where it is missing, incomplete or something else."""
+    raw = read_object(path)
+    if raw is None:
+        return None
+    try:
+        return from_dict(cls, raw, ignore_unknown=True)
+    except ValueError:
+        return None
+
+
 @cache
 def _hints(cls: Hashable) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
@@ -92,7 +106,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 def _value(hint: Any, item: Any, where: str, ignore_unknown: bool) -> Any:
     """`item` as the type hint says. Raises ValueError."""
-    if hint is Any:
+    if hint in (Any, object):
         return item
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):

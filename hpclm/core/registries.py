@@ -1,19 +1,26 @@
-"""The registries, one per kind of extension. What an entry must be is described where it is used.
+"""The registries, one per kind of extension. The type of an entry is described where it is used.
 
 Values are `module:attribute`, so that this module, which every package may import, imports none of them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hpclm.core.registry import Registry
+
+if TYPE_CHECKING:
+    from hpclm.containers.runtime import Runtime
+    from hpclm.metrics.metric import Metric
+    from hpclm.planning.engine_protocol import Engine
+    from hpclm.planning.task import Task
+    from hpclm.recipe.importers.importer import Importer
+    from hpclm.schedulers.interface import Scheduler
 
 _ENGINES = "hpclm.engines"
 _TASKS = "hpclm.tasks"
 
-# planning.engine_protocol.Engine
-ENGINES: Registry[Any] = Registry(
+ENGINES: Registry[Engine] = Registry(
     _ENGINES,
     "engine",
     {
@@ -22,10 +29,10 @@ ENGINES: Registry[Any] = Registry(
         "megatron-lm": f"{_ENGINES}.megatron_lm.engine:ENGINE",
         "command": f"{_ENGINES}.command.engine:ENGINE",
     },
+    of="hpclm.planning.engine_protocol:Engine",
     aliases={"hpclm": "megatron"},
 )
-# planning.task.Task
-TASKS: Registry[Any] = Registry(
+TASKS: Registry[Task] = Registry(
     _TASKS,
     "task",
     {
@@ -35,18 +42,18 @@ TASKS: Registry[Any] = Registry(
         "evaluate": f"{_TASKS}.evaluate:TASK",
         "program": f"{_TASKS}.program:TASK",
     },
+    of="hpclm.planning.task:Task",
 )
-# schedulers.interface.Scheduler
-SCHEDULERS: Registry[Any] = Registry(
+SCHEDULERS: Registry[Scheduler] = Registry(
     "hpclm.schedulers",
     "scheduler",
     {
         "local": "hpclm.schedulers.local.scheduler:SCHEDULER",
         "slurm": "hpclm.schedulers.slurm.scheduler:SCHEDULER",
     },
+    of="hpclm.schedulers.interface:Scheduler",
 )
-# containers.runtime.Runtime
-RUNTIMES: Registry[Any] = Registry(
+RUNTIMES: Registry[Runtime] = Registry(
     "hpclm.runtimes",
     "container runtime",
     {
@@ -55,9 +62,9 @@ RUNTIMES: Registry[Any] = Registry(
         "singularity": "hpclm.containers.singularity:SINGULARITY",
         "apptainer": "hpclm.containers.singularity:APPTAINER",
     },
+    of="hpclm.containers.runtime:Runtime",
 )
-# metrics.metric.Metric
-METRICS: Registry[Any] = Registry(
+METRICS: Registry[Metric] = Registry(
     "hpclm.metrics",
     "metric",
     {
@@ -71,9 +78,14 @@ METRICS: Registry[Any] = Registry(
         "intent_accuracy": "hpclm.metrics.catalog:INTENT_ACCURACY",
         "slot_f1": "hpclm.metrics.catalog:SLOT_F1",
     },
+    of="hpclm.metrics.metric:Metric",
     aliases={"accuracy": "exact_match", "f1": "squad_f1", "rouge": "rouge_l"},
 )
-# recipe.importers.Importer
-IMPORTERS: Registry[Any] = Registry("hpclm.importers", "importer", {"nemo": "hpclm.recipe.importers.nemo:IMPORTER"})
+IMPORTERS: Registry[Importer] = Registry(
+    "hpclm.importers",
+    "importer",
+    {"nemo": "hpclm.recipe.importers.nemo:IMPORTER"},
+    of="hpclm.recipe.importers.importer:Importer",
+)
 
-ALL: tuple[Registry[Any], ...] = (ENGINES, TASKS, SCHEDULERS, RUNTIMES, METRICS, IMPORTERS)
+ALL: tuple[Registry[object], ...] = (ENGINES, TASKS, SCHEDULERS, RUNTIMES, METRICS, IMPORTERS)

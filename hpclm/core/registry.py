@@ -23,7 +23,7 @@ from typing import Generic, TypeVar, cast
 from hpclm.core.errors import HpclmError
 from hpclm.core.nearest import nearest_name
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 PLUGINS_FILE = "plugins.json"
 _PREFIX = "[hpclm."
@@ -33,22 +33,23 @@ class UnknownNameError(HpclmError):
     """There is no entry of that name; the message lists the nearest and all known names."""
 
 
-class Registry(Generic[T]):
+class Registry(Generic[T_co]):
     """Named things of one kind, loaded when they are used.
 
     Args:
         group: the entry-point group, `hpclm.engines`.
         kind: what one entry is, for messages.
         builtin: hpclm's own entries by name, each `module:attribute`.
+        of: the class that every entry is an instance of, or its protocol, as `module:class`.
         aliases: earlier names that still work.
     """
 
     def __init__(
-        self, group: str, kind: str, builtin: Mapping[str, str], aliases: Mapping[str, str] | None = None
+        self, group: str, kind: str, builtin: Mapping[str, str], of: str, aliases: Mapping[str, str] | None = None
     ) -> None:
-        self.group, self.kind = group, kind
+        self.group, self.kind, self._of = group, kind, of
         self._builtin, self._aliases = dict(builtin), dict(aliases or {})
-        self._loaded: dict[str, T] = {}
+        self._loaded: dict[str, object] = {}
 
     def locations(self) -> dict[str, str]:
         """`module:attribute` by name; hpclm's own first, which no other package can replace."""
@@ -76,14 +77,19 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.unknown(name))
         return found
 
-    def get(self, name: str) -> T:
-        """The entry. Raises UnknownNameError, or HpclmError for one that cannot be loaded."""
+    def get(self, name: str) -> T_co:
+        """The entry. Raises UnknownNameError, or HpclmError for one that cannot be loaded or is something else."""
         location = self.location(name)
         if location not in self._loaded:
-            self._loaded[location] = cast(T, load_object(location))
-        return self._loaded[location]
+            found = load_object(location)
+            expected = load_object(self._of)
+            if not isinstance(found, cast(type, expected)):
+                wrong = f"{location}: the {self.kind} {name[:60]!r} is a {type(found).__name__}"
+                raise HpclmError(f"{wrong}; the package that declares it must give what {self._of} describes")
+            self._loaded[location] = found
+        return cast(T_co, self._loaded[location])
 
-    def items(self) -> Iterator[tuple[str, T]]:
+    def items(self) -> Iterator[tuple[str, T_co]]:
         """Every entry, loaded."""
         for name in self.names():
             yield name, self.get(name)

@@ -16,10 +16,10 @@ One case is refused instead of reproduced, since NeMo fails on it too: a row who
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
+from hpclm.data.rows import Row
 from hpclm.data.template_text import FIELD, MARKER
 from hpclm.data.templates import SLOT, Example
 from hpclm.data.tokenizers import Tokenizer
@@ -49,7 +49,7 @@ class NemoTemplate:
         special = sorted(tokenizer.special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
 
-    def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
+    def example(self, row: Row, index: int, *, training: bool) -> Example | None:
         """Fill the template with a row; None where the result is too long or too short."""
         add_eos = self.add_eos and training
         ids = [self.tokenizer.bos_id] * self.add_bos + self._ids(row, index) + [self.tokenizer.eos_id] * add_eos
@@ -74,13 +74,13 @@ class NemoTemplate:
             truncated=length - len(ids),
         )
 
-    def _fill(self, row: dict[str, Any]) -> str:
+    def _fill(self, row: Row) -> str:
         text = self.text
         for field in self.fields:
             text = text.replace("{" + field + "}", row.get(field, ""))
         return text.strip(" ")
 
-    def _ids(self, row: dict[str, Any], index: int) -> list[int | None]:
+    def _ids(self, row: Row, index: int) -> list[int | None]:
         """Token ids, None at virtual slots: the k-th slot gets the k-th virtual token,
         whatever the number of its marker."""
         ids: list[int | None] = []
@@ -106,7 +106,7 @@ class NemoTemplate:
             ids += [self.tokenizer.special_ids[part]] if place % 2 else self.tokenizer.encode(part)
         return ids
 
-    def _cut(self, row: dict[str, Any], length: int) -> dict[str, Any]:
+    def _cut(self, row: Row, length: int) -> Row:
         """The row with overflow + 1 tokens removed from the end of its `truncate_field`."""
         field = self.spec.truncate_field
         assert field is not None
@@ -114,7 +114,7 @@ class NemoTemplate:
         kept = ids[: -min(length - self.max_seq_length + 1, len(ids))] if ids else ids
         return {**row, field: self.tokenizer.decode(kept)}
 
-    def _mask(self, row: dict[str, Any], virtual: list[int], *, training: bool) -> list[float]:
+    def _mask(self, row: Row, virtual: list[int], *, training: bool) -> list[float]:
         answer = self.spec.answer_field
         if not (self.spec.answer_only_loss and training) or answer is None:
             return [float(number == SLOT) for number in virtual]

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
+from hpclm.data.rows import Row
 from hpclm.data.template_text import FIELD, MARKER
 from hpclm.data.tokenizers import Tokenizer
 
@@ -95,7 +95,7 @@ class Template:
                 "tokens (data.max_seq_length, or the model's positions less generation.max_new_tokens)"
             )
 
-    def example(self, row: dict[str, Any], index: int, *, training: bool) -> Example | None:
+    def example(self, row: Row, index: int, *, training: bool) -> Example | None:
         """Fill the template with a row.
 
         For training, prompt and answer: None when it is too short, or too long and there is no `truncate_field` (left)
@@ -124,10 +124,10 @@ class Template:
             truncated=length - len(tokens) - len(tail),
         )
 
-    def _fill(self, text: str, row: dict[str, Any]) -> str:
+    def _fill(self, text: str, row: Row) -> str:
         return FIELD.sub(lambda match: row.get(match[1], ""), text)
 
-    def _tokens(self, row: dict[str, Any], *, training: bool) -> tuple[list[int], list[int], list[int], str]:
+    def _tokens(self, row: Row, *, training: bool) -> tuple[list[int], list[int], list[int], str]:
         """Ids, virtual slots and (last) text of all before the answer, and ids from the answer on (training only)."""
         tokens: list[int] = [self.tokenizer.bos_id] if self.add_bos else []
         virtual = [SLOT] * len(tokens)
@@ -157,7 +157,7 @@ class Template:
     def _takes_space(self) -> bool:
         return self.has_answer and self.before.endswith(" ")
 
-    def _tail(self, row: dict[str, Any]) -> list[int]:
+    def _tail(self, row: Row) -> list[int]:
         text = ""
         if self.has_answer:
             assert self.spec.answer_field is not None
@@ -165,10 +165,10 @@ class Template:
             text = (lead + row.get(self.spec.answer_field, "") + self._fill(self.after, row)).rstrip(" ")
         return self.tokenizer.encode(text) + [self.tokenizer.eos_id] * self.add_eos
 
-    def _can_cut(self, row: dict[str, Any]) -> bool:
+    def _can_cut(self, row: Row) -> bool:
         return self.spec.truncate_field is not None and bool(row.get(self.spec.truncate_field))
 
-    def _cut(self, row: dict[str, Any], excess: int) -> dict[str, Any]:
+    def _cut(self, row: Row, excess: int) -> Row:
         """The row with `excess` tokens, and, as in NeMo, one more for what joining may
         add, removed from the end of the field."""
         field = self.spec.truncate_field

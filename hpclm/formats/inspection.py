@@ -10,6 +10,7 @@ from typing import Any
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.records import to_dict
+from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
@@ -64,13 +65,12 @@ def _nemo_prompts(path: Path) -> dict[str, Any]:
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
     paths = CheckpointFolder(folder)
-    manifest = _json(paths.manifest)
     facts: dict[str, Any] = {"checkpoint": str(folder)}
     for card in (paths.model, paths.prompts):
         if card.is_file():
             facts[card.stem] = _json(card)
-    stored = sorted(manifest.get("tensors", {}).items())
-    tensors = [[name, one["dtype"], one["shape"]] for name, one in stored if not name.startswith("optimizer.")]
+    stored = sorted(read_manifest(folder).tensors.items())
+    tensors = [[name, one.dtype, one.shape] for name, one in stored if not name.startswith("optimizer.")]
     return {"kind": "hpclm-checkpoint", "facts": facts, "tensors": tensors}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hpclm.core.registries import METRICS
 
@@ -42,9 +41,7 @@ class Metric:
 
 def metric(name: str) -> Metric:
     """The metric of that name. Raises UnknownNameError."""
-    found: Any = METRICS.get(name)
-    assert isinstance(found, Metric)
-    return found
+    return METRICS.get(name)
 
 
 def larger_is_better(name: str) -> bool:

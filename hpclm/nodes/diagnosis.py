@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hpclm.core.gpu_types import PRECISION_NEEDS, Capability, dotted
-from hpclm.core.records import from_dict
 from hpclm.nodes.gpu_checks import Need, examine, odd_ones
+from hpclm.nodes.node_facts import FolderFacts, NodeFacts
 from hpclm.nodes.nvml import Gpu, Probe
 from hpclm.nodes.preflight import folder_findings
 
@@ -30,36 +30,31 @@ class Row:
     means: str = ""
 
 
-def probe_of(raw: dict[str, Any]) -> Probe:
-    """A probe back from JSON. Raises ValueError."""
-    return from_dict(Probe, raw, ignore_unknown=True)
-
-
-def diagnose(node: str, facts: dict[str, Any], needs: dict[str, Need], *, expect_gpus: int | None = None) -> list[Row]:
+def diagnose(node: str, facts: NodeFacts, needs: dict[str, Need], *, expect_gpus: int | None = None) -> list[Row]:
     """Everything about one node.
 
     Args:
         needs: of the recipe's GPU stages, by name; empty without a recipe.
         expect_gpus: the number configured in the scheduler; None: unknown.
     """
-    probe = probe_of(facts["gpu"])
+    probe = facts.gpu
     rows = [_machine(node, facts), *_gpu_rows(node, probe)]
     wanted = [*needs.items()] or [("", Need(devices=expect_gpus))]
-    chosen, files = facts.get("visible_devices"), facts["device_files"]
+    chosen, files = facts.visible_devices, facts.device_files
     for stage, need in wanted:
         means = f"stage {stage} cannot run here" if stage else "runs that use this node's GPUs fail"
         for one in examine(probe, need, chosen if stage else None, files):
             absent = one.check == "gpu" and one.severity == "info" and probe.state != "ok"
             state: State = "none" if absent else one.severity
             rows.append(Row(node, one.check, state, one.message, means if state == "error" else ""))
-    rows += _folder_rows(node, facts["folder"])
+    rows += _folder_rows(node, facts.folder)
     return list(dict.fromkeys(rows))
 
 
-def _machine(node: str, facts: dict[str, Any]) -> Row:
-    memory = "unknown" if facts["memory_gib"] is None else f"{facts['memory_gib']:.0f} GiB"
-    shm = "unknown" if facts["shm_gib"] is None else f"{facts['shm_gib']:.1f} GiB"
-    return Row(node, "machine", "info", f"{facts['cpus']} CPUs, {memory} memory, {shm} free in /dev/shm")
+def _machine(node: str, facts: NodeFacts) -> Row:
+    memory = "unknown" if facts.memory_gib is None else f"{facts.memory_gib:.0f} GiB"
+    shm = "unknown" if facts.shm_gib is None else f"{facts.shm_gib:.1f} GiB"
+    return Row(node, "machine", "info", f"{facts.cpus} CPUs, {memory} memory, {shm} free in /dev/shm")
 
 
 def _gpu_rows(node: str, probe: Probe) -> Iterator[Row]:
@@ -69,7 +64,7 @@ def _gpu_rows(node: str, probe: Probe) -> Iterator[Row]:
         yield Row(node, "gpu", "none", "the driver reports no GPU", "only stages with device: cpu")
     driver = f"driver {probe.driver or 'unknown'}, CUDA up to {probe.cuda or 'unknown'}"
     yield Row(node, "driver", "info", driver, _image_words(probe.cuda))
-    kinds: dict[tuple[Any, ...], list[Gpu]] = {}
+    kinds: dict[tuple[str | None, int | None, Capability | None, int | None], list[Gpu]] = {}
     for gpu in probe.gpus:
         if gpu.trouble is None:
             kinds.setdefault((gpu.name, gpu.memory_total_mib, gpu.capability, gpu.nvlinks), []).append(gpu)
@@ -100,23 +95,23 @@ def precision_words(capability: Capability | None) -> str:
     return ", ".join(["fp32", "fp16", *able]) + (f"; no {', '.join(lacking)}" if lacking else "")
 
 
-def _folder_rows(node: str, folder: dict[str, Any]) -> Iterator[Row]:
+def _folder_rows(node: str, folder: FolderFacts) -> Iterator[Row]:
     wrong = list(folder_findings(folder))
     for one in wrong:
         yield Row(node, one.check, one.severity, one.message, "runs cannot be stored there")
     if not wrong:
-        free = "unknown" if folder["free_gib"] is None else f"{folder['free_gib']:.1f} GiB"
-        skew = "unknown" if folder["skew_s"] is None else f"{abs(folder['skew_s']):.1f} s off"
-        found = f"{folder['path']}: writable, {free} free, clock {skew}"
+        free = "unknown" if folder.free_gib is None else f"{folder.free_gib:.1f} GiB"
+        skew = "unknown" if folder.skew_s is None else f"{abs(folder.skew_s):.1f} s off"
+        found = f"{folder.path}: writable, {free} free, clock {skew}"
         yield Row(node, "runs folder", "info", found)
-    if folder["locks"] is False:
-        found = f"{folder['path']} does not support file locks"
+    if folder.locks is False:
+        found = f"{folder.path} does not support file locks"
         yield Row(node, "runs folder", "warning", found, "programs that lock files there (library caches) may hang")
 
 
-def compare(here: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> Iterator[Row]:
+def compare(here: NodeFacts, nodes: dict[str, NodeFacts]) -> Iterator[Row]:
     """What no node can detect by itself: different GPU types, and clocks that differ from the login node's."""
-    probes = {name: probe_of(one["gpu"]) for name, one in nodes.items()}
+    probes = {name: one.gpu for name, one in nodes.items()}
     types = {name: tuple(gpu.name or "unknown" for gpu in one.gpus) for name, one in probes.items() if one.gpus}
     for node, what in odd_ones(types).items():
         yield Row(
@@ -136,9 +131,9 @@ def compare(here: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> Iterator[
             f"not the same on all nodes: {said}",
             "the oldest driver limits the choice of image",
         )
-    own = here["folder"]["skew_s"]
+    own = here.folder.skew_s
     for name, one in sorted(nodes.items()):
-        skew = one["folder"]["skew_s"]
+        skew = one.folder.skew_s
         if own is not None and skew is not None and abs(skew - own) > _WARN_SKEW_S:
             off = f"its clock differs from this machine's by {abs(skew - own):.0f} s"
             yield Row(name, "clock", "warning", off, "times in logs and status differ by as much")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpclm.core.findings import Severity
 from hpclm.core.gpu_types import driver_problem, gib_of, precision_problem, too_large
-from hpclm.nodes.node_findings import NodeFinding
+from hpclm.core.preflight_report import NodeFinding
 from hpclm.nodes.nvml import Gpu, Probe
 
 

@@ -11,37 +11,76 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hpclm.core.files import write_json
 from hpclm.core.node_name import node_name
+from hpclm.core.records import to_dict
 from hpclm.core.registries import RUNTIMES
-from hpclm.nodes.nvml import probe
+from hpclm.nodes.nvml import Probe, probe
 
 _GIB = 1 << 30
 
 
-def facts(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FolderFacts:
+    """A folder seen from a node.
+
+    Attributes:
+        trouble: why it cannot be written to.
+        locks: whether files in it can be locked.
+        skew_s: this clock less the one that stamps files: the server's on a network file system.
+    """
+
+    path: str
+    visible: bool
+    writable: bool = False
+    trouble: str | None = None
+    locks: bool | None = None
+    skew_s: float | None = None
+    free_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node. `device_files`: how many GPUs have one; `runtimes`: container runtimes that are installed."""
+
+    node: str
+    kernel: str
+    python: str
+    cpus: int
+    device_files: int
+    gpu: Probe
+    folder: FolderFacts
+    memory_gib: float | None = None
+    memory_available_gib: float | None = None
+    shm_gib: float | None = None
+    tmp_free_gib: float | None = None
+    visible_devices: str | None = None
+    runtimes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def facts(folder: Path) -> NodeFacts:
     """Everything about this node. `folder` is on the file system that runs use."""
     began = time.monotonic()
-    return {
-        "node": node_name(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_gib": _memory_gib("MemTotal"),
-        "memory_available_gib": _memory_gib("MemAvailable"),
-        "shm_gib": free_gib(Path("/dev/shm")),
-        "tmp_free_gib": free_gib(Path("/tmp")),
-        "device_files": device_files(),
-        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "runtimes": [name for name, one in RUNTIMES.items() if one.program and shutil.which(one.program)],
-        "gpu": asdict(probe()),
-        "folder": shared_folder(folder),
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    found = NodeFacts(
+        node=node_name(),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_gib=_memory_gib("MemTotal"),
+        memory_available_gib=_memory_gib("MemAvailable"),
+        shm_gib=free_gib(Path("/dev/shm")),
+        tmp_free_gib=free_gib(Path("/tmp")),
+        device_files=device_files(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        runtimes=[name for name, one in RUNTIMES.items() if one.program and shutil.which(one.program)],
+        gpu=probe(),
+        folder=shared_folder(folder),
+    )
+    return replace(found, seconds=round(time.monotonic() - began, 3))
 
 
 def device_files() -> int:
@@ -57,25 +96,22 @@ def free_gib(folder: Path) -> float | None:
         return None
 
 
-def shared_folder(folder: Path) -> dict[str, Any]:
-    """Whether the folder can be read, written and locked from here, its free space, and the difference of the clocks.
-
-    `skew_s` is this clock less the one that stamps files: the server's on a network file system.
-    """
-    found: dict[str, Any] = {"path": str(folder), "visible": folder.is_dir(), "writable": False, "trouble": None}
-    found |= {"locks": None, "skew_s": None, "free_gib": free_gib(folder)}
+def shared_folder(folder: Path) -> FolderFacts:
+    """Whether the folder can be read, written and locked from here, its free space, and the difference of the
+    clocks."""
+    found = FolderFacts(str(folder), folder.is_dir(), free_gib=free_gib(folder))
     mark = folder / f".hpclm-{node_name()}-{os.getpid()}"
     try:
         with mark.open("w") as stream:
             stream.write("x")
             stream.flush()
             os.fsync(stream.fileno())
-            found |= {"writable": True, "skew_s": round(time.time() - os.fstat(stream.fileno()).st_mtime, 3)}
-            found["locks"] = _locks(stream.fileno())
+            skew_s = round(time.time() - os.fstat(stream.fileno()).st_mtime, 3)
+            found = replace(found, writable=True, skew_s=skew_s, locks=_locks(stream.fileno()))
     except OSError as error:
-        found["trouble"] = error.strerror
+        found = replace(found, trouble=error.strerror)
     finally:
-        if found["writable"]:
+        if found.writable:
             mark.unlink(missing_ok=True)
     return found
 
@@ -99,7 +135,7 @@ def _memory_gib(key: str) -> float | None:
 
 
 def main(folder: str, out: str) -> None:
-    write_json(Path(out) / f"{node_name()}.json", facts(Path(folder)))
+    write_json(Path(out) / f"{node_name()}.json", to_dict(facts(Path(folder))))
 
 
 if __name__ == "__main__":

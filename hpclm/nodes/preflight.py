@@ -1,9 +1,8 @@
 """The preflight check of a node before the ranks start: `python -m hpclm.nodes.preflight STAGE_DIR ATTEMPT_DIR`.
 
 One task per node, in the image the ranks will run in, in about a second: it imports no torch. What it finds goes to
-`<attempt>/preflight/<node>.json`: {"node", "result", "ok", "findings", "facts", "seconds"}. The result is `ok`,
-`node` (this node is faulty: the run continues without it) or `run` (it would be the same everywhere). Exit codes: 0,
-60, 61.
+`<attempt>/preflight/<node>.json`: a `PreflightReport`. Exit codes: 0, 60 (this node is faulty), 61 (it would
+be the same everywhere).
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.node_name import node_name
-from hpclm.core.records import from_dict
+from hpclm.core.preflight_report import NodeFinding, PreflightReport, fault_of
+from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import NodeNeeds, ParallelSpec
 from hpclm.nodes import gpu_checks
 from hpclm.nodes.need import need_of
-from hpclm.nodes.node_facts import device_files, free_gib, shared_folder
-from hpclm.nodes.node_findings import NodeFinding, fault_of
+from hpclm.nodes.node_facts import FolderFacts, device_files, free_gib, shared_folder
 from hpclm.nodes.nvml import Probe, probe
 
 EXIT = {"ok": ExitCode.OK, "node": ExitCode.PREFLIGHT_NODE, "run": ExitCode.PREFLIGHT_RUN}
@@ -58,20 +56,20 @@ def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[NodeF
         yield from _gpus(spec, gpu)
 
 
-def folder_findings(folder: dict[str, Any]) -> Iterator[NodeFinding]:
+def folder_findings(folder: FolderFacts) -> Iterator[NodeFinding]:
     """What `node_facts.shared_folder` saw, as findings."""
-    path = folder["path"]
-    if not folder["visible"]:
+    path = folder.path
+    if not folder.visible:
         yield NodeFinding("error", "run folder", f"{path} does not exist; is its file system mounted?", "node")
         return
-    if not folder["writable"]:
-        yield NodeFinding("error", "run folder", f"{path} cannot be written to: {folder['trouble']}", "node")
+    if not folder.writable:
+        yield NodeFinding("error", "run folder", f"{path} cannot be written to: {folder.trouble}", "node")
         return
-    if folder["skew_s"] is not None and abs(folder["skew_s"]) > _MAX_SKEW_S:
-        off = f"its clock is {abs(folder['skew_s']):.0f} s off the file system's; fix its time service"
+    if folder.skew_s is not None and abs(folder.skew_s) > _MAX_SKEW_S:
+        off = f"its clock is {abs(folder.skew_s):.0f} s off the file system's; fix its time service"
         yield NodeFinding("error", "clock", off, "node")
-    if folder["free_gib"] is not None and folder["free_gib"] < _MIN_FREE_GIB:
-        yield NodeFinding("error", "space", f"{folder['free_gib']:.2f} GiB are free in {path}; free some space", "run")
+    if folder.free_gib is not None and folder.free_gib < _MIN_FREE_GIB:
+        yield NodeFinding("error", "space", f"{folder.free_gib:.2f} GiB are free in {path}; free some space", "run")
 
 
 def _packages(names: list[str]) -> Iterator[NodeFinding]:
@@ -125,16 +123,10 @@ def main(stage_dir: str, attempt_dir: str) -> int:
     word = fault_of(findings)
     for finding in findings:
         print(f"{node_name()}: {finding.severity}: {finding.check}: {finding.message}", flush=True)
-    report = {
-        "node": node_name(),
-        "result": word,
-        "ok": word == "ok",
-        "findings": [asdict(finding) for finding in findings],
-        "facts": {"unix_time": time.time(), "gpu": asdict(gpu) if gpu else None},
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    facts: dict[str, object] = {"unix_time": time.time(), "gpu": to_dict(gpu) if gpu else None}
+    report = PreflightReport(node_name(), word, findings, facts, round(time.monotonic() - began, 3))
     try:
-        write_json(AttemptPaths(Path(attempt_dir)).preflight_report(node_name()), report)
+        write_json(AttemptPaths(Path(attempt_dir)).preflight_report(node_name()), to_dict(report))
     except OSError as error:
         print(f"{node_name()}: error: run folder: {attempt_dir} cannot be written to: {error.strerror}", flush=True)
         return EXIT["node"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from hpclm.core.registries import ENGINES
 from hpclm.planning.base_model import BaseModel, Earlier
@@ -36,6 +36,7 @@ class StageRequest:
     checks: InputChecks
 
 
+@runtime_checkable
 class Engine(Protocol):
     """An engine, which trains and generates. Plain attributes will do.
 
@@ -60,6 +61,4 @@ class Engine(Protocol):
 
 def engine_named(name: str) -> Engine:
     """The engine of that name. Raises UnknownNameError."""
-    found: Any = ENGINES.get(name)
-    engine: Engine = found
-    return engine
+    return ENGINES.get(name)

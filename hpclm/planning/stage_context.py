@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpclm.core.findings import Findings
 from hpclm.planning.task import Task, task_named
@@ -34,16 +34,16 @@ class StageContext:
         return self.loaded.where(*keys)
 
     def error(
-        self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None, choices: Iterable[Any] = ()
+        self, keys: tuple[str | int, ...], message: str, rule: str, value: object = None, choices: Iterable[object] = ()
     ) -> None:
         self.findings.error(self.where(*keys), message, rule, value, choices)
 
     def warning(
-        self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None, choices: Iterable[Any] = ()
+        self, keys: tuple[str | int, ...], message: str, rule: str, value: object = None, choices: Iterable[object] = ()
     ) -> None:
         self.findings.warning(self.where(*keys), message, rule, value, choices)
 
-    def info(self, keys: tuple[str | int, ...], message: str, rule: str, value: Any = None) -> None:
+    def info(self, keys: tuple[str | int, ...], message: str, rule: str, value: object = None) -> None:
         self.findings.info(self.where(*keys), message, rule, value)
 
     def needs(self, keys: tuple[str | int, ...], content: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hpclm.core.failures import FailureKind, failure_kind, policy
-from hpclm.core.files import read_object
+from hpclm.core.failures import FailureKind, policy
 from hpclm.core.layout import AttemptPaths
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import read_record
 from hpclm.core.states import RankState
 
 _MESSAGE_CHARACTERS = 600
@@ -28,56 +28,53 @@ class Failure:
     reason: str
 
 
-def rank_records(attempt: AttemptPaths) -> list[dict[str, Any]]:
+def rank_reports(attempt: AttemptPaths) -> list[RankReport]:
     """What every rank wrote, by rank."""
-    found = (read_object(path) for path in sorted(attempt.ranks.glob("[0-9]*.json")))
-    return [record for record in found if record is not None and isinstance(record.get("rank"), int)]
+    found = (read_record(RankReport, path) for path in sorted(attempt.ranks.glob("[0-9]*.json")))
+    return [report for report in found if report is not None]
 
 
-def first_failure(records: list[dict[str, Any]]) -> Failure | None:
+def first_failure(reports: list[RankReport]) -> Failure | None:
     """The first failure, once the job has ended; None if no rank reported one.
 
     The earliest rank that failed by itself; else one that vanished without a final record; else, if all waited for each
     other, the one furthest behind; else one that lost a peer or was asked to stop.
     """
-    failed = [record for record in records if record.get("state") in (RankState.FAILED, RankState.STOPPED)]
-    failed.sort(key=lambda record: float(record.get("ended_at") or 0))
-    own = [record for record in failed if not policy(failure_kind(record.get("kind"))).consequence]
-    stalls = (FailureKind.WAITED, FailureKind.STALL)
-    waited = [record for record in failed if failure_kind(record.get("kind")) in stalls]
-    vanished = [record for record in records if record.get("state") == RankState.RUNNING]
+    failed = sorted((one for one in reports if one.ended_badly), key=lambda one: one.ended_at or 0.0)
+    own = [one for one in failed if not policy(one.failure).consequence]
+    waited = [one for one in failed if one.failure in (FailureKind.WAITED, FailureKind.STALL)]
+    vanished = [one for one in reports if one.state == RankState.RUNNING]
     silent = bool(vanished and waited)
-    if own and not (silent and all(record in waited for record in own)):
+    if own and not (silent and all(one in waited for one in own)):
         return _described(own[0])
     if vanished:
-        ranks = ", ".join(str(record["rank"]) for record in vanished[:4]) + (", ..." if len(vanished) > 4 else "")
-        nodes = ", ".join(sorted({str(record.get("node")) for record in vanished}))
+        ranks = ", ".join(str(one.rank) for one in vanished[:4]) + (", ..." if len(vanished) > 4 else "")
+        nodes = ", ".join(sorted({one.node for one in vanished}))
         many = "rank" if len(vanished) == 1 else "ranks"
         if silent:
             return Failure(
-                vanished[0]["rank"],
+                vanished[0].rank,
                 FailureKind.STALL,
                 f"{many} {ranks} on {nodes} hung, and the other ranks waited for it",
             )
         reason = f"{many} {ranks} on {nodes} vanished without an error message (SIGKILL, out of memory or node loss)"
-        return Failure(vanished[0]["rank"], FailureKind.VANISHED, reason)
+        return Failure(vanished[0].rank, FailureKind.VANISHED, reason)
     if waited:
-        last = min(waited, key=lambda record: int(record.get("beats") or 0))
-        return Failure(last["rank"], FailureKind.STALL, f"the ranks waited for each other; {_described(last).reason}")
+        last = min(waited, key=lambda one: one.beats)
+        return Failure(last.rank, FailureKind.STALL, f"the ranks waited for each other; {_described(last).reason}")
     return _described(failed[0]) if failed else None
 
 
-def _described(record: dict[str, Any]) -> Failure:
-    kind = failure_kind(record.get("kind"))
-    message = str(record.get("message", "")).strip()
+def _described(report: RankReport) -> Failure:
+    kind, message = report.failure, report.message.strip()
     if len(message) > _MESSAGE_CHARACTERS:
         message = message[:_MESSAGE_CHARACTERS] + " ..."
     # A user's mistake already has its place in the user's file; the place in hpclm's code does not help.
-    if kind is not FailureKind.DATA and record.get("error_type") != "ProgramError":
-        error_type, where = record.get("error_type"), record.get("where")
+    if kind is not FailureKind.DATA and report.error_type != "ProgramError":
+        error_type, where = report.error_type, report.where
         message = f"{error_type}: {message}" if error_type and error_type != message else message
         message = f"{message} ({where})" if where else message
-    return Failure(record["rank"], kind, f"rank {record['rank']} on {record.get('node')}: {message}")
+    return Failure(report.rank, kind, f"rank {report.rank} on {report.node}: {message}")
 
 
 def last_output(logs: list[Path]) -> str | None:

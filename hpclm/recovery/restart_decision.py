@@ -21,9 +21,10 @@ from typing import Any
 from hpclm.core.failures import Action, FailureKind, failure_kind, policy
 from hpclm.core.files import append_line, read_object, write_json, write_text
 from hpclm.core.layout import AttemptPaths, StagePaths
-from hpclm.core.records import from_dict, to_dict
+from hpclm.core.preflight_report import PreflightReport
+from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.spec import RecoverySpec
-from hpclm.recovery.rank_failures import Failure, first_failure, last_output, rank_records
+from hpclm.recovery.rank_failures import Failure, first_failure, last_output, rank_reports
 
 _SHORT_S = 60.0
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -86,21 +87,21 @@ def _decision(kind: FailureKind, reason: str, **more: Any) -> Decision:
 
 def _first_look(stage: StagePaths, attempt: AttemptPaths, nodes: tuple[str, ...]) -> Decision:
     """What happened in this attempt alone."""
-    records = rank_records(attempt)
-    if not records:
+    reports = rank_reports(attempt)
+    if not reports:
         checked = _preflight(attempt, nodes)
         if checked is not None:
             return checked
         said = last_output([*sorted(attempt.logs.glob("*.log")), *stage.batch_logs()])
         reason = f"no rank started; the log ends: {said}" if said else "no rank started"
         return _decision(FailureKind.NO_START, reason)
-    failure = first_failure(records)
+    failure = first_failure(reports)
     if failure is None:
         return _decision(FailureKind.ERROR, "every rank ended without an error, but none wrote result.json")
     if failure.kind is FailureKind.VANISHED and _oom_killed(stage):
         reason = f"{failure.reason}; it was killed by the node's out-of-memory handler"
         failure = Failure(failure.rank, FailureKind.MEMORY, reason)
-    node = next((str(one["node"]) for one in records if one["rank"] == failure.rank and one.get("node")), None)
+    node = next((one.node for one in reports if one.rank == failure.rank and one.node), None)
     if failure.kind is FailureKind.HARDWARE and node is not None:
         return _decision(failure.kind, failure.reason, rank=failure.rank, bad={node: failure.reason})
     if failure.kind is FailureKind.HARDWARE:
@@ -111,25 +112,21 @@ def _first_look(stage: StagePaths, attempt: AttemptPaths, nodes: tuple[str, ...]
 
 def _preflight(attempt: AttemptPaths, nodes: tuple[str, ...]) -> Decision | None:
     """What the preflight check found, None if the ranks can start."""
-    found = {path.stem: read_object(path) or {} for path in attempt.preflight.glob("*.json")}
+    found = {path.stem: read_record(PreflightReport, path) for path in attempt.preflight.glob("*.json")}
     if not found:
         return None  # the check itself did not start: see the log
-    for node, report in sorted(found.items()):
-        if report.get("result") == "run":
-            return _decision(FailureKind.DATA, f"{node}: {_errors(report)}")
-    bad = {node: _errors(report) for node, report in sorted(found.items()) if report.get("result") == "node"}
-    bad |= {node: "did not respond to the preflight check" for node in nodes if node not in found}
+    reports = {node: report for node, report in sorted(found.items()) if report is not None}
+    for node, report in reports.items():
+        if report.result == "run":
+            return _decision(FailureKind.DATA, f"{node}: {report.errors}")
+    bad = {node: report.errors for node, report in reports.items() if report.result == "node"}
+    bad |= {node: "did not respond to the preflight check" for node in nodes if node not in reports}
     if not bad:
         return None
     reason = "; ".join(f"{node}: {why}" for node, why in bad.items())
     if len(bad) == len(nodes) > 1:
         return _decision(FailureKind.BAD_NODES, f"every node failed the preflight check: {reason}")
     return _decision(FailureKind.PREFLIGHT, reason, bad=bad)
-
-
-def _errors(report: dict[str, Any]) -> str:
-    errors = [one for one in report.get("findings", []) if isinstance(one, dict) and one.get("severity") == "error"]
-    return "; ".join(str(one.get("message", "")) for one in errors) or "failed the preflight check"
 
 
 def _with_suspect(first: Decision, past: list[Decision]) -> Decision:

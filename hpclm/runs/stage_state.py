@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpclm.core.failures import FailureKind
 from hpclm.core.layout import StagePaths
+from hpclm.core.rank_report import RankReport
 from hpclm.core.states import StageState
-from hpclm.recovery.rank_failures import Failure, first_failure, last_output, rank_records
+from hpclm.recovery.rank_failures import Failure, first_failure, last_output, rank_reports
 from hpclm.runs import attempt_history
 from hpclm.runs.record import Record
 from hpclm.schedulers.interface import scheduler_of
@@ -122,7 +122,7 @@ def _forgotten(record: Record, stage: str, paths: StagePaths, asked: bool) -> Cu
     if job_id is None:
         reason = "not submitted: the submit was interrupted before this stage; `hpclm resume` submits it"
         return CurrentState(StageState.UNKNOWN, reason)
-    failure = first_failure(_records(paths, submit.number))
+    failure = first_failure(_reports(paths, submit.number))
     if failure is not None:
         return CurrentState(StageState.FAILED, failure.reason, rank=failure.rank)
     return CurrentState(StageState.UNKNOWN, f"the scheduler no longer knows job {job_id}, and the job left no record")
@@ -137,7 +137,7 @@ def _from_exit_file(
     if ended is not None:
         return CurrentState(ended.state, _reason(record, stage, ended), None, at, ended.rank)
     failure = _failure(paths, submit.number, job_id)
-    began = (float(one["started_at"]) for one in _records(paths, submit.number) if one.get("started_at"))
+    began = (one.started_at for one in _reports(paths, submit.number) if one.started_at)
     info = JobInfo(job_id, StageState.FAILED, f"exit code {code}", min(began, default=None), at)
     rank = failure.rank if failure else None
     if signalled and submit.cancelled_at is None and _near_limit(record, stage, info.started_at, at):
@@ -161,9 +161,9 @@ def _exit_file(path: Path) -> tuple[int, float, bool] | None:
 
 
 def _failure(paths: StagePaths, submit: int, job_id: str | None) -> Failure | None:
-    records = _records(paths, submit)
-    if records:
-        return first_failure(records)
+    reports = _reports(paths, submit)
+    if reports:
+        return first_failure(reports)
     # any rank's: the one that could not start may have ended the others before they printed anything
     logs = sorted(attempt.logs.glob("*.log")) if (attempt := paths.latest_attempt(submit)) else []
     if job_id is not None:
@@ -173,9 +173,9 @@ def _failure(paths: StagePaths, submit: int, job_id: str | None) -> Failure | No
     return None if said is None else Failure(None, FailureKind.ERROR, reason)
 
 
-def _records(paths: StagePaths, submit: int) -> list[dict[str, Any]]:
+def _reports(paths: StagePaths, submit: int) -> list[RankReport]:
     attempt = paths.latest_attempt(submit)
-    return rank_records(attempt) if attempt else []
+    return rank_reports(attempt) if attempt else []
 
 
 def _cancelled(record: Record, stage: str, info: JobInfo | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hpclm.containers.image_cache import Import
 from hpclm.core.layout import RunPaths
@@ -92,7 +92,7 @@ class Survey:
     """What nodes reported about themselves.
 
     Attributes:
-        facts: by node, as `nodes.node_facts` writes them.
+        facts: by node, the JSON that `nodes.node_facts` wrote there.
         silent: why the others reported none.
         busy: those of `silent` that were only in use.
         expected_gpus: by node, how many GPUs it should show.
@@ -104,6 +104,7 @@ class Survey:
     expected_gpus: dict[str, int] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Scheduler(Protocol):
     """One way to start jobs.
 
@@ -164,5 +165,4 @@ class Scheduler(Protocol):
 
 def scheduler_of(site: Site) -> Scheduler:
     """The scheduler of a site. Raises UnknownNameError for one whose package is not installed here."""
-    found: Scheduler = SCHEDULERS.get(site.scheduler)
-    return found
+    return SCHEDULERS.get(site.scheduler)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hpclm.core.files import read_object, write_text
+from hpclm.core.files import write_text
 from hpclm.core.layout import AttemptPaths
-from hpclm.core.states import RankState
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import read_record
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.report import PeerError, RendezvousError
 
@@ -31,9 +32,9 @@ def prepare_on_first_rank(attempt: AttemptPaths, facts: RankFacts, work: Callabl
     deadline = time.monotonic() + _START_S
     # Listing the folder makes an NFS client ask the server again; a bare open may use a cached "does not exist".
     while attempt.prepared not in attempt.root.iterdir():
-        record = read_object(attempt.rank(0))
-        if record is None and time.monotonic() > deadline:
+        report = read_record(RankReport, attempt.rank(0))
+        if report is None and time.monotonic() > deadline:
             raise RendezvousError(f"rank 0 did not start within {_START_S:.0f} s")
-        if record is not None and record.get("state") in (RankState.FAILED, RankState.STOPPED):
-            raise PeerError(f"rank 0 failed: {record.get('message', '')}")
+        if report is not None and report.ended_badly:
+            raise PeerError(f"rank 0 failed: {report.message}")
         time.sleep(_POLL_S)

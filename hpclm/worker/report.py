@@ -15,6 +15,8 @@ from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.failures import FailureKind, policy
 from hpclm.core.files import append_line, finite, write_json
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import to_dict
 from hpclm.core.states import RankState
 from hpclm.worker.rank_identity import RankFacts
 
@@ -76,31 +78,27 @@ class RankRecord:
 
     def __init__(self, path: Path, facts: RankFacts) -> None:
         self.path = path
-        self.record: dict[str, object] = {
-            "rank": facts.rank,
-            "node": facts.node,
-            "pid": os.getpid(),
-            "started_at": time.time(),
-            "state": RankState.RUNNING,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.record)
+        self.report = RankReport(facts.rank, facts.node, os.getpid(), time.time())
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, to_dict(self.report))
+
+    def _ended(self, state: RankState, kind: FailureKind | None, message: str) -> int:
+        """Write how the rank ended; returns the exit code of that kind of failure."""
+        code = 0 if kind is None else int(policy(kind).exit_code)
+        report = self.report
+        report.state, report.kind, report.exit_code, report.message = state, kind or "ok", code, message
+        report.ended_at = time.time()
+        self._write()
+        return code
 
     def stalled(self, timeout_s: float, waiting: bool, place: str, stack: Path) -> int:
         """Record a stall, and whether this rank waited for others; returns the exit code."""
         what = "waited for others" if waiting else "made no progress"
         kind = FailureKind.WAITED if waiting else FailureKind.STALL
-        self.record.update(
-            ended_at=time.time(),
-            state=RankState.FAILED,
-            kind=kind,
-            exit_code=int(policy(kind).exit_code),
-            error_type=None,
-            message=f"{what} for {timeout_s:.0f} s {place}; its stack is in {stack}",
-            beats=heartbeat.count(),
-        )
-        write_json(self.path, self.record)
-        return int(policy(kind).exit_code)
+        self.report.beats = heartbeat.count()
+        return self._ended(RankState.FAILED, kind, f"{what} for {timeout_s:.0f} s {place}; its stack is in {stack}")
 
     def finish(self, error: BaseException | None, stood_still_s: float = 0.0) -> int:
         """Record how the rank ended; returns the matching exit code.
@@ -116,18 +114,12 @@ class RankRecord:
             error = PeerError(what).with_traceback(error.__traceback__ if error else None)
         state = RankState.DONE if kind is None else RankState.FAILED
         state = RankState.STOPPED if kind is FailureKind.SIGNAL else state
-        code = 0 if kind is None else int(policy(kind).exit_code)
-        self.record.update(ended_at=time.time(), state=state, kind=kind or "ok", exit_code=code)
-        if error is not None:
-            lines = "".join(traceback.format_exception(error)).splitlines()
-            self.record.update(
-                error_type=type(error).__name__,
-                message=str(error).strip() or type(error).__name__,
-                where=_where(error),
-                traceback="\n".join(lines[-_TRACEBACK_LINES:]),
-            )
-        write_json(self.path, self.record)
-        return code
+        if error is None:
+            return self._ended(state, kind, "")
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        self.report.error_type, self.report.where = type(error).__name__, _where(error)
+        self.report.traceback = "\n".join(lines[-_TRACEBACK_LINES:])
+        return self._ended(state, kind, str(error).strip() or type(error).__name__)
 
 
 def classify(error: BaseException) -> FailureKind:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,8 @@ from hpclm.core.errors import SiteError
 from hpclm.core.site import SiteContainer
 from hpclm.nodes import nvml
 from hpclm.nodes.diagnosis import compare
+from hpclm.nodes.node_facts import FolderFacts, NodeFacts
+from hpclm.nodes.nvml import Gpu, Probe
 from hpclm.schedulers.slurm.survey import NodeState, choose, options, script
 from tests.support.fake_nvml import call, machine
 from tests.support.processes import hpclm
@@ -152,13 +153,9 @@ def test_the_job_is_the_sites_and_hostile_folders_are_words(tmp_path: Path) -> N
     assert payload == f"PYTHONPATH={folder}/payload"
 
 
-def facts(name: str, skew: float, driver: str = "550") -> dict[str, Any]:
-    gpu = dict.fromkeys(
-        ("uuid", "bus", "memory_total_mib", "memory_free_mib", "capability", "nvlinks", "ecc_uncorrected",
-         "ecc_corrected", "remap_pending", "remap_failed", "processes", "trouble")
-    )  # fmt: skip
-    probe = {"state": "ok", "detail": None, "driver": driver, "cuda": None, "gpus": [{"index": 0, "name": name, **gpu}]}
-    return {"gpu": probe, "folder": {"skew_s": skew}}
+def facts(name: str, skew: float, driver: str = "550") -> NodeFacts:
+    folder = FolderFacts("/runs", visible=True, writable=True, skew_s=skew)
+    return NodeFacts(name, "6.1", "3.11", 8, 1, Probe("ok", driver=driver, gpus=(Gpu(0, name),)), folder)
 
 
 def test_what_only_the_comparison_shows() -> None:

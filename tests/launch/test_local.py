@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
+from hpclm.core.files import read_json
 from hpclm.core.processes import is_alive
+from hpclm.core.records import from_dict
 from hpclm.runs.cancel import cancel
 from hpclm.runs.rank_logs import choose_stage, follow, log_path, read
 from hpclm.runs.record import Run, find_run
@@ -21,6 +23,7 @@ from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
 from hpclm.schedulers.local import executor
+from hpclm.schedulers.local.local_records import SupervisorState
 from tests.support import processes
 from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker, words
 from tests.support.sites import LOCAL
@@ -43,9 +46,8 @@ def running(pid: int) -> bool:
         return False
 
 
-def supervisor(run: Run) -> dict[str, object]:
-    state: dict[str, object] = json.loads(run.paths.local(run.record.submits[-1].number).state.read_text())
-    return state
+def supervisor(run: Run) -> SupervisorState:
+    return from_dict(SupervisorState, read_json(run.paths.local(run.record.submits[-1].number).state))
 
 
 def test_stages_run_in_order_each_rank_with_its_place_and_share_of_threads(
@@ -162,7 +164,9 @@ def test_a_run_that_goes_on_is_not_resumed(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize("deaf", [False, True])
 def test_the_time_limit_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deaf: bool) -> None:
     whole = executor.describe
-    monkeypatch.setattr(executor, "describe", lambda *a: {**whole(*a), "time_limit_s": 1.0, "warning_s": 0.4})
+    monkeypatch.setattr(
+        executor, "describe", lambda *a: dataclasses.replace(whole(*a), time_limit_s=1.0, warning_s=0.4)
+    )
     monkeypatch.setattr(executor, "KILL_WAIT_S", 0.3)
     run = start(monkeypatch, tmp_path, dataclasses.replace(CHAIN[0], behaviour={"seconds": 60, "deaf": deaf}), CHAIN[1])
     status = until_over(run)
@@ -177,9 +181,7 @@ def test_a_supervisor_that_vanishes_takes_its_ranks_along_and_status_says_so(
 ) -> None:
     run = start(monkeypatch, tmp_path, dataclasses.replace(CHAIN[0], behaviour={"seconds": 60}), CHAIN[1])
     until(run, "pretrain", "running")
-    pid = supervisor(run)["pid"]
-    assert isinstance(pid, int)
-    os.kill(pid, signal.SIGKILL)
+    os.kill(supervisor(run).pid, signal.SIGKILL)
     status = until_over(run)
     assert words(status) == {"pretrain": "failed", "ptune": "skipped"}
     wait_until("its ranks' end", lambda: not any(map(running, pids(run))), seen=lambda: pids(run))

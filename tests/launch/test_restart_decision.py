@@ -12,6 +12,8 @@ import pytest
 from hpclm.core.failures import POLICIES, FailureKind
 from hpclm.core.files import append_line, write_json
 from hpclm.core.layout import StagePaths
+from hpclm.core.preflight_report import NodeFinding, PreflightReport, Result
+from hpclm.core.records import to_dict
 from hpclm.recovery.restart_decision import Decision, decide, read_decision, write_decision
 from hpclm.runs import attempt_history
 
@@ -35,8 +37,8 @@ class Trial:
         here.preflight.mkdir()
         for rank in ranks:
             write_json(here.rank(rank["rank"]), rank)
-        for node, report in files.get("preflight", {}).items():
-            write_json(here.preflight / f"{node}.json", report)
+        for node, checked in files.get("preflight", {}).items():
+            write_json(here.preflight_report(node), to_dict(checked))
         if step:
             write_json(self.stage.latest, {"checkpoint": f"step-{step:08d}", "step": step})
         decision = decide(self.stage, here, ends, NODES)
@@ -52,6 +54,13 @@ def rank(number: int, kind: str | None = None, node: str | None = None, **more: 
     state = "running" if kind is None else "stopped" if kind == "signal" else "failed"
     return {"rank": number, "node": node or NODES[number % 2], "state": state, "kind": kind, "message": f"{kind}!",
             "ended_at": 100.0 + number, "error_type": "RuntimeError", **more}  # fmt: skip
+
+
+def report(result: Result, *errors: str) -> PreflightReport:
+    return PreflightReport("a node", result, [NodeFinding("error", "a check", error, "node") for error in errors])
+
+
+OK = report("ok")
 
 
 @pytest.fixture
@@ -126,32 +135,32 @@ def test_attempts_that_save_nothing_are_counted_and_progress_clears_them(tmp_pat
 
 
 def test_a_node_that_fails_the_check_is_left_out_for_good(trial: Trial) -> None:
-    sick = {"result": "node", "findings": [{"severity": "error", "message": "GPU 3 has 5 uncorrected ECC errors"}]}
-    decision = trial.attempt(preflight={"node0": {"result": "ok"}, "node1": sick})
+    sick = report("node", "GPU 3 has 5 uncorrected ECC errors")
+    decision = trial.attempt(preflight={"node0": OK, "node1": sick})
     assert (decision.action, decision.exclude) == ("requeue", ("node1",))
     assert decision.reason == "node1: GPU 3 has 5 uncorrected ECC errors"
     assert trial.attempt(rank(0, "peer-lost"), rank(1)).exclude == ("node1",)
 
 
 def test_so_is_one_that_does_not_answer_it(trial: Trial) -> None:
-    decision = trial.attempt(preflight={"node0": {"result": "ok"}})
+    decision = trial.attempt(preflight={"node0": OK})
     assert decision.bad == {"node1": "did not respond to the preflight check"}
 
 
 def test_where_every_node_fails_it_is_not_the_nodes(trial: Trial) -> None:
-    sick = {"result": "node", "findings": [{"severity": "error", "message": "/data cannot be read here"}]}
+    sick = report("node", "/data cannot be read here")
     decision = trial.attempt(preflight={"node0": sick, "node1": sick})
     assert (decision.action, decision.kind) == ("stop", "bad-nodes")
-    run = {"result": "run", "findings": [{"severity": "error", "message": "no torch"}]}
-    decision = trial.attempt(preflight={"node0": {"result": "ok"}, "node1": run})
+    run = report("run", "no torch")
+    decision = trial.attempt(preflight={"node0": OK, "node1": run})
     assert (decision.action, decision.kind, decision.reason) == ("stop", "data", "node1: no torch")
 
 
 def test_bad_nodes_have_a_limit(tmp_path: Path) -> None:
     trial = Trial(tmp_path, max_bad_nodes=1)
-    sick = {"result": "node", "findings": []}
-    assert trial.attempt(preflight={"node0": {"result": "ok"}, "node1": sick}).action == "requeue"
-    decision = trial.attempt(preflight={"node0": sick, "node1": {"result": "ok"}})
+    sick = report("node")
+    assert trial.attempt(preflight={"node0": OK, "node1": sick}).action == "requeue"
+    decision = trial.attempt(preflight={"node0": sick, "node1": OK})
     assert (decision.action, decision.kind, decision.code) == ("stop", "bad-nodes", 44)
 
 

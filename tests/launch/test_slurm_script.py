@@ -165,4 +165,4 @@ def test_a_sites_own_python_path_stands_behind_our_code() -> None:
     script = "\n".join([*(line for line in lines if "PYTHONPATH" in line), "echo $PYTHONPATH"])
     shown = run(["bash", "-c", script], env={"PYTHONPATH": "/users"}, check=True)
     assert shown.stdout.strip() == f"{JOB.payload}:/site/lib"
-    assert executor.describe(JOB, site)["environment"]["PYTHONPATH"] == f"{JOB.payload}:/site/lib"
+    assert executor.describe(JOB, site).environment["PYTHONPATH"] == f"{JOB.payload}:/site/lib"

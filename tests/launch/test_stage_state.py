@@ -10,6 +10,8 @@ import pytest
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import from_dict
 from hpclm.recovery.rank_failures import first_failure
 from hpclm.runs.record import Record, read_run, write_record
 from hpclm.runs.stage_state import current_state
@@ -49,7 +51,7 @@ def rank(number: int, state: str, kind: str = "", ended: float = 0.0, message: s
     ],
 )  # fmt: skip
 def test_who_failed_first(records: list[dict[str, Any]], expected: tuple[int, str, str] | None) -> None:
-    found = first_failure(records)
+    found = first_failure([from_dict(RankReport, one) for one in records])
     assert (found and (found.rank, found.kind, found.reason)) == expected
 
 

@@ -190,7 +190,7 @@ def _importer() -> Importer:
         }
         return Imported(node(recipe), [KeyNote("acme_rows", rows.place.origin, KeyFate.TAKEN, "data.test")])
 
-    return Importer("Acme", lambda root: root.get("acme_rows") is not None, lambda root: root, read)
+    return Importer("Acme", lambda root: root.get("acme_rows") is not None, lambda root, path: root, read)
 
 
 def __getattr__(name: str) -> Any:
@@ -200,3 +200,6 @@ def __getattr__(name: str) -> Any:
     if name == "IMPORTER":
         return _importer()
     raise AttributeError(name)
+
+
+NOTHING = "what no registry takes"

@@ -86,3 +86,15 @@ def test_no_other_package_can_take_hpclms_own_names(tmp_path: Path, installed: d
     argv = [sys.executable, "-c", code]
     done = subprocess.run(argv, env=installed, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "hpclm.engines.megatron.engine:ENGINE"
+
+
+@pytest.mark.parametrize("kind", ["engine", "task", "scheduler", "runtime", "metric", "importer"])
+def test_an_entry_that_is_something_else_is_one_message(tmp_path: Path, installed: dict[str, str], kind: str) -> None:
+    metadata = next((tmp_path / "site-packages").glob("*.dist-info"))
+    (metadata / "entry_points.txt").write_text(f"[hpclm.{kind}s]\nodd = acme_plugin:NOTHING\n")
+    code = f"from hpclm.core.registries import {kind.upper()}S; {kind.upper()}S.get('odd')"
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=installed, capture_output=True, text=True, timeout=300, check=False)
+    (message,) = done.stderr.splitlines()[-1:]
+    assert "acme_plugin:NOTHING: the " in message
+    assert "'odd' is a str; the package that declares it must give what hpclm." in message

@@ -1,11 +1,9 @@
-"""Real ranks for tests: specs written to a folder, `python -m hpclm.worker` over gloo, what they left read back."""
+"""Real ranks for tests: specs written to a folder, `hpclm.worker` over gloo, what they left read back."""
 
 from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from hpclm.core.files import read_lines, write_json
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
 from tests.support.processes import environment
+from tests.support.rank_server import ForkedRank
 from tests.support.waiting import wait_until
 
 NAMES = ["path", "name", "self", "node", "list", "dict", "file", "mode", "type", "args", "item", "data"]
@@ -126,13 +125,11 @@ class Ranks:
         count = spec.parallel.world_size
         self.processes = [self._start(rank, count, attempt) for rank in range(count)]
 
-    def _start(self, rank: int, count: int, attempt: int) -> subprocess.Popen[bytes]:
+    def _start(self, rank: int, count: int, attempt: int) -> ForkedRank:
         place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
         given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
         env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **given)
-        argv = [sys.executable, "-m", "hpclm.worker", str(self.paths.root), str(attempt)]
-        with self.attempt.log(rank).open("w") as log:
-            return subprocess.Popen(argv, env=env, stdout=log, stderr=subprocess.STDOUT)
+        return ForkedRank(self.paths.root, attempt, env, self.attempt.log(rank))
 
     def wait(self) -> list[int]:
         """Exit codes in rank order; ranks that outlast the limit are killed, and the test fails with rank 0's words."""
@@ -148,7 +145,6 @@ class Ranks:
         finally:
             for process in self.processes:
                 process.kill()
-                process.wait()
 
     def record(self, rank: int) -> dict[str, Any]:
         return dict(json.loads(self.attempt.rank(rank).read_text()))

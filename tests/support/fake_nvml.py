@@ -10,11 +10,10 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hpclm.nodes.diagnosis import probe_of
+from hpclm.core.records import from_dict
 from hpclm.nodes.nvml import Probe
 from tests.support.processes import ROOT, python
 
@@ -55,5 +54,4 @@ def probed(what: str, *flags: str) -> Probe:
     code = "import json, dataclasses; from hpclm.nodes import nvml; print(json.dumps(dataclasses.asdict(nvml.probe())))"
     done = call(machine(what, *flags), "-c", code)
     assert done.returncode == 0, done.stderr
-    raw: dict[str, Any] = json.loads(done.stdout)
-    return probe_of(raw)
+    return from_dict(Probe, json.loads(done.stdout))

@@ -22,9 +22,9 @@ from typing import IO, Any, TypeVar
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import AttemptPaths, StagePaths
-from hpclm.core.records import from_dict
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import from_dict, read_record
 from hpclm.core.spec import ProgramStageSpec
-from hpclm.core.states import RankState
 from hpclm.worker.addresses import addresses, boot_id
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.rank_launch import RankLaunch
@@ -34,7 +34,6 @@ from hpclm.worker.signals import StopFlag
 _WAIT_S = 300.0
 _POLL_S = 0.1
 _CONNECT_S = 3.0
-_FAILED = (RankState.FAILED, RankState.STOPPED)
 
 Number = TypeVar("Number", int, float)
 
@@ -288,9 +287,9 @@ def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> No
     while waiting:
         waiting = {rank for rank in waiting if not attempt.finished(rank).exists()}
         for rank in waiting:
-            record = read_object(attempt.rank(rank)) or {}
-            if record.get("state") in _FAILED:
-                raise PeerError(f"rank {rank} failed: {record.get('message', '')}")
+            report = read_record(RankReport, attempt.rank(rank))
+            if report is not None and report.ended_badly:
+                raise PeerError(f"rank {rank} failed: {report.message}")
         heartbeat.beat()
         time.sleep(_POLL_S)
 

@@ -25,6 +25,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.core.logging import log
 from hpclm.core.spec import CheckpointSpec
+from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.ranks import checkpoint_store
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -51,7 +52,7 @@ class CheckpointManager:
     ) -> None:
         """Write the checkpoint of `step` and drop those the policy no longer keeps."""
         if val_loss is not None:
-            self.best = sorted({*self.best, (val_loss, step)})[: max(1, self.policy.keep_best)]
+            self.best = sorted({*self.best, (val_loss, step)})[: self._kept(1)]
         state = {**state, "step": step, "val_loss": val_loss, "best": [list(item) for item in self.best]}
         checkpoint_store.save(self.paths.step(step), shards, state, self.finish)
         if dist.get_rank() == 0:
@@ -74,9 +75,10 @@ class CheckpointManager:
         for path in map(Path, candidates[0]):
             wrong = self._damage(path)
             if wrong is None:
-                state = checkpoint_store.read_manifest(path)["state"]
-                self.best = [(loss, step) for loss, step in state["best"] if self.paths.step(step).is_dir()]
-                return ResumePoint(path, state)
+                point = ResumePoint(path, read_manifest(path).state)
+                best: list[tuple[float, int]] = point.state["best"]
+                self.best = [(loss, step) for loss, step in best if self.paths.step(step).is_dir()]
+                return point
             if dist.get_rank() == 0:
                 log(f"not resuming from {path.name}: {wrong}")
         return None
@@ -86,8 +88,12 @@ class CheckpointManager:
         dist.all_gather_object(found, checkpoint_store.damage(path, share=(dist.get_rank(), len(found))))
         return next((wrong for wrong in found if wrong is not None), None)
 
+    def _kept(self, least: int) -> int | None:
+        """How many of the best checkpoints are kept, None: all."""
+        return None if self.policy.keep_best is None else max(least, self.policy.keep_best)
+
     def _prune(self, newest: int) -> None:
-        keep = {newest, *(step for _, step in self.best[: self.policy.keep_best])}
+        keep = {newest, *(step for _, step in self.best[: self._kept(0)])}
         steps = sorted(step_of(path) for path in checkpoints_in(self.folder))
         keep.update(steps[-max(1, self.policy.keep_last) :])
         for step in steps:

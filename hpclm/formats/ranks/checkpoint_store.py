@@ -3,7 +3,7 @@
 Layout of a checkpoint directory, complete if and only if `manifest.json` exists:
 
     shard-00000.safetensors   the pieces rank 0 wrote
-    manifest.json             files (bytes, sha256), tensors (dtype, shape, pieces: file, name, offset, shape), state
+    manifest.json             see `formats.checkpoint_manifest`
 
 Any split can read what any other wrote, piece by piece, and nothing in it is a pickle. torch's and megatron-core's
 own formats are not used: their index is a pickle, so a checkpoint from elsewhere could run code, they have no
@@ -13,7 +13,6 @@ checksums, and megatron-core's writer starts processes of its own, each importin
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -31,10 +30,10 @@ from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
+from hpclm.core.records import to_dict
+from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, read_manifest
 from hpclm.formats.ranks.shards import is_main_replica
 
-FORMAT = "hpclm-checkpoint"
-FORMAT_VERSION = 1
 _HASH_BLOCK = 1 << 22
 
 
@@ -64,7 +63,7 @@ def save(
     dist.all_gather_object(files, own)
     if rank == 0:
         finish(partial)
-        write_json(CheckpointFolder(partial).manifest, _manifest(files, state))
+        write_json(CheckpointFolder(partial).manifest, to_dict(_manifest(files, state)))
         shutil.rmtree(directory, ignore_errors=True)
         partial.replace(directory)
         _sync_directory(directory.parent)
@@ -72,78 +71,40 @@ def save(
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A part of the tensor `key`, and its name in the file."""
-
-    key: str
-    name: str
-    dtype: str
-    global_shape: list[int]
-    offset: list[int]
-    shape: list[int]
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file that a rank wrote; it contains at least one piece."""
+class _Written:
+    """A file that a rank wrote, and the pieces of tensors in it; at least one."""
 
     name: str
     size: int
     sha256: str
-    pieces: list[_Piece]
+    tensors: dict[str, StoredTensor]
 
 
-def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _File | None:
+def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Written | None:
     name = f"shard-{rank:05d}.safetensors"
-    tensors, pieces = {}, []
+    data: dict[str, torch.Tensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for number, shard in enumerate(shards):
-        tensors[str(number)] = shard.data.detach().contiguous().cpu()
-        pieces.append(
-            _Piece(
-                key=shard.key,
-                name=str(number),
-                dtype=str(shard.data.dtype).removeprefix("torch."),
-                global_shape=list(shard.global_shape),
-                offset=list(shard.global_offset),
-                shape=list(shard.local_shape),
-            )
-        )
-    if not tensors:
+        data[str(number)] = shard.data.detach().contiguous().cpu()
+        dtype = str(shard.data.dtype).removeprefix("torch.")
+        tensor = tensors.setdefault(shard.key, StoredTensor(dtype, list(shard.global_shape), []))
+        tensor.pieces.append(Piece(name, str(number), list(shard.global_offset), list(shard.local_shape)))
+    if not data:
         return None
     path = folder / name
-    save_file(tensors, str(path))
+    save_file(data, str(path))
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    return _File(name, path.stat().st_size, _sha256(path), pieces)
+    return _Written(name, path.stat().st_size, _sha256(path), tensors)
 
 
-def _manifest(files: list[_File | None], state: Mapping[str, object]) -> dict[str, object]:
+def _manifest(files: list[_Written | None], state: Mapping[str, object]) -> Manifest:
     written = [file for file in files if file is not None]
-    tensors: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in written:
-        for piece in file.pieces:
-            tensor = tensors.setdefault(piece.key, {"dtype": piece.dtype, "shape": piece.global_shape, "pieces": []})
-            tensor["pieces"].append(
-                {"file": file.name, "name": piece.name, "offset": piece.offset, "shape": piece.shape}
-            )
-    facts = {file.name: {"bytes": file.size, "sha256": file.sha256} for file in written}
-    return {"format": FORMAT, "version": FORMAT_VERSION, "state": dict(state), "files": facts, "tensors": tensors}
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a complete checkpoint. Raises CheckpointError if there is none or it is not hpclm's."""
-    path = CheckpointFolder(directory).manifest
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing: not a checkpoint, or its writing never finished") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not an hpclm checkpoint")
-    if manifest.get("version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {manifest.get('version')}; this hpclm reads {FORMAT_VERSION}")
-    return manifest
+        for key, part in file.tensors.items():
+            tensors.setdefault(key, StoredTensor(part.dtype, part.shape, [])).pieces.extend(part.pieces)
+    return Manifest({file.name: StoredFile(file.size, file.sha256) for file in written}, tensors, dict(state))
 
 
 def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
@@ -153,19 +114,16 @@ def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
         share: (k, n) checks every n-th file from the k-th on, so that n ranks check a checkpoint together.
     """
     try:
-        manifest = read_manifest(directory)
-        files = {_inside(directory, name): facts for name, facts in manifest["files"].items()}
+        files = {_inside(directory, name): file for name, file in read_manifest(directory).files.items()}
     except CheckpointError as error:
         return str(error)
-    except (KeyError, TypeError, AttributeError):
-        return f"{CheckpointFolder(directory).manifest}: incomplete; the checkpoint is damaged"
     first, step = share
-    for path, facts in list(files.items())[first::step]:
+    for path, expected in list(files.items())[first::step]:
         if not path.is_file():
             return f"{path}: missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{path}: {path.stat().st_size} bytes, expected {facts['bytes']}"
-        if _sha256(path) != facts["sha256"]:
+        if path.stat().st_size != expected.bytes:
+            return f"{path}: {path.stat().st_size} bytes, expected {expected.bytes}"
+        if _sha256(path) != expected.sha256:
             return f"{path}: its contents have changed (sha256 differs)"
     return None
 
@@ -182,7 +140,7 @@ def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[
     Raises:
         CheckpointError: a tensor is missing, of another shape, or not completely covered by its pieces.
     """
-    tensors = read_manifest(directory)["tensors"]
+    tensors = read_manifest(directory).tensors
     with _Files(directory) as files:
         for shard in shards:
             key = rename(shard.key)
@@ -194,8 +152,8 @@ def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[
 
 
 @torch.no_grad()
-def _fill(directory: Path, shard: ShardedTensor, tensor: dict[str, Any], files: _Files) -> None:
-    stored = tuple(tensor["shape"])
+def _fill(directory: Path, shard: ShardedTensor, tensor: StoredTensor, files: _Files) -> None:
+    stored = tuple(tensor.shape)
     if stored != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
         raise CheckpointError(
             f"{directory}: {shard.key} has shape {stored}, the model of the recipe needs {tuple(shard.global_shape)}"
@@ -204,12 +162,12 @@ def _fill(directory: Path, shard: ShardedTensor, tensor: dict[str, Any], files: 
         shard.data.zero_()
     heartbeat.beat()
     filled = 0
-    for piece in tensor["pieces"]:
-        found = overlap(shard.global_offset, shard.local_shape, piece["offset"], piece["shape"])
+    for piece in tensor.pieces:
+        found = overlap(shard.global_offset, shard.local_shape, piece.offset, piece.shape)
         if found is None:
             continue
         ours, theirs = found
-        part = files.slice(piece["file"], piece["name"], theirs)
+        part = files.slice(piece.file, piece.name, theirs)
         shard.data[ours].copy_(part)
         filled += part.numel()
     if filled != shard.data.numel() and not shard.allow_shape_mismatch:

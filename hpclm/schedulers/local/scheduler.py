@@ -15,6 +15,7 @@ from hpclm.schedulers.commands import output_of
 from hpclm.schedulers.interface import Answers, JobScript, Note, RunQuery, Submission, Survey, SweepSubmission
 from hpclm.schedulers.jobs import JobInfo, StageJob
 from hpclm.schedulers.local import executor
+from hpclm.schedulers.local.local_records import QueueMember
 
 
 class Local:
@@ -54,7 +55,7 @@ class Local:
         for member in sweep.members:
             paths = member.paths.local(1)
             executor.write_jobs(paths, member.jobs, member.site)
-            queue.append({"local": str(paths.root), "payload": str(member.payload)})
+            queue.append(QueueMember(str(paths.root), str(member.payload)))
         executor.submit_queue(sweep.paths, queue, sweep.max_running or 1)
 
     def submit_import(self, wanted: Import, site: Site) -> str | None:

@@ -23,15 +23,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.failures import Action
 from hpclm.core.files import append_line, read_json, write_json
 from hpclm.core.layout import LocalPaths, StagePaths
 from hpclm.core.processes import identity
+from hpclm.core.records import from_dict, to_dict
 from hpclm.core.states import StageState
 from hpclm.recovery.restart_decision import Decision, decide, write_decision
+from hpclm.schedulers.local.local_records import LocalJobs, LocalStage, StageProgress, SupervisorState
 
 _POLL_S = 0.1
 _HEARTBEAT_S = 5.0
@@ -41,11 +42,11 @@ _STOPPED = int(ExitCode.STOPPED)
 class Stage:
     """One attempt at a stage: its ranks while they run. `spent_s`: what earlier attempts took of the time limit."""
 
-    def __init__(self, job: dict[str, Any], kill_wait_s: float, grace_s: float, restart: int, spent_s: float) -> None:
+    def __init__(self, job: LocalStage, kill_wait_s: float, grace_s: float, restart: int, spent_s: float) -> None:
         self.job, self.restart = job, restart
-        self.limit_s = max(0.0, job["time_limit_s"] - spent_s)
-        self.paths = StagePaths(Path(job["stage_dir"]))
-        self.attempt = self.paths.attempt(job["submit"], restart)
+        self.limit_s = max(0.0, job.time_limit_s - spent_s)
+        self.paths = StagePaths(Path(job.stage_dir))
+        self.attempt = self.paths.attempt(job.submit, restart)
         self.kill_wait_s, self.grace_s = kill_wait_s, grace_s
         self.processes: list[subprocess.Popen[bytes]] = []
         self.ends_why: str | None = None  # cancelled, timeout or failed: the first cause
@@ -57,13 +58,13 @@ class Stage:
         self.attempt.ranks.mkdir(parents=True, exist_ok=True)
         self.attempt.logs.mkdir(parents=True, exist_ok=True)
         self.tell("start", socket.gethostname())
-        for rank in range(self.job["world_size"]):
+        for rank in range(self.job.world_size):
             with self.attempt.log(rank).open("ab") as log:
                 self.processes.append(
                     subprocess.Popen(
-                        self.job["command"],
+                        self.job.command,
                         cwd=self.paths.root,
-                        env={**os.environ, **self.job["environment"], **rank_environment(self.job, rank, self.restart)},
+                        env={**os.environ, **self.job.environment, **rank_environment(self.job, rank, self.restart)},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -87,7 +88,7 @@ class Stage:
         elapsed = now - self.started
         if cancelled:
             self._end("cancelled", now)
-        if not self.warned and elapsed >= self.limit_s - self.job["warning_s"]:
+        if not self.warned and elapsed >= self.limit_s - self.job.warning_s:
             self.warned = True
             self._signal(signal.SIGUSR2)
         if elapsed >= self.limit_s:
@@ -131,7 +132,7 @@ class Stage:
         if self.paths.result.exists():
             return StageState.COMPLETED, ""
         if self.ends_why == "timeout" or (self.warned and _STOPPED in codes):
-            return StageState.TIMEOUT, f"the time limit of {self.job['time_limit_s'] / 60:g} min was reached"
+            return StageState.TIMEOUT, f"the time limit of {self.job.time_limit_s / 60:g} min was reached"
         if self.ends_why == "cancelled":
             return StageState.CANCELLED, "cancelled by the user"
         if not any(codes):
@@ -147,40 +148,38 @@ class Supervisor:
 
     def __init__(self, paths: LocalPaths) -> None:
         self.paths = paths
-        self.spec: dict[str, Any] = read_json(paths.jobs)
+        self.spec = from_dict(LocalJobs, read_json(paths.jobs))
         self.cancelled = False
-        self.state: dict[str, Any] = {
-            **identity(os.getpid()),
-            "host": socket.gethostname(),
-            "ended_at": None,
-            "stages": {job["stage"]: {"state": StageState.PENDING} for job in self.spec["stages"]},
-        }
+        own = identity(os.getpid())
+        stages = {job.stage: StageProgress() for job in self.spec.stages}
+        self.state = SupervisorState(own.pid, own.boot_id, own.start_ticks, socket.gethostname(), stages=stages)
 
     def run(self) -> None:
         self._write()
-        for job in self.spec["stages"]:
-            self.state["stages"][job["stage"]].update(self._run_stage(job))
+        for job in self.spec.stages:
+            self.state.stages[job.stage] = self._run_stage(job)
             self._write()
-        self.state["ended_at"] = time.time()
+        self.state.ended_at = time.time()
         self._write()
 
-    def _run_stage(self, job: dict[str, Any]) -> dict[str, Any]:
-        if StagePaths(Path(job["stage_dir"])).result.exists():
-            return {"state": StageState.COMPLETED}
-        lost = [name for name in job["depends_on"] if self.state["stages"][name]["state"] != StageState.COMPLETED]
+    def _run_stage(self, job: LocalStage) -> StageProgress:
+        if StagePaths(Path(job.stage_dir)).result.exists():
+            return StageProgress(StageState.COMPLETED)
+        lost = [name for name in job.depends_on if self.state.stages[name].state != StageState.COMPLETED]
         if self._is_cancelled():
-            return {"state": StageState.CANCELLED, "reason": "cancelled by the user"}
+            return StageProgress(StageState.CANCELLED, "cancelled by the user")
         if lost:
-            return {"state": StageState.SKIPPED, "reason": f"stage {lost[0]} did not complete"}
-        self.state["stages"][job["stage"]].update(state=StageState.RUNNING, started_at=time.time())
+            return StageProgress(StageState.SKIPPED, f"stage {lost[0]} did not complete")
+        started_at = time.time()
+        self.state.stages[job.stage] = StageProgress(StageState.RUNNING, started_at=started_at)
         self._write()
         began = time.monotonic()
         for restart in itertools.count():
-            stage = Stage(job, self.spec["kill_wait_s"], self.spec["grace_s"], restart, time.monotonic() - began)
+            stage = Stage(job, self.spec.kill_wait_s, self.spec.grace_s, restart, time.monotonic() - began)
             result = self._run_attempt(stage)
-            if result["state"] != StageState.FAILED or self._is_cancelled() or not self._goes_on(stage):
+            if result.state != StageState.FAILED or self._is_cancelled() or not self._goes_on(stage):
                 break
-        return result
+        return dataclasses.replace(result, started_at=started_at)
 
     def _goes_on(self, stage: Stage) -> bool:
         """Decide whether a failed attempt is followed by another, and record why."""
@@ -190,12 +189,12 @@ class Supervisor:
         write_decision(stage.paths, stage.attempt, decision)
         again = decision.action is Action.AGAIN
         stage.tell("again" if again else "stop", "decision")
-        print(f"{stage.job['stage']}: {decision.reason}; {decision.action}", flush=True)
+        print(f"{stage.job.stage}: {decision.reason}; {decision.action}", flush=True)
         return again
 
-    def _run_attempt(self, stage: Stage) -> dict[str, Any]:
+    def _run_attempt(self, stage: Stage) -> StageProgress:
         job = stage.job
-        print(f"{job['stage']}: starting {job['world_size']} ranks", flush=True)
+        print(f"{job.stage}: starting {job.world_size} ranks", flush=True)
         try:
             stage.start()
             self._watch(stage)
@@ -205,9 +204,9 @@ class Supervisor:
         finally:
             stage.kill()
         stage.tell("end", "complete" if state is StageState.COMPLETED else state)
-        print(f"{job['stage']}: {state} {reason}", flush=True)
+        print(f"{job.stage}: {state} {reason}", flush=True)
         codes = [process.returncode for process in stage.processes]
-        return {"state": state, "reason": reason, "ended_at": time.time(), "exit_codes": codes}
+        return StageProgress(state, reason, ended_at=time.time(), exit_codes=codes)
 
     def _watch(self, stage: Stage) -> None:
         beat = time.monotonic()
@@ -222,16 +221,16 @@ class Supervisor:
         return self.cancelled
 
     def _write(self) -> None:
-        self.state["updated_at"] = time.time()
-        write_json(self.paths.state, self.state)
+        self.state.updated_at = time.time()
+        write_json(self.paths.state, to_dict(self.state))
 
 
-def rank_environment(job: dict[str, Any], rank: int, restart: int = 0) -> dict[str, str]:
+def rank_environment(job: LocalStage, rank: int, restart: int = 0) -> dict[str, str]:
     """Variables that tell a rank its place. Nodes are simulated: they differ only in HPCLM_NODE_RANK."""
-    per_node = job["tasks_per_node"]
+    per_node = job.tasks_per_node
     return {
         "HPCLM_RANK": str(rank),
-        "HPCLM_WORLD_SIZE": str(job["world_size"]),
+        "HPCLM_WORLD_SIZE": str(job.world_size),
         "HPCLM_LOCAL_RANK": str(rank % per_node),
         "HPCLM_NODE_RANK": str(rank // per_node),
         "HPCLM_RESTART": str(restart),

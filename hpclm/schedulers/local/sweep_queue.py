@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from hpclm.core.files import read_json, read_object, write_json
+from hpclm.core.files import read_json, write_json
 from hpclm.core.layout import LocalPaths
 from hpclm.core.processes import identity, is_alive
+from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.sweep_layout import SweepPaths
+from hpclm.schedulers.local.local_records import Queue, SupervisorState
 
 _POLL_S = 0.1
 
@@ -26,16 +27,16 @@ _POLL_S = 0.1
 def serve(root: Path) -> None:
     """Run every member in order, `max_running` at a time; those cancelled before their start are left out."""
     sweep = SweepPaths(root)
-    queue: dict[str, Any] = read_json(sweep.queue)
-    write_json(sweep.queue_state, identity(os.getpid()))
-    waiting, running = list(queue["members"]), list[LocalPaths]()
+    queue = from_dict(Queue, read_json(sweep.queue))
+    write_json(sweep.queue_state, to_dict(identity(os.getpid())))
+    waiting, running = list(queue.members), list[LocalPaths]()
     while waiting or running:
         running = [paths for paths in running if _runs(paths)]
-        while waiting and len(running) < queue["max_running"]:
+        while waiting and len(running) < queue.max_running:
             member = waiting.pop(0)
-            paths = LocalPaths(Path(member["local"]))
+            paths = LocalPaths(Path(member.local))
             if not paths.cancel.exists():
-                _start(paths, member["payload"])
+                _start(paths, member.payload)
                 running.append(paths)
         time.sleep(_POLL_S)
 
@@ -55,8 +56,8 @@ def _start(paths: LocalPaths, payload: str) -> None:
 
 
 def _runs(paths: LocalPaths) -> bool:
-    state = read_object(paths.state)
-    return state is None or (state.get("ended_at") is None and is_alive(state))
+    state = read_record(SupervisorState, paths.state)
+    return state is None or (state.ended_at is None and is_alive(state))
 
 
 def main(root: str) -> None:

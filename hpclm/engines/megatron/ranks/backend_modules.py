@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hpclm.engines.megatron.ranks.attention import SdpaAttention
 from hpclm.engines.megatron.ranks.norm import Norm
 from hpclm.engines.megatron.ranks.optimizer import Optimizer
 
-ATTENTIONS: dict[str, Any] = {"sdpa": SdpaAttention}
-NORMS: dict[str, Any] = {"torch": Norm}
+ATTENTIONS: dict[str, type] = {"sdpa": SdpaAttention}
+NORMS: dict[str, type] = {"torch": Norm}
 OPTIMIZERS: dict[str, type[Optimizer]] = {"torch": Optimizer}

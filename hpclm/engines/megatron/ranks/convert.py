@@ -21,6 +21,7 @@ from hpclm.core.files import read_object, write_json
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.inspection import ADAPTER, ADAPTER_CONFIG, look
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
@@ -205,9 +206,10 @@ def _tables_of_checkpoint(folder: Path) -> Tables:
     from hpclm.formats.ranks import checkpoint_store
 
     card = from_dict(PromptsCard, read_object(CheckpointFolder(folder).prompts) or {})
-    hidden = next(one["shape"][1] for name, one in _stored(folder).items() if name.startswith(_TABLES))
+    stored = read_manifest(folder).tensors
+    hidden = next(one.shape[1] for name, one in stored.items() if name.startswith(_TABLES))
     if card.prompt is not None and card.prompt.encoder == "biglstm":
-        hidden = _stored(folder)["prompts.encoder.head.2.weight"]["shape"][0]
+        hidden = stored["prompts.encoder.head.2.weight"].shape[0]
     module = build_prompts(card, _config(hidden), 1, _here().device)
     checkpoint_store.load(folder, module.shards())
     with torch.no_grad():
@@ -217,13 +219,6 @@ def _tables_of_checkpoint(folder: Path) -> Tables:
 
 # as checkpoints name trainable tables, input tables and frozen tables
 _TABLES = ("prompts.free.", "prompts.inputs.", "prompts.kept.")
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    from hpclm.formats.ranks import checkpoint_store
-
-    tensors: dict[str, Any] = checkpoint_store.read_manifest(folder)["tensors"]
-    return tensors
 
 
 def _config(hidden: int) -> TransformerConfig:

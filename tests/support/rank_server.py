@@ -1,0 +1,124 @@
+"""Forks ranks from a process that has loaded torch and megatron-core once: `python -m tests.support.rank_server`.
+
+Loading both takes seconds of a core in each rank, most of a short test. A forked rank runs the same
+`hpclm.worker.entry` with the same arguments and environment as a started one; the tests on a cluster and the demo's
+start theirs.
+
+A request is a line of JSON on standard input, the answer one on standard output: {"start": [stage_dir, attempt], "env":
+{…}, "log": path} gives {"pid": …}; {"poll": pid} gives {"code": null or the exit code, negative for a signal}.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import ROOT, environment
+
+
+class ForkedRank:
+    """A rank, with what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, stage_dir: Path, attempt: int, env: dict[str, str], log: Path) -> None:
+        request = {"start": [str(stage_dir), str(attempt)], "env": env, "log": str(log)}
+        self.pid: int = _server().ask(request)["pid"]
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _server().ask({"poll": self.pid})["code"]
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _Server:
+    def __init__(self) -> None:
+        argv = [sys.executable, "-m", "tests.support.rank_server"]
+        env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", CUDA_VISIBLE_DEVICES="")
+        self.process = subprocess.Popen(
+            argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        atexit.register(self.process.kill)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the server of ranks has ended"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@cache
+def _server() -> _Server:
+    return _Server()
+
+
+def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
+    """The child: a rank with its own environment and log. It does not return."""
+    from hpclm.worker.entry import main
+
+    os.environ.clear()
+    os.environ.update(env)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for mine, standard in ((null, 0), (target, 1), (target, 2)):
+        os.dup2(mine, standard)
+    code = 1
+    try:
+        main(*arguments)
+        code = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _poll(pid: int) -> int | None:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def serve() -> None:
+    from hpclm.engines.megatron.ranks import cpu_standins, stage_runner
+
+    # as a rank does: the stand-ins before megatron-core's modules
+    cpu_standins.install()
+    for module in ("groups", "rank_context", "tasks"):
+        importlib.import_module(f"{stage_runner.__package__}.{module}")
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            answer = {"code": _poll(request["poll"])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                _rank(request["start"], request["env"], request["log"])
+            answer = {"pid": pid}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()

@@ -53,6 +53,14 @@ RunArgument = Annotated[
 NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes to use.")]
 DevicesOption = Annotated[int | None, typer.Option("--devices-per-node", min=1, help="Devices (ranks) per node.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")]
+SetArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="The same as --set; as on Hydra's command line, +KEY=VALUE adds a key and ~KEY removes one.",
+        show_default=False,
+    ),
+]
 SiteOption = Annotated[
     str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, or the name or path of a site profile.")
 ]
@@ -75,6 +83,7 @@ def root(
 @app.command()
 def submit(
     recipe: RecipeArgument,
+    assignments: SetArguments = None,
     nodes: NodesOption = None,
     devices_per_node: DevicesOption = None,
     overrides: SetOption = None,
@@ -95,7 +104,9 @@ def submit(
     """Plan, check and start a run, or with --sweep many of them."""
     from hpclm.runs import submit as submitting
 
-    request = submitting.Request(recipe, tuple(overrides or ()), nodes, devices_per_node, site, runs_dir, name)
+    request = submitting.Request(
+        recipe, (*(overrides or ()), *(assignments or ())), nodes, devices_per_node, site, runs_dir, name
+    )
     if sweep:
         submit_sweep(request, sweep, max_running, metric, dry_run=dry_run, wait=wait, as_json=as_json)
         return
@@ -119,6 +130,7 @@ def submit(
 @app.command()
 def plan(
     recipe: RecipeArgument,
+    assignments: SetArguments = None,
     nodes: NodesOption = None,
     devices_per_node: DevicesOption = None,
     overrides: SetOption = None,
@@ -129,7 +141,8 @@ def plan(
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
 
-    made = make_plan(load(recipe, overrides or [], nodes=nodes, devices_per_node=devices_per_node))
+    changes = [*(overrides or ()), *(assignments or ())]
+    made = make_plan(load(recipe, changes, nodes=nodes, devices_per_node=devices_per_node))
     if as_json:
         print_json(made.to_dict())
     else:

@@ -56,6 +56,9 @@ def demo(
 @data_app.command()
 def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe whose rows are checked.", show_default=False)],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The same as --set.", show_default=False)
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value: KEY.KEY=VALUE.")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="Stage to check; default: all with rows.")] = None,
     examples: Annotated[int, typer.Option("--examples", min=0, help="Rows to show from each file.")] = 2,
@@ -70,7 +73,7 @@ def check(
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
 
-    plan = make_plan(load(recipe, overrides or []))
+    plan = make_plan(load(recipe, [*(overrides or ()), *(assignments or ())]))
     print_findings(plan, ("warning",))
     refuse_errors(plan)
     found = check_rows(plan, stage, examples)

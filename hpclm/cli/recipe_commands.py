@@ -18,7 +18,12 @@ def root() -> None:
 
 @recipe_app.command("import")
 def import_recipe(
-    file: Annotated[Path, typer.Argument(help="A NeMo 1.x prompt-learning YAML file.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A prompt-learning YAML file of NeMo 1.x or its launcher.", show_default=False)
+    ],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The same as --set.", show_default=False)
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value, using NeMo's key.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file; default: standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -31,7 +36,7 @@ def import_recipe(
 
     if out is not None and out.exists():
         raise HpclmError(f"{out}: already exists; give another name")
-    text, notes = imported(file, overrides or [], out.parent if out else file.parent)
+    text, notes = imported(file, [*(overrides or ()), *(assignments or ())], out.parent if out else file.parent)
     if out is not None:
         write_text(out, text)
     if as_json:

@@ -130,7 +130,11 @@ class TrainerSpec:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """AdamW and its schedule: linear warm-up, constant, then `schedule` down to `min_lr`."""
+    """AdamW and its schedule: linear warm-up, then `schedule` down to `min_lr`, which it keeps for the constant steps.
+
+    Attributes:
+        warmup_ratio: share of all steps instead of `warmup_steps`; `constant_ratio` likewise.
+    """
 
     lr: float
     min_lr: float = 0.0
@@ -141,6 +145,16 @@ class OptimSpec:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = 0
     constant_steps: int = 0
+    warmup_ratio: float | None = None
+    constant_ratio: float | None = None
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a run of so many; NeMo's int(ratio · steps)."""
+        return self.warmup_steps if self.warmup_ratio is None else int(self.warmup_ratio * total_steps)
+
+    def constant(self, total_steps: int) -> int:
+        """Steps at `min_lr` at the end of a run of so many."""
+        return self.constant_steps if self.constant_ratio is None else int(self.constant_ratio * total_steps)
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,7 @@ class CheckpointSpec:
 
     save_interval_steps: int | None = None
     keep_last: int = 2
-    keep_best: int = 2
+    keep_best: int | None = 2
 
 
 @dataclass(frozen=True)
@@ -184,7 +198,11 @@ class PromptData:
 
 @dataclass(frozen=True)
 class TaskTemplate:
-    """NeMo's task template. `<|VIRTUAL_PROMPT_i|>` marks the i-th split of the virtual tokens."""
+    """NeMo's task template. `<|VIRTUAL_PROMPT_i|>` marks the i-th split of the virtual tokens.
+
+    Attributes:
+        stored_as: the task whose table of the trained prompts it uses, where that is another's.
+    """
 
     taskname: str
     prompt_template: str
@@ -195,6 +213,7 @@ class TaskTemplate:
     answer_field: str | None = "answer"
     prompt_init: Literal["random", "text"] = "random"
     prompt_init_text: str | None = None
+    stored_as: str | None = None
 
 
 @dataclass(frozen=True)

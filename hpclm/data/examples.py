@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpclm.core.errors import DataError
-from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.core.spec import PromptData, StageSpec, TaskTemplate
 from hpclm.data.nemo_templates import NemoTemplate
 from hpclm.data.rows import Row, checked, lines_of
 from hpclm.data.templates import Example, Template
 from hpclm.data.tokenizers import Tokenizer
+
+# The bound of NeMo's evaluation on a prompt's tokens (megatron_gpt_prompt_learning_inference.yaml, max_seq_length).
+_NEMO_LONGEST = 8192
 
 
 class PromptDataset:
@@ -25,6 +29,7 @@ class PromptDataset:
         left_out: indices, among all rows, of those left out.
         of_frozen_tasks: rows of such tasks.
         truncated: rows that lost tokens to fit.
+        limit: the most tokens of an example.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class PromptDataset:
         with_virtual: bool = True,
         frozen: Sequence[str] = (),
     ) -> None:
+        self.limit = data.max_seq_length
         kind = NemoTemplate if data.semantics == "nemo" else Template
         ready = {
             template.taskname: kind(
@@ -93,3 +99,16 @@ def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training:
         except OSError as error:
             raise DataError(f"{name}: cannot be read ({error.strerror})") from error
     return rows
+
+
+def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: Tokenizer) -> PromptDataset:
+    """A stage's test rows as prompts that leave room for an answer among the model's positions."""
+    assert spec.data is not None
+    assert spec.generation is not None
+    data, wanted = spec.data, spec.generation
+    room = spec.model.max_position_embeddings - wanted.max_new_tokens
+    # NeMo's evaluation does not know the training's max_seq_length
+    limit = min(room, _NEMO_LONGEST if data.semantics == "nemo" else data.max_seq_length)
+    data = replace(data, add_bos=data.add_bos if wanted.add_bos is None else wanted.add_bos, max_seq_length=limit)
+    with_virtual = spec.prompts is not None
+    return PromptDataset(data.test, templates, tokenizer, data, training=False, with_virtual=with_virtual)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpclm.core.spec import ModelSpec, TokenizerSpec
-from hpclm.planning import architecture, vocabulary
+from hpclm.planning import architecture, trained_prompts, vocabulary
 from hpclm.planning.plan import Origin
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.task import tasks_that
@@ -69,7 +69,7 @@ def resolve(
         seq_length: of its data, the default for max_position_embeddings.
     """
     recipe = stage.recipe
-    checkpoint = recipe.model.checkpoint if recipe.model else None
+    checkpoint = _checkpoint(stage, prompts)
     if recipe.base is not None:
         _one_base(stage)
         parent = find_stage(stage, "base", recipe.base, earlier, tasks_that(starts_models=True), names)
@@ -104,6 +104,15 @@ def resolve(
         )
         return BaseModel()
     return _from_nothing(stage, seq_length)
+
+
+def _checkpoint(stage: StageContext, prompts: Earlier | None) -> str | None:
+    """The checkpoint that the recipe gives, or else the model that a NeMo archive's prompts were trained on."""
+    recipe = stage.recipe
+    if recipe.model is not None and recipe.model.checkpoint is not None:
+        return recipe.model.checkpoint
+    reads = recipe.base is None and prompts is None and stage.files and stage.task.takes_prompts
+    return trained_prompts.language_model(recipe.prompts) if reads else None
 
 
 def _one_base(stage: StageContext) -> None:

@@ -25,7 +25,7 @@ from hpclm.planning.plan import ContainerPlan, ResourcePlan
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
 
-# NeMo's default for data.max_seq_length.
+# Tokens of an example, of a model whose positions are not known here.
 DEFAULT_SEQ_LENGTH = 1024
 
 
@@ -100,12 +100,15 @@ def optim(stage: StageContext) -> OptimSpec:
         schedule=schedule.name,
         warmup_steps=schedule.warmup_steps,
         constant_steps=schedule.constant_steps,
+        warmup_ratio=schedule.warmup_ratio,
+        constant_ratio=schedule.constant_ratio,
     )
 
 
 def checkpoint(stage: StageContext) -> CheckpointSpec:
     """When to save."""
-    return taken(CheckpointSpec, stage.recipe.checkpoint)
+    written = stage.recipe.checkpoint
+    return taken(CheckpointSpec, written, keep_best=None if written.keep_best == "all" else written.keep_best)
 
 
 def text(stage: StageContext) -> TextData | None:
@@ -119,7 +122,7 @@ def data(owner: StageContext, positions: int | None) -> PromptData | None:
     written = owner.recipe.data
     if written is None:
         return None
-    length = written.max_seq_length or min(DEFAULT_SEQ_LENGTH, positions or DEFAULT_SEQ_LENGTH)
+    length = written.max_seq_length or positions or DEFAULT_SEQ_LENGTH
     return taken(PromptData, written, max_seq_length=length)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hpclm.core.errors import PlanError
 from hpclm.core.spec import StageSpec
-from hpclm.data.examples import PromptDataset
+from hpclm.data.examples import PromptDataset, rows_to_answer
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.planning.plan import Plan
@@ -74,7 +74,10 @@ def _check(spec: StageSpec, role: Role, tokenizer: Tokenizer, examples: int) -> 
     data = spec.data
     assert data is not None
     files: list[str] = getattr(data, role)
-    dataset = PromptDataset(files, spec.templates, tokenizer, data, training=role != "test")
+    if role == "test":
+        dataset = rows_to_answer(spec, spec.templates, tokenizer)
+    else:
+        dataset = PromptDataset(files, spec.templates, tokenizer, data, training=True)
     lengths = sorted(len(example.tokens) for example in dataset.examples)
     return RowCheck(
         stage=spec.stage,
@@ -83,7 +86,7 @@ def _check(spec: StageSpec, role: Role, tokenizer: Tokenizer, examples: int) -> 
         rows=len(dataset) + dataset.skipped,
         truncated=dataset.truncated,
         left_out=dataset.left_out,
-        limit=data.max_seq_length,
+        limit=dataset.limit,
         lengths={
             "shortest": lengths[0],
             "median": int(statistics.median(lengths)),

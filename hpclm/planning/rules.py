@@ -11,6 +11,7 @@ from math import lcm
 
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.core.spec import ModelSpec
+from hpclm.planning import lowering
 from hpclm.planning.memory_estimate import GIB
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
@@ -192,11 +193,15 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
             optim.min_lr,
             (0.0,),
         )
-    planned = optim.schedule.warmup_steps + optim.schedule.constant_steps
-    if total_steps is not None and planned > total_steps:
+    if total_steps is None:
+        return
+    spec = lowering.optim(stage)
+    warmup, constant = spec.warmup(total_steps), spec.constant(total_steps)
+    planned = warmup + constant
+    if planned > total_steps:
         stage.warning(
             ("optim", "schedule", "warmup_steps"),
-            f"{optim.schedule.warmup_steps} warm-up and {optim.schedule.constant_steps} constant steps are more than "
+            f"{warmup} warm-up and {constant} constant steps are more than "
             f"the {total_steps} steps of the run; choose fewer",
             "warmup_steps + constant_steps <= steps",
             planned,

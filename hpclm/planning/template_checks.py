@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hpclm.core.nearest import either
@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from hpclm.recipe.schema.data_sections import TaskTemplate as Written
 
 
-def resolve(stage: StageContext, written: Sequence[Written], max_seq_length: int | None) -> tuple[TaskTemplate, ...]:
-    """Every template checked, defaults resolved. `stage`: the one that has them."""
+def resolve(
+    stage: StageContext, written: Sequence[Written], max_seq_length: int | None, frozen: Collection[str] = ()
+) -> tuple[TaskTemplate, ...]:
+    """Every template checked, defaults resolved.
+
+    Args:
+        stage: the one that has them.
+        frozen: tasks that are trained already.
+    """
     found: list[TaskTemplate] = []
     for index, template in enumerate(written):
         first = next((other for other in found if other.taskname.lower() == template.taskname.lower()), None)
@@ -51,7 +58,7 @@ def resolve(stage: StageContext, written: Sequence[Written], max_seq_length: int
                 prompt_init_text=template.prompt_init_text,
             )
         )
-    _check_shared_count(stage, found)
+    _check_shared_count(stage, found, frozen)
     return tuple(found)
 
 
@@ -186,16 +193,17 @@ def _check_init(stage: StageContext, index: int, template: Written) -> None:
         )
 
 
-def _check_shared_count(stage: StageContext, templates: list[TaskTemplate]) -> None:
-    """The p-tuning encoder gives every task the same number of virtual tokens (NeMo asserts it)."""
-    counts = [template.total_virtual_tokens for template in templates]
+def _check_shared_count(stage: StageContext, templates: list[TaskTemplate], frozen: Collection[str]) -> None:
+    """The p-tuning encoder gives every task that it trains the same number of virtual tokens (NeMo asserts it)."""
+    trained = [(i, one.total_virtual_tokens) for i, one in enumerate(templates) if one.taskname not in frozen]
+    counts = [count for _, count in trained]
     if stage.task.encodes_prompts and len(set(counts)) > 1:
-        odd = next(i for i, count in enumerate(counts) if count != counts[0])
+        odd, count = next((i, count) for i, count in trained if count != counts[0])
         stage.error(
             ("task_templates", odd, "total_virtual_tokens"),
             f"tasks that are p-tuned together need the same number of virtual tokens, not {counts}; "
             f"choose {counts[0]} for all",
             "p-tuning tasks share total_virtual_tokens",
-            counts[odd],
+            count,
             (counts[0],),
         )

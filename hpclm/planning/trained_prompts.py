@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.formats.nemo import prompt_tables
+from hpclm.core.records import read_record
+from hpclm.core.spec import TaskTemplate
+from hpclm.formats.nemo import prompt_archives
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext
 
@@ -16,7 +19,7 @@ from hpclm.planning.stage_context import StageContext
 def check(stage: StageContext, path: str) -> None:
     """The recipe's templates against the prompts at `path`; no findings if these cannot be read here."""
     try:
-        counts = prompt_tables.counts(path) if is_archive(path) else _trained(Path(path))
+        counts = _in_archive(path) if is_archive(path) else _trained(Path(path))
     except CheckpointError as error:
         stage.error(("prompts",), str(error), "prompts exist", path)
         return
@@ -70,10 +73,42 @@ def _some_are_new(stage: StageContext, counts: Mapping[str, int], where: str) ->
         )
 
 
+def trained_counts(path: str) -> dict[str, int]:
+    """Virtual tokens by task of the prompts at `path`; empty where these cannot be read."""
+    try:
+        return (_in_archive(path) if is_archive(path) else _trained(Path(path))) or {}
+    except CheckpointError:
+        return {}
+
+
+def language_model(prompts: str | None) -> str | None:
+    """The model that an archive of prompts was trained on; None for anything else."""
+    if prompts is None or "/" not in prompts or not is_archive(prompts):
+        return None
+    try:
+        return prompt_archives.language_model(prompts)
+    except CheckpointError:
+        return None
+
+
+def stored_as(path: str, template: TaskTemplate) -> TaskTemplate:
+    """The template with the task whose table of the archive at `path` it uses, where that is another's."""
+    try:
+        found = prompt_archives.trained_tasks(path).get(template.taskname)
+    except CheckpointError:
+        return template
+    return (
+        template
+        if found is None or found.stored_as == template.taskname
+        else replace(template, stored_as=found.stored_as)
+    )
+
+
+def _in_archive(path: str) -> dict[str, int]:
+    return {task: one.count for task, one in prompt_archives.trained_tasks(path).items()}
+
+
 def _trained(folder: Path) -> dict[str, int] | None:
     """Virtual tokens by task, from prompts.json in a checkpoint or in a stage's checkpoints folder."""
-    try:
-        card = json.loads(CheckpointFolder(folder).prompts.read_text(encoding="utf-8"))
-        return {one["taskname"]: int(one["total_virtual_tokens"]) for one in card["task_templates"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    card = read_record(PromptsCard, CheckpointFolder(folder).prompts)
+    return {one.taskname: one.total_virtual_tokens for one in card.task_templates} if card else None

@@ -16,8 +16,12 @@ from hpclm.recipe.importers import KeyFate, KeyNote
 from hpclm.recipe.loading import translated
 
 _PATHS = (("model", "checkpoint"), ("prompts",), ("data", "train"), ("data", "validation"), ("data", "test"))
-_ORDER = (KeyFate.NOT_SUPPORTED, KeyFate.NO_EFFECT, KeyFate.TAKEN)
-_WORDS = {KeyFate.NOT_SUPPORTED: "is not supported", KeyFate.NO_EFFECT: "had no effect"}
+_ORDER = (KeyFate.UNKNOWN, KeyFate.NOT_SUPPORTED, KeyFate.NO_EFFECT, KeyFate.TAKEN)
+_WORDS = {
+    KeyFate.UNKNOWN: "is not known",
+    KeyFate.NOT_SUPPORTED: "is not supported",
+    KeyFate.NO_EFFECT: "had no effect",
+}
 
 
 def imported(path: Path, overrides: Sequence[str], folder: Path) -> tuple[str, list[KeyNote]]:

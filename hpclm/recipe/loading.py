@@ -14,7 +14,7 @@ from hpclm.core.errors import RecipeError
 from hpclm.core.registries import TASKS
 from hpclm.recipe.error_messages import faults, unknown_key
 from hpclm.recipe.extends import read_extended
-from hpclm.recipe.importers import KeyNote, importer_for
+from hpclm.recipe.importers import KeyFate, KeyNote, importer_for
 from hpclm.recipe.inheritance import merge
 from hpclm.recipe.overrides import Override, apply, flag, parse_override
 from hpclm.recipe.schema.base import plain_name
@@ -53,6 +53,7 @@ class LoadedRecipe:
         path: as the user gave it. `text`: the file's content.
         overrides: the `--set` arguments, in order.
         sections: the top-level sections of the file, as (name, place).
+        unknown_keys: those of another tool's file that its importer does not know.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class LoadedRecipe:
     stages: tuple[LoadedStage, ...]
     overrides: tuple[str, ...]
     sections: tuple[tuple[str, str], ...]
+    unknown_keys: tuple[KeyNote, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default and override written out and absolute paths; it
@@ -86,7 +88,7 @@ def load(
     Raises RecipeError with every error, one per line: `file:line key: what; how to fix it`.
     """
     path = Path(path)
-    text, root, _ = translated(path, overrides, nodes=nodes, devices_per_node=devices_per_node)
+    text, root, notes = translated(path, overrides, nodes=nodes, devices_per_node=devices_per_node)
     root = with_keys(root)
     broken = _root_faults(root)
     trees = _stage_trees(root, broken)
@@ -99,7 +101,10 @@ def load(
     name = root.value["name"].value
     assert isinstance(name, str)
     sections = tuple((key, str(node.place)) for key, node in root.value.items() if key in section_names())
-    return LoadedRecipe(path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections)
+    unknown = tuple(note for note in notes if note.fate is KeyFate.UNKNOWN)
+    return LoadedRecipe(
+        path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections, unknown
+    )
 
 
 def translated(
@@ -116,7 +121,8 @@ def translated(
     if importer is None:
         return text, apply(root, wanted), []
     ours = [one for one in wanted if one.key.startswith(OURS) or one.origin.startswith(("--nodes", "--devices"))]
-    theirs = importer.resolve(apply(root, [one for one in wanted if one not in ours]))
+    own = [replace(one, key=importer.own_key(root, one.key)) for one in wanted if one not in ours]
+    theirs = importer.resolve(apply(root, own), path)
     made = importer.read(theirs, path.parent)
     return text, apply(made.root, [replace(one, key=one.key.removeprefix(OURS)) for one in ours]), made.notes
 

@@ -1,26 +1,33 @@
-"""`--set a.b=c`: values that override the recipe from the command line.
+"""`--set a.b=c`, or `a.b=c` alone: values that override the recipe from the command line.
 
 A key of the top level reaches every stage that inherits it; `stages.<name>.<key>` changes one. Entries of a list are
 numbered (`task_templates.0.total_virtual_tokens`), templates also by their taskname. Values are YAML: numbers, true,
-text, and lists such as `[0.9, 0.95]`.
+text, and lists such as `[0.9, 0.95]`; `{taskname:squad}` needs no space after the colon, as on Hydra's command line.
+
+As there, `+a.b=c` adds a key that is not in the file, `++a.b=c` adds or changes one, and `~a.b` removes one.
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from hpclm.core.errors import RecipeError
 from hpclm.recipe.inheritance import without_alternatives
 from hpclm.recipe.tree import Node, Place, parse
 
+Way = Literal["", "+", "++", "~"]
+_WAYS: tuple[Way, ...] = ("++", "+", "~")
+
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set`: the key split at its dots, and the value with the argument as its place."""
+    """One override: the key, the value with the argument as its place, and Hydra's mark in front of the key."""
 
     key: str
     value: Node
+    way: Way = ""
 
     @property
     def origin(self) -> str:
@@ -28,11 +35,14 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """Read `a.b=c`. Raises RecipeError for bad syntax."""
+    """Read `a.b=c`, `+a.b=c`, `++a.b=c` or `~a.b`. Raises RecipeError for bad syntax."""
     key, equals, raw = text.partition("=")
     shown = text if text.isprintable() and 0 < len(text) <= 120 else repr(text[:120])
     origin = f"--set {shown}"
-    key = key.strip()
+    way: Way = next((mark for mark in _WAYS if key.startswith(mark)), "")
+    key = key[len(way) :].strip()
+    if way == "~" and not equals:
+        raw = equals = "null"
     if not equals or not key:
         raise RecipeError(f"{origin}: is not an assignment; write key=value, as in --set optim.lr=1e-4")
     if not key.isprintable() or any(not part or part != part.strip() for part in key.split(".")):
@@ -42,18 +52,38 @@ def parse_override(text: str) -> Override:
     if not raw.strip():
         raise RecipeError(f"{origin}: a value is missing; write null for no value, or '\"\"' for empty text")
     try:
-        value = parse(raw, origin, numbered=False)
+        value = parse(_spaced(raw) if raw.lstrip()[0] in "[{" else raw, origin, numbered=False)
     except RecipeError as error:
         raise RecipeError(f"{error}; text with special characters must be put in quotes: --set '{key}=\"…\"'") from None
-    items = value.value if isinstance(value.value, list) else [value]
-    if isinstance(value.value, dict) or any(isinstance(item.value, dict | list) for item in items):
-        raise RecipeError(f"{origin}: a value is one scalar or a list of them; set the keys of a mapping one by one")
-    return Override(key, value)
+    if isinstance(value.value, dict):
+        raise RecipeError(f"{origin}: a value is one scalar or a list; set the keys of a mapping one by one")
+    return Override(key, value, way)
+
+
+def _spaced(text: str) -> str:
+    """The value with a space after the colon of each key between braces, where YAML needs one and Hydra does not."""
+    made, quote, brackets, in_key = [], "", "", False
+    for place, character in enumerate(text):
+        made.append(character)
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and text[place - 1 : place] in ("", "[", "{", ",", ":", " "):
+            quote = character
+        elif character in "[{":
+            brackets, in_key = brackets + character, character == "{"
+        elif character in "]}":
+            brackets, in_key = brackets[:-1], False
+        elif character == "," and brackets:
+            in_key = brackets[-1] == "{"
+        elif character == ":" and in_key:
+            made.append(" ")
+            in_key = False
+    return "".join(made)
 
 
 def flag(name: str, key: str, value: int) -> Override:
     """A command-line flag that sets a key, as `--nodes 2` for resources.nodes."""
-    return Override(key, Node(value, Place(f"--{name} {value}")))
+    return Override(key, Node(value, Place(f"--{name} {value}", argument=True)))
 
 
 def apply(root: Node, overrides: list[Override]) -> Node:
@@ -115,7 +145,10 @@ def _put(node: Node, keys: list[str], override: Override, section: str, inherite
     if isinstance(node.value, list):
         index = _index(node, key, override)
         items = list(node.value)
-        items[index] = _put(items[index], rest, override, "", None) if rest else override.value
+        if override.way == "~" and not rest:
+            del items[index]
+        else:
+            items[index] = _put(items[index], rest, override, "", None) if rest else override.value
         return Node(items, node.place)
     if node.value is not None and not isinstance(node.value, dict):
         message = f"nothing can be set below a plain value, here {node.value!r}; leave the last part of the key out"
@@ -128,6 +161,12 @@ def _put(node: Node, keys: list[str], override: Override, section: str, inherite
         if rest[0].isdigit() and not isinstance(inner.value, list):
             raise RecipeError(f"{override.origin}: there is no list {key} to set an entry of; set it whole, as [a, b]")
         entries[key] = _put(inner, rest, override, key, above)
+    elif override.way == "~":
+        if key not in entries:
+            raise RecipeError(f"{override.origin}: there is no {override.key} to remove")
+        del entries[key]
+    elif override.way == "+" and key in entries:
+        raise RecipeError(f"{override.origin}: {override.key} is already there; leave the + out to change it")
     else:
         entries = {**without_alternatives(entries, {key}, section), key: override.value}
     return Node(entries, node.place)

@@ -37,15 +37,12 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value was written: `recipes/x.yaml:14` and `parallel.tensor`, or a command-line argument and no key."""
+    """Where a value was written: `recipes/x.yaml:14` and `parallel.tensor`, or a command-line argument, which itself
+    names the key."""
 
     origin: str
     key: str = ""
-
-    @property
-    def argument(self) -> bool:
-        """Whether this is a command-line argument, which itself names the key."""
-        return self.origin.startswith("--")
+    argument: bool = False
 
     def __str__(self) -> str:
         return self.origin if self.argument or not self.key else f"{self.origin} {self.key}"
@@ -213,7 +210,7 @@ class _Builder:
         return node
 
     def content(self, event: Any, depth: int, line: int) -> Node:
-        place = Place(self.origin(line))
+        place = Place(self.origin(line), argument=not self.numbered)
         if isinstance(event, yaml.ScalarEvent):
             return Node(resolve_scalar(event.value) if event.implicit[0] else event.value, place)
         if isinstance(event, yaml.SequenceStartEvent):

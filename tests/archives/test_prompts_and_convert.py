@@ -22,7 +22,7 @@ from hpclm.engines.megatron.ranks.convert import _tables, convert
 from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.inspection import look
-from hpclm.formats.nemo.prompt_tables import counts
+from hpclm.formats.nemo.prompt_archives import trained_tasks
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.nemo_weights import load_gpt
 from hpclm.formats.ranks.shards import sharded_tensors
@@ -65,7 +65,7 @@ def tables(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("write", [early, late])
 def test_archives_of_both_eras_are_read(tmp_path: Path, alone: Groups, write: Any) -> None:
     path = write(tmp_path / "p.nemo")
-    assert counts(str(path)) == {"squad": 4, "sentiment": 4}
+    assert {task: one.count for task, one in trained_tasks(str(path)).items()} == {"squad": 4, "sentiment": 4}
     found = tables(path)
     assert all(torch.equal(found[task], table) for task, table in TABLES.items())
     assert look(path)["kind"] == "nemo-prompts"
@@ -160,4 +160,4 @@ def test_an_archive_without_tables_is_refused(tmp_path: Path) -> None:
         tmp_path / "p.nemo", {"model_config.yaml": config_text(DEEP).encode(), "model_weights.ckpt": weights}
     )
     with pytest.raises(CheckpointError, match="contains no task"):
-        counts(str(path))
+        trained_tasks(str(path))

@@ -150,10 +150,11 @@ def test_an_evaluation(tmp_path: Path) -> None:
         ({"name": "${trainer.nowhere}"}, "${trainer.nowhere} refers to nothing in this file"),
         ({"name": "${name}"}, "refers to itself"),
         ({"name": "${exp_manager.name}"}, "refers to itself"),
-        ({"name": "${oc.env:HOME}"}, "resolvers such as oc.env are not run"),
-        ({"name": "x${model}"}, "cannot be part of a text"),
+        ({"name": "${oc.env:HOME}"}, "functions other than multiply, divide_ceil, divide_floor are not run"),
+        ({"name": "x${model.optim.betas}"}, "a reference in a text is not a plain value"),
         ({"name": "$(touch pwned)"}, "is not a valid name"),
-        ({"trainer__device": 2}, "did you mean trainer.devices?"),
+        ({"trainer__limit_train_batches": 10}, "changes results, and hpclm does not have it; write trainer.max_steps"),
+        ({"model__optim__sched__max_steps": 10}, "trainer.max_steps sets the schedule's end"),
         ({"model__optim__name": "sgd"}, "'sgd' is not supported; choose one of fused_adam"),
         ({"model__optim__sched__name": "PolynomialDecayAnnealing"}, "is not supported; choose CosineAnnealing"),
         ({"model__virtual_prompt_style": "inference"}, "does not train; choose p-tuning or prompt-tuning"),
@@ -176,9 +177,18 @@ def test_a_mistake_is_named_at_its_line_in_nemos_file(tmp_path: Path, changes: d
     assert not (tmp_path / "pwned").exists()
 
 
-def test_an_override_of_an_unknown_key_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"--set model.optimm.lr=1: model.optimm.lr: unknown key of NeMo"):
-        load(NEMO, [*GIVEN, "model.optimm.lr=1"])
+def test_an_override_of_an_unknown_key_is_refused_as_by_hydra() -> None:
+    with pytest.raises(RecipeError, match=r"unknown to hpclm.*did you mean model.optim.lr\? \+model.optim.lrr=… adds"):
+        load(NEMO, [*GIVEN, "model.optim.lrr=1"])
+    assert load(NEMO, [*GIVEN, "+model.optim.lrr=1", "+model.newer.key=2"]).stages
+
+
+def test_an_unknown_key_of_the_file_is_a_warning(tmp_path: Path) -> None:
+    path = changed(tmp_path, model__language_model_path="m.nemo", model__newer={"setting": 1})
+    (finding,) = (one for one in make_plan(load(path)).findings if "no release of NeMo" in one.message)
+    assert finding.severity == "warning"
+    assert finding.where.startswith(f"{path}:")
+    assert finding.where.endswith(" model.newer.setting")
 
 
 def test_every_finding_of_the_plan_is_at_nemos_lines(tmp_path: Path) -> None:

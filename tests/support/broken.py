@@ -333,7 +333,7 @@ def _overrides() -> Iterator[Case]:
         ("optim.lr=abc", "must be a number"),
         ("optim.lr='0.1'", "leave the quotes out"),
         ("optim={lr: 1}", "set the keys of a mapping one by one"),
-        ("optim.betas=[[1], 2]", "one scalar or a list"),
+        ("optim.betas=[[1], 0.9]", "must be a number, not a list"),
         ("optim.lr=[1", "not valid YAML"),
         ("optim.lr=a: b: c", "quotes"),
         ("optim.lr.x=1", "below a plain value"),

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import read_lines
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import PromptSpec, StageSpec
-from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.checkpoint_manifest import read_manifest
+from hpclm.planning.trained_prompts import stored_as
 from tests.support.engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
+from tests.support.nemo_files import saved, write_members
 from tests.support.processes import hpclm
 
 pytestmark = pytest.mark.slow
@@ -130,7 +133,7 @@ def test_in_nemos_way_the_name_of_a_task_changes_what_it_learns(bench: Bench) ->
 def test_a_name_is_only_a_name_otherwise(bench: Bench) -> None:
     """Each task's input is drawn by its name, so what is compared is that no embedding of it is in the checkpoint."""
     made = run(bench.spec("plain", "p-tuning", steps=2, validate=2))
-    tensors = checkpoint_store.read_manifest(made.checkpoint(2))["tensors"]
+    tensors = read_manifest(made.checkpoint(2)).tensors
     assert sorted(name for name in tensors if not name.startswith("optimizer.")) == [
         "prompts.encoder.first.bias",
         "prompts.encoder.first.weight",
@@ -166,3 +169,23 @@ def test_nemo_archives_answer_as_the_checkpoints_they_were_made_from(bench: Benc
     spec = bench.spec("from-archives", "evaluate", Split(2, 2), prompts=str(bench.folder / "prompts.nemo"))
     answers = predictions(run(replace(spec, base=str(bench.folder / "model.nemo"))))
     assert answers == bench.answers(tuned)
+
+
+def test_one_table_of_an_archive_serves_every_task_it_was_trained_for(bench: Bench) -> None:
+    """NeMo r1.17 to r1.22 stores it under the first task's name."""
+    table = torch.randn((4, 32), generator=torch.Generator().manual_seed(5))
+    names = {"first-alone": ["copy"], "both": ["copy", "swap"]}
+    for name, tasks in names.items():
+        stored = {f"prompt_table.{task}.prompt_embeddings.weight": table for task in tasks}
+        members = {
+            "model_config.yaml": b"new_tasks: [copy, swap]\n",
+            "model_weights.ckpt": saved({"prompt_table": stored}),
+        }
+        write_members(bench.folder / f"{name}.nemo", members)
+
+    def answers(name: str, split: Split) -> list[str]:
+        path = str(bench.folder / f"{name}.nemo")
+        spec = bench.spec(f"from-{name}", "evaluate", split, prompts=path)
+        return predictions(run(replace(spec, templates=[stored_as(path, one) for one in spec.templates])))
+
+    assert answers("first-alone", Split(2, 2)) == answers("both", ALONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,8 +85,13 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(alone: Groups) 
 def test_the_rate_warms_up_falls_and_stays() -> None:
     optim = OptimSpec(lr=1.0, min_lr=0.1, warmup_steps=4, constant_steps=5, schedule="cosine")
     rates = [learning_rate(optim, step, 25) for step in range(25)]
-    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rates[4] == 1.0
+    # what NeMo's own CosineAnnealing of r1.22 gives for the same numbers
+    assert rates[:7] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 0.9913533761814537, 0.9657457896300791])
+    assert [learning_rate(replace(optim, constant_steps=0), step, 25) for step in range(5)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1.0]
+    )
+    ratios = OptimSpec(lr=1.0, min_lr=0.1, warmup_ratio=0.19, constant_ratio=0.2, schedule="cosine")
+    assert [learning_rate(ratios, step, 25) for step in range(25)] == rates
     assert rates[12] == pytest.approx(0.55)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     assert rates[20:] == [pytest.approx(0.1)] * 5

@@ -10,6 +10,8 @@ import pytest
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import to_dict
 from hpclm.core.spec import TextData
 from hpclm.data.documents import documents, split, text_files
 from hpclm.worker import preparation
@@ -39,7 +41,7 @@ def test_the_others_wait_until_the_first_rank_is_done(attempt: AttemptPaths) -> 
         target=lambda: (prepare_on_first_rank(attempt, rank(1), refuse), done.append("rank 1")), daemon=True
     )
     other.start()
-    write_json(attempt.rank(0), {"state": "running"})
+    write_json(attempt.rank(0), to_dict(RankReport(0)))
     assert not done
     prepare_on_first_rank(attempt, rank(0), lambda: done.append("rank 0"))
     other.join(60)
@@ -48,7 +50,7 @@ def test_the_others_wait_until_the_first_rank_is_done(attempt: AttemptPaths) -> 
 
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_the_others_hear_that_the_first_rank_failed(attempt: AttemptPaths, state: str) -> None:
-    write_json(attempt.rank(0), {"state": state, "message": "too little text"})
+    write_json(attempt.rank(0), to_dict(RankReport(0, state=state, message="too little text")))
     with pytest.raises(PeerError, match="too little text"):
         prepare_on_first_rank(attempt, rank(1), refuse)
 

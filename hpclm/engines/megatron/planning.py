@@ -141,9 +141,22 @@ class StagePlanner:
                     ("task_templates",), "is missing, and evaluate needs one per task; add them", "needed section"
                 )
             return data, ()
-        return data, template_checks.resolve(
-            writer, writer.recipe.task_templates, data.max_seq_length if data else None
-        )
+        return data, self._templates(writer, data.max_seq_length if data else None, prompts)
+
+    def _templates(
+        self, writer: StageContext, longest: int | None, prompts: Earlier | None
+    ) -> tuple[TaskTemplate, ...]:
+        """The templates that `writer` has; tasks of the prompts that the stage starts from are frozen."""
+        name, frozen = self.stage.recipe.prompts, list[str]()
+        if self.stage.task.learns_prompts and prompts is not None:
+            frozen = [one.taskname for one in prompts.context.recipe.task_templates or ()]
+        path = name if name is not None and "/" in name and self.stage.files else None
+        if path is not None and self.stage.task.learns_prompts:
+            frozen = list(trained_prompts.trained_counts(path))
+        found = template_checks.resolve(writer, writer.recipe.task_templates or (), longest, frozen)
+        if path is not None and is_archive(path):
+            found = tuple(trained_prompts.stored_as(path, template) for template in found)
+        return found
 
     def _owner(self, section: str, prompts: Earlier | None) -> StageContext | None:
         if getattr(self.stage.recipe, section) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from hpclm.core.spec import ModelSpec, ParallelSpec, ProgramSpec
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning.stage_context import StageContext
+from hpclm.recipe.schema.training_sections import Schedule
 
 # As Megatron-LM's logger prints a step.
 PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
@@ -68,7 +69,7 @@ def _training(stage: StageContext) -> dict[str, object]:
         "lr": optim.lr,
         "min-lr": optim.min_lr,
         "lr-decay-style": optim.schedule.name,
-        "lr-warmup-iters": optim.schedule.warmup_steps,
+        **_warmup(optim.schedule),
         "weight-decay": optim.weight_decay,
         "adam-beta1": optim.betas[0],
         "adam-beta2": optim.betas[1],
@@ -80,6 +81,12 @@ def _training(stage: StageContext) -> dict[str, object]:
         "eval-iters": trainer.val_batches or 10,
         "save-interval": stage.recipe.checkpoint.save_interval_steps or interval,
     }
+
+
+def _warmup(schedule: Schedule) -> dict[str, object]:
+    if schedule.warmup_ratio is not None:
+        return {"lr-warmup-fraction": schedule.warmup_ratio}
+    return {"lr-warmup-iters": schedule.warmup_steps}
 
 
 def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> list[str]:

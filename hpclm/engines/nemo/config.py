@@ -136,7 +136,7 @@ def _trainer(stage: StageContext, split: ParallelSpec) -> dict[str, Any]:
     }
 
 
-def _experiment(split: ParallelSpec, keep: int) -> dict[str, Any]:
+def _experiment(split: ParallelSpec, keep: int | str) -> dict[str, Any]:
     return {
         "explicit_log_dir": f"{STAGE_DIR}/checkpoints",
         "exp_dir": None,
@@ -147,7 +147,7 @@ def _experiment(split: ParallelSpec, keep: int) -> dict[str, Any]:
         "create_checkpoint_callback": True,
         "checkpoint_callback_params": {
             "monitor": "val_loss",
-            "save_top_k": keep,
+            "save_top_k": -1 if keep == "all" else keep,
             "mode": "min",
             "save_nemo_on_train_end": False,
             "filename": "hpclm--{val_loss:.3f}-{step}",
@@ -192,13 +192,17 @@ def _optim(stage: StageContext) -> dict[str, Any]:
         "betas": list(written.betas),
         "sched": {
             "name": "CosineAnnealing",
-            "warmup_steps": written.schedule.warmup_steps,
+            **_steps("warmup", written.schedule.warmup_steps, written.schedule.warmup_ratio),
             "min_lr": written.min_lr,
-            "constant_steps": written.schedule.constant_steps,
+            **_steps("constant", written.schedule.constant_steps, written.schedule.constant_ratio),
             "monitor": "val_loss",
             "reduce_on_plateau": False,
         },
     }
+
+
+def _steps(what: str, steps: int, ratio: float | None) -> dict[str, int | float]:
+    return {f"{what}_steps": steps} if ratio is None else {f"{what}_ratio": ratio}
 
 
 def _program(stage: StageContext, script: str, config: dict[str, Any], outputs: list[str]) -> ProgramSpec:

@@ -66,9 +66,3 @@ def is_prompt_archive(path: str) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def counts(path: str) -> dict[str, int]:
-    """Virtual tokens of each task. Raises CheckpointError."""
-    with Archive(Path(path)) as archive:
-        return {task: facts.shape[0] for task, facts in read_tables(archive).items()}

@@ -17,6 +17,7 @@ class KeyFate(Word):
     TAKEN = "taken"
     NO_EFFECT = "no effect"
     NOT_SUPPORTED = "not supported"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Imported:
     notes: list[KeyNote]
 
 
+def _unchanged(root: Node, key: str) -> str:
+    return key
+
+
 @dataclass(frozen=True)
 class Importer:
     """Reads one tool's files.
@@ -46,14 +51,17 @@ class Importer:
     Attributes:
         tool: the name of its files in messages.
         recognises: whether a tree is one of its files.
-        resolve: fills in what the tool itself would before it reads the values, such as `${…}`.
+        resolve: fills in what the tool itself would before it reads the values, such as `${…}`. Given the tree and the
+            path of the file.
+        own_key: a key of the tool's command line as the file has it.
         read: the recipe. Given the tree and the folder of the file. Raises RecipeError with every error at its line.
     """
 
     tool: str
     recognises: Callable[[Node], bool]
-    resolve: Callable[[Node], Node]
+    resolve: Callable[[Node, Path], Node]
     read: Callable[[Node, Path], Imported]
+    own_key: Callable[[Node, str], str] = _unchanged
 
 
 def importer_for(root: Node) -> Importer | None:

@@ -79,7 +79,7 @@ def prose(text: str) -> str:
     return text
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """A description of a wrong value, short and escaped."""
     if value is None:
         return "nothing (null)"
@@ -94,7 +94,7 @@ def described(value: Any) -> str:
     return str(value)
 
 
-def registered(registry: Registry[Any]) -> Any:
+def registered(registry: Registry[object]) -> Any:
     """The type of a key whose value names an entry of a registry; including other packages' entries."""
 
     def known(value: object) -> str:

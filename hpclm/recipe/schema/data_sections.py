@@ -10,7 +10,6 @@ from hpclm.recipe.schema.base import (
     Count,
     Fraction,
     Line,
-    Name,
     NotNegative,
     PathText,
     Prose,
@@ -50,7 +49,7 @@ class Data(Section):
     test: tuple[PathText, ...] = Field(default=(), description="rows to answer; predictions keep their order")
     max_seq_length: Annotated[int, Field(ge=2, le=10**7)] | None = Field(
         default=None,
-        description="tokens of an example, virtual ones included; default 1024, at most the model's positions",
+        description="tokens of an example, virtual ones included; null: as many as the model has positions",
     )
     min_seq_length: Count = Field(default=1, description="training rows of fewer tokens are left out")
     semantics: Literal["strict", "nemo"] = Field(
@@ -63,7 +62,7 @@ class Data(Section):
 class TaskTemplate(Section):
     """One of a list, NeMo's task template: how a row becomes a prompt with virtual tokens in it."""
 
-    taskname: Name = Field(description="rows whose taskname is this use the template")
+    taskname: Line = Field(description="rows whose taskname is this use the template")
     prompt_template: Prose = Field(
         description="text with {fields} of the row and <|VIRTUAL_PROMPT_0|>, <|VIRTUAL_PROMPT_1|>, … markers"
     )

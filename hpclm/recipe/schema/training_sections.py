@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from hpclm.core.registries import METRICS
-from hpclm.recipe.schema.base import Count, NotNegative, Section, fault, registered
+from hpclm.recipe.schema.base import Count, Fraction, NotNegative, Section, described, fault, registered
 
 
 class Batch(Section):
@@ -99,7 +99,16 @@ class Schedule(Section):
 
     name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="the curve after the warm-up")
     warmup_steps: NotNegative = Field(default=0, description="steps from 0 to lr")
+    warmup_ratio: Fraction | None = Field(default=None, description="the same as a share of all steps")
     constant_steps: NotNegative = Field(default=0, description="steps at min_lr at the end")
+    constant_ratio: Fraction | None = Field(default=None, description="the same as a share of all steps")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Schedule:
+        for name in ("warmup", "constant"):
+            if getattr(self, f"{name}_steps") and getattr(self, f"{name}_ratio") is not None:
+                raise fault(f"{name}_steps and {name}_ratio are both given; keep one")
+        return self
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -118,11 +127,26 @@ class Optim(Section):
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the steps")
 
 
+def _kept(value: object) -> int | Literal["all"]:
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise fault(f"must be a whole number or all, not {described(value)}; choose 0 to 1000, or all")
+    if not 0 <= value <= 1000:
+        raise fault(f"{value} is out of range; choose 0 to 1000, or all")
+    return value
+
+
+_Kept = Annotated[
+    int | Literal["all"],
+    PlainValidator(_kept),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 1000}, {"enum": ["all"]}]}),
+]
+
+
 class Checkpointing(Section):
     """When checkpoints are saved, and which are kept."""
 
     save_interval_steps: Count | None = Field(default=None, description="null: at each validation and at the end")
     keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="newest checkpoints kept")
-    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=2, description="checkpoints of lowest val_loss kept"
-    )
+    keep_best: _Kept = Field(default=2, description="checkpoints of lowest val_loss kept; all: every one")

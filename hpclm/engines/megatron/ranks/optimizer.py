@@ -211,17 +211,20 @@ def _same_view(shard: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate(optim: OptimSpec, step: int, total_steps: int) -> float:
-    """The rate of update `step` (from 0): linear warm-up, the schedule over what is left before the constant tail of
-    `constant_steps`, then `min_lr`. The warm-up is NeMo's (step+1)/(warmup+1) (nemo/core/optim/lr_scheduler.py,
-    WarmupPolicy), whose first step is not lost at a rate of 0.
+    """The rate of update `step` (from 0): linear warm-up, the schedule over what is left before the constant tail, then
+    `min_lr`. Source: nemo/core/optim/lr_scheduler.py.
+
+    The warm-up is WarmupPolicy's (step+1)/(warmup+1), whose first step is not lost at a rate of 0; with a cosine and a
+    constant tail it is CosineAnnealing's step/warmup, which is Megatron-LM's.
     """
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / (optim.warmup_steps + 1)
+    warmup, constant = optim.warmup(total_steps), optim.constant(total_steps)
+    if step < warmup:
+        from_zero = constant > 0 and optim.schedule == "cosine"
+        return optim.lr * (step / warmup if from_zero else (step + 1) / (warmup + 1))
     if optim.schedule == "constant":
         return optim.lr
-    last = total_steps - optim.constant_steps
-    span = max(1, last - optim.warmup_steps)
-    progress = min(1.0, (step - optim.warmup_steps) / span)
+    span = max(1, total_steps - constant - warmup)
+    progress = min(1.0, (step - warmup) / span)
     if optim.schedule == "linear":
         return optim.min_lr + (optim.lr - optim.min_lr) * (1.0 - progress)
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -121,6 +121,9 @@ def _from_archive(context: StageContext, config: TransformerConfig) -> TrainedPr
     path = Path(spec.prompts or "")
     with Archive(path) as archive:
         tables = {task: tensor_of(archive, facts).float() for task, facts in read_tables(archive).items()}
+    for template in spec.templates:
+        if template.stored_as is not None:
+            tables[template.taskname] = tables[template.stored_as]
     templates = [_template_of(task, len(table), spec.templates) for task, table in tables.items()]
     widths = {table.shape[1] for table in tables.values()}
     if widths != {spec.model.hidden_size}:

@@ -1,4 +1,4 @@
-"""Every key of NeMo's files, and how it is translated."""
+"""Every key of NeMo's files and of its launcher's, and how it is translated."""
 
 from __future__ import annotations
 
@@ -55,10 +55,34 @@ TAKEN: dict[str, str] = {
     "model.optim.lr": "optim.lr",
     "model.optim.weight_decay": "optim.weight_decay",
     "model.optim.betas": "optim.betas",
+    "model.optim.eps": "optim.epsilon",
     "model.optim.sched.name": "optim.schedule.name",
     "model.optim.sched.warmup_steps": "optim.schedule.warmup_steps",
+    "model.optim.sched.warmup_ratio": "optim.schedule.warmup_ratio",
     "model.optim.sched.constant_steps": "optim.schedule.constant_steps",
+    "model.optim.sched.constant_ratio": "optim.schedule.constant_ratio",
     "model.optim.sched.min_lr": "optim.min_lr",
+    # for the validation's metrics, as the same keys of the evaluation
+    "model.inference.greedy": "generation.greedy",
+    "model.inference.top_k": "generation.top_k",
+    "model.inference.top_p": "generation.top_p",
+    "model.inference.temperature": "generation.temperature",
+    "model.inference.tokens_to_generate": "generation.max_new_tokens",
+    "model.inference.min_tokens_to_generate": "generation.min_new_tokens",
+    "model.inference.repetition_penalty": "generation.repetition_penalty",
+    # the launcher's conf/prompt_learning/gpt3/squad.yaml; what it calls prompt_learning, NeMo calls prompt_tuning
+    "run.name": "name",
+    "run.time_limit": "resources.time_limit_min",
+    "model.prompt_learning.new_prompt_init_methods": "task_templates.prompt_init",
+    "model.prompt_learning.new_prompt_init_text": "task_templates.prompt_init_text",
+    # the launcher's conf/evaluation/prompt_gpt3/squad.yaml
+    "run.nodes": "resources.nodes",
+    "run.ntasks_per_node": "resources.devices_per_node",
+    "model.nemo_model": "prompts",
+    "model.precision": "trainer.precision",
+    "model.eval_batch_size": "generation.batch_size",
+    "model.prompt_dataset_paths": "data.test",
+    "model.disable_special_tokens": "prompts",
     # megatron_gpt_prompt_learning_inference.yaml
     "inference.greedy": "generation.greedy",
     "inference.top_k": "generation.top_k",
@@ -90,6 +114,10 @@ WITHOUT_EFFECT: dict[str, str] = {
     "exp_manager.checkpoint_callback_params.monitor": "only val_loss is supported",
     "exp_manager.checkpoint_callback_params.mode": "the lowest val_loss is the best",
     "exp_manager.early_stopping_callback_params.monitor": "only val_loss is supported",
+    "model.data.train_cache_data_path": "rows are not cached",
+    "model.data.validation_cache_data_path": "rows are not cached",
+    "model.data.test_cache_data_path": "rows are not cached",
+    "num_workers": "rows are read before the answers",
     "exp_manager.early_stopping_callback_params.mode": "the lowest val_loss is the best",
 }
 # Whole sections end in a dot.
@@ -99,7 +127,6 @@ WITHOUT_MEANING: dict[str, str] = {
     "trainer.strategy": "the engine is megatron-core",
     "trainer.plugins": "the engine is megatron-core",
     "trainer.max_time": "resources.time_limit_min",
-    "trainer.limit_train_batches": "max_steps sets the length",
     "trainer.num_sanity_val_steps": "hpclm plan and data check test the data first",
     "exp_manager.": "a run has its own folder and resumes automatically",
     "model.nemo_path": "hpclm model convert RUN/stages/ptune/checkpoints prompts.nemo --to nemo",
@@ -114,14 +141,28 @@ WITHOUT_MEANING: dict[str, str] = {
     "model.sync_batch_comm": "specific to NeMo's engine",
     "model.hidden_size": "the archive contains it",
     "model.encoder_seq_length": "the archive contains it",
-    "model.precision": "trainer.precision",
+    "model.save_nemo_on_validation_end": "hpclm model convert RUN/stages/ptune/checkpoints prompts.nemo --to nemo",
+    "model.validation_global_batch_size": "validation has the training's batches",
+    "model.validation_micro_batch_size": "validation has the training's batches",
+    "model.validation_drop_last": "validation uses every row",
+    "model.inference.": "only for the validation's metrics",
+    "model.model_parallel_size": "tensor × pipeline",
+    "model.model_type": "the archive says what it is",
     "model.target": "the class that NeMo loads it by",
     "model.data.num_workers": "rows are read before training",
     "model.data.pin_memory": "rows are read before training",
     "model.data.load_cache": "rows are not cached",
     "model.data.cache_data_path": "rows are not cached",
-    "model.optim.sched.": "for another schedule",
-    "model.optim.": "for another optimizer",
+    "model.optim.bucket_cap_mb": "specific to NeMo's engine",
+    "model.optim.overlap_grad_sync": "specific to NeMo's engine",
+    "model.optim.overlap_param_sync": "specific to NeMo's engine",
+    "model.optim.contiguous_grad_buffer": "specific to NeMo's engine",
+    "model.optim.contiguous_param_buffer": "specific to NeMo's engine",
+    "model.optim.grad_sync_dtype": "specific to NeMo's engine",
+    "model.optim.param_sync_dtype": "specific to NeMo's engine",
+    "model.optim.master_weights": "specific to NeMo's engine",
+    "model.optim.capturable": "specific to NeMo's engine",
+    "model.optim.foreach": "specific to NeMo's engine",
     "inference.all_probs": "only answers are kept",
     "inference.compute_logprob": "only answers are kept",
     "inference.compute_attention_mask": "always",
@@ -138,7 +179,27 @@ WITHOUT_MEANING: dict[str, str] = {
     "gpt_model_split_rank": "the archive contains it",
     "pipeline_model_parallel_split_rank": "only for encoder-decoder models",
     "defaults": "only _self_ is read",
+    "run.": "specific to the launcher",
+    "base_results_dir": "only for references of this file",
+    "data_dir": "only for references of this file",
+    "launcher_scripts_path": "only for references of this file",
+    "cluster": "set by the site profile",
+    "container": "set by the site profile, or --set hpclm.container.image=…",
     "hydra.": "specific to Hydra",
+}
+
+
+# They change results, and hpclm does not have them: the values that change nothing, and what to write instead.
+REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "trainer.limit_train_batches": ((None, 1.0), "trainer.max_steps sets the length"),
+    "trainer.overfit_batches": ((None, 0, 0.0), "give a smaller file to model.data.train_ds"),
+    "trainer.fast_dev_run": ((None, False), "trainer.max_steps=1"),
+    "trainer.check_val_every_n_epoch": ((None, 1), "trainer.val_check_interval"),
+    "trainer.gradient_clip_algorithm": ((None, "norm"), "norm"),
+    "model.optim.amsgrad": ((None, False), "false"),
+    "model.optim.adam_w_mode": ((None, True), "true"),
+    "model.optim.bias_correction": ((None, True), "true"),
+    "model.optim.sched.max_steps": ((None,), "trainer.max_steps sets the schedule's end"),
 }
 
 
@@ -148,6 +209,8 @@ def fate_of(key: str) -> tuple[KeyFate, str] | None:
         return KeyFate.TAKEN, TAKEN[key]
     if key.startswith("model.task_templates"):
         return KeyFate.TAKEN, "task_templates"
+    if key in REFUSED:
+        return KeyFate.NO_EFFECT, "this value changes nothing"
     if key in WITHOUT_EFFECT:
         return KeyFate.NO_EFFECT, WITHOUT_EFFECT[key]
     if key in WITHOUT_MEANING:

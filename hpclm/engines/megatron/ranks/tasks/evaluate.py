@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from hpclm.core.files import read_lines, write_text
 from hpclm.core.logging import log
-from hpclm.core.spec import StageSpec, TaskTemplate
-from hpclm.data.examples import PromptDataset
+from hpclm.core.spec import GenerationSpec, StageSpec
+from hpclm.data.examples import PromptDataset, rows_to_answer
 from hpclm.data.templates import Example
-from hpclm.data.tokenizers import Tokenizer, load_tokenizer
+from hpclm.data.tokenizers import load_tokenizer
 from hpclm.engines.megatron.ranks.answering import Answer, Answerer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -28,9 +28,6 @@ from hpclm.engines.megatron.ranks.stage_models import (
 )
 from hpclm.metrics import scores
 from hpclm.worker.report import StoppedError
-
-# NeMo's bound on a prompt's tokens (megatron_gpt_prompt_learning_eval.py).
-_NEMO_LONGEST = 8192
 
 
 def run(context: StageContext) -> dict[str, object]:
@@ -52,7 +49,7 @@ def run(context: StageContext) -> dict[str, object]:
         log(f"{dataset.skipped} test rows do not fit and are left out, as in NeMo (data.semantics: nemo)")
     if groups.rank == 0 and dataset.truncated:
         log(f"{dataset.truncated} of {len(dataset)} test prompts are truncated to leave room for their answers")
-    answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, spec.generation)
+    answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, _sampling(spec))
     began = time.time()
     made, at_limit = _generate(context, dataset, answerer)
     seconds = time.time() - began
@@ -70,17 +67,12 @@ def run(context: StageContext) -> dict[str, object]:
     }
 
 
-def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: Tokenizer) -> PromptDataset:
-    """The test rows as prompts that leave room for an answer among the model's positions."""
-    assert spec.data is not None
+def _sampling(spec: StageSpec) -> GenerationSpec:
+    """How tokens are chosen. NeMo's evaluation penalises what its generator tracks, which from r1.18 on is nothing
+    (text_generation_utils.py, sample_sequence_batch: only with compute_logprob)."""
     assert spec.generation is not None
-    data, wanted = spec.data, spec.generation
-    room = spec.model.max_position_embeddings - wanted.max_new_tokens
-    # NeMo's evaluation does not know the training's max_seq_length
-    limit = min(room, _NEMO_LONGEST) if data.semantics == "nemo" else min(room, data.max_seq_length)
-    data = replace(data, add_bos=data.add_bos if wanted.add_bos is None else wanted.add_bos, max_seq_length=limit)
-    with_virtual = spec.prompts is not None
-    return PromptDataset(data.test, templates, tokenizer, data, training=False, with_virtual=with_virtual)
+    assert spec.data is not None
+    return replace(spec.generation, repetition_penalty=1.0) if spec.data.semantics == "nemo" else spec.generation
 
 
 def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer) -> tuple[int, int]:

@@ -1,0 +1,42 @@
+"""What the configuration in an archive of trained prompts says. Only for the login node: it needs PyYAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.model_config import read_config
+from hpclm.formats.nemo.prompt_tables import read_tables
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """A task that an archive has prompts for: its virtual tokens, and the task under whose name they are stored."""
+
+    count: int
+    stored_as: str
+
+
+def language_model(path: str) -> str | None:
+    """The model that an archive's prompts were trained on, as NeMo wrote it there; a relative one from the archive's
+    folder. Raises CheckpointError."""
+    with Archive(Path(path)) as archive:
+        written = read_config(archive).get("language_model_path")
+    return str(Path(path).parent / written) if isinstance(written, str) and written else None
+
+
+def trained_tasks(path: str) -> dict[str, TrainedTask]:
+    """The tasks of an archive by name. Raises CheckpointError.
+
+    From r1.17 on NeMo stores one table, under the name of the first task that it was trained for, and uses it for all
+    of them (megatron_base_prompt_learning_model.py, init_prompt_encoder).
+    """
+    with Archive(Path(path)) as archive:
+        tables, config = read_tables(archive), read_config(archive)
+    found = {task: TrainedTask(facts.shape[0], task) for task, facts in tables.items()}
+    together = config.get("new_tasks")
+    if len(found) == 1 and isinstance(together, list):
+        (only,) = found.values()
+        found |= {str(task): only for task in together if str(task) not in found}
+    return found

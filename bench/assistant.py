@@ -61,6 +61,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     ours, theirs = (found[side][0] for side in SIDES)
     if abs(ours["first_loss"] - theirs["first_loss"]) > 1e-3:
         sys.exit(f"first losses differ: {ours['first_loss']}, {theirs['first_loss']}: not the same work")
+    if arguments.answers and abs(ours["exact_match"] - theirs["exact_match"]) > 0.02:
+        sys.exit(f"exact matches differ: {ours['exact_match']}, {theirs['exact_match']}: not the same answers")
     for key in ("first_loss", "val_loss", "exact_match", "intent_accuracy", "slot_f1"):
         print(f"{key}: hpclm {ours[key]:.4f}, PEFT {theirs[key]:.4f}")
     for key, title in (("steps_per_s", "steps per second"), ("peak_mib", "peak memory, MiB")):
@@ -184,9 +186,9 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
 
 
 def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer: Any) -> list[tuple[str, str]]:
+    from hpclm.data.examples import rows_to_answer
     from hpclm.data.ranks.packing import collate_left
     from hpclm.engines.megatron.ranks.generation import Generator
-    from hpclm.engines.megatron.ranks.tasks.evaluate import rows_to_answer
 
     dataset = rows_to_answer(dataclasses.replace(spec, prompts="these"), spec.templates, tokenizer)
     generator = Generator(model, groups, spec.generation, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
@@ -282,9 +284,9 @@ def _peft_answers(arguments: argparse.Namespace, model: Any) -> list[tuple[str, 
             eos_token_id=tests["eos"],
             pad_token_id=tests["eos"],
         )
-        pairs += [
-            (tokenizer.decode(answer[ids.shape[1] :].tolist()), row[1]) for answer, row in zip(made, rows, strict=True)
-        ]
+        # some releases of transformers give the prompt back in front of the answer, others the answer alone
+        begins = ids.shape[1] if made[:, : ids.shape[1]].equal(ids) else 0
+        pairs += [(tokenizer.decode(answer[begins:].tolist()), row[1]) for answer, row in zip(made, rows, strict=True)]
     return pairs
 
 

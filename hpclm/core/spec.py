@@ -12,6 +12,11 @@ from typing import Literal
 SPEC_VERSION = 2
 
 
+Normalization = Literal["layernorm", "layernorm1p", "rmsnorm"]
+Activation = Literal["gelu", "gelu_exact", "squared_relu", "swiglu", "geglu", "geglu_exact", "reglu"]
+GATED = ("swiglu", "geglu", "geglu_exact", "reglu")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A GPT architecture, every default resolved.
@@ -19,6 +24,11 @@ class ModelSpec:
     Attributes:
         padded_vocab_size: rows of the embedding table, `vocab_size` rounded up (`planning.rules.padded_vocab_size`).
         position_embedding: `learned` (GPT-2) or `rope`.
+        rotary_percent: share of a head's width that is rotated (Black et al. 2022, arXiv:2204.06745, section 2.1.1).
+        rotary_interpolation: positions are divided by it before they are rotated (Chen et al. 2023, arXiv:2306.15595).
+        normalization: `layernorm1p` is a layer norm whose scale is stored less one (NeMo's LayerNorm1P).
+        activation: of the MLP. `gelu` and `geglu` are the tanh form, `_exact` the error function; in the `glu`s the
+            first half of the layer's rows is the gate (Shazeer 2020, arXiv:2002.05202).
     """
 
     num_layers: int
@@ -32,14 +42,21 @@ class ModelSpec:
     padded_vocab_size: int
     position_embedding: Literal["learned", "rope"] = "learned"
     rotary_base: float = 10000.0
-    normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
+    rotary_percent: float = 1.0
+    rotary_interpolation: float = 1.0
+    normalization: Normalization = "layernorm"
     layernorm_epsilon: float = 1e-5
-    activation: Literal["gelu", "swiglu"] = "gelu"
+    activation: Activation = "gelu"
     add_bias_linear: bool = True
     tie_embeddings: bool = True
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP's first layer has a gate beside its values."""
+        return self.activation in GATED
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def look(path: Path) -> dict[str, Any]:
 def _nemo_gpt(path: Path) -> dict[str, Any]:
     with Archive(path) as archive:
         model = model_spec(archive)
-        weights = read_weights(archive, model.num_attention_heads, gated=model.activation == "swiglu")
+        weights = read_weights(archive, model.num_attention_heads, gated=model.gated)
         tensors = [[name, weight.dtype, list(weight.shape)] for name, weight in sorted(weights.items())]
         config = read_config(archive)
     facts = {"nemo_version": config.get("nemo_version"), **to_dict(model)}

@@ -11,7 +11,7 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.records import from_dict
-from hpclm.core.spec import ModelSpec
+from hpclm.core.spec import GATED, ModelSpec
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.rules import padded_vocab_size
@@ -50,9 +50,9 @@ def from_keys(stage: StageContext, vocab_size: int | None, default_positions: in
     vocabulary = keys.pop("vocab_size", None) or vocab_size
     if vocabulary is None:
         return None
-    swiglu = keys.get("activation") == "swiglu"
+    gated = keys.get("activation") in GATED
     # Megatron-LM arguments.py: two thirds of 4h for the gated unit, in steps of 64.
-    ffn = int(4 * hidden * 2 / 3 / 64) * 64 or 64 if swiglu else 4 * hidden
+    ffn = int(4 * hidden * 2 / 3 / 64) * 64 or 64 if gated else 4 * hidden
     defaults = {
         "ffn_hidden_size": ffn,
         "num_query_groups": heads,
@@ -92,10 +92,12 @@ def _heads_fit(stage: StageContext, keys: dict[str, Any]) -> bool:
         )
         fine = False
     width = keys.get("kv_channels", hidden // heads)
-    if keys.get("position_embedding") == "rope" and width % 2:
+    rotated = int(width * keys.get("rotary_percent", 1.0))
+    if keys.get("position_embedding") == "rope" and (rotated % 2 or not rotated):
         stage.error(
             ("model", "position_embedding"),
-            f"rope rotates pairs of values, but a head has width {width}; choose an even kv_channels",
+            f"rope rotates pairs of values, but of a head {rotated} are to be rotated; choose an even kv_channels, or "
+            "another rotary_percent",
             "rope needs an even kv_channels",
         )
         fine = False

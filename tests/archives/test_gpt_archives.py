@@ -27,7 +27,7 @@ from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
 from tests.support.engine_harness import MODERN
 from tests.support.gpt_models import DEEP, gpt_of, logits, state_of
-from tests.support.nemo_files import config_text, saved, shard, write_archive, write_members
+from tests.support.nemo_files import CORE_NAMES, TE_NAMES, config_text, saved, shard, write_archive, write_members
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -39,6 +39,7 @@ def refused(path: Path, words: str) -> None:
             model_spec(archive)
 
 
+NEMOTRON: dict[str, Any] = {"rotary_percent": 0.5, "normalization": "layernorm1p", "num_query_groups": 4}
 ARCHIVES = [
     (DEEP, {}),
     (DEEP, {"tensor": 2}),
@@ -50,6 +51,17 @@ ARCHIVES = [
     (DEEP, {"mode": "w:gz", "tensor": 2}),
     (MODERN, {"tensor": 2, "pipeline": 2}),
     (MODERN, {"tensor": 2, "two": True, "config": {"activation": "swiglu"}}),
+    # the layers of Transformer Engine and of megatron-core
+    (DEEP, {"tensor": 2, "names": TE_NAMES, "config": {"transformer_engine": True}}),
+    (DEEP, {"tensor": 2, "pipeline": 2, "names": CORE_NAMES, "config": {"mcore_gpt": True}}),
+    (MODERN, {"tensor": 2, "names": CORE_NAMES, "config": {"mcore_gpt": True}}),
+    # GPT-2B-001 and Nemotron-3-8B: rotation of half a head, layernorm1p, swiglu or squared relu
+    (replace(MODERN, **NEMOTRON, activation="swiglu"), {"tensor": 2}),
+    (replace(MODERN, **NEMOTRON, activation="squared_relu"), {"pipeline": 2, "names": CORE_NAMES}),
+    (replace(DEEP, activation="gelu_exact"), {"config": {"bias_activation_fusion": False}}),
+    (replace(MODERN, activation="geglu_exact"), {"tensor": 2}),
+    (replace(MODERN, activation="geglu", add_bias_linear=True), {"tensor": 2}),
+    (replace(MODERN, activation="reglu", rotary_base=5000.0, rotary_interpolation=2.0), {}),
 ]
 
 
@@ -263,8 +275,12 @@ def test_a_tensor_cannot_be_made_to_reach_elsewhere(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
-        ({"normalization": "layernorm1p"}, "normalization is 'layernorm1p'"),
-        ({"activation": "geglu"}, "activation is 'geglu'"),
+        ({"normalization": "batchnorm"}, "normalization is 'batchnorm'"),
+        ({"activation": "approx-gelu"}, "activation is 'approx-gelu'"),
+        ({"headscale": True}, "headscale is True, which hpclm does not support"),
+        ({"transformer_block_type": "normformer"}, "transformer_block_type is 'normformer'"),
+        ({"openai_gelu": True, "activation": "squared-relu"}, "openai_gelu with activation 'squared-relu'"),
+        ({"a_newer_key": 3}, "has a_newer_key, which hpclm does not know"),
         ({"num_moe_experts": 8}, "num_moe_experts is 8"),
         ({"hidden_size": "big"}, "no valid integer hidden_size"),
     ],

@@ -44,6 +44,17 @@ MODERN = replace(
 )
 
 
+# what Nemotron-3-8B has
+NEMOTRON = replace(
+    MODERN,
+    num_query_groups=4,
+    normalization="layernorm1p",
+    activation="squared_relu",
+    ffn_hidden_size=128,
+    rotary_percent=0.5,
+)
+
+
 @dataclass(frozen=True)
 class Split:
     """Tensor, pipeline and data parallel degrees."""

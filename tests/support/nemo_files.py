@@ -21,6 +21,38 @@ NAMES = {
     "mlp.linear_fc1": "mlp.dense_h_to_4h",
     "mlp.linear_fc2": "mlp.dense_4h_to_h",
 }
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_exact": "gelu",
+    "squared_relu": "squared-relu",
+    "swiglu": "fast-swiglu",
+    "geglu": "fast-geglu",
+    "geglu_exact": "fast-geglu",
+    "reglu": "fast-reglu",
+}
+# The same tensors in the layers of Transformer Engine (`transformer_engine`) and of megatron-core (`mcore_gpt`).
+TE_NAMES = {
+    "input_layernorm.weight": "self_attention.layernorm_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.layernorm_qkv.layer_norm_bias",
+    "self_attention.query_key_value": "self_attention.layernorm_qkv",
+    "self_attention.dense": "self_attention.proj",
+    "post_attention_layernorm.weight": "layernorm_mlp.layer_norm_weight",
+    "post_attention_layernorm.bias": "layernorm_mlp.layer_norm_bias",
+    "mlp.dense_h_to_4h.": "layernorm_mlp.fc1_",
+    "mlp.dense_4h_to_h.": "layernorm_mlp.fc2_",
+}
+CORE_NAMES = {
+    "language_model.encoder.": "decoder.",
+    "language_model.": "",
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
+    "self_attention.query_key_value": "self_attention.linear_qkv",
+    "self_attention.dense": "self_attention.linear_proj",
+    "post_attention_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    "post_attention_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
+    "mlp.dense_h_to_4h": "mlp.linear_fc1",
+    "mlp.dense_4h_to_h": "mlp.linear_fc2",
+}
 COLUMNS, ROWS = ("linear_qkv", "linear_fc1"), ("linear_proj.weight", "linear_fc2.weight")
 
 
@@ -35,7 +67,11 @@ def config_text(model: ModelSpec, **changes: Any) -> str:
         "encoder_seq_length": model.max_position_embeddings,
         "position_embedding_type": "rope" if model.position_embedding == "rope" else "learned_absolute",
         "normalization": model.normalization,
-        "activation": "fast-swiglu" if model.activation == "swiglu" else "gelu",
+        "activation": ACTIVATIONS[model.activation],
+        "bias_activation_fusion": model.activation in ("gelu", "geglu") and model.add_bias_linear,
+        "rotary_percentage": model.rotary_percent,
+        "rotary_base": model.rotary_base,
+        "seq_len_interpolation_factor": None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
         "bias": model.add_bias_linear,
         "share_embeddings_and_output_weights": model.tie_embeddings,
         "megatron_legacy": False,
@@ -84,7 +120,7 @@ def cut(
     part: str, value: Tensor, model: ModelSpec, tensor: int, t: int, *, legacy: bool = False, two: bool = False
 ) -> dict[str, Tensor]:
     """A tensor rank's part of a layer's tensor, by what is added to its module's name."""
-    if "linear_fc1" in part and model.activation == "swiglu":
+    if "linear_fc1" in part and model.gated:
         gate, other = (half.chunk(tensor)[t] for half in value.chunk(2))
         return {"": gate, "_2": other} if two else {"": torch.cat([gate, other])}
     if any(name in part for name in COLUMNS):
@@ -106,15 +142,34 @@ def write_archive(
     mode: str = "w",
     files: dict[str, bytes] | None = None,
     config: dict[str, Any] | None = None,
+    names: dict[str, str] | None = None,
     **options: Any,
 ) -> Path:
-    """A whole .nemo file (mode `w:gz` for a gzipped one), or a folder where `path` has no suffix."""
+    """A whole .nemo file (mode `w:gz` for a gzipped one), or a folder where `path` has no suffix.
+
+    `names`: those of other layers, for what they replace.
+    """
     members = {"model_config.yaml": config_text(model, **(config or {})).encode(), **(files or {})}
     for t in range(tensor):
         for p in range(pipeline):
             folder = f"tp_rank_{t:02d}_pp_rank_{p:03d}/" if pipeline > 1 else f"mp_rank_{t:02d}/" if tensor > 1 else ""
-            members[f"{folder}model_weights.ckpt"] = saved(shard(state, model, tensor, pipeline, (t, p), **options))
+            members[f"{folder}model_weights.ckpt"] = saved(
+                renamed(shard(state, model, tensor, pipeline, (t, p), **options), names or {})
+            )
     return write_members(path, members, mode)
+
+
+def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Any]:
+    """With a state beside the weights, as Transformer Engine's layers have it."""
+    found: dict[str, Any] = {}
+    for name, value in state.items():
+        for theirs, other in names.items():
+            name = name.replace(theirs, other)
+        found[name] = value
+    states = {"linear_fc1": io.BytesIO(), "linear_qkv": io.BytesIO(b"pickled \xff")}
+    return found | (
+        {f"model.decoder.layers.0.{name}._extra_state": state for name, state in states.items()} if names else {}
+    )
 
 
 def saved(value: Any) -> bytes:

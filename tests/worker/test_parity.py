@@ -13,7 +13,7 @@ import pytest
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import BatchSpec, GenerationSpec, RecomputeSpec
 from tests.support import engine_harness
-from tests.support.engine_harness import MODERN, SPLITS, Split, losses, predictions, run, stage_spec
+from tests.support.engine_harness import MODERN, NEMOTRON, SPLITS, Split, losses, predictions, run, stage_spec
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ class Workshop:
         base = str(self.base(model=model).checkpoints)
         steps = 8 if model is DEEP else 20
         # at 1e-2 the modern model's loss leaps from 1.7 to 3.1 in two steps, and a leap magnifies what fp32 rounds off
-        lr = 2e-3 if model is MODERN else 1e-2
+        lr = 2e-3 if model in (MODERN, NEMOTRON) else 1e-2
         settings = {"base": base, "encoder": encoder, "model": model, "steps": steps, "lr": lr}
         return run(stage_spec(self.folder / name, self.data, task, split, **settings))
 
@@ -56,8 +56,11 @@ class Workshop:
         return predictions(paths)
 
 
+_NAMES = (("-modern", MODERN), ("-nemotron", NEMOTRON), ("-deep", DEEP))
+
+
 def _called(model: Any) -> str:
-    return "-modern" if model is MODERN else "-deep" if model is DEEP else ""
+    return next((name for name, one in _NAMES if one is model), "")
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,17 @@ def test_recomputed_activations_change_nothing(
     ours = run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))
     reference = workshop.base() if task == "pretrain" else workshop.tuned(task, ALONE)
     same(losses(ours), losses(reference)[:10])
+
+
+@pytest.mark.parametrize("split", [Split(2, 2), Split(2, sequence=True)], ids=str)
+def test_layernorm1p_squared_relu_and_a_partial_rotation(workshop: Workshop, split: Split) -> None:
+    same(losses(workshop.base(split, NEMOTRON))[:20], losses(workshop.base(model=NEMOTRON))[:20])
+    ours = workshop.tuned("p-tuning", split, model=NEMOTRON)
+    reference = workshop.tuned("p-tuning", ALONE, model=NEMOTRON)
+    same(losses(ours), losses(reference))
+    assert workshop.answers(ours, ALONE, NEMOTRON) == workshop.answers(
+        reference, replace(split, sequence=False), NEMOTRON
+    )
 
 
 @pytest.mark.parametrize("split", [Split(2, 1, 2), Split(1, 2), Split(2, sequence=True)], ids=str)

@@ -34,7 +34,7 @@ def layer_parameters(model: ModelSpec) -> int:
     """Weights of one transformer layer: attention, MLP, two norms, and biases if any."""
     h, ffn = model.hidden_size, model.ffn_hidden_size
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
-    fc1 = 2 * ffn if model.activation == "swiglu" else ffn
+    fc1 = 2 * ffn if model.gated else ffn
     count = h * (query + 2 * key) + query * h + h * fc1 + ffn * h + 2 * norm_parameters(model)
     if model.add_bias_linear:
         count += (query + 2 * key) + h + fc1 + h
@@ -43,7 +43,7 @@ def layer_parameters(model: ModelSpec) -> int:
 
 def norm_parameters(model: ModelSpec) -> int:
     """Scale, and for layer norm the shift."""
-    return model.hidden_size * (2 if model.normalization == "layernorm" else 1)
+    return model.hidden_size * (1 if model.normalization == "rmsnorm" else 2)
 
 
 def embedding_parameters(model: ModelSpec) -> int:

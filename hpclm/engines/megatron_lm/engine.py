@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from hpclm.core.nearest import either
+from hpclm.core.spec import ModelSpec
 from hpclm.engines.external import check_sections, program_plan, split
 from hpclm.planning import architecture, lowering, rules, vocabulary
 from hpclm.planning.base_model import BaseModel
@@ -14,6 +16,9 @@ from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:
     from hpclm.recipe.schema.base import Section
+
+
+_ACTIVATIONS = ("gelu", "gelu_exact", "squared_relu", "swiglu")
 
 
 class MegatronLm:
@@ -39,12 +44,24 @@ class MegatronLm:
         model = architecture.from_keys(stage, entries, recipe.text.seq_length if recipe.text else None)
         if model is not None:
             rules.split_model(stage, model)
+            _check_activation(stage, model)
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining
 
             program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel.sequence), model)
         return program_plan(stage, topology, program, recipe.after), BaseModel()
+
+
+def _check_activation(stage: StageContext, model: ModelSpec) -> None:
+    if model.activation not in _ACTIVATIONS:
+        stage.error(
+            ("model", "activation"),
+            f"{model.activation} has no flag of Megatron-LM; choose {either(_ACTIVATIONS)}, or engine: megatron",
+            "Megatron-LM's activations",
+            model.activation,
+            _ACTIVATIONS,
+        )
 
 
 def _check(stage: StageContext) -> None:

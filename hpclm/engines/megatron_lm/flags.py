@@ -52,7 +52,18 @@ def _architecture(stage: StageContext, model: ModelSpec) -> dict[str, object]:
         "hidden-dropout": model.hidden_dropout,
         "attention-dropout": model.attention_dropout,
         "init-method-std": model.init_std,
+        **_rotary(model),
     }
+
+
+def _rotary(model: ModelSpec) -> dict[str, object]:
+    """What differs from Megatron-LM's defaults."""
+    values = {
+        "rotary-base": (int(model.rotary_base), 10000),
+        "rotary-percent": (model.rotary_percent, 1.0),
+        "rotary-seq-len-interpolation-factor": (model.rotary_interpolation, 1.0),
+    }
+    return {flag: value for flag, (value, default) in values.items() if value != default}
 
 
 def _training(stage: StageContext) -> dict[str, object]:
@@ -97,6 +108,9 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> lis
         "--fp16": precision == "fp16",
         "--sequence-parallel": split.sequence_parallel,
         "--swiglu": model.activation == "swiglu",
+        "--squared-relu": model.activation == "squared_relu",
+        "--no-bias-gelu-fusion": model.activation == "gelu_exact",
+        "--apply-layernorm-1p": model.normalization == "layernorm1p",
         "--disable-bias-linear": not model.add_bias_linear,
         "--untie-embeddings-and-output-weights": not model.tie_embeddings,
     }

@@ -15,6 +15,17 @@ _PROMPTS = (
 )
 
 
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_exact": "gelu",
+    "squared_relu": "squared-relu",
+    "swiglu": "fast-swiglu",
+    "geglu": "fast-geglu",
+    "geglu_exact": "fast-geglu",
+    "reglu": "fast-reglu",
+}
+
+
 def gpt_config(model: ModelSpec, files: list[str]) -> str:
     """model_config.yaml of a GPT model. `files`: its tokenizer's, GPT-2's vocabulary and merges."""
     vocabulary = next((f"nemo:{name}" for name in files if name.endswith("vocab.json")), None)
@@ -34,7 +45,13 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
         "position_embedding_type": "rope" if model.position_embedding == "rope" else "learned_absolute",
         "normalization": model.normalization,
         "layernorm_epsilon": model.layernorm_epsilon,
-        "activation": "fast-swiglu" if model.activation == "swiglu" else "gelu",
+        "activation": _ACTIVATIONS[model.activation],
+        # NeMo's gelu is the tanh form where it is fused with the bias, or with openai_gelu, and else the exact one
+        "bias_activation_fusion": model.activation in ("gelu", "geglu") and model.add_bias_linear,
+        "openai_gelu": model.activation in ("gelu", "geglu") and not model.add_bias_linear,
+        "rotary_percentage": model.rotary_percent,
+        "rotary_base": model.rotary_base,
+        "seq_len_interpolation_factor": None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
         "bias": model.add_bias_linear,
         "share_embeddings_and_output_weights": model.tie_embeddings,
         "hidden_dropout": model.hidden_dropout,

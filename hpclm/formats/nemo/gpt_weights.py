@@ -3,7 +3,8 @@
 Layout (NeMo r1.13 to r1.22, nemo/collections/nlp/parts/nlp_overrides.py, NLPSaveRestoreConnector): model_config.yaml
 and model_weights.ckpt; at tensor parallel alone mp_rank_RR/model_weights.ckpt; at pipeline parallel
 tp_rank_RR_pp_rank_RRR/model_weights.ckpt, layers counted from 0 in each. Tensors are named as in
-nemo/collections/nlp/modules/common/megatron/language_model.py.
+nemo/collections/nlp/modules/common/megatron/language_model.py, with transformer_engine as in Transformer Engine's
+TransformerLayer, and with mcore_gpt as in megatron-core.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hpclm.formats.nemo.pickles import TensorFacts, read_index
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 _PLACE = re.compile(r"(?:^|/)(?:mp_rank_(?P<only>\d{1,4})|tp_rank_(?P<tensor>\d{1,4})_pp_rank_(?P<pipe>\d{1,4}))/")
-_LAYER = re.compile(r"encoder\.layers\.(\d{1,4})\.(.+)")
+_LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d{1,4})\.(.+)")
 _COLUMN, _ROW, _WHOLE = 0, 1, None
 # NeMo's name within a layer: megatron-core's in a checkpoint (a norm under the layer it goes into), and the axis that
 # tensor ranks share.
@@ -38,11 +39,35 @@ _LAYER_NAMES = {
     "mlp.dense_4h_to_h.weight": ("mlp.linear_fc2.weight", _ROW),
     "mlp.dense_4h_to_h.bias": ("mlp.linear_fc2.bias", _WHOLE),
 }
+# The same of Transformer Engine's layers (encoder.layers.N of a model with transformer_engine).
+_ENGINE_NAMES = {
+    "self_attention.layernorm_qkv.layer_norm_weight": ("self_attention.linear_qkv.layer_norm_weight", _WHOLE),
+    "self_attention.layernorm_qkv.layer_norm_bias": ("self_attention.linear_qkv.layer_norm_bias", _WHOLE),
+    "self_attention.layernorm_qkv.weight": ("self_attention.linear_qkv.weight", _COLUMN),
+    "self_attention.layernorm_qkv.bias": ("self_attention.linear_qkv.bias", _COLUMN),
+    "self_attention.proj.weight": ("self_attention.linear_proj.weight", _ROW),
+    "self_attention.proj.bias": ("self_attention.linear_proj.bias", _WHOLE),
+    "layernorm_mlp.layer_norm_weight": ("mlp.linear_fc1.layer_norm_weight", _WHOLE),
+    "layernorm_mlp.layer_norm_bias": ("mlp.linear_fc1.layer_norm_bias", _WHOLE),
+    "layernorm_mlp.fc1_weight": ("mlp.linear_fc1.weight", _COLUMN),
+    "layernorm_mlp.fc1_bias": ("mlp.linear_fc1.bias", _COLUMN),
+    "layernorm_mlp.fc2_weight": ("mlp.linear_fc2.weight", _ROW),
+    "layernorm_mlp.fc2_bias": ("mlp.linear_fc2.bias", _WHOLE),
+}
+# And of megatron-core's, which has its norms in the layers they go into (with Transformer Engine) or beside them.
+_CORE_NAMES = {
+    **{ours: (ours, axis) for ours, axis in _LAYER_NAMES.values()},
+    "pre_mlp_layernorm.weight": ("mlp.linear_fc1.layer_norm_weight", _WHOLE),
+    "pre_mlp_layernorm.bias": ("mlp.linear_fc1.layer_norm_bias", _WHOLE),
+}
+_ANY_LAYER = {**_CORE_NAMES, **_ENGINE_NAMES, **_LAYER_NAMES}
 _OTHER_NAMES = {
     "embedding.word_embeddings.weight": ("embedding.word_embeddings.weight", _COLUMN),
     "embedding.position_embeddings.weight": ("embedding.position_embeddings.weight", _WHOLE),
     "encoder.final_layernorm.weight": ("decoder.final_layernorm.weight", _WHOLE),
     "encoder.final_layernorm.bias": ("decoder.final_layernorm.bias", _WHOLE),
+    "decoder.final_layernorm.weight": ("decoder.final_layernorm.weight", _WHOLE),
+    "decoder.final_layernorm.bias": ("decoder.final_layernorm.bias", _WHOLE),
     "output_layer.weight": ("output_layer.weight", _COLUMN),
 }
 # Tied: the last stage's copy of the word embeddings. Others hold no weights.
@@ -55,7 +80,7 @@ def nemo_name(key: str) -> str:
     if layer:
         names = {ours: theirs for theirs, (ours, _) in reversed(_LAYER_NAMES.items())}
         return f"model.language_model.encoder.layers.{layer[1]}.{names[layer[2]]}"
-    others = {ours: theirs for theirs, (ours, _) in _OTHER_NAMES.items()}
+    others = {ours: theirs for theirs, (ours, _) in reversed(_OTHER_NAMES.items())}
     return f"model.language_model.{others[key]}"
 
 
@@ -147,6 +172,11 @@ def _shards(archive: Archive) -> Iterator[tuple[tuple[int, int], Member]]:
             yield (int(place["only"]), 0), member
         else:
             yield (int(place["tensor"]), int(place["pipe"])), member
+    if not found and any(name.endswith((".zarray", ".distcp", "common.pt")) for name in archive.members):
+        raise CheckpointError(
+            f"{archive.path}: its weights are a distributed checkpoint (zarr or torch_dist), which hpclm does not "
+            "read; save the model with NeMo to an archive without one"
+        )
     if not found:
         raise CheckpointError(f"{archive.path}: contains no {WEIGHTS}; it is not a NeMo 1.x model")
 
@@ -182,7 +212,7 @@ class _Stored:
         if name in _IGNORED or name.endswith("_extra_state"):
             return
         layer = _LAYER.fullmatch(name)
-        known = _LAYER_NAMES.get(layer[2]) if layer else _OTHER_NAMES.get(name)
+        known = _ANY_LAYER.get(layer[2]) if layer else _OTHER_NAMES.get(name)
         if known is None:
             raise CheckpointError(
                 f"{self.archive.path}: contains {name!r}, which hpclm does not support; "

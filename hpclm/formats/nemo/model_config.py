@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from hpclm.core.errors import CheckpointError
-from hpclm.core.spec import ModelSpec
+from hpclm.core.spec import GATED, ModelSpec
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.archive_tokenizer import vocabulary_size
 from hpclm.formats.nemo.gpt_weights import CONFIG, read_weights
 
-_ACTIVATIONS = {"gelu": "gelu", "swiglu": "swiglu", "fast-swiglu": "swiglu"}
-_NORMS = {"layernorm": "layernorm", "rmsnorm": "rmsnorm"}
-_POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
-# Sizes, and settings that only other kinds of models have.
-_REFUSED = {
-    "num_moe_experts": (None, 1),
-    "rotary_percentage": (None, 1, 1.0),
-    "transformer_block_type": (None, "pre_ln"),
-    "normalize_attention_scores": (None, True),
-    "apply_query_key_layer_scaling": (None, True, False),
-    "window_size": (None,),
-    "embedding_scale": (None,),
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_REFERENCE = re.compile(r"\$\{\.?(?:model\.)?([A-Za-z_]\w*)\}")
+_DEPTH = 5
+# NeMo's name: hpclm's where the error function is computed, and in the tanh form.
+_ACTIVATIONS = {
+    "gelu": ("gelu_exact", "gelu"),
+    "geglu": ("geglu_exact", "geglu"),
+    "swiglu": ("swiglu", "swiglu"),
+    "reglu": ("reglu", "reglu"),
+    "squared-relu": ("squared_relu", "squared_relu"),
 }
+_NORMS = {"layernorm": "layernorm", "layernorm1p": "layernorm1p", "rmsnorm": "rmsnorm"}
+_POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
+# Values that a key may have; others change the model in ways that hpclm does not have.
+_REFUSED: dict[str, tuple[object, ...]] = {
+    "attention_type": (None, "multihead"),
+    "embedding_scale": (None,),
+    "ffn_dropout": (None, 0, 0.0),
+    "headscale": (None, False),
+    "multi_query_attention": (None, False),
+    "normalize_attention_scores": (None, True),
+    "num_moe_experts": (None, 1),
+    "transformer_block_type": (None, "pre_ln"),
+    "use_soft_prompts": (None, False),
+    "window_size": (None,),
+}
+_TAKEN = _words(
+    """
+    activation attention_dropout bias bias_activation_fusion bias_gelu_fusion encoder_seq_length ffn_hidden_size
+    hidden_dropout hidden_size init_method_std kv_channels layernorm_epsilon max_position_embeddings mcore_gpt
+    megatron_legacy normalization num_attention_heads num_layers num_query_groups openai_gelu
+    pipeline_model_parallel_size position_embedding_type rotary_base rotary_percentage
+    seq_len_interpolation_factor share_embeddings_and_output_weights tensor_model_parallel_size tokenizer
+    transformer_engine
+    """
+)
+# They say how NeMo trained, split, stored or computed the model, not what it is. Sources: NVIDIA/NeMo r1.8 to r1.23,
+# megatron_gpt_config.yaml, megatron_gpt_model.py, megatron_base_model.py.
+_WITHOUT_EFFECT = _words(
+    """
+    activations_checkpoint_granularity activations_checkpoint_layers_per_pipeline activations_checkpoint_method
+    activations_checkpoint_num_layers answer_only_loss apex_transformer_log_level apply_query_key_layer_scaling
+    apply_rope_fusion async_grad_allreduce batch_p2p_comm bias_dropout_add_fusion calc_loss_on_answer_only
+    context_parallel_size cpu_offloading cpu_offloading_activations cpu_offloading_num_layers
+    cpu_offloading_weights custom data decoder_tokenizer defer_embedding_wgrad_compute deterministic_mode
+    dist_ckpt_format dist_ckpt_load_on_device dist_ckpt_parallel_save do_layer_norm_weight_decay drop_last
+    enable_megatron_timers encoder_tokenizer end_strings eod_mask_loss existing_prompt_tags existing_tasks
+    expert_model_parallel_size fp16_lm_cross_entropy fp32_residual_connection fp8 fp8_amax_compute_algo
+    fp8_amax_history_len fp8_e4m3 fp8_hybrid fp8_interval fp8_margin fp8_params fsdp fsdp_grad_reduce_dtype
+    fsdp_sharded_checkpoint fsdp_sharding_strategy gc_interval get_attention_mask_from_fusion global_batch_size
+    grad_allreduce_chunk_size_mb grad_div_ar_fusion gradient_accumulation_fusion gradient_as_bucket_view
+    hysteresis inference language_model make_vocab_size_divisible_by masked_softmax_fusion
+    mcore_customization_config megatron_amp_O2 megatron_timer_kwargs micro_batch_size name
+    native_amp_growth_interval native_amp_init_scale nccl_communicator_config_path nemo_version nsys_profile
+    num_micro_batches_with_partial_activation_checkpoints num_prompt_tokens onnx_safe optim overlap_p2p_comm
+    override_vocab_size peft persist_layer_norm pipeline_model_parallel_split_rank post_process pre_process
+    precision rampup_batch_size reduce_amax reset_attention_mask reset_position_ids restore_from_path
+    resume_from_checkpoint save_nemo_on_validation_end seed sequence_parallel sharp special_tokens
+    sync_batch_comm target tp_comm_overlap ub_tp_comm_overlap ub_tp_comm_overlap_cfg use_cpu_initialization
+    use_emha use_flash_attention use_loss_mask use_scaled_init_method virtual_pipeline_model_parallel_size
+    """
+)
 
 
 def read_config(archive: Archive) -> dict[str, Any]:
@@ -38,7 +92,17 @@ def read_config(archive: Archive) -> dict[str, Any]:
         raise CheckpointError(f"{archive.path}: {CONFIG} cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{archive.path}: {CONFIG} is not a mapping")
-    return config
+    return {key: _followed(config, value) for key, value in config.items()}
+
+
+def _followed(config: dict[str, Any], value: Any) -> Any:
+    """The value that a reference such as `${.encoder_seq_length}` stands for: NeMo saves them as they were written."""
+    for _ in range(_DEPTH):
+        reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if reference is None or reference[1] not in config:
+            break
+        value = config[reference[1]]
+    return value
 
 
 def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
@@ -50,12 +114,10 @@ def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
     Raises CheckpointError for what is missing, and for settings that hpclm does not support.
     """
     config = read_config(archive)
-    for key, allowed in _REFUSED.items():
-        if config.get(key) not in allowed:
-            raise CheckpointError(f"{archive.path}: {key} is {config[key]!r}, which hpclm does not support")
+    _check_keys(archive, config)
     hidden, heads = _count(archive, config, "hidden_size"), _count(archive, config, "num_attention_heads")
-    activation = _one_of(archive, config, "activation", "gelu", _ACTIVATIONS)
-    rows = read_weights(archive, heads, gated=activation == "swiglu")["embedding.word_embeddings.weight"].shape[0]
+    activation = _activation(archive, config)
+    rows = read_weights(archive, heads, gated=activation in GATED)["embedding.word_embeddings.weight"].shape[0]
     size = vocab_size or vocabulary_size(archive) or rows
     if size > rows:
         raise CheckpointError(
@@ -74,6 +136,9 @@ def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
         position_embedding=_one_of(  # type: ignore[arg-type]
             archive, config, "position_embedding_type", "learned_absolute", _POSITIONS
         ),
+        rotary_base=float(config.get("rotary_base") or 10000),
+        rotary_percent=float(config.get("rotary_percentage") or 1.0),
+        rotary_interpolation=float(config.get("seq_len_interpolation_factor") or 1.0),
         normalization=_one_of(archive, config, "normalization", "layernorm", _NORMS),  # type: ignore[arg-type]
         layernorm_epsilon=float(config.get("layernorm_epsilon") or 1e-5),
         activation=activation,  # type: ignore[arg-type]
@@ -83,6 +148,36 @@ def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
         attention_dropout=float(config.get("attention_dropout") or 0.0),
         init_std=float(config.get("init_method_std") or 0.02),
     )
+
+
+def _check_keys(archive: Archive, config: dict[str, Any]) -> None:
+    """Each key is taken, refused by name, or known to have no effect. Raises CheckpointError."""
+    for key, allowed in _REFUSED.items():
+        if config.get(key) not in allowed:
+            raise CheckpointError(f"{archive.path}: {key} is {config[key]!r}, which hpclm does not support")
+    unknown = sorted(str(key) for key in config if key not in _TAKEN | _WITHOUT_EFFECT | _REFUSED.keys())
+    if unknown:
+        raise CheckpointError(
+            f"{archive.path}: {CONFIG} has {', '.join(unknown[:5])}, which hpclm does not know, so the model could be "
+            "read wrongly; unpack the archive, remove what does not change the model, and give the folder"
+        )
+
+
+def _activation(archive: Archive, config: dict[str, Any]) -> str:
+    """NeMo's gelu is the tanh form where it is fused with the bias, where `openai_gelu` asks for it, and in Transformer
+    Engine's layers, and else the error function's (nemo/collections/nlp/modules/common/megatron/mlp.py)."""
+    written = str(config.get("activation") or "gelu")
+    name = written.removeprefix("fast-")
+    if name not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{archive.path}: activation is {written!r}; hpclm supports {', '.join(_ACTIVATIONS)}, so it cannot be read"
+        )
+    if config.get("openai_gelu") and name not in ("gelu", "geglu"):
+        raise CheckpointError(f"{archive.path}: openai_gelu with activation {written!r} is not supported")
+    fused = config.get("bias_activation_fusion", config.get("bias_gelu_fusion")) is not False
+    in_layers_of_te = bool(config.get("transformer_engine")) and not config.get("mcore_gpt")
+    tanh = (fused and config.get("bias") is not False) or bool(config.get("openai_gelu")) or in_layers_of_te
+    return _ACTIVATIONS[name][tanh]
 
 
 def _count(archive: Archive, config: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -117,6 +117,18 @@ class _Window(io.RawIOBase):
         return found
 
 
+def _no_bytes() -> bytes:
+    """How a pickle of protocol 2 makes empty bytes."""
+    return b""
+
+
+def _latin_1(text: str, encoding: str) -> bytes:
+    """How it makes others."""
+    if encoding != "latin1":
+        raise CheckpointError("its pickle contains text in an unexpected encoding")
+    return text.encode("latin-1")
+
+
 class _Reader(pickle.Unpickler):
     def __init__(self, text: bytes, member: Member, zipped: zipfile.ZipFile, window: _Window, prefix: str) -> None:
         super().__init__(io.BytesIO(text), encoding="utf-8")
@@ -128,8 +140,10 @@ class _Reader(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch", "Size"): tuple,
-            # transformer-engine's extra state, which is not used here
+            # transformer-engine's extra state, which is not used here: a BytesIO, empty or of pickled bytes
             ("_io", "BytesIO"): io.BytesIO,
+            ("__builtin__", "bytes"): _no_bytes,
+            ("_codecs", "encode"): _latin_1,
         }
         if (module, name) in known:
             return known[module, name]

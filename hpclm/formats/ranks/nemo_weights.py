@@ -25,7 +25,7 @@ def load_gpt(path: Path, shards: Iterable[ShardedTensor], model: ModelSpec) -> N
     Raises CheckpointError where a tensor is missing, of another shape, or incomplete.
     """
     with Archive(path) as archive:
-        weights = read_weights(archive, model.num_attention_heads, gated=model.activation == "swiglu")
+        weights = read_weights(archive, model.num_attention_heads, gated=model.gated)
         for shard in shards:
             weight = weights.get(shard.key)
             if weight is None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hpclm.core.spec import Activation, Normalization
 from hpclm.recipe.schema.base import Count, Fraction, PathText, Section, Width
 
 
@@ -23,7 +24,7 @@ class Model(Section):
     hidden_size: Width | None = Field(default=None, description="width of the hidden states")
     num_attention_heads: Width | None = Field(default=None, description="attention heads per layer")
     ffn_hidden_size: Width | None = Field(
-        default=None, description="width of the MLP; default 4 h (swiglu: int(8h/3/64)·64)"
+        default=None, description="width of the MLP; default 4 h (of a glu: int(8h/3/64)·64)"
     )
     num_query_groups: Width | None = Field(default=None, description="key/value heads; default one per head")
     kv_channels: Width | None = Field(
@@ -37,10 +38,18 @@ class Model(Section):
     rotary_base: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
         default=None, description="of rope; default 10000"
     )
-    normalization: Literal["layernorm", "rmsnorm"] | None = Field(default=None, description="default layernorm")
+    rotary_percent: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="share of a head that rope rotates; default 1"
+    )
+    rotary_interpolation: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None, description="positions are divided by it; default 1"
+    )
+    normalization: Normalization | None = Field(
+        default=None, description="default layernorm; layernorm1p is NeMo's, its scale stored less one"
+    )
     layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, description="default 1e-5")
-    activation: Literal["gelu", "swiglu"] | None = Field(
-        default=None, description="of the MLP; default gelu (tanh form)"
+    activation: Activation | None = Field(
+        default=None, description="of the MLP; default gelu (tanh form; gelu_exact is the error function's)"
     )
     add_bias_linear: bool | None = Field(default=None, description="biases in the linear layers; default true")
     tie_embeddings: bool | None = Field(default=None, description="output layer shares the embedding; default true")

@@ -100,7 +100,7 @@ def _gpt_to_hpclm(source: Path, out: Path) -> str:
 
     with Archive(source) as archive:
         model = model_spec(archive)
-        weights = read_weights(archive, model.num_attention_heads, gated=model.activation == "swiglu")
+        weights = read_weights(archive, model.num_attention_heads, gated=model.gated)
     stored = weights["embedding.word_embeddings.weight"].dtype
     gpt = _build(model, {"bfloat16": "bf16", "float16": "fp16"}.get(stored, "fp32"))
     load_gpt(source, sharded_tensors(gpt), model)

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from megatron.core.activations import squared_relu
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -24,8 +25,18 @@ from hpclm.formats.ranks.shards import sharded_tensors
 DEFAULT_BACKENDS = Backends()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# GPT-2 and Megatron's fused kernel use the tanh form; torch's default is erf. One form everywhere.
+# GPT-2 and Megatron's fused kernel use the tanh form; torch's default is the error function.
 gelu = functools.partial(functional.gelu, approximate="tanh")
+_ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_exact": functional.gelu,
+    "squared_relu": squared_relu,
+    "swiglu": functional.silu,
+    "geglu": gelu,
+    "geglu_exact": functional.gelu,
+    "reglu": functional.relu,
+}
+_NORMALIZATIONS = {"layernorm": "LayerNorm", "layernorm1p": "LayerNorm", "rmsnorm": "RMSNorm"}
 
 
 def transformer_config(
@@ -53,10 +64,11 @@ def transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
         kv_channels=model.kv_channels,
-        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
+        normalization=_NORMALIZATIONS[model.normalization],
+        layernorm_zero_centered_gamma=model.normalization == "layernorm1p",
         layernorm_epsilon=model.layernorm_epsilon,
-        activation_func=functional.silu if model.activation == "swiglu" else gelu,
-        gated_linear_unit=model.activation == "swiglu",
+        activation_func=_ACTIVATIONS[model.activation],
+        gated_linear_unit=model.gated,
         add_bias_linear=model.add_bias_linear,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
@@ -117,6 +129,8 @@ def build_gpt(
         share_embeddings_and_output_weights=model.tie_embeddings,
         position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
         rotary_base=int(model.rotary_base),
+        rotary_percent=model.rotary_percent,
+        seq_len_interpolation_factor=None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
     )
     # Soft prompts are inserted between the embedding lookup and the scatter over the sequence, so the lookup must give
     # the whole sequence (with learned positions it always does).
@@ -144,7 +158,7 @@ def initialize_weights(gpt: GPTModel, model: ModelSpec, seed: int) -> None:
         if name in ("bias", "layer_norm_bias"):
             shard.data.zero_()
         elif name == "layer_norm_weight" or shard.key.endswith("layernorm.weight"):
-            shard.data.fill_(1.0)
+            shard.data.fill_(0.0 if model.normalization == "layernorm1p" else 1.0)
         else:
             is_residual = shard.key.endswith(("linear_proj.weight", "linear_fc2.weight"))
             shard.data.copy_(_drawn(shard, seed, residual_std if is_residual else model.init_std))

@@ -42,8 +42,6 @@ class ModelSpec:
     padded_vocab_size: int
     position_embedding: Literal["learned", "rope"] = "learned"
     rotary_base: float = 10000.0
-    rotary_percent: float = 1.0
-    rotary_interpolation: float = 1.0
     normalization: Normalization = "layernorm"
     layernorm_epsilon: float = 1e-5
     activation: Activation = "gelu"
@@ -52,6 +50,8 @@ class ModelSpec:
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
+    rotary_percent: float = 1.0
+    rotary_interpolation: float = 1.0
 
     @property
     def gated(self) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.records import read_record
 from hpclm.core.spec import TaskTemplate
-from hpclm.formats.nemo import prompt_archives
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext
+
+if TYPE_CHECKING:
+    from hpclm.formats.nemo.prompt_archives import TrainedTask
 
 
 def check(stage: StageContext, path: str) -> None:
@@ -86,7 +89,7 @@ def language_model(prompts: str | None) -> str | None:
     if prompts is None or "/" not in prompts or not is_archive(prompts):
         return None
     try:
-        return prompt_archives.language_model(prompts)
+        return _language_model_of(prompts)
     except CheckpointError:
         return None
 
@@ -94,7 +97,7 @@ def language_model(prompts: str | None) -> str | None:
 def stored_as(path: str, template: TaskTemplate) -> TaskTemplate:
     """The template with the task whose table of the archive at `path` it uses, where that is another's."""
     try:
-        found = prompt_archives.trained_tasks(path).get(template.taskname)
+        found = _tasks_in(path).get(template.taskname)
     except CheckpointError:
         return template
     return (
@@ -104,8 +107,20 @@ def stored_as(path: str, template: TaskTemplate) -> TaskTemplate:
     )
 
 
+def _tasks_in(path: str) -> dict[str, TrainedTask]:
+    from hpclm.formats.nemo.prompt_archives import trained_tasks  # it needs PyYAML, which planning alone does not
+
+    return trained_tasks(path)
+
+
+def _language_model_of(path: str) -> str | None:
+    from hpclm.formats.nemo.prompt_archives import language_model
+
+    return language_model(path)
+
+
 def _in_archive(path: str) -> dict[str, int]:
-    return {task: one.count for task, one in prompt_archives.trained_tasks(path).items()}
+    return {task: one.count for task, one in _tasks_in(path).items()}
 
 
 def _trained(folder: Path) -> dict[str, int] | None:

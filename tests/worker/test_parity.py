@@ -158,15 +158,14 @@ def test_recomputed_activations_change_nothing(
     same(losses(ours), losses(reference)[:10])
 
 
-@pytest.mark.parametrize("split", [Split(2, 2), Split(2, sequence=True)], ids=str)
+@pytest.mark.parametrize("split", [Split(1, 2), Split(2, sequence=True)], ids=str)
 def test_layernorm1p_squared_relu_and_a_partial_rotation(workshop: Workshop, split: Split) -> None:
     same(losses(workshop.base(split, NEMOTRON))[:20], losses(workshop.base(model=NEMOTRON))[:20])
     ours = workshop.tuned("p-tuning", split, model=NEMOTRON)
     reference = workshop.tuned("p-tuning", ALONE, model=NEMOTRON)
     same(losses(ours), losses(reference))
-    assert workshop.answers(ours, ALONE, NEMOTRON) == workshop.answers(
-        reference, replace(split, sequence=False), NEMOTRON
-    )
+    elsewhere = workshop.answers(reference, replace(split, sequence=False), NEMOTRON)
+    assert workshop.answers(ours, ALONE, NEMOTRON) == elsewhere
 
 
 @pytest.mark.parametrize("split", [Split(2, 1, 2), Split(1, 2), Split(2, sequence=True)], ids=str)

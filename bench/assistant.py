@@ -283,6 +283,8 @@ def _peft_answers(arguments: argparse.Namespace, model: Any) -> list[tuple[str, 
             do_sample=False,
             eos_token_id=tests["eos"],
             pad_token_id=tests["eos"],
+            # PEFT 0.21 drops the position ids of cached steps (with transformers 5.24), and the answers are nonsense
+            use_cache=False,
         )
         # some releases of transformers give the prompt back in front of the answer, others the answer alone
         begins = ids.shape[1] if made[:, : ids.shape[1]].equal(ids) else 0

@@ -34,7 +34,7 @@ TEMPLATE = "<|VIRTUAL_PROMPT_0|> Predict intent and slot :\n{utterance}{label}"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run of recipes/assistant.yaml")
-    for name, default in (("steps", 300), ("answers", 200), ("rounds", 3), ("threads", os.cpu_count())):
+    for name, default in (("steps", 300), ("answers", 200), ("rounds", 3), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--shared", type=Path, help=argparse.SUPPRESS)
@@ -129,7 +129,9 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     _share(arguments, spec, batches, gpt, prompts)
     result = _timed(lambda step: trainer._step(step).loss, arguments.steps)
     if arguments.answers:
-        result["val_loss"] = trainer._validate(arguments.steps)
+        val_loss = trainer._validate(arguments.steps)
+        assert val_loss is not None
+        result["val_loss"] = val_loss
         result |= _scores(_hpclm_answers(arguments, spec, groups, model, tokenizer))
     return result
 
@@ -195,11 +197,13 @@ def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer
     chosen = dataset.examples[: arguments.answers]
     tests = [[example.tokens[10:], example.answer] for example in chosen]
     (arguments.shared / "tests.json").write_text(json.dumps({"rows": tests, "eos": tokenizer.eos_id}))
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for start in range(0, len(chosen), 32):
         part = chosen[start : start + 32]
         made = generator(collate_left(part, tokenizer.pad_id), [example.index for example in part])
-        pairs += [(tokenizer.decode(ids), example.answer) for ids, example in zip(made, part, strict=True)]
+        for ids, example in zip(made, part, strict=True):
+            assert example.answer is not None
+            pairs.append((tokenizer.decode(ids), example.answer))
     tokenizer.save(arguments.shared)
     return pairs
 
@@ -225,7 +229,7 @@ def _peft(arguments: argparse.Namespace) -> dict[str, float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), facts["clip"])
         adam.step()
-        return loss.item()
+        return float(loss.item())
 
     model.train()
     result = _timed(step, arguments.steps)
@@ -295,7 +299,7 @@ def _peft_answers(arguments: argparse.Namespace, model: Any) -> list[tuple[str, 
 def _peft_model(arguments: argparse.Namespace, facts: dict[str, Any]) -> Any:
     """The base as transformers' GPT-NeoX (rotary positions, layer norm, biases, tied output) with PEFT's p-tuning."""
     import torch
-    from peft import PromptEncoderConfig, get_peft_model
+    from peft import PromptEncoder, PromptEncoderConfig, get_peft_model
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     weights = torch.load(arguments.shared / "weights.pt", weights_only=True)
@@ -323,6 +327,7 @@ def _peft_model(arguments: argparse.Namespace, facts: dict[str, Any]) -> Any:
     prompt = PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=10, encoder_hidden_size=spec["hidden_size"])
     model = get_peft_model(base, prompt)
     encoder = model.prompt_encoder["default"]
+    assert isinstance(encoder, PromptEncoder)
     (inputs,) = (tensor for name, tensor in weights["prompts"].items() if name.startswith("inputs."))
     encoder.embedding.weight.data.copy_(inputs)
     names = {name.removeprefix("encoder."): t for name, t in weights["prompts"].items() if name.startswith("encoder.")}

@@ -15,9 +15,13 @@ import statistics
 import subprocess
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import prompt_learning as shared
+if TYPE_CHECKING:
+    from bench import prompt_learning as shared
+else:
+    # as a script, whose own folder is on the path
+    import prompt_learning as shared
 
 SIDES = ("p-tuning", "full")
 
@@ -26,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 8), ("hidden", 512), ("heads", 8), ("vocab", 16384), ("tokens", 118)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("batch", 4), ("steps", 10), ("rounds", 3), ("threads", os.cpu_count())):
+    for name, default in (("batch", 4), ("steps", 10), ("rounds", 3), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -19,9 +19,13 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import prompt_learning as shared
+if TYPE_CHECKING:
+    from bench import prompt_learning as shared
+else:
+    # as a script, whose own folder is on the path
+    import prompt_learning as shared
 
 SIDES = ("hpclm", "hf")
 
@@ -30,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 6), ("hidden", 256), ("heads", 8), ("vocab", 8192), ("prompt", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("batch", 16), ("new", 64), ("rounds", 5), ("threads", os.cpu_count())):
+    for name, default in (("batch", 16), ("new", 64), ("rounds", 5), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
@@ -116,7 +120,7 @@ def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(arguments.threads)
     weights = torch.load(arguments.weights, weights_only=True)
-    model = GPT2LMHeadModel(shared.gpt2_config(arguments)).eval()
+    model = GPT2LMHeadModel(shared.gpt2_config(arguments)).eval()  # type: ignore[no-untyped-call]
     model.load_state_dict(shared._as_gpt2(weights, arguments), strict=False)
     model.generation_config.eos_token_id = None
     rows = _rows(arguments)
@@ -131,7 +135,8 @@ def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
                 use_cache=True,
                 pad_token_id=0,
             )
-        return made[:, rows.shape[1] :].tolist()
+        tokens: list[list[int]] = made[:, rows.shape[1] :].tolist()
+        return tokens
 
     return _timed(answer, arguments)
 

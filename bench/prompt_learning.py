@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hpclm.data.ranks.batches import TrainingBatch
 
 VIRTUAL = 10
@@ -32,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 6), ("hidden", 256), ("heads", 8), ("vocab", 8192), ("tokens", 118)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("batch", 16), ("steps", 30), ("rounds", 3), ("threads", os.cpu_count())):
+    for name, default in (("batch", 16), ("steps", 30), ("rounds", 3), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--side", choices=("hpclm", "peft"), help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
@@ -67,7 +69,8 @@ def _measured(side: str, weights: Path) -> dict[str, Any]:
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _rows(arguments: argparse.Namespace) -> Any:
@@ -199,6 +202,9 @@ class _Batches:
     def weight(self, step: int) -> None:
         """One micro-batch: its mean is the step's."""
 
+    def validation(self) -> Iterator[list[TrainingBatch]]:
+        return iter(())
+
 
 def _peft(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
@@ -224,7 +230,7 @@ def _peft(arguments: argparse.Namespace) -> dict[str, float]:
         optimizer.zero_grad()
         states = model(input_ids=rows).logits[:, VIRTUAL:]
         loss = torch.nn.functional.cross_entropy(states.flatten(0, 1), labels.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.prompt_encoder.parameters(), 1.0)
         optimizer.step()
         return loss.item()

@@ -196,11 +196,15 @@ class TextData:
     max_mib: float | None = None
 
 
+Semantics = Literal["strict", "nemo", "nemo-1.21"]
+
+
 @dataclass(frozen=True)
 class PromptData:
     """JSONL rows, one object per line, each with `taskname` and the template's fields.
 
-    `semantics`: `strict`, or `nemo` for token ids, masks and dropped rows as NeMo makes them, including its bugs.
+    `semantics`: `strict`, or `nemo` for token ids, masks and dropped rows as NeMo makes them, including its bugs;
+    `nemo-1.21` as NeMo made them up to r1.21.
     """
 
     train: list[str] = field(default_factory=list)
@@ -210,7 +214,11 @@ class PromptData:
     min_seq_length: int = 1
     add_bos: bool = False
     add_eos: bool = True
-    semantics: Literal["strict", "nemo"] = "strict"
+    semantics: Semantics = "strict"
+
+    @property
+    def as_nemo(self) -> bool:
+        return self.semantics != "strict"
 
 
 @dataclass(frozen=True)

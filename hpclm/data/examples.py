@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hpclm.core.errors import DataError
@@ -21,7 +22,7 @@ class PromptDataset:
     """The examples of some files, in the order of files and lines.
 
     Args:
-        data: with `semantics: nemo` rows are read by `NemoTemplate`, which may also leave out test rows.
+        data: unless `semantics` is strict, rows are read by `NemoTemplate`, which may also leave out test rows.
         training: prompt and answer; a row that does not fit is left out. Otherwise only prompts, of every row.
         frozen: tasks that are not trained; their rows are not used.
 
@@ -44,18 +45,8 @@ class PromptDataset:
         frozen: Sequence[str] = (),
     ) -> None:
         self.limit = data.max_seq_length
-        kind = NemoTemplate if data.semantics == "nemo" else Template
         ready = {
-            template.taskname: kind(
-                template,
-                task,
-                tokenizer,
-                max_seq_length=data.max_seq_length,
-                min_seq_length=data.min_seq_length,
-                add_bos=data.add_bos,
-                add_eos=data.add_eos,
-                with_virtual=with_virtual,
-            )
+            template.taskname: _ready(template, task, tokenizer, data, with_virtual=with_virtual)
             for task, template in enumerate(templates)
         }
         self.examples: list[Example] = []
@@ -88,6 +79,22 @@ class PromptDataset:
         return len(self.left_out)
 
 
+def _ready(
+    template: TaskTemplate, task: int, tokenizer: Tokenizer, data: PromptData, *, with_virtual: bool
+) -> Template | NemoTemplate:
+    kind = partial(NemoTemplate, strips=data.semantics == "nemo-1.21") if data.as_nemo else Template
+    return kind(
+        template,
+        task,
+        tokenizer,
+        max_seq_length=data.max_seq_length,
+        min_seq_length=data.min_seq_length,
+        add_bos=data.add_bos,
+        add_eos=data.add_eos,
+        with_virtual=with_virtual,
+    )
+
+
 def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[Row]:
     """The rows of all files. Raises DataError with file and line."""
     rows = []
@@ -108,7 +115,7 @@ def rows_to_answer(spec: StageSpec, templates: list[TaskTemplate], tokenizer: To
     data, wanted = spec.data, spec.generation
     room = spec.model.max_position_embeddings - wanted.max_new_tokens
     # NeMo's evaluation does not know the training's max_seq_length
-    limit = min(room, _NEMO_LONGEST if data.semantics == "nemo" else data.max_seq_length)
+    limit = min(room, _NEMO_LONGEST if data.as_nemo else data.max_seq_length)
     data = replace(data, add_bos=data.add_bos if wanted.add_bos is None else wanted.add_bos, max_seq_length=limit)
     with_virtual = spec.prompts is not None
     return PromptDataset(data.test, templates, tokenizer, data, training=False, with_virtual=with_virtual)

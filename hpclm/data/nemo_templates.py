@@ -20,13 +20,18 @@ import re
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
 from hpclm.data.rows import Row
-from hpclm.data.template_text import FIELD, MARKER
+from hpclm.data.template_text import FIELD, MARKER, marker_of
 from hpclm.data.templates import SLOT, Example
 from hpclm.data.tokenizers import Tokenizer
 
 
 class NemoTemplate:
-    """One task's template. Arguments as `templates.Template`'s."""
+    """One task's template. Arguments as `templates.Template`'s.
+
+    Args:
+        strips: leave out the white space beside a virtual token, as the tokenizers of transformers up to 4.33.3 did,
+            and so NeMo up to r1.21 (transformers/tokenization_utils.py, tokenize).
+    """
 
     def __init__(
         self,
@@ -39,12 +44,16 @@ class NemoTemplate:
         add_bos: bool,
         add_eos: bool,
         with_virtual: bool = True,
+        strips: bool = False,
     ) -> None:
+        self.strips = strips
         self.spec, self.task, self.tokenizer = template, task, tokenizer
         self.max_seq_length, self.min_seq_length = max_seq_length, min_seq_length
         self.add_bos, self.add_eos = add_bos, add_eos
         self.text = template.prompt_template if with_virtual else MARKER.sub("", template.prompt_template)
         self.fields = FIELD.findall(self.text)
+        # a marker of a row's text that no split has stays text, as in NeMo
+        self.marker = marker_of(range(len(template.virtual_token_splits)))
         self.virtual_count = template.total_virtual_tokens if with_virtual else 0
         special = sorted(tokenizer.special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, special)) + ")") if special else None
@@ -69,7 +78,7 @@ class NemoTemplate:
             taskname=self.spec.taskname,
             task=self.task,
             index=index,
-            prompt=MARKER.sub("", self._fill(row)).strip(" "),
+            prompt=self.marker.sub("", self._fill(row)).strip(" "),
             answer=row.get(answer) if answer else None,
             truncated=length - len(ids),
         )
@@ -84,7 +93,8 @@ class NemoTemplate:
         """Token ids, None at virtual slots: the k-th slot gets the k-th virtual token,
         whatever the number of its marker."""
         ids: list[int | None] = []
-        for place, piece in enumerate(MARKER.split(self._fill(row))):
+        pieces = self.marker.split(self._fill(row))
+        for place, piece in enumerate(self._stripped(pieces) if self.strips else pieces):
             if place % 2:
                 count = self.spec.virtual_token_splits[int(piece) : int(piece) + 1]
                 ids += [None] * sum(count)
@@ -96,6 +106,16 @@ class NemoTemplate:
                 "misreads and fails on; remove it from the row, or choose data.semantics: strict"
             )
         return ids
+
+    @staticmethod
+    def _stripped(pieces: list[str]) -> list[str]:
+        """Texts and, at odd places, the numbers of the markers between them."""
+        made = []
+        for place, piece in enumerate(pieces):
+            after, before = place > 0, place < len(pieces) - 1
+            left = piece.lstrip() if after else piece
+            made.append(piece if place % 2 else left.rstrip() if before else left)
+        return made
 
     def _text_ids(self, text: str) -> list[int]:
         """Ids of a piece between virtual tokens, with special tokens recognised."""

@@ -11,7 +11,8 @@ from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.records import read_record
-from hpclm.core.spec import TaskTemplate
+from hpclm.core.spec import PromptData, TaskTemplate
+from hpclm.data.template_text import by_place
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext
 
@@ -94,8 +95,21 @@ def language_model(prompts: str | None) -> str | None:
         return None
 
 
-def stored_as(path: str, template: TaskTemplate) -> TaskTemplate:
-    """The template with the task whose table of the archive at `path` it uses, where that is another's."""
+def as_trained(path: str, data: PromptData) -> PromptData:
+    """Rows read as NeMo did when it trained the archive at `path`, where `semantics: nemo` leaves the release open."""
+    from hpclm.formats.nemo.prompt_archives import strips_white_space
+
+    try:
+        earlier = data.semantics == "nemo" and is_archive(path) and strips_white_space(path)
+    except CheckpointError:
+        earlier = False
+    return replace(data, semantics="nemo-1.21") if earlier else data
+
+
+def for_archive(path: str, template: TaskTemplate) -> TaskTemplate:
+    """The template as NeMo means it for the archive at `path`: virtual tokens in the order of their places, and the
+    task whose table it uses, where that is another's."""
+    template = by_place(template)
     try:
         found = _tasks_in(path).get(template.taskname)
     except CheckpointError:

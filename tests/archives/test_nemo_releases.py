@@ -200,3 +200,27 @@ def test_a_new_task_may_have_another_number_of_virtual_tokens(site: Path) -> Non
     (stage,) = planned(path, given).stages
     assert isinstance(stage.spec, StageSpec)
     assert [one.total_virtual_tokens for one in stage.spec.templates] == [10, 9]
+
+
+@pytest.mark.parametrize(
+    ("version", "reading"),
+    [("1.16.0", "nemo-1.21"), ("1.21.0rc1", "nemo-1.21"), ("1.22.0", "nemo"), (None, "nemo")],
+)
+def test_rows_are_read_as_by_the_release_that_trained_the_prompts(
+    site: Path, version: str | None, reading: str
+) -> None:
+    table = saved({"prompt_table": {"prompt_table.squad.weight": weights()["embedding.word_embeddings.weight"][:10]}})
+    config = {"task_templates": [SQUAD], "language_model_path": str(site / "gpt.nemo"), "nemo_version": version}
+    members = {"model_config.yaml": json.dumps(config).encode(), "model_weights.ckpt": table}
+    prompts = write_members(site / f"of-{version}.nemo", members)
+    path = write(site / "reading.yaml", INFERENCE, "1.13")
+    given = [
+        f"virtual_prompt_model_file={prompts}",
+        f"data_paths=[{site}/data/squad_val.jsonl]",
+        "pred_file_path=o.txt",
+    ]
+    given += ["trainer.precision=32", "hpclm.resources.device=cpu", "hpclm.data.semantics=nemo"]
+    (stage,) = planned(path, given).stages
+    assert isinstance(stage.spec, StageSpec)
+    assert stage.spec.data is not None
+    assert stage.spec.data.semantics == reading

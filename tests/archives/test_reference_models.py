@@ -135,9 +135,8 @@ def test_llama_as_nemos_converter_writes_it(
 ) -> None:
     groups, theta, factor = change.get("groups", 4), change.get("theta", 10000.0), change.get("factor")
     rope: dict[str, Any] = {"rope_type": "linear", "factor": factor} if factor else {"rope_type": "default"}
-    config = LlamaConfig(
-        **SIZES, num_key_value_heads=groups, rms_norm_eps=1e-5, rope_parameters={**rope, "rope_theta": theta}
-    )
+    rope["rope_theta"] = theta
+    config = LlamaConfig(**SIZES, num_key_value_heads=groups, rms_norm_eps=1e-5, rope_parameters=rope)
     reference = drawn(LlamaForCausalLM(config))
     model = replace(LLAMA, num_query_groups=groups, rotary_base=theta, rotary_interpolation=factor or 1.0)
     keys = {**LLAMA_KEYS, **({} if core else {"mcore_gpt": False, "transformer_engine": False})}
@@ -150,11 +149,12 @@ def test_llama_as_nemos_converter_writes_it(
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_nemotron_with_squared_relu_layernorm1p_and_half_a_rotation(tmp_path: Path, alone: Groups, tensor: int) -> None:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    # the rotated share is an argument for transformers before 5, and in rope_parameters for later ones
+    sizes = {**SIZES, "partial_rotary_factor": 0.5}
     config = NemotronConfig(
-        **SIZES,
+        **sizes,
         num_key_value_heads=4,
         hidden_act="relu2",
-        partial_rotary_factor=0.5,
         rope_parameters=rope,
         norm_eps=1e-5,
     )

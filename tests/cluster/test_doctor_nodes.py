@@ -110,7 +110,18 @@ def test_ctrl_c_cancels_the_job_and_leaves_nothing(
     script = tmp_path / "busy.sh"
     script.write_text("#!/bin/sh\nsleep 60\n")
     other = client.sbatch(["--nodelist=node0", "--exclusive", "--output=/dev/null", str(script)])
-    argv = [sys.executable, "-m", "hpclm.cli", "doctor", "--site", "slurm", "--runs-dir", folder, "--nodes", "node0"]
+    argv: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "hpclm.cli",
+        "doctor",
+        "--site",
+        "slurm",
+        "--runs-dir",
+        folder,
+        "--nodes",
+        "node0",
+    ]
     with start(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
         try:
             assert asking.stderr is not None

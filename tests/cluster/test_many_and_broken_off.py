@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hpclm.core.errors import HpclmError
 from hpclm.runs import resume as resuming
 from hpclm.runs.record import Run, all_runs, find_run
 from hpclm.runs.status import status_of
@@ -112,5 +113,5 @@ def test_what_may_still_be_under_way_is_not_submitted_twice(
     verify(list(first.job_ids.values()), USER)
     lost = dataclasses.replace(first, job_ids={"pretrain": first.job_ids["pretrain"]})
     run = run.save(dataclasses.replace(run.record, run="another", submits=(lost,)))
-    with pytest.raises(resuming.HpclmError, match="may be in the middle of a submit"):
+    with pytest.raises(HpclmError, match="may be in the middle of a submit"):
         resuming.resume(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hpclm.runs.submit import Prepared, Request, prepare
 from tests.support.samples import changed, write
 
 
-def prepared(folder: Path, container: dict[str, object], *, mounts: str = "[]", extra: str = "") -> Prepared:
+def prepared(folder: Path, container: Mapping[str, object], *, mounts: str = "[]", extra: str = "") -> Prepared:
     recipe = write(folder, changed(("container", {"image": "nvcr.io/nvidia/nemo:23.02", **container})))
     site = folder / "site.yaml"
     site.write_text(f"scheduler: slurm\ncontainer: {{runtime: enroot, mounts: {mounts}}}\n{extra}")
@@ -43,9 +44,9 @@ def test_and_not_those_that_one_shows(by: str, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "data"
     folder.mkdir()
     mount = {"source": str(folder), "target": str(folder)}
-    container = {"recipe": {"mounts": [mount]}, "site": {}, "home": {"home": True}}[by]
+    containers: dict[str, dict[str, object]] = {"recipe": {"mounts": [mount]}, "site": {}, "home": {"home": True}}
     mounts = f"['{folder}:{folder}']" if by == "site" else "[]"
-    assert not [note for note in prepared(folder, container, mounts=mounts).notes if "mount" in note]
+    assert not [note for note in prepared(folder, containers[by], mounts=mounts).notes if "mount" in note]
 
 
 def test_a_source_that_is_not_here_is_noted(tmp_path: Path) -> None:

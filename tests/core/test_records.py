@@ -84,10 +84,12 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from([ModelSpec, OptimSpec, RecoverySpec, TrainerSpec]), st.data())
-def test_no_json_makes_a_record_of_wrong_types(cls: type, data: st.DataObject) -> None:
+def test_no_json_makes_a_record_of_wrong_types(
+    cls: type[ModelSpec | OptimSpec | RecoverySpec | TrainerSpec], data: st.DataObject
+) -> None:
     """Either a ValueError, or a record that is equal to itself through JSON."""
     known = to_dict(GPT) if cls is ModelSpec else {"lr": 1e-3, "precision": "fp32"}
-    keys = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    keys = list(cls.__dataclass_fields__)
     raw = {key: known[key] for key in keys if key in known}
     raw[data.draw(st.sampled_from(keys))] = data.draw(json_values)
     try:

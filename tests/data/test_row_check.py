@@ -69,3 +69,17 @@ def test_a_bad_row_is_named(folder: Path, shared_data: Path, capsys: pytest.Capt
     assert "train.jsonl:1" in error
     assert "train.jsonl:2" in error
     assert "Traceback" not in error
+
+
+def test_test_rows_have_the_evaluations_limit(
+    folder: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model's positions less the answer's tokens: 64 and 30 here, whatever max_seq_length allows."""
+    checkpoint(folder)
+    recipe = folder / "recipe.yaml"
+    text = RECIPE.format(task="evaluate", folder=folder, bpe=shared_data / "gpt2-bpe")
+    kept = [line for line in text.splitlines() if not line.startswith(("batch:", "trainer:", "optim:"))]
+    recipe.write_text("\n".join(kept).replace("max_seq_length: 20", "max_seq_length: 60") + "\n")
+    assert cli.run(["data", "check", str(recipe), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["files"]
+    assert (found["role"], found["limit"], found["truncated"]) == ("test", 34, 1)

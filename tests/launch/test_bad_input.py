@@ -14,7 +14,8 @@ from hpclm.core.layout import StagePaths
 from hpclm.core.shipped import launch_folder
 from hpclm.runs import submit as submitting
 from hpclm.schedulers.slurm import job_script
-from tests.support.broken import CASES, HOSTILE, Case
+from tests.support.broken import CASES, HOSTILE
+from tests.support.broken_case import Case
 from tests.support.harness import use_fake_worker
 from tests.support.processes import run
 

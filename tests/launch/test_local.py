@@ -218,7 +218,7 @@ def test_gpus_that_are_not_here_are_refused_and_nothing_is_left(
 
 
 def test_a_supervisor_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(executor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SchedulerError, match="the local supervisor did not start"):
         start(monkeypatch, tmp_path, Stage("train"))
     assert list(tmp_path.iterdir()) == []

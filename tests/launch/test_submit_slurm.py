@@ -10,7 +10,7 @@ import pytest
 
 from hpclm.core.errors import SchedulerError
 from hpclm.runs import submit as submitting
-from hpclm.runs.record import find_run
+from hpclm.runs.record import Run, find_run
 from hpclm.runs.status import status_of
 from hpclm.schedulers.slurm import client
 from tests.support.harness import CHAIN, prepared, use_fake_worker, words
@@ -42,7 +42,7 @@ def write(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def submit(tmp_path: Path) -> submitting.Run:
+def submit(tmp_path: Path) -> Run:
     return submitting.submit(prepared(tmp_path / "runs", CHAIN, SLURM))
 
 

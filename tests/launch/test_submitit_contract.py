@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from packaging.requirements import Requirement
@@ -65,10 +65,8 @@ PARAMETERS: dict[str, Any] = {
 
 
 def test_the_contract_covers_every_parameter_a_script_sets() -> None:
-    sites = [
-        dataclasses.replace(SITE, gpu_request=request, qos="high", constraint="ib")
-        for request in ("gres", "gpus-per-node")
-    ]
+    requests: tuple[Literal["gpus-per-node", "gres"], ...] = ("gres", "gpus-per-node")
+    sites = [dataclasses.replace(SITE, gpu_request=request, qos="high", constraint="ib") for request in requests]
     assert set().union(*(job_script._parameters(JOB, site) for site in sites)) == set(PARAMETERS)
 
 

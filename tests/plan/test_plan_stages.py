@@ -17,7 +17,10 @@ from tests.support.samples import ROW, changed, single, write, write_checkpoint
 
 
 def specs_of(folder: Path, recipe: dict[str, Any], overrides: tuple[str, ...] = ()) -> list[StageSpec]:
-    return stage_specs(make_plan(load(write(folder, recipe), overrides)), "run-1", folder / "run-1")
+    specs = stage_specs(make_plan(load(write(folder, recipe), overrides)), "run-1", folder / "run-1")
+    found = [spec for spec in specs if isinstance(spec, StageSpec)]
+    assert len(found) == len(specs)
+    return found
 
 
 def test_stages_depend_on_what_they_name(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_batch_and_steps(tmp_path: Path) -> None:
     # 16 rows in batches of 8, three times over.
     assert ptune.total_steps == 6
     assert evaluate.total_steps is None
-    assert evaluate.spec is not None
+    assert isinstance(evaluate.spec, StageSpec)
     assert evaluate.spec.batch.micro_batch_size == 16
 
 

@@ -10,7 +10,8 @@ import pytest
 from hpclm.core.errors import RecipeError
 from hpclm.planning import make_plan, picture, stage_specs
 from hpclm.recipe import load
-from tests.support.broken import CASES, HOSTILE, Case
+from tests.support.broken import CASES, HOSTILE
+from tests.support.broken_case import Case
 from tests.support.samples import changed, write
 
 # `file:line key: what; how to fix it`, or the command-line argument in the place's stead.

@@ -152,7 +152,7 @@ def test_a_single_stage_is_called_by_its_task(tmp_path: Path) -> None:
 def test_recipes_are_immutable(tmp_path: Path) -> None:
     stage = load(write(tmp_path, changed())).stages[0].recipe
     with pytest.raises(ValueError, match="frozen"):
-        stage.parallel.tensor = 4  # type: ignore[misc]
+        stage.parallel.tensor = 4
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -66,7 +66,7 @@ def test_bleu_is_sacrebleus(seed: int) -> None:
 def test_rouge_is_rouge_scores(seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds, use_stemmer=False)

@@ -99,11 +99,12 @@ def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **chan
     templates = [
         plan.TaskTemplate(name, "<|VIRTUAL_PROMPT_0|> {words} = {answer}", 4, [4]) for name in ("copy", "swap")
     ]
+    train, validation, test = ([str(data / f"{part}.jsonl")] for part in ("train", "validation", "test"))
     spec = plan.StageSpec(
         run="test",
         stage=folder.name,
         stage_dir=str(folder),
-        task=task,  # type: ignore[arg-type]
+        task=task,
         device="cpu",
         model=changes.pop("model", SMALL),
         tokenizer=plan.TokenizerSpec("train", VOCAB) if task == "pretrain" else plan.TokenizerSpec("base"),
@@ -115,9 +116,7 @@ def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **chan
         optim=plan.OptimSpec(lr=changes.pop("lr", 1e-2), warmup_steps=3, schedule="constant"),
         checkpoint=plan.CheckpointSpec(save_interval_steps=changes.pop("save", None), keep_last=3),
         text=plan.TextData([str(data / "text")], document="line", seq_length=24) if task == "pretrain" else None,
-        data=plan.PromptData(
-            *([str(data / f"{part}.jsonl")] for part in ("train", "validation", "test")), max_seq_length=24
-        ),
+        data=plan.PromptData(train, validation, test, max_seq_length=24),
         templates=templates,
         prompt=plan.PromptSpec(encoder, 32, 2) if task == "p-tuning" else None,
         generation=plan.GenerationSpec(max_new_tokens=4, batch_size=4),

@@ -15,9 +15,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from hpclm.core.files import append_line, read_object, write_json
-from hpclm.core.layout import StagePaths
+from hpclm.core.layout import AttemptPaths, StagePaths
 
 _NAMES = (
     ("HPCLM_RANK", "SLURM_PROCID"),
@@ -70,11 +72,11 @@ def main(stage_dir: str, attempt: str) -> None:
     sys.exit(code)
 
 
-def _stop(number, frame):
+def _stop(number: int, frame: FrameType | None) -> None:
     raise StoppedError
 
 
-def _work(stage, paths, behaviour, rank, world):
+def _work(stage: StagePaths, paths: AttemptPaths, behaviour: dict[str, Any], rank: int, world: int) -> None:
     fails, dies = behaviour.get("fail", {}), behaviour.get("kill")
     disturbed = paths.submit == 1 and paths.restart < behaviour.get("times", 1000)
     if "seed" in behaviour:
@@ -98,7 +100,7 @@ def _work(stage, paths, behaviour, rank, world):
     _finish(stage, behaviour, rank, world)
 
 
-def _notice_lost_peers(paths, world):
+def _notice_lost_peers(paths: AttemptPaths, world: int) -> None:
     for other in range(world):
         seen = read_object(paths.rank(other)) or {}
         if seen.get("state") == "failed" and seen.get("kind") != "peer-lost":
@@ -106,7 +108,7 @@ def _notice_lost_peers(paths, world):
             raise ConnectionError
 
 
-def _finish(stage, behaviour, rank, world):
+def _finish(stage: StagePaths, behaviour: dict[str, Any], rank: int, world: int) -> None:
     spec = json.loads(stage.spec.read_text())
     result = {"task": spec["task"], "steps": 1, "loss": 0.5, "val_loss": 0.25, "seconds": 1.0, "world_size": world}
     if spec["task"] == "evaluate":

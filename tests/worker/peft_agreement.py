@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 warnings.simplefilter("ignore")
 
@@ -43,18 +43,19 @@ def main() -> None:
         SIZES.layers, HIDDEN, 4 * HIDDEN, 4, 4, HIDDEN // 4, SIZES.tokens + bench.VIRTUAL, SIZES.vocab, SIZES.vocab
     )
     config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
-    found = {kind: encoder_difference(kind, config, groups) for kind in ("mlp", "lstm")}
+    kinds: tuple[Literal["mlp", "lstm"], ...] = ("mlp", "lstm")
+    found = {kind: encoder_difference(kind, config, groups) for kind in kinds}
     print(json.dumps({**found, **step_difference(model, parallel, groups)}))
 
 
-def encoder_difference(kind: str, config: Any, groups: Any) -> float:
+def encoder_difference(kind: Literal["mlp", "lstm"], config: Any, groups: Any) -> float:
     """The largest difference of the virtual tokens."""
     spec = argparse.Namespace(
         templates=[plan.TaskTemplate("task", "", bench.VIRTUAL, [bench.VIRTUAL])],
         prompt=plan.PromptSpec(kind, INNER, 3 if kind == "mlp" else 2),
     )
     ours = build_prompts(PromptsCard("p-tuning", spec.prompt, spec.templates), config, 7, groups.device)
-    theirs = PromptEncoder(
+    theirs = PromptEncoder(  # type: ignore[no-untyped-call]
         PromptEncoderConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=bench.VIRTUAL,
@@ -90,7 +91,7 @@ def step_difference(model: plan.ModelSpec, parallel: plan.ParallelSpec, groups: 
     rows = bench._rows(SIZES)
     logits = theirs(input_ids=rows[:, :-1]).logits[:, bench.VIRTUAL :]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
     adam.step()
     outcome = trainer._step(0)
@@ -107,7 +108,7 @@ def input_table_at_first(prompts: Any) -> torch.Tensor:
     """What the input table was before the step: drawing it again gives the same."""
     now = prompts.inputs["task_task"].detach().clone()
     prompts.initialize(1)
-    start = prompts.inputs["task_task"].detach().clone()
+    start: torch.Tensor = prompts.inputs["task_task"].detach().clone()
     prompts.inputs["task_task"].data.copy_(now)
     return start
 

@@ -36,7 +36,9 @@ def model(alone: Groups) -> LanguageModel:
     gpt = build_gpt(SMALL, config, alone)
     # large weights, so that the untrained model's outputs differ clearly
     initialize_weights(gpt, replace(SMALL, init_std=0.5), 3)
-    return LanguageModel(config, gpt, None, frozen=True).eval()
+    made = LanguageModel(config, gpt, None, frozen=True)
+    made.eval()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def peer(model: LanguageModel) -> Any:
 
     from bench import prompt_learning as bench
 
-    made = GPT2LMHeadModel(bench.gpt2_config(SIZES)).eval()
+    made = GPT2LMHeadModel(bench.gpt2_config(SIZES)).eval()  # type: ignore[no-untyped-call]
     made.load_state_dict(bench._as_gpt2(model.gpt.state_dict(), SIZES), strict=False)
     return made
 

@@ -82,7 +82,8 @@ def flops(one: Trainer) -> int:
     one._step(0)
     with FlopCounterMode(display=False) as counter:
         one._step(1)
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def test_a_frozen_base_has_no_gradients_and_no_optimizer_state(alone: Groups) -> None:

@@ -28,7 +28,9 @@ def model_of(spec: ModelSpec, groups: Groups) -> LanguageModel:
     gpt = build_gpt(spec, config, groups)
     # large weights, so that the untrained model's outputs differ clearly
     initialize_weights(gpt, replace(spec, init_std=0.5), 3)
-    return LanguageModel(config, gpt, None, frozen=True).eval()
+    made = LanguageModel(config, gpt, None, frozen=True)
+    made.eval()
+    return made
 
 
 def left_padded(prompts: list[list[int]]) -> GenerationBatch:

@@ -12,9 +12,9 @@ import torch
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import read_lines
 from hpclm.core.layout import StagePaths
-from hpclm.core.spec import PromptSpec, StageSpec
+from hpclm.core.spec import PromptData, PromptSpec, StageSpec
 from hpclm.formats.checkpoint_manifest import read_manifest
-from hpclm.planning.trained_prompts import stored_as
+from hpclm.planning.trained_prompts import for_archive
 from tests.support.engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 from tests.support.nemo_files import saved, write_members
 from tests.support.processes import hpclm
@@ -43,6 +43,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("methods"))
 
 
+def reading(data: PromptData, files: dict[str, Path]) -> PromptData:
+    """The data, its rows from other files."""
+    train, validation, test = ([str(files[part])] for part in ("train", "validation", "test"))
+    return replace(data, train=train, validation=validation, test=test)
+
+
 def only(spec: StageSpec, *tasks: str) -> StageSpec:
     """The stage with the templates of some tasks alone; its files hold those tasks' rows."""
     data = spec.data
@@ -56,7 +62,7 @@ def only(spec: StageSpec, *tasks: str) -> StageSpec:
         files[part] = folder / f"{part}.jsonl"
         files[part].write_text("".join(row + "\n" for row in chosen))
     templates = [template for template in spec.templates if template.taskname in tasks]
-    return replace(spec, templates=templates, data=replace(data, **{part: [str(path)] for part, path in files.items()}))
+    return replace(spec, templates=templates, data=reading(data, files))
 
 
 @pytest.mark.parametrize("encoder", ["biglstm", "embedding"])
@@ -117,7 +123,7 @@ def test_in_nemos_way_the_name_of_a_task_changes_what_it_learns(bench: Bench) ->
             files[part] = folder / f"{part}.jsonl"
             files[part].write_text(Path(getattr(spec.data, part)[0]).read_text().replace('"copy"', f'"{name}"'))
         templates = [replace(one, taskname=one.taskname.replace("copy", name)) for one in spec.templates]
-        data = replace(spec.data, semantics="nemo", **{part: [str(path)] for part, path in files.items()})
+        data = replace(reading(spec.data, files), semantics="nemo")
         prompt = PromptSpec(encoder, 32, 2)  # type: ignore[arg-type]
         made = run(replace(spec, templates=templates, data=data, prompt=prompt))
         if encoder == "tpmlp" and name == "a":
@@ -186,6 +192,6 @@ def test_one_table_of_an_archive_serves_every_task_it_was_trained_for(bench: Ben
     def answers(name: str, split: Split) -> list[str]:
         path = str(bench.folder / f"{name}.nemo")
         spec = bench.spec(f"from-{name}", "evaluate", split, prompts=path)
-        return predictions(run(replace(spec, templates=[stored_as(path, one) for one in spec.templates])))
+        return predictions(run(replace(spec, templates=[for_archive(path, one) for one in spec.templates])))
 
     assert answers("first-alone", Split(2, 2)) == answers("both", ALONE)

@@ -35,7 +35,7 @@ def test_steps_are_adamws_with_clipping(alone: Groups, clip: float) -> None:
     for _ in range(5):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             gradient = torch.randn_like(a)
-            a.main_grad, b.grad = gradient.clone(), gradient.clone()
+            a.main_grad, b.grad = gradient.clone(), gradient.clone()  # type: ignore[attr-defined]
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or math.inf)
         assert optimizer.step(0.1) == pytest.approx(expected.item(), rel=1e-6)
         twin.step()
@@ -48,7 +48,7 @@ def test_bf16_weights_follow_fp32_masters(alone: Groups) -> None:
     optimizer = Optimizer(module, OptimSpec(lr=1e-4, weight_decay=0.0), 0.0, alone.device, LossScale("bf16"))
     start = optimizer.masters[0].clone()
     for _ in range(3):
-        module.weight.main_grad = torch.ones(4, 4)
+        module.weight.main_grad = torch.ones(4, 4)  # type: ignore[attr-defined]
         optimizer.step(1e-4)
     # steps far below bf16's resolution add up in the masters
     torch.testing.assert_close(start - optimizer.masters[0], torch.full((4, 4), 3e-4), rtol=1e-3, atol=0)
@@ -59,7 +59,7 @@ def test_a_diverged_step_is_an_error_in_words(alone: Groups) -> None:
     module = torch.nn.Linear(2, 2)
     optimizer = Optimizer(module, OPTIM, 1.0, alone.device, LossScale("fp32"))
     for parameter in module.parameters():
-        parameter.main_grad = torch.full_like(parameter, math.nan)
+        parameter.main_grad = torch.full_like(parameter, math.nan)  # type: ignore[attr-defined]
     with pytest.raises(FloatingPointError, match=r"the training diverged; lower optim\.lr"):
         optimizer.step(0.1)
 
@@ -70,7 +70,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(alone: Groups) 
     optimizer = Optimizer(module, OPTIM, 1.0, alone.device, scale)
     before = module.weight.detach().clone()
     for parameter in module.parameters():
-        parameter.main_grad = torch.full_like(parameter, math.inf)
+        parameter.main_grad = torch.full_like(parameter, math.inf)  # type: ignore[attr-defined]
     optimizer.step(0.1)
     assert torch.equal(module.weight, before)
     assert (scale.scale, optimizer.updates) == (2.0**31, 0)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -185,7 +185,7 @@ def test_the_micro_batch_size_changes_nothing_in_strict_mode(workshop: Workshop)
     rows = workshop.data / "lengths.jsonl"
     rows.write_text("".join(line.replace('"}', " path" * (n % 7) + '"}') + "\n" for n, line in enumerate(lines)))
 
-    def curve(micro: int, semantics: str) -> list[float]:
+    def curve(micro: int, semantics: Literal["strict", "nemo"]) -> list[float]:
         spec = stage_spec(
             workshop.folder / f"micro-{micro}-{semantics}",
             workshop.data,

@@ -37,9 +37,12 @@ def refuse() -> None:
 
 def test_the_others_wait_until_the_first_rank_is_done(attempt: AttemptPaths) -> None:
     done: list[str] = []
-    other = threading.Thread(
-        target=lambda: (prepare_on_first_rank(attempt, rank(1), refuse), done.append("rank 1")), daemon=True
-    )
+
+    def wait() -> None:
+        prepare_on_first_rank(attempt, rank(1), refuse)
+        done.append("rank 1")
+
+    other = threading.Thread(target=wait, daemon=True)
     other.start()
     write_json(attempt.rank(0), to_dict(RankReport(0)))
     assert not done

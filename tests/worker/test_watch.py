@@ -50,7 +50,7 @@ assert "torch" not in sys.modules
 
 def start_rank(folder: Path, rank: int, timeout_s: float, what: str) -> Child:
     """A rank that does `what`. `with` ends it: what a failed test leaves running would keep the tests' output open."""
-    argv = [sys.executable, "-c", RANK, folder, str(rank), str(timeout_s), what]
+    argv: list[str | Path] = [sys.executable, "-c", RANK, folder, str(rank), str(timeout_s), what]
     return start(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

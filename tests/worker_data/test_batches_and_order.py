@@ -31,10 +31,14 @@ def test_a_training_batch_predicts_the_next_token_of_each_row() -> None:
     assert batch.tokens.tolist() == [[9, 1, 2, 9, 4, 5, 6, 7]]
     assert batch.labels.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch.loss_mask.tolist() == [[0, 1, 1, 0, 0, 0, 1, 1]]
+    assert batch.loss_positions is not None
     assert batch.loss_positions.tolist() == [1, 2, 6, 7]
+    assert batch.virtual_index is not None
     assert batch.virtual_index.tolist() == [[0, -1, -1, 0, -1, -1, -1, -1]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert batch.task is not None
     assert batch.task.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
+    assert batch.lengths is not None
     assert batch.lengths.tolist() == [3, 5]
 
 
@@ -57,6 +61,7 @@ def test_no_rows_are_a_batch_in_which_nothing_counts() -> None:
     batch = pack([], 0, multiple_of=2)
     assert batch.tokens.shape == (1, 2)
     assert batch.loss_mask.sum() == 0
+    assert batch.loss_positions is not None
     assert len(batch.loss_positions) == 1
 
 
@@ -82,14 +87,15 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, in
     def attend(states: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
         module = object.__new__(SdpaAttention)
         torch.nn.Module.__init__(module)
-        module.config = SimpleNamespace(attention_dropout=0.0, sequence_parallel=False)  # type: ignore[assignment]
+        module.config = SimpleNamespace(attention_dropout=0.0, sequence_parallel=False)
         module.grouped, module.softmax_scale, module.hidden_size_per_partition = False, None, 8
         query, key, value = states.unbind(1)
-        return module(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), layout)[:, 0]
+        output: torch.Tensor = module(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), layout)
+        return output[:, 0]
 
     packed_table, alone_table = (table.clone().requires_grad_() for _ in range(2))
-    tokens, positions = batch.tokens[0], batch.position_ids[0]
-    packed = attend(packed_table[tokens] + places[positions], batch.layout)
+    packed_ids, positions = batch.tokens[0], batch.position_ids[0]
+    packed = attend(packed_table[packed_ids] + places[positions], batch.layout)
     at_loss = packed[batch.loss_positions]
     alone = []
     for example in examples:
@@ -98,8 +104,8 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, in
         alone.append(made[torch.tensor(example.loss_mask[1:]).bool()])
     expected = torch.cat(alone)
     assert torch.allclose(at_loss, expected)
-    at_loss.square().sum().backward()
-    expected.square().sum().backward()
+    at_loss.square().sum().backward()  # type: ignore[no-untyped-call]
+    expected.square().sum().backward()  # type: ignore[no-untyped-call]
     assert torch.allclose(packed_table.grad, alone_table.grad)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from hpclm.core.spec import PromptData, TaskTemplate
 from hpclm.data.examples import PromptDataset
 from hpclm.data.nemo_templates import NemoTemplate
 from hpclm.data.ranks.packing import pack
+from hpclm.data.template_text import by_place
 from hpclm.data.templates import Example, Template
 from hpclm.data.tokenizers import Tokenizer
 
@@ -38,8 +39,9 @@ def read(
     training: bool = True,
     length: int = 99,
     bos: bool = False,
+    strips: bool = False,
 ) -> Example | None:
-    template = NemoTemplate(spec, 0, gpt2, max_seq_length=length, add_bos=bos, add_eos=True)
+    template = NemoTemplate(spec, 0, gpt2, max_seq_length=length, add_bos=bos, add_eos=True, strips=strips)
     return template.example(row, 0, training=training)
 
 
@@ -167,3 +169,40 @@ def test_labels_are_the_next_tokens(gpt2: Tokenizer) -> None:
     assert batch.tokens[0].tolist() == example.tokens[:-1]
     answered = [label for label, weight in zip(batch.labels[0], batch.loss_mask[0], strict=True) if weight]
     assert answered == [*gpt2.encode(" the mat"), gpt2.eos_id]
+
+
+def test_up_to_r1_21_white_space_beside_a_virtual_token_is_lost(gpt2: Tokenizer) -> None:
+    """As NeMo's own class of r1.16 to r1.22 reads it with transformers 4.33.3; r1.22 asks for later ones."""
+    spec = replace(
+        SPEC,
+        prompt_template="Text: <|VIRTUAL_PROMPT_0|> {context} \n<|VIRTUAL_PROMPT_1|>\n {answer}",
+        virtual_token_splits=[1, 2],
+    )
+    row = {"taskname": "squad", "context": "the cat", "answer": "sat"}
+    kept, lost = read(gpt2, row, spec), read(gpt2, row, spec, strips=True)
+    text = [gpt2.encode(piece) for piece in ("Text: ", " the cat \n", "\n sat")]
+    assert shown(kept) == [*text[0], "v0", *text[1], "v1", "v2", *text[2], gpt2.eos_id]
+    text = [gpt2.encode(piece) for piece in ("Text:", "the cat", "sat")]
+    assert shown(lost) == [*text[0], "v0", *text[1], "v1", "v2", *text[2], gpt2.eos_id]
+    # the mask is as long as the answer's own tokens with the space that the template has in front of it
+    assert counted(lost)[-2:] == [*gpt2.encode("sat"), gpt2.eos_id]
+    assert lost is not None
+    assert sum(weight > 0 for weight in lost.loss_mask) == len(gpt2.encode(" sat")) + 1
+
+
+def test_a_marker_that_no_split_has_is_text(gpt2: Tokenizer) -> None:
+    row = {**ROW, "context": "see <|VIRTUAL_PROMPT_7|> there"}
+    text = " Context: see <|VIRTUAL_PROMPT_7|> there Answer: the mat"
+    assert shown(read(gpt2, row))[3:] == [*gpt2.encode(text), gpt2.eos_id]
+
+
+def test_nemo_numbers_virtual_tokens_by_their_place() -> None:
+    swapped = replace(
+        SPEC,
+        prompt_template="<|VIRTUAL_PROMPT_1|> {context} <|VIRTUAL_PROMPT_0|> {answer}",
+        virtual_token_splits=[1, 2],
+    )
+    found = by_place(swapped)
+    assert found.prompt_template == "<|VIRTUAL_PROMPT_0|> {context} <|VIRTUAL_PROMPT_1|> {answer}"
+    assert found.virtual_token_splits == [2, 1]
+    assert by_place(SPEC) == SPEC

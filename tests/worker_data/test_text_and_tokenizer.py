@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hpclm.core import spec as plan
 from hpclm.core.errors import DataError
-from hpclm.data.ranks.text_corpus import DType, IndexedDatasetBuilder, TextDataset, prepare_text
+from hpclm.data.ranks.text_corpus import TextDataset, prepare_text
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 
 TOKENIZER = Tokenizer.train(["hello world, this is a text"] * 10, 300)
@@ -130,6 +130,8 @@ def test_text_that_is_not_utf8_is_named(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_the_indexed_format_is_megatrons(tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
     builder = IndexedDatasetBuilder(str(tmp_path / "x.bin"), dtype=DType.optimal_dtype(50257))
     for length in (5, 3, 7, 2):
         builder.add_document(np.arange(length), [length])

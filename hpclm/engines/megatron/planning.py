@@ -130,6 +130,8 @@ class StagePlanner:
             return None, ()
         owner = self._owner("data", prompts)
         data = lowering.data(owner, model.max_position_embeddings if model else None) if owner else None
+        if data is not None and recipe.prompts is not None and "/" in recipe.prompts and stage.files:
+            data = trained_prompts.as_trained(recipe.prompts, data)
         if stage.task.answers and (data is None or not data.test):
             (owner or stage).error(
                 ("data", "test"), "is missing, and evaluate needs test rows; add JSONL files", "needed section"
@@ -155,7 +157,7 @@ class StagePlanner:
             frozen = list(trained_prompts.trained_counts(path))
         found = template_checks.resolve(writer, writer.recipe.task_templates or (), longest, frozen)
         if path is not None and is_archive(path):
-            found = tuple(trained_prompts.stored_as(path, template) for template in found)
+            found = tuple(trained_prompts.for_archive(path, template) for template in found)
         return found
 
     def _owner(self, section: str, prompts: Earlier | None) -> StageContext | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def language_model(path: str) -> str | None:
     with Archive(Path(path)) as archive:
         written = read_config(archive).get("language_model_path")
     return str(Path(path).parent / written) if isinstance(written, str) and written else None
+
+
+def strips_white_space(path: str) -> bool:
+    """Whether an archive says that a release up to r1.21 wrote it, whose tokenizers left out the white space beside
+    virtual tokens. Raises CheckpointError."""
+    with Archive(Path(path)) as archive:
+        release = re.match(r"(\d+)\.(\d+)", str(read_config(archive).get("nemo_version") or ""))
+    return release is not None and (int(release[1]), int(release[2])) < (1, 22)
 
 
 def trained_tasks(path: str) -> dict[str, TrainedTask]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from hpclm.core.spec import Semantics
 from hpclm.recipe.schema.base import (
     Count,
     Fraction,
@@ -52,8 +53,10 @@ class Data(Section):
         description="tokens of an example, virtual ones included; null: as many as the model has positions",
     )
     min_seq_length: Count = Field(default=1, description="training rows of fewer tokens are left out")
-    semantics: Literal["strict", "nemo"] = Field(
-        default="strict", description="nemo: token ids, masks and dropped rows as NeMo makes them, including its bugs"
+    semantics: Semantics = Field(
+        default="strict",
+        description="nemo: token ids, masks and dropped rows as NeMo makes them, including its bugs; nemo-1.21: as "
+        "up to r1.21, without the white space beside virtual tokens",
     )
     add_bos: bool = Field(default=False, description="start each example with the BOS token")
     add_eos: bool = Field(default=True, description="end each training example with the EOS token")

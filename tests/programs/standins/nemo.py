@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -39,12 +40,17 @@ EVALUATION = {
 }  # fmt: skip
 
 
-def load() -> dict:
-    given = dict(re.fullmatch(r"--config-(path|name)=(.*)", word, re.DOTALL).groups() for word in sys.argv[1:])
-    return yaml.safe_load((Path(given["path"]) / f"{given['name']}.yaml").read_text())
+def load() -> dict[str, Any]:
+    given: dict[str, str] = {}
+    for word in sys.argv[1:]:
+        match = re.fullmatch(r"--config-(path|name)=(.*)", word, re.DOTALL)
+        assert match is not None, word
+        given[match[1]] = match[2]
+    config: dict[str, Any] = yaml.safe_load((Path(given["path"]) / f"{given['name']}.yaml").read_text())
+    return config
 
 
-def check(config: dict, known: dict[str, set[str]]) -> None:
+def check(config: dict[str, Any], known: dict[str, set[str]]) -> None:
     for section, keys in known.items():
         found = set(config[section] if section else config)
         if found != keys:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sandbox import IMAGE_ENVIRONMENT, enter, fail, read_image, write_image
+from sandbox import IMAGE_ENVIRONMENT, enter, fail, read_image, write_image  # type: ignore[import-not-found]
 
 _URI = re.compile(r"docker://([^@/#:]+@)?([a-z0-9.-]+(:[0-9]+)?#)?[a-z0-9._/-]+([:@][A-Za-z0-9._:-]+)?")
 _MOUNT = re.compile(r"\S+:\S+")

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # The image has opinions of its own, as real ones do.
 IMAGE_ENVIRONMENT = {"PYTHONPATH": "/opt/image/own", "OMP_NUM_THREADS": "99", "LANG": "C.UTF-8"}
@@ -29,16 +30,21 @@ def write_image(path: str, source: str) -> None:
     )
 
 
-def read_image(program: str, path: str) -> dict:
+def read_image(program: str, path: str) -> dict[str, Any]:
     try:
-        return json.loads(Path(path).read_text())
+        image: dict[str, Any] = json.loads(Path(path).read_text())
+        return image
     except (OSError, ValueError):
         fail(program, f"no such image: {path}")
         raise
 
 
 def enter(
-    image: dict, binds: list[tuple[str, str, bool]], environment: dict[str, str], workdir: str, command: list[str]
+    image: dict[str, Any],
+    binds: list[tuple[str, str, bool]],
+    environment: dict[str, str],
+    workdir: str,
+    command: list[str],
 ) -> None:
     """Become `command` in a root that has the image's files and the binds (source, target, read-only), no more."""
     if shutil.which("bwrap") is None:

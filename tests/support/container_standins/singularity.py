@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sandbox import IMAGE_ENVIRONMENT, enter, fail, read_image, write_image
+from sandbox import IMAGE_ENVIRONMENT, enter, fail, read_image, write_image  # type: ignore[import-not-found]
 
 _PLAIN = ("--nv", "--no-home", "--writable-tmpfs")
 

@@ -72,7 +72,7 @@ def _sampling(spec: StageSpec) -> GenerationSpec:
     (text_generation_utils.py, sample_sequence_batch: only with compute_logprob)."""
     assert spec.generation is not None
     assert spec.data is not None
-    return replace(spec.generation, repetition_penalty=1.0) if spec.data.semantics == "nemo" else spec.generation
+    return replace(spec.generation, repetition_penalty=1.0) if spec.data.as_nemo else spec.generation
 
 
 def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer) -> tuple[int, int]:

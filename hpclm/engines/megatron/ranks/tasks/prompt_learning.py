@@ -144,7 +144,7 @@ class PromptBatches:
     def weight(self, step: int) -> float | None:
         """NeMo's mean of means gives a token more weight the shorter its micro-batch's answers are: not in strict mode,
         where neither the micro-batch size nor the split changes what is trained."""
-        if self.semantics == "nemo":
+        if self.semantics != "strict":
             return None
         return sum(self.train_set.examples[row].weight for row in self.order.global_batch(step))
 

@@ -62,6 +62,6 @@ def _card(spec: StageSpec, trained: TrainedPrompts | None, tokenizer: Tokenizer)
         old = [template for template in templates if template.taskname in frozen]
         templates = [*templates_for(old, trained), *new]
     lengths = None
-    if spec.task == "p-tuning" and spec.data.semantics == "nemo":
+    if spec.task == "p-tuning" and spec.data.as_nemo:
         lengths = {t.taskname: len(tokenizer.encode(t.taskname)) for t in templates if t.taskname not in frozen}
     return PromptsCard(spec.task, spec.prompt, templates, frozen, lengths, str(base_checkpoint(spec)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,11 @@ from typing import Annotated
 import typer
 
 data_app = typer.Typer(help="Prepare data sets and check rows.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class Labels(str, Enum):
+    all = "all"
+    nemo = "nemo"
 
 
 class DataSet(str, Enum):
@@ -25,17 +31,24 @@ def prepare(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of the shuffle; default: as in NeMo's script.")
     ] = None,
+    labels: Annotated[
+        Labels, typer.Option("--labels", help="assistant: nemo loses and merges the slots that NeMo's script does.")
+    ] = Labels.all,
+    escaped: Annotated[bool, typer.Option("--ascii", help="Write \\uXXXX for other characters, as NeMo does.")] = False,
 ) -> None:
     """Prompt-learning rows of a public data set, split as NeMo's scripts split it, with ground-truth files."""
+    from functools import partial
+
     from hpclm.data import sources
 
-    chosen = {} if seed is None or name is DataSet.squad else {"seed": seed}
-    makers = {
-        DataSet.assistant: sources.assistant,
+    seeded = partial(sources.phrasebank) if seed is None else partial(sources.phrasebank, seed=seed)
+    assistant = partial(sources.assistant) if seed is None else partial(sources.assistant, seed=seed)
+    makers: dict[DataSet, Callable[..., list[Path]]] = {
+        DataSet.assistant: partial(assistant, labels=labels.value),
         DataSet.squad: sources.squad,
-        DataSet.financial_phrasebank: sources.phrasebank,
+        DataSet.financial_phrasebank: seeded,
     }
-    for path in makers[name](source, out, **chosen):
+    for path in makers[name](source, out, escaped=escaped):
         if path.suffix == ".jsonl":
             with path.open("rb") as stream:
                 typer.echo(f"{path}: {sum(1 for _ in stream)} rows")

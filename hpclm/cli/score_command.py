@@ -35,6 +35,9 @@ def score(
         str | None,
         typer.Option("--split-string", help="For a prediction file: the text in front of an answer."),
     ] = None,
+    answers_only: Annotated[
+        bool, typer.Option("--answers-only", help="Each line of the prediction file is an answer, without a prompt.")
+    ] = False,
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="Metric instead of the task's usual ones; repeat for more.")
     ] = None,
@@ -47,7 +50,7 @@ def score(
     from hpclm.metrics.task_scores import score as score_task
 
     results = {}
-    for task, (made, wanted) in paired(predictions, truth, split).items():
+    for task, (made, wanted) in paired(predictions, truth, split, answers_only=answers_only).items():
         which = kind_of(wanted) if kind is Kind.auto else kind.value
         results[task] = {"task": which, **score_task(which, made, wanted, metrics or ())}
     if as_json:

@@ -24,7 +24,7 @@ class _Row:
     texts: list[str]
 
 
-def paired(predictions: Path, truth: Path, split: str | None = None) -> Paired:
+def paired(predictions: Path, truth: Path, split: str | None = None, *, answers_only: bool = False) -> Paired:
     """Predictions and right answers by task, in the truth's order.
 
     Args:
@@ -32,10 +32,11 @@ def paired(predictions: Path, truth: Path, split: str | None = None) -> Paired:
         truth: JSONL: objects with an answer (text or a list) and an `id` or `index` where they have one; or lists, or
             texts. Without ids, a row's id is its index, from 0.
         split: for NeMo's file, the text in front of the answer.
+        answers_only: each line of the predictions is an answer, without a prompt.
 
     Raises DataError unless predictions and answers match one to one.
     """
-    made, wanted = _predictions(predictions, split), _truth(truth)
+    made, wanted = _predictions(predictions, "" if answers_only else split), _truth(truth)
     by_key = {row.key: row for row in made}
     keys = {row.key for row in wanted}
     problems = [
@@ -75,12 +76,13 @@ def _predictions(path: Path, split: str | None) -> list[_Row]:
     if split is None:
         raise DataError(
             f"{path}: contains prompt and answer on one line; give the text in front of an answer, as in "
-            '--split-string "Answer:"'
+            '--split-string "Answer:", or --answers-only if there is no prompt'
         )
     without = [str(number) for number, line in enumerate(lines) if split not in line]
     if without:
         raise DataError(f"{path}: {_listed(f'without {split!r}', without)}; give another --split-string")
-    return [_Row(str(number), None, [line.rsplit(split, 1)[1].strip()]) for number, line in enumerate(lines)]
+    answers = [line.rsplit(split, 1)[1] if split else line for line in lines]
+    return [_Row(str(number), None, [answer.strip()]) for number, answer in enumerate(answers)]
 
 
 def _truth(path: Path) -> list[_Row]:
@@ -97,9 +99,10 @@ def _truth(path: Path) -> list[_Row]:
         if key is None:
             raise DataError(f"{path}:{number}: no answer ({', '.join(_ANSWERS)}); is it the ground-truth file?")
         texts = row[key] if isinstance(row[key], list) else [row[key]]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{path}:{number}: {key} must be a text or a non-empty list of texts")
-        rows.append(_Row(_key(row, number), row.get("taskname"), texts))
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{path}:{number}: {key} must be a text or a list of texts")
+        # SQuAD v2.0: the right answer to an unanswerable question is none
+        rows.append(_Row(_key(row, number), row.get("taskname"), texts or [""]))
     return rows
 
 

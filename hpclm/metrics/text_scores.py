@@ -30,8 +30,11 @@ def squad_exact_match(prediction: str, answer: str) -> float:
 
 
 def squad_f1(prediction: str, answer: str) -> float:
-    """SQuAD's F1 over the words of both after its normalisation."""
+    """SQuAD's F1 over the words of both after its normalisation; where one has no words, whether both have none
+    (evaluate-v2.0.py, compute_f1)."""
     words, wanted = normalized(prediction).split(), normalized(answer).split()
+    if not words or not wanted:
+        return float(words == wanted)
     common = (Counter(words) & Counter(wanted)).total()
     if not common:
         return 0.0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hpclm.cli import app as cli
+from hpclm.data.sources.assistant import Utterance
 
 
 def rows(path: Path) -> list[Any]:
@@ -89,3 +90,40 @@ def test_a_source_of_another_form_is_one_message(
     assert words in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_unanswerable_questions_stay_in_the_test_and_its_truth(tmp_path: Path) -> None:
+    """As NeMo's script keeps them; SQuAD v2.0's right answer is then none."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for part in ("train", "dev"):
+        (source / f"{part}-v2.0.json").write_text(squad_file(("when?", ["now"]), ("no?", [])))
+    assert cli.run(["data", "prepare", "squad", str(source), str(out), "--ascii"]) == 0
+    assert [row["question"] for row in rows(out / "squad_val.jsonl")] == ["when?"]
+    assert [row["question"] for row in rows(out / "squad_test.jsonl")] == ["when?", "no?"]
+    assert [row["answer"] for row in rows(out / "squad_test_ground_truth.jsonl")] == [["now"], []]
+    assert "Ctx \\u00e9" in (out / "squad_test.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kept", ["train", "dev"])
+def test_a_source_without_rows_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for part in ("train", "dev"):
+        (source / f"{part}-v1.1.json").write_text(squad_file(*([("when?", ["now"])] if part == kept else [])))
+    assert cli.run(["data", "prepare", "squad", str(source), str(tmp_path / "out")]) != 0
+    assert "would be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("annotated", "text", "slots"),
+    [
+        # a bracket at the very beginning is hidden by the quotation mark of the field
+        ("[date : tomorrow] at [time : four]", "tomorrow at four", "time(four)"),
+        ("at [time : four am] [time : ten pm]", "at four am ten pm", "time(four am ten pm)"),
+        ("wake me [date : on friday] please", "wake me on friday please", "date(on friday)"),
+        ("what is up", "what is up", "None"),
+    ],
+)
+def test_slots_as_nemos_script_finds_them(annotated: str, text: str, slots: str) -> None:
+    assert Utterance(text, annotated, "intent").nemo_label == f"\nIntent: intent\nSlots: {slots}"

@@ -92,3 +92,12 @@ def test_files_that_do_not_pair_are_refused(
     write(Path("p"), *made)
     write(Path("t"), *truths)
     assert words in refused(capsys, "p", "t")
+
+
+def test_a_file_of_answers_alone_and_questions_without_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write(tmp_path / "pred.txt", "Paris", "", "somewhere"), write(tmp_path / "t.jsonl", ["paris"], [], [])
+    found = scored(capsys, *files, "--answers-only", "--task", "squad")["all"]
+    assert (found["squad_exact_match"], found["squad_f1"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert "--answers-only" in refused(capsys, *files)

@@ -4,20 +4,22 @@ Rows, split and order are those of NeMo's scripts/dataset_processing/nlp/intent_
 prompt_learning_assistant_preprocessing.py) at the same seed. Labels differ where those lose or merge slots: a slot at
 the very beginning of an utterance is missing there, because the quotation mark of the CSV field hides its bracket (406
 of the 11,036 rows), and two neighbours of one name become one, "time(four am ten pm)" (18 rows). Here the fields are
-read as CSV and every slot is kept.
+read as CSV and every slot is kept, unless `labels` is `nemo`.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hpclm.core.errors import DataError
-from hpclm.data.sources.writing import row_line, write_file
+from hpclm.data.sources.writing import write_file, write_rows
 
 FOLD = Path("CrossValidation/autoGeneFromRealAnno/autoGene_2018_03_22-13_01_25_169/CrossValidation/KFold_1")
 TASKNAME = "intent_and_slot"
@@ -36,17 +38,42 @@ class Utterance:
 
     @property
     def label(self) -> str:
-        slots = [f"{slot['name']}({slot['value']})" for slot in _SLOT.finditer(self.annotated)]
+        return self._labelled([f"{slot['name']}({slot['value']})" for slot in _SLOT.finditer(self.annotated)])
+
+    @property
+    def nemo_label(self) -> str:
+        """With the slots that NeMo's scripts find: word by word in the quoted field, neighbours of one name as one."""
+        names: list[str | None] = []
+        name = None
+        for word in f'"{self.annotated}"'.split():
+            if word.startswith("["):
+                name = word[1:]
+            elif not word.startswith(":"):
+                names.append(name)
+                name = None if word.endswith("]") else name
+        words = self.text.split()
+        pairs = list(zip(words, names if len(words) == len(names) else names[1:], strict=False))
+        groups = itertools.groupby(pairs, key=lambda pair: pair[1])
+        found = [f"{name}({' '.join(word for word, _ in group)})" for name, group in groups if name is not None]
+        return self._labelled(found)
+
+    def _labelled(self, slots: list[str]) -> str:
         return f"\nIntent: {self.intent}\nSlots: {', '.join(slots) or 'None'}"
 
 
-def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
+def assistant(
+    source: Path, out: Path, seed: int = 42, *, labels: Literal["all", "nemo"] = "all", escaped: bool = False
+) -> list[Path]:
     """Write the data set at `source` (its original layout) as files in `out`; returns what was written.
 
     assistant_train.jsonl and assistant_val.jsonl contain {"taskname", "utterance", "label"}, assistant_test.jsonl the
     same without labels and assistant_test_ground_truth.jsonl with them. text/ contains only the training utterances,
     plain, annotated and labelled, for a base model that has seen all three, so that
     prompts select which one to produce.
+
+    Args:
+        labels: `nemo`: with the slots that NeMo's scripts lose and merge.
+        escaped: see `row_line`.
 
     Raises DataError where the source has another layout, or `out` cannot be written.
     """
@@ -59,11 +86,9 @@ def assistant(source: Path, out: Path, seed: int = 42) -> list[Path]:
     shuffler.shuffle(test)
     half = len(test) // 2
     parts = {"train": train, "val": test[:half], "test_ground_truth": test[half:]}
-    written = []
-    for name, utterances in parts.items():
-        written.append(write_file(out / f"assistant_{name}.jsonl", "".join(map(_row, utterances))))
-    asked = "".join(row_line({"taskname": TASKNAME, "utterance": utterance.text}) for utterance in test[half:])
-    written.append(write_file(out / "assistant_test.jsonl", asked))
+    rows = {name: [_row(one, labels) for one in utterances] for name, utterances in parts.items()}
+    rows["test"] = [{"taskname": TASKNAME, "utterance": utterance.text} for utterance in test[half:]]
+    written = [write_rows(out / f"assistant_{name}.jsonl", made, escaped=escaped) for name, made in rows.items()]
     return [*written, *_write_text(out / "text", train, shuffler)]
 
 
@@ -110,8 +135,9 @@ def _read_file(path: Path) -> Iterator[Utterance]:
             raise DataError(f"{path}:{line}: not a CSV row ({error}); fix its quotation marks") from error
 
 
-def _row(utterance: Utterance) -> str:
-    return row_line({"taskname": TASKNAME, "utterance": utterance.text, "label": utterance.label})
+def _row(utterance: Utterance, labels: str) -> dict[str, str]:
+    label = utterance.nemo_label if labels == "nemo" else utterance.label
+    return {"taskname": TASKNAME, "utterance": utterance.text, "label": label}
 
 
 def _write_text(folder: Path, utterances: list[Utterance], shuffler: random.Random) -> list[Path]:

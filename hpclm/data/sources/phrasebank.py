@@ -10,19 +10,20 @@ import random
 from pathlib import Path
 
 from hpclm.core.errors import DataError
-from hpclm.data.sources.writing import row_line, write_file
+from hpclm.data.sources.writing import write_rows
 
 TASKNAME = "sentiment"
 FILE = "Sentences_AllAgree.txt"
 _TRAIN_SHARE = 0.8
 
 
-def phrasebank(source: Path, out: Path, seed: int = 1234) -> list[Path]:
+def phrasebank(source: Path, out: Path, seed: int = 1234, *, escaped: bool = False) -> list[Path]:
     """Write financial_phrase_bank_train.jsonl, …_val.jsonl, …_test.jsonl (without labels) and
     …_test_ground_truth.jsonl into `out`; returns them. 80 % of the lines are for training; the rest is halved.
 
     Args:
         source: Sentences_AllAgree.txt, another file of the set, or the folder of the first.
+        escaped: see `row_line`.
 
     Raises DataError where there is no such file or a line has another format.
     """
@@ -39,7 +40,7 @@ def phrasebank(source: Path, out: Path, seed: int = 1234) -> list[Path]:
         "test_ground_truth": test,
     }
     return [
-        write_file(out / f"financial_phrase_bank_{name}.jsonl", "".join(map(row_line, chosen)))
+        write_rows(out / f"financial_phrase_bank_{name}.jsonl", chosen, escaped=escaped)
         for name, chosen in parts.items()
     ]
 

@@ -1,8 +1,8 @@
 """SQuAD (Rajpurkar et al. 2016) as prompt-learning rows.
 
 Files, rows and order are those of NeMo's scripts/dataset_processing/nlp/squad/prompt_learning_squad_preprocessing.py:
-train from the training file, validation and test both from the development file; unanswerable questions (v2.0) are left
-out.
+train from the training file, validation and test both from the development file. Unanswerable questions (v2.0) are left
+out of train and validation; the test has them, and their answers in its ground truth are an empty list.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import DataError
-from hpclm.data.sources.writing import row_line, write_file
+from hpclm.data.sources.writing import write_rows
 
 TASKNAME = "squad"
 VERSIONS = ("v1.1", "v2.0")
 
 
-def squad(source: Path, out: Path) -> list[Path]:
+def squad(source: Path, out: Path, *, escaped: bool = False) -> list[Path]:
     """Write squad_train.jsonl, squad_val.jsonl (first answers), squad_test.jsonl (no answers) and
     squad_test_ground_truth.jsonl (all answers of each question) into `out`; returns them.
 
     Args:
         source: a folder with train-v1.1.json and dev-v1.1.json, or those of v2.0.
+        escaped: see `row_line`.
 
     Raises DataError where the files are missing or have another format.
     """
     train, dev = _files(source)
-    trained = [_row(*one[:2], one[2][0]) for one in _questions(train)]
+    trained = [_row(*one[:2], one[2][0]) for one in _questions(train) if one[2]]
     asked = list(_questions(dev))
     parts = {
         "train": trained,
-        "val": [_row(context, question, answers[0]) for context, question, answers in asked],
+        "val": [_row(context, question, answers[0]) for context, question, answers in asked if answers],
         "test": [_row(context, question) for context, question, _ in asked],
         "test_ground_truth": [_row(context, question, answers) for context, question, answers in asked],
     }
-    return [write_file(out / f"squad_{name}.jsonl", "".join(map(row_line, rows))) for name, rows in parts.items()]
+    return [write_rows(out / f"squad_{name}.jsonl", rows, escaped=escaped) for name, rows in parts.items()]
 
 
 def _files(source: Path) -> tuple[Path, Path]:
@@ -52,15 +53,14 @@ def _files(source: Path) -> tuple[Path, Path]:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Context, question and answers of every question that has one."""
+    """Context, question and answers of every question."""
     try:
         topics = json.loads(path.read_text(encoding="utf-8"))["data"]
         for topic in topics:
             for paragraph in topic["paragraphs"]:
                 for asked in paragraph["qas"]:
                     answers = [str(answer["text"]) for answer in asked["answers"]]
-                    if answers:
-                        yield str(paragraph["context"]), str(asked["question"]), answers
+                    yield str(paragraph["context"]), str(asked["question"]), answers
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

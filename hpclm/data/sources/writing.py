@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ def write_file(path: Path, text: str) -> Path:
     return path
 
 
-def row_line(row: dict[str, Any]) -> str:
-    """A line of a JSONL file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def row_line(row: dict[str, Any], *, escaped: bool = False) -> str:
+    """A line of a JSONL file. `escaped`: in ASCII alone, with `\\uXXXX`, as NeMo's scripts write it."""
+    return json.dumps(row, ensure_ascii=escaped) + "\n"
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, escaped: bool) -> Path:
+    """A JSONL file of `row_line`s. Raises DataError where there is no row, or the file cannot be written."""
+    lines = [row_line(row, escaped=escaped) for row in rows]
+    if not lines:
+        raise DataError(f"{path.name}: would be empty, since the source has too few rows; use the files as published")
+    return write_file(path, "".join(lines))

@@ -35,8 +35,11 @@ def test_squad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = {"taskname": "squad", "context": "Ctx é"}
     assert rows(out / "squad_train.jsonl") == [base | {"question": "who?", "answer": "he"}]
     assert rows(out / "squad_val.jsonl") == [base | {"question": "when?", "answer": "now"}]
-    assert rows(out / "squad_test.jsonl") == [base | {"question": "when?"}]
-    assert rows(out / "squad_test_ground_truth.jsonl") == [base | {"question": "when?", "answer": ["now", "right now"]}]
+    assert rows(out / "squad_test.jsonl") == [base | {"question": "when?"}, base | {"question": "no?"}]
+    assert rows(out / "squad_test_ground_truth.jsonl") == [
+        base | {"question": "when?", "answer": ["now", "right now"]},
+        base | {"question": "no?", "answer": []},
+    ]
 
 
 def test_the_phrase_bank_is_shuffled_and_cut_as_nemos_script_does(tmp_path: Path) -> None:

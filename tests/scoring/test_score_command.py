@@ -75,7 +75,7 @@ def test_intents_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ([{"index": 0, "prediction": "a"}, {"index": 1}], ["a", "b"], "p:2: not an object with a prediction"),
         ([{"index": 0, "prediction": "a"}], [{"question": "x"}], "t:1: no answer"),
         ([{"index": 0, "prediction": "a"}], ["{"], "t:1: not valid JSON"),
-        ([{"index": 0, "prediction": "a"}], [[]], "t:1: answer must be a text or a non-empty list of texts"),
+        ([{"index": 0, "prediction": "a"}], [[1]], "t:1: answer must be a text or a list of texts"),
         ([], ["a"], "p: is empty"),
     ],
 )

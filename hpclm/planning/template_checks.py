@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hpclm.core.nearest import either
+from hpclm.core.records import taken
 from hpclm.core.spec import TaskTemplate
 from hpclm.data.template_text import BROKEN_FIELD, MARKER, fields
 from hpclm.planning.stage_context import StageContext
@@ -15,13 +16,19 @@ if TYPE_CHECKING:
 
 
 def resolve(
-    stage: StageContext, written: Sequence[Written], max_seq_length: int | None, frozen: Collection[str] = ()
+    stage: StageContext,
+    written: Sequence[Written],
+    max_seq_length: int | None,
+    frozen: Collection[str] = (),
+    *,
+    as_nemo: bool = False,
 ) -> tuple[TaskTemplate, ...]:
     """Every template checked, defaults resolved.
 
     Args:
         stage: the one that has them.
         frozen: tasks that are trained already.
+        as_nemo: whether rows are read as NeMo does (`data.semantics`), which takes templates that make little sense.
     """
     found: list[TaskTemplate] = []
     for index, template in enumerate(written):
@@ -34,7 +41,7 @@ def resolve(
                 template.taskname,
             )
         splits = _splits(stage, index, template)
-        _check_fields(stage, index, template)
+        _check_fields(stage, index, template, as_nemo=as_nemo)
         if max_seq_length is not None and template.total_virtual_tokens >= max_seq_length:
             stage.error(
                 ("task_templates", index, "total_virtual_tokens"),
@@ -45,19 +52,7 @@ def resolve(
                 (max_seq_length - 1,),
             )
         _check_init(stage, index, template)
-        found.append(
-            TaskTemplate(
-                taskname=template.taskname,
-                prompt_template=template.prompt_template,
-                total_virtual_tokens=template.total_virtual_tokens,
-                virtual_token_splits=list(splits),
-                truncate_field=template.truncate_field,
-                answer_only_loss=template.answer_only_loss,
-                answer_field=template.answer_field,
-                prompt_init=template.prompt_init,
-                prompt_init_text=template.prompt_init_text,
-            )
-        )
+        found.append(taken(TaskTemplate, template, virtual_token_splits=list(splits)))
     _check_shared_count(stage, found, frozen)
     return tuple(found)
 
@@ -99,7 +94,7 @@ def _splits(stage: StageContext, index: int, template: Written) -> tuple[int, ..
     return splits
 
 
-def _check_fields(stage: StageContext, index: int, template: Written) -> None:
+def _check_fields(stage: StageContext, index: int, template: Written, *, as_nemo: bool) -> None:
     names = fields(template.prompt_template)
     answer, cut = template.answer_field, template.truncate_field
     keys = ("task_templates", index)
@@ -122,7 +117,7 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
             f"{{{odd[0][:40]!r}}} is not a field; write the name of a row's key between the braces",
             "template has fields",
         )
-    if cut is not None and cut not in names:
+    if cut is not None and cut not in names and not as_nemo:
         stage.error(
             (*keys, "truncate_field"),
             f"{cut!r} is not a field of the template; choose {either([*(n for n in names if n != answer), 'null'])}",
@@ -130,6 +125,8 @@ def _check_fields(stage: StageContext, index: int, template: Written) -> None:
             cut,
             [name for name in names if name != answer],
         )
+    if as_nemo and not template.answer_only_loss:
+        return
     if answer is not None and cut == answer:
         stage.error(
             (*keys, "truncate_field"),

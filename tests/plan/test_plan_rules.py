@@ -141,3 +141,24 @@ def test_nothing_is_read_without_files(tmp_path: Path) -> None:
 def test_a_plan_is_the_same_each_time(tmp_path: Path) -> None:
     path = write(tmp_path, changed())
     assert make_plan(load(path)) == make_plan(load(path))
+
+
+NEMO_TAKES = [
+    ("truncate_field in the template", {"truncate_field": "nowhere"}),
+    ("truncate_field != answer_field", {"truncate_field": "answer", "answer_only_loss": False}),
+    (
+        "virtual tokens stand before the answer",
+        {
+            "prompt_template": "<|VIRTUAL_PROMPT_0|> {words} {answer} <|VIRTUAL_PROMPT_1|>",
+            "virtual_token_splits": [1, 5],
+            "answer_only_loss": False,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "template"), NEMO_TAKES)
+def test_templates_that_nemo_takes_are_taken_in_its_way(tmp_path: Path, rule: str, template: dict[str, Any]) -> None:
+    changes = {f"task_templates.0.{key}": value for key, value in template.items()}
+    assert of_rule(plan_of(tmp_path, changes), rule)
+    assert not plan_of(tmp_path, {**changes, "data.semantics": "nemo"}).errors

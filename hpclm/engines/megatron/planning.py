@@ -143,10 +143,10 @@ class StagePlanner:
                     ("task_templates",), "is missing, and evaluate needs one per task; add them", "needed section"
                 )
             return data, ()
-        return data, self._templates(writer, data.max_seq_length if data else None, prompts)
+        return data, self._templates(writer, data, prompts)
 
     def _templates(
-        self, writer: StageContext, longest: int | None, prompts: Earlier | None
+        self, writer: StageContext, data: PromptData | None, prompts: Earlier | None
     ) -> tuple[TaskTemplate, ...]:
         """The templates that `writer` has; tasks of the prompts that the stage starts from are frozen."""
         name, frozen = self.stage.recipe.prompts, list[str]()
@@ -155,7 +155,9 @@ class StagePlanner:
         path = name if name is not None and "/" in name and self.stage.files else None
         if path is not None and self.stage.task.learns_prompts:
             frozen = list(trained_prompts.trained_counts(path))
-        found = template_checks.resolve(writer, writer.recipe.task_templates or (), longest, frozen)
+        longest, as_nemo = (data.max_seq_length, data.as_nemo) if data else (None, False)
+        written = writer.recipe.task_templates or ()
+        found = template_checks.resolve(writer, written, longest, frozen, as_nemo=as_nemo)
         if path is not None and is_archive(path):
             found = tuple(trained_prompts.for_archive(path, template) for template in found)
         return found

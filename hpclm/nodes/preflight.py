@@ -43,8 +43,6 @@ class Checked:
     device: str
     parallel: ParallelSpec
     needs: NodeNeeds = field(default_factory=NodeNeeds)
-    base: str | None = None
-    prompts: str | None = None
 
 
 def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[NodeFinding]:
@@ -80,7 +78,7 @@ def _packages(names: list[str]) -> Iterator[NodeFinding]:
 
 
 def _inputs(spec: Checked) -> Iterator[NodeFinding]:
-    for path in dict.fromkeys(filter(None, [*spec.needs.inputs, spec.base, spec.prompts])):
+    for path in spec.needs.inputs:
         if not os.access(path, os.R_OK):
             yield NodeFinding("error", "inputs", f"{path} cannot be read here; is its folder mounted?", "node")
 

@@ -43,3 +43,8 @@ class CheckpointFolder:
     @property
     def tokenizer(self) -> Path:
         return self.root / "tokenizer.json"
+
+    @property
+    def sentencepiece(self) -> Path:
+        """The tokenizer where it is a SentencePiece model."""
+        return self.root / "tokenizer.model"

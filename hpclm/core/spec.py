@@ -65,7 +65,10 @@ class TokenizerSpec:
 
     `train`: a byte-level BPE of `vocab_size` entries trained by the pretrain stage on its text.
     `bpe`: GPT-2 style `vocab_file` and `merges_file`. `json`: a `tokenizer.json` in `tokenizer_file`.
-    `base`: the one stored next to the base checkpoint.
+    `base`: the one stored next to the base checkpoint. A `tokenizer_file` called `….model` is a SentencePiece model.
+
+    Attributes:
+        sentencepiece: whether it is one, which needs the package of that name.
     """
 
     kind: Literal["train", "bpe", "json", "base"]
@@ -73,6 +76,7 @@ class TokenizerSpec:
     vocab_file: str | None = None
     merges_file: str | None = None
     tokenizer_file: str | None = None
+    sentencepiece: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hpclm.core.spec import PromptData, StageSpec, TaskTemplate
 from hpclm.data.nemo_templates import NemoTemplate
 from hpclm.data.rows import Row, checked, lines_of
 from hpclm.data.templates import Example, Template
-from hpclm.data.tokenizers import Tokenizer
+from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 
 # The bound of NeMo's evaluation on a prompt's tokens (megatron_gpt_prompt_learning_inference.yaml, max_seq_length).
 _NEMO_LONGEST = 8192
@@ -82,7 +82,9 @@ class PromptDataset:
 def _ready(
     template: TaskTemplate, task: int, tokenizer: Tokenizer, data: PromptData, *, with_virtual: bool
 ) -> Template | NemoTemplate:
-    kind = partial(NemoTemplate, strips=data.semantics == "nemo-1.21") if data.as_nemo else Template
+    # only transformers' tokenizers did it
+    strips = data.semantics == "nemo-1.21" and not isinstance(tokenizer, SentencePieceTokenizer)
+    kind = partial(NemoTemplate, strips=strips) if data.as_nemo else Template
     return kind(
         template,
         task,

@@ -1,7 +1,9 @@
-"""Byte-level BPE on the `tokenizers` library: trained here, GPT-2's two files, or any tokenizer.json."""
+"""Byte-level BPE on the `tokenizers` library: trained here, GPT-2's two files, or any tokenizer.json; and SentencePiece
+models with the package of that name."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 
-FILE = "tokenizer.json"
+FILE, SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
 END = "<|endoftext|>"
 # Other end tokens, in tokenizers that are not GPT-2's
 _END_NAMES = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
@@ -74,6 +76,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def shown(self, ids: Iterable[int]) -> str:
+        """The text with special tokens in it, for people."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
     def check_fits(self, rows: int) -> None:
         """Raises DataError where a model's table of `rows` has no row for some id."""
         if self.vocab_size > rows:
@@ -90,12 +96,15 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """The tokenizer saved in a folder. Raises DataError."""
-        return cls.from_json(folder / FILE)
+        model = folder / SENTENCEPIECE_FILE
+        return SentencePieceTokenizer.read(model) if model.is_file() else cls.from_json(folder / FILE)
 
     @classmethod
     def from_json(cls, path: Path) -> Tokenizer:
         if not path.is_file():
             raise DataError(f"{path}: does not exist")
+        if path.suffix == ".model":
+            return SentencePieceTokenizer.read(path)
         try:
             return cls(Backend.from_file(str(path)), str(path))
         except DataError:
@@ -122,6 +131,8 @@ class Tokenizer:
             which = archived.kind(archive)
             if which is None:
                 raise CheckpointError(f"{path}: {archived.absent(archive)}")
+            if which == "sentencepiece":
+                return SentencePieceTokenizer(archived.sentencepiece(archive), str(path))
             if which == "json":
                 member = archive.ending("tokenizer.json")
                 assert member is not None
@@ -142,6 +153,67 @@ class Tokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         return cls(backend, "the trained tokenizer")
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model (Kudo and Richardson 2018, arXiv:1808.06226), as NeMo's sentencepiece_tokenizer.py uses it.
+
+    Control symbols in a text are text.
+    """
+
+    def __init__(self, model: bytes, source: str) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise DataError(f"{source}: is a SentencePiece model; install the package sentencepiece") from None
+        self.model = model
+        try:
+            self.processor = SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise DataError(f"{source}: not a SentencePiece model ({error})") from None
+        self.vocab_size = self.processor.get_piece_size()
+        if self.processor.eos_id() < 0:
+            raise DataError(f"{source}: no end token in the vocabulary")
+        self.eos_id = self.processor.eos_id()
+        self.bos_id = self._or_end(self.processor.bos_id())
+        self.pad_id = self._or_end(self.processor.pad_id())
+        special = (number for number in range(self.vocab_size) if self.processor.is_control(number))
+        self.special_ids = {self.processor.id_to_piece(number): number for number in special}
+
+    def _or_end(self, number: int) -> int:
+        return self.eos_id if number < 0 else number
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.processor.encode(text))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in self.processor.encode(texts)]
+
+    def beginning(self, text: str, count: int) -> str:
+        if count <= 0:
+            return ""
+        # offsets have another name in each release of the package; the tokens of a text grow with its length
+        first_too_long = bisect.bisect_right(
+            range(len(text) + 1), count, key=lambda size: len(self.encode(text[:size]))
+        )
+        return text[: first_too_long - 1]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        control = set(self.special_ids.values())
+        return str(self.processor.decode([number for number in ids if number not in control]))
+
+    def shown(self, ids: Iterable[int]) -> str:
+        pieces = [self.processor.id_to_piece(number) for number in ids]
+        return "".join(pieces).replace("\u2581", " ")
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
+
+    @classmethod
+    def read(cls, path: Path) -> SentencePieceTokenizer:
+        """The model in a file. Raises DataError."""
+        return cls(path.read_bytes(), str(path))
 
 
 def _byte_level(model: models.BPE) -> Backend:

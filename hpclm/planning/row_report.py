@@ -104,7 +104,7 @@ def marked(example: Example, tokenizer: Tokenizer) -> str:
     learning = False
 
     def flush() -> None:
-        parts.append(tokenizer.backend.decode(ids, skip_special_tokens=False))
+        parts.append(tokenizer.shown(ids))
         ids.clear()
 
     for token, number, weight in zip(example.tokens, example.virtual, example.loss_mask, strict=True):

@@ -12,9 +12,11 @@ from hpclm.core.spec import TokenizerSpec
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.formats.sentencepiece_model import entries
 from hpclm.planning.stage_context import StageContext
 
 _MAX_BYTES = 256 << 20
+_SENTENCEPIECE = ".model"
 
 
 def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
@@ -42,7 +44,9 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
         return TokenizerSpec("train", section.train.vocab_size), section.train.vocab_size
     if section.tokenizer_file is not None:
         size = _entries(stage, "tokenizer_file", section.tokenizer_file) if stage.files else None
-        return TokenizerSpec("json", size or 0, tokenizer_file=section.tokenizer_file), size
+        is_sentencepiece = section.tokenizer_file.endswith(_SENTENCEPIECE)
+        spec = TokenizerSpec("json", size or 0, tokenizer_file=section.tokenizer_file, sentencepiece=is_sentencepiece)
+        return spec, size
     assert section.vocab_file is not None
     assert section.merges_file is not None
     size = _entries(stage, "vocab_file", section.vocab_file) if stage.files else None
@@ -55,25 +59,28 @@ def beside_checkpoint(stage: StageContext, checkpoint: str, vocab_size: int) -> 
     """The tokenizer stored with a base checkpoint."""
     if is_archive(checkpoint):
         return _in_archive(stage, checkpoint, vocab_size)
-    if stage.files and Path(checkpoint).is_dir() and not CheckpointFolder(Path(checkpoint)).tokenizer.is_file():
+    paths = CheckpointFolder(Path(checkpoint))
+    is_sentencepiece = stage.files and paths.sentencepiece.is_file()
+    if stage.files and paths.root.is_dir() and not is_sentencepiece and not paths.tokenizer.is_file():
         stage.error(
             ("tokenizer",),
             f"{checkpoint} contains no tokenizer.json; give tokenizer.tokenizer_file, or vocab_file and merges_file",
             "tokenizer exists",
         )
         return None
-    return TokenizerSpec("base", vocab_size)
+    return TokenizerSpec("base", vocab_size, sentencepiece=is_sentencepiece)
 
 
 def _in_archive(stage: StageContext, path: str, vocab_size: int) -> TokenizerSpec | None:
     try:
         with Archive(Path(path)) as archive:
-            if archived.kind(archive) is None:
+            kind = archived.kind(archive)
+            if kind is None:
                 stage.error(("tokenizer",), f"{path}: {archived.absent(archive)}", "tokenizer exists")
                 return None
     except CheckpointError:
         return None  # already reported for the model
-    return TokenizerSpec("base", vocab_size)
+    return TokenizerSpec("base", vocab_size, sentencepiece=kind == "sentencepiece")
 
 
 def fits(stage: StageContext, entries: int | None, vocab_size: int) -> None:
@@ -99,10 +106,13 @@ def _no_file(stage: StageContext, key: str, path: str) -> None:
 
 
 def _entries(stage: StageContext, key: str, path: str) -> int | None:
-    """Largest token id + 1 in a vocab.json or tokenizer.json."""
+    """Largest token id + 1 in a vocab.json, a tokenizer.json or a SentencePiece model."""
     try:
         with Path(path).open("rb") as file:
-            raw = json.loads(file.read(_MAX_BYTES))
+            content = file.read(_MAX_BYTES)
+        if path.endswith(_SENTENCEPIECE):
+            return entries(content)
+        raw = json.loads(content)
         ids = list(_ids(raw, whole=key == "tokenizer_file"))
         if not ids:
             raise ValueError("no entries in it")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from hpclm.core.spec import StageSpec
 from hpclm.planning import make_plan
@@ -224,3 +227,30 @@ def test_rows_are_read_as_by_the_release_that_trained_the_prompts(
     assert isinstance(stage.spec, StageSpec)
     assert stage.spec.data is not None
     assert stage.spec.data.semantics == reading
+
+
+def test_an_archive_with_a_sentencepiece_model_needs_no_other_tokenizer(site: Path) -> None:
+    pieces = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat", "a dog is not a cat"] * 20),
+        model_writer=pieces,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    model = replace(MODEL, vocab_size=128, padded_vocab_size=128)
+    rows = "embedding.word_embeddings.weight"
+    write_archive(
+        site / "pieces.nemo",
+        weights() | {rows: weights()[rows][:128]},
+        model,
+        tensor=1,
+        files={"0a1b_tokenizer.model": pieces.getvalue()},
+    )
+    path = write(site / "pieces.yaml", TRAINING, "1.13", [RTE, SQUAD])
+    given = [f"model.language_model_path={site}/pieces.nemo", "hpclm.resources.device=cpu", "trainer.precision=32"]
+    (stage,) = planned(path, given).stages
+    assert isinstance(stage.spec, StageSpec)
+    assert stage.spec.tokenizer.sentencepiece
+    assert "sentencepiece" in stage.spec.needs.packages
+    assert stage.spec.model.vocab_size < stage.spec.model.padded_vocab_size == 128

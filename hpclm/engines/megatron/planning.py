@@ -255,7 +255,7 @@ class StagePlanner:
             recovery=lowering.recovery(stage),
             backends=backends.choose(),
             needs=NodeNeeds(
-                packages=list(self.packages),
+                packages=[*self.packages, *(["sentencepiece"] if found.tokenizer.sentencepiece else [])],
                 precision=trainer.precision,
                 inputs=[one.path for one in self._inputs(data, prompts)],
             ),

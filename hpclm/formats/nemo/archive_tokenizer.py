@@ -7,24 +7,20 @@ from typing import Any
 
 from hpclm.core.errors import CheckpointError
 from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.sentencepiece_model import entries
 
 
 def kind(archive: Archive) -> str | None:
-    """`json`, `bpe` (GPT-2's two files) or None where it has none that can be read."""
+    """`json`, `bpe` (GPT-2's two files), `sentencepiece` or None where it has none that can be read."""
     if archive.ending("tokenizer.json"):
         return "json"
     if archive.ending("vocab.json") and (archive.ending("merges.txt") or archive.ending("merge.txt")):
         return "bpe"
-    return None
+    return "sentencepiece" if archive.ending(".model") else None
 
 
 def absent(archive: Archive) -> str:
     """What to do about an archive whose tokenizer cannot be used."""
-    if archive.ending(".model"):
-        return (
-            "its tokenizer is a SentencePiece model; convert it to a tokenizer.json (with transformers' AutoTokenizer) "
-            "and give that as tokenizer.tokenizer_file"
-        )
     return "it contains no tokenizer; give tokenizer.vocab_file and merges_file, or tokenizer_file"
 
 
@@ -33,6 +29,8 @@ def vocabulary_size(archive: Archive) -> int | None:
     which = kind(archive)
     if which is None:
         return None
+    if which == "sentencepiece":
+        return _sentencepiece_size(archive)
     raw = read_json(archive, "tokenizer.json" if which == "json" else "vocab.json")
     try:
         entries = raw["model"]["vocab"] if which == "json" else raw
@@ -41,6 +39,20 @@ def vocabulary_size(archive: Archive) -> int | None:
         return int(max(ids + added)) + 1
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{archive.path}: its tokenizer cannot be read ({error!r})") from None
+
+
+def sentencepiece(archive: Archive) -> bytes:
+    """The SentencePiece model."""
+    member = archive.ending(".model")
+    assert member is not None
+    return archive.read(member)
+
+
+def _sentencepiece_size(archive: Archive) -> int:
+    try:
+        return entries(sentencepiece(archive))
+    except ValueError as error:
+        raise CheckpointError(f"{archive.path}: its tokenizer cannot be read ({error})") from None
 
 
 def read_json(archive: Archive, suffix: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
     """model_config.yaml of a GPT model. `files`: its tokenizer's, GPT-2's vocabulary and merges."""
     vocabulary = next((f"nemo:{name}" for name in files if name.endswith("vocab.json")), None)
     merges = next((f"nemo:{name}" for name in files if name.endswith("merges.txt")), None)
+    pieces = next((name for name in files if name.endswith(".model")), None)
     config: dict[str, Any] = {
         "target": _GPT,
         "tensor_model_parallel_size": 1,
@@ -63,7 +64,9 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
         "megatron_legacy": False,
         "megatron_amp_O2": False,
         "precision": 32,
-        "tokenizer": {
+        "tokenizer": {"library": "sentencepiece", "type": None, "model": f"nemo:{pieces}"}
+        if pieces
+        else {
             "library": "megatron",
             "type": "GPT2BPETokenizer",
             "model": None,

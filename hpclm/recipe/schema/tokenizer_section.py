@@ -17,7 +17,8 @@ class TokenizerTraining(Section):
 
 
 class Tokenizer(Section):
-    """One of three: `train`, `vocab_file` with `merges_file` (GPT-2's), or `tokenizer_file` (a tokenizer.json).
+    """One of three: `train`, `vocab_file` with `merges_file` (GPT-2's), or `tokenizer_file` (a tokenizer.json, or a
+    SentencePiece model).
 
     Left out, the base checkpoint's own is used.
     """
@@ -25,7 +26,9 @@ class Tokenizer(Section):
     train: TokenizerTraining | None = Field(default=None, description="train one on the text; pretrain only")
     vocab_file: PathText | None = Field(default=None, description="GPT-2 style vocab.json")
     merges_file: PathText | None = Field(default=None, description="GPT-2 style merges.txt")
-    tokenizer_file: PathText | None = Field(default=None, description="a tokenizer.json of the tokenizers library")
+    tokenizer_file: PathText | None = Field(
+        default=None, description="a tokenizer.json of the tokenizers library, or a SentencePiece .model"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Tokenizer:

@@ -145,7 +145,10 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
 
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """GPT-2's two files from a byte-level BPE's tokenizer.json; none for other kinds."""
+    """GPT-2's two files from a byte-level BPE's tokenizer.json, or a SentencePiece model; none for other kinds."""
+    pieces = CheckpointFolder(folder).sentencepiece
+    if pieces.is_file():
+        return {"hpclm_tokenizer.model": pieces.read_bytes()}
     found = read_object(CheckpointFolder(folder).tokenizer) or {}
     model = found.get("model") or {}
     if model.get("type") != "BPE":

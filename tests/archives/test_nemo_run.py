@@ -76,6 +76,7 @@ def test_nemos_files_train_and_answer_here(tmp_path: Path, shared_data: Path) ->
     hpclm(tmp_path, "submit", "squad.yaml", *settings, "--wait")
     (run,) = json.loads(hpclm(tmp_path, "status", "--json"))["runs"]
     assert run["state"] == "completed"
+    assert "Warning" not in hpclm(tmp_path, "logs", run["run"])
 
     trained = f"{run['path']}/stages/p-tuning/checkpoints"
     hpclm(tmp_path, "model", "convert", trained, "prompts.nemo", "--to", "nemo")

@@ -9,6 +9,7 @@ operation of the training loop and a factory is called only a few times a step.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ def install() -> None:
     ]
     for owner, name, stand_in in stand_ins:
         setattr(owner, name, stand_in)
+    # of Apex, Transformer Engine and CUDA graphs, which no CPU has
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
 
     from megatron.core.tensor_parallel import random as megatron_random
 

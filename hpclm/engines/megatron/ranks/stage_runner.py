@@ -6,7 +6,6 @@ import sys
 import time
 from typing import Any
 
-import megatron.core
 import torch
 import torch.distributed as dist
 
@@ -68,6 +67,8 @@ def _complete(stage: StagePaths, spec: StageSpec, groups: Any, progress: Progres
 
 
 def _versions() -> dict[str, str | None]:
+    import megatron.core
+
     return {
         "hpclm": hpclm.__version__,
         "python": sys.version.split()[0],

@@ -18,49 +18,32 @@ from hpclm.recipe import load
 from hpclm.recipe.import_report import imported
 from hpclm.recipe.importers import KeyFate
 from tests.archives.test_nemo_run import MODEL, weights
-from tests.support.nemo_files import saved, write_archive, write_members
+from tests.support.nemo_files import bpe_files, saved, write_archive, write_members
 from tests.support.nemo_releases import (
     INFERENCE,
     LAUNCHER_CONFIG,
     LAUNCHER_EVALUATION,
     LAUNCHER_TRAINING,
+    SQUAD,
     TRAINING,
     flat,
+    numbers_of,
+    same_file_as,
     write,
 )
 
 RELEASES = [f"1.{minor}" for minor in range(13, 23)]
 LAUNCHERS = ["23.03", "23.05", "23.07", "23.08.02", "23.11", "24.05"]
-SQUAD = {
-    "taskname": "squad",
-    "prompt_template": "<|VIRTUAL_PROMPT_0|>Context: {context} Question: {question} Answer: {answer}",
-    "total_virtual_tokens": 10,
-    "virtual_token_splits": [10],
-    "truncate_field": "context",
-    "answer_field": "answer",
-    "answer_only_loss": True,
-}
 RTE = {**SQUAD, "taskname": "rte", "prompt_template": "<|VIRTUAL_PROMPT_0|>{premise}\n{hypothesis}\nAnswer: {answer}"}
 RTE |= {"truncate_field": None, "total_virtual_tokens": 9, "virtual_token_splits": [9]}
 
 
-def same_file_as(table: dict[str, str], release: str) -> str:
-    """The release whose file it has."""
-    return max((one for one in table if _number(one) <= _number(release)), key=_number)
-
-
-def _number(release: str) -> list[int]:
-    return [int(part) for part in release.split(".")]
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a NeMo user has: a model, trained prompts, rows; and the launcher's folders."""
     folder = tmp_path_factory.mktemp("nemo")
-    bpe = shared_data / "gpt2-bpe"
-    files = {f"0a_{name}": (bpe / name).read_bytes() for name in ("vocab.json", "merges.txt")}
     split = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1}
-    write_archive(folder / "gpt.nemo", weights(), MODEL, tensor=2, files=files, config=split)
+    write_archive(folder / "gpt.nemo", weights(), MODEL, tensor=2, files=bpe_files(), config=split)
     table = {"prompt_table.squad.prompt_embeddings.weight": weights()["embedding.word_embeddings.weight"][:10]}
     trained = {
         "task_templates": [RTE, SQUAD],
@@ -120,12 +103,12 @@ def test_the_evaluation_of_every_release(site: Path, release: str) -> None:
         "trainer.precision=32",
         "hpclm.resources.device=cpu",
     ]
-    if _number(release) >= [1, 18]:  # the split is the archive's, which has two tensor ranks
+    if numbers_of(release) >= [1, 18]:  # the split is the archive's, which has two tensor ranks
         given.append("trainer.devices=2")
     nothing_unknown(path, given, set(flat(INFERENCE, same)))
     (stage,) = planned(path, given).stages
     assert stage.parallel is not None
-    assert stage.parallel.tensor == (2 if _number(release) >= [1, 18] else 1)
+    assert stage.parallel.tensor == (2 if numbers_of(release) >= [1, 18] else 1)
 
 
 @pytest.mark.parametrize("release", LAUNCHERS)

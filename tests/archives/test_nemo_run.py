@@ -1,22 +1,23 @@
-"""A NeMo user's files, end to end: archive, YAML and rows; training and evaluation on this machine."""
+"""A NeMo user's steps, end to end: rows, archive, YAML; training and evaluation on this machine."""
 
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.support import processes
 from tests.support.engine_harness import SMALL
-from tests.support.nemo_files import write_archive
+from tests.support.nemo_files import bpe_files, write_archive
+from tests.support.nemo_releases import INFERENCE, SQUAD, TRAINING, same_file_as, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-MODEL = replace(SMALL, vocab_size=50257, padded_vocab_size=50304, max_position_embeddings=64)
+MODEL = replace(SMALL, vocab_size=257, padded_vocab_size=384, max_position_embeddings=128)
 
 
 def hpclm(folder: Path, *arguments: str) -> str:
@@ -49,54 +50,55 @@ def weights() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=draw) * 0.05 for name, shape in shapes.items()}
 
 
-def test_nemos_files_train_and_answer_here(tmp_path: Path, shared_data: Path) -> None:
-    bpe = shared_data / "gpt2-bpe"
-    files = {f"0a_{name}": (bpe / name).read_bytes() for name in ("vocab.json", "merges.txt")}
-    write_archive(tmp_path / "gpt.nemo", weights(), MODEL, tensor=2, files=files)
-    rows = [
-        {"taskname": "squad", "context": f"the {n} cats", "question": "how many?", "answer": f" {n}"} for n in range(12)
+def squad_file(*numbers: int) -> str:
+    """SQuAD as published, of one question for each number."""
+    paragraphs = [
+        {
+            "context": f"the {number} cats",
+            "qas": [{"id": "0", "question": "how many?", "answers": [{"text": str(number), "answer_start": 4}]}],
+        }
+        for number in numbers
     ]
-    (tmp_path / "data").mkdir()
-    for part in ("train", "val"):
-        (tmp_path / "data" / f"squad_{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{key: value for key, value in row.items() if key != "answer"} for row in rows]
-    (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    (tmp_path / "truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return json.dumps({"version": "v2.0", "data": [{"title": "cats", "paragraphs": paragraphs}]})
 
-    nemo = Path(__file__).parents[1] / "recipe" / "nemo_squad.yaml"
-    (tmp_path / "squad.yaml").write_text(nemo.read_text())
-    ours = [
-        "trainer.accelerator=cpu",
-        "trainer.precision=32",
-        "trainer.devices=2",
-        "model.tensor_model_parallel_size=2",
-    ]
-    ours += ["model.language_model_path=gpt.nemo", "model.p_tuning.encoder_hidden=16", "trainer.max_epochs=2"]
-    settings = [word for one in ours for word in ("--set", one)]
-    hpclm(tmp_path, "submit", "squad.yaml", *settings, "--wait")
+
+def test_the_road_of_a_nemo_user(tmp_path: Path) -> None:
+    """Prepare SQuAD, unpack the model, train with the YAML of r1.16 and overrides, write the .nemo, evaluate, look."""
+    write_archive(tmp_path / "gpt.nemo", weights(), MODEL, tensor=2, files=bpe_files())
+    (tmp_path / "squad").mkdir()
+    (tmp_path / "squad" / "train-v2.0.json").write_text(squad_file(*range(12)))
+    (tmp_path / "squad" / "dev-v2.0.json").write_text(squad_file(*range(20, 32)))
+    hpclm(tmp_path, "data", "prepare", "squad", "squad", "data", "--ascii")
+
+    with tarfile.open(tmp_path / "gpt.nemo") as archive:
+        archive.extractall(tmp_path / "gpt", filter="data")
+
+    write(tmp_path / "squad.yaml", TRAINING, same_file_as(TRAINING, "1.16"), [SQUAD])
+    ours = ["trainer.accelerator=cpu", "trainer.precision=32", "trainer.devices=2", "trainer.max_epochs=2"]
+    ours += ["model.tensor_model_parallel_size=2", "model.language_model_path=gpt", "model.p_tuning.encoder_hidden=16"]
+    ours += ["model.existing_tasks=[]", "model.new_tasks=[squad]", "model.data.train_ds=[data/squad_train.jsonl]"]
+    ours += ["model.data.validation_ds=[data/squad_val.jsonl]", "model.optim.sched.warmup_steps=1", "++model.seed=7"]
+    hpclm(tmp_path, "submit", "squad.yaml", *ours, "--wait")
     (run,) = json.loads(hpclm(tmp_path, "status", "--json"))["runs"]
     assert run["state"] == "completed"
     assert "Warning" not in hpclm(tmp_path, "logs", run["run"])
 
-    trained = f"{run['path']}/stages/p-tuning/checkpoints"
-    hpclm(tmp_path, "model", "convert", trained, "prompts.nemo", "--to", "nemo")
-    inference = {
-        "inference": {"greedy": True, "add_BOS": False, "tokens_to_generate": 3, "batch_size": 4},
-        "trainer": {"devices": 2, "num_nodes": 1, "accelerator": "cpu", "precision": 32},
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 2,
-        "gpt_model_file": "gpt.nemo",
-        "virtual_prompt_model_file": "prompts.nemo",
-        "pred_file_path": "out.txt",
-        "data_paths": ["data/test.jsonl"],
-    }
-    (tmp_path / "inference.yaml").write_text(yaml.safe_dump(inference))
-    hpclm(tmp_path, "submit", "inference.yaml", "--name", "asked", "--wait")
+    notes = json.loads(hpclm(tmp_path, "recipe", "import", "squad.yaml", *ours, "-o", "recipe.yaml", "--json"))["keys"]
+    (hint,) = {note["note"] for note in notes if note["key"] == "model.nemo_path"}
+    assert hint == "hpclm model convert RUN/stages/p-tuning/checkpoints prompts.nemo --to nemo"
+    hpclm(tmp_path, *hint.replace("RUN", run["path"]).split()[1:])
+
+    write(tmp_path / "inference.yaml", INFERENCE, same_file_as(INFERENCE, "1.16"))
+    ours = ["trainer.accelerator=cpu", "trainer.precision=32", "trainer.devices=2", "pipeline_model_parallel_size=2"]
+    ours += ["inference.greedy=True", "inference.add_BOS=False", "inference.tokens_to_generate=3"]
+    ours += ["virtual_prompt_model_file=prompts.nemo", "gpt_model_file=gpt.nemo", "pred_file_path=out.txt"]
+    ours += ["data_paths=[data/squad_test.jsonl]"]
+    hpclm(tmp_path, "submit", "inference.yaml", *ours, "--name", "asked", "--wait")
     hpclm(tmp_path, "collect", "asked", "--pred-file", "out.txt")
     lines = (tmp_path / "out.txt").read_text().splitlines()
-    assert len(lines) == 12
-    assert all(line.startswith(f"Context: the {n} cats  Question: how many?") for n, line in enumerate(lines))
+    assert [line[:40] for line in lines] == [f"Context: the {n} cats Question: how many?"[:40] for n in range(20, 32)]
     (evaluated,) = (tmp_path / "runs").glob("asked-*")
     predictions = str(evaluated / "results" / "predictions.jsonl")
-    scored = json.loads(hpclm(tmp_path, "evaluate", "score", predictions, "truth.jsonl", "--task", "squad", "--json"))
+    truth = "data/squad_test_ground_truth.jsonl"
+    scored = json.loads(hpclm(tmp_path, "evaluate", "score", predictions, truth, "--task", "squad", "--json"))
     assert scored["scores"]["squad"]["examples"] == 12

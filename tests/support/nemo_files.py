@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from hpclm.core.spec import ModelSpec
@@ -54,6 +55,13 @@ CORE_NAMES = {
     "mlp.dense_4h_to_h": "mlp.linear_fc2",
 }
 COLUMNS, ROWS = ("linear_qkv", "linear_fc1"), ("linear_proj.weight", "linear_fc2.weight")
+
+
+def bpe_files() -> dict[str, bytes]:
+    """GPT-2's two files, of the 256 bytes and the end token alone, under the names that they have in an archive."""
+    entries = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    return {"0a_vocab.json": json.dumps(vocabulary).encode(), "0a_merges.txt": b"#version: 0.2\n"}
 
 
 def config_text(model: ModelSpec, **changes: Any) -> str:

@@ -276,6 +276,24 @@ data_dir: '${launcher_scripts_path}/data'
 base_results_dir: '${launcher_scripts_path}/results'
 training_config: '${hydra:runtime.choices.training}'
 """
+SQUAD = {
+    "taskname": "squad",
+    "prompt_template": "<|VIRTUAL_PROMPT_0|>Context: {context} Question: {question} Answer: {answer}",
+    "total_virtual_tokens": 10,
+    "virtual_token_splits": [10],
+    "truncate_field": "context",
+    "answer_field": "answer",
+    "answer_only_loss": True,
+}
+
+
+def same_file_as(table: dict[str, str], release: str) -> str:
+    """The release whose file it has."""
+    return max((one for one in table if numbers_of(one) <= numbers_of(release)), key=numbers_of)
+
+
+def numbers_of(release: str) -> list[int]:
+    return [int(part) for part in release.split(".")]
 
 
 def flat(table: dict[str, str], release: str) -> dict[str, Any]:

@@ -43,9 +43,9 @@ Tables = list[tuple[TaskTemplate, Tensor]]
 def convert(source: Path, out: Path, form: str, task: str | None) -> str:
     """Write `source` to `out` in another format; returns a description of what was done. Raises CheckpointError."""
     kind = look(source)["kind"]
+    _here()
     folder = _checkpoint(source) if kind == "hpclm-checkpoint" else source
     holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
-    _here()
     if holds_prompts:
         writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
             "nemo": _prompts_to_nemo,

@@ -18,7 +18,12 @@ class Training(Translation):
         named = self.at("name") or self.at("run.name")
         self.put("name", named or self.root, ... if named else "nemo")
         self.time_limit()
-        self.put("task", style or self.root, ... if style else "p-tuning")
+        task = style.value if style else "p-tuning"
+        self.put("task", style or self.root, task)
+        # a stage without a name has its task's
+        command = f"hpclm model convert RUN/stages/{task}/checkpoints prompts.nemo --to nemo"
+        for key in ("model.nemo_path", "model.save_nemo_on_validation_end"):
+            self.changed[key] = (KeyFate.NOT_SUPPORTED, command)
         self.shared("model.")
         self.take("trainer.log_every_n_steps", "trainer.val_check_interval", "model.seed")
         self.take("model.global_batch_size", "model.micro_batch_size", "model.sequence_parallel")
@@ -29,7 +34,7 @@ class Training(Translation):
         self.path("model.checkpoint", self.at("model.language_model_path"))
         self.path("prompts", self.at("model.restore_path"))
         self.templates()
-        self.encoder(str(style.value) if style else "p-tuning")
+        self.encoder(str(task))
         self.metrics()
         self.files("data.train", self.at("model.data.train_ds"))
         self.files("data.validation", self.at("model.data.validation_ds"))

@@ -91,7 +91,7 @@ def test_the_road_of_a_nemo_user(tmp_path: Path) -> None:
     write(tmp_path / "inference.yaml", INFERENCE, same_file_as(INFERENCE, "1.16"))
     ours = ["trainer.accelerator=cpu", "trainer.precision=32", "trainer.devices=2", "pipeline_model_parallel_size=2"]
     ours += ["inference.greedy=True", "inference.add_BOS=False", "inference.tokens_to_generate=3"]
-    ours += ["virtual_prompt_model_file=prompts.nemo", "gpt_model_file=gpt.nemo", "pred_file_path=out.txt"]
+    ours += ["virtual_prompt_model_file=prompts.nemo", "pred_file_path=out.txt"]
     ours += ["data_paths=[data/squad_test.jsonl]"]
     hpclm(tmp_path, "submit", "inference.yaml", *ours, "--name", "asked", "--wait")
     hpclm(tmp_path, "collect", "asked", "--pred-file", "out.txt")

@@ -77,8 +77,8 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def prompts_config(templates: list[TaskTemplate]) -> str:
-    """model_config.yaml of trained prompts, for inference."""
+def prompts_config(templates: list[TaskTemplate], base: str | None) -> str:
+    """model_config.yaml of trained prompts, for inference. `base`: the model that they were trained with."""
     config: dict[str, Any] = {
         "target": _PROMPTS,
         "virtual_prompt_style": "inference",
@@ -97,4 +97,6 @@ def prompts_config(templates: list[TaskTemplate]) -> str:
             for one in templates
         ],
     }
+    if base is not None:
+        config["language_model_path"] = base
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

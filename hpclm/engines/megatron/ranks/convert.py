@@ -48,7 +48,7 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
     holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
     if holds_prompts:
         writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
-            "nemo": _prompts_to_nemo,
+            "nemo": functools.partial(_prompts_to_nemo, base=_base_model(folder, kind)),
             "hpclm": _prompts_to_hpclm,
             "peft": _prompts_to_peft,
         }
@@ -167,6 +167,16 @@ def _tables(folder: Path, kind: str) -> Tables:
     return _tables_of_adapter(folder) if kind == "peft-adapter" else _tables_of_checkpoint(folder)
 
 
+def _base_model(folder: Path, kind: str) -> str | None:
+    """The model that prompts were trained with, where they say it."""
+    if kind == "nemo-prompts":
+        with Archive(folder) as archive:
+            base = read_config(archive).get("language_model_path")
+    else:
+        base = (read_object(CheckpointFolder(folder).prompts) or {}).get("base")
+    return base if isinstance(base, str) else None
+
+
 def _tables_of_archive(path: Path) -> Tables:
     from hpclm.formats.ranks.nemo_weights import tensor_of
 
@@ -232,12 +242,12 @@ def _config(hidden: int) -> TransformerConfig:
     return transformer_config(model, PARALLEL, "fp32", _here().device, variable_lengths=True)
 
 
-def _prompts_to_nemo(out: Path, tables: Tables, _task: str | None) -> str:
+def _prompts_to_nemo(out: Path, tables: Tables, _task: str | None, base: str | None) -> str:
     stored: dict[str, Tensor] = {}
     for template, table in tables:
         stored[f"prompt_table.{template.taskname}.prompt_embeddings.weight"] = table
         stored[f"prompt_table.{template.taskname}.indices"] = torch.arange(len(table))
-    config = prompts_config([template for template, _ in tables])
+    config = prompts_config([template for template, _ in tables], base)
     weights = _saved({"prompt_table": stored})
     _write_tar(out, {"model_config.yaml": config.encode(), "model_weights.ckpt": weights})
     return f"{out}: a prompt-learning archive of {', '.join(one.taskname for one, _ in tables)}, as up to NeMo r1.16"

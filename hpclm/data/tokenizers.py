@@ -10,13 +10,14 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.spec import TokenizerSpec
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
+from hpclm.formats.sentencepiece_model import SUFFIX
 
-FILE, SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
 END = "<|endoftext|>"
 # Other end tokens, in tokenizers that are not GPT-2's
 _END_NAMES = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
@@ -91,19 +92,19 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / FILE))
+        self.backend.save(str(CheckpointFolder(folder).tokenizer))
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """The tokenizer saved in a folder. Raises DataError."""
-        model = folder / SENTENCEPIECE_FILE
-        return SentencePieceTokenizer.read(model) if model.is_file() else cls.from_json(folder / FILE)
+        paths = CheckpointFolder(folder)
+        return cls.from_json(paths.sentencepiece if paths.sentencepiece.is_file() else paths.tokenizer)
 
     @classmethod
     def from_json(cls, path: Path) -> Tokenizer:
         if not path.is_file():
             raise DataError(f"{path}: does not exist")
-        if path.suffix == ".model":
+        if path.suffix == SUFFIX:
             return SentencePieceTokenizer.read(path)
         try:
             return cls(Backend.from_file(str(path)), str(path))
@@ -192,7 +193,7 @@ class SentencePieceTokenizer(Tokenizer):
     def beginning(self, text: str, count: int) -> str:
         if count <= 0:
             return ""
-        # offsets have another name in each release of the package; the tokens of a text grow with its length
+        # offsets have another name in each release of the package; a longer text has, but for exceptions, more tokens
         first_too_long = bisect.bisect_right(
             range(len(text) + 1), count, key=lambda size: len(self.encode(text[:size]))
         )
@@ -208,7 +209,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SENTENCEPIECE_FILE).write_bytes(self.model)
+        CheckpointFolder(folder).sentencepiece.write_bytes(self.model)
 
     @classmethod
     def read(cls, path: Path) -> SentencePieceTokenizer:

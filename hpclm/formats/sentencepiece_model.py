@@ -6,11 +6,12 @@ The wire format is that of protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
+SUFFIX = ".model"
 _ENTRY = 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def entries(raw: bytes) -> int:
+def count_entries(raw: bytes) -> int:
     """Entries of the vocabulary, the ids of which are 0 and up. Raises ValueError for anything but a model."""
     place = count = 0
     while place < len(raw):

@@ -114,11 +114,9 @@ def for_archive(path: str, template: TaskTemplate) -> TaskTemplate:
         found = _tasks_in(path).get(template.taskname)
     except CheckpointError:
         return template
-    return (
-        template
-        if found is None or found.stored_as == template.taskname
-        else replace(template, stored_as=found.stored_as)
-    )
+    if found is None or found.stored_as == template.taskname:
+        return template
+    return replace(template, stored_as=found.stored_as)
 
 
 def _tasks_in(path: str) -> dict[str, TrainedTask]:

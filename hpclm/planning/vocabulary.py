@@ -12,11 +12,10 @@ from hpclm.core.spec import TokenizerSpec
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
-from hpclm.formats.sentencepiece_model import entries
+from hpclm.formats.sentencepiece_model import SUFFIX, count_entries
 from hpclm.planning.stage_context import StageContext
 
 _MAX_BYTES = 256 << 20
-_SENTENCEPIECE = ".model"
 
 
 def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
@@ -44,7 +43,7 @@ def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
         return TokenizerSpec("train", section.train.vocab_size), section.train.vocab_size
     if section.tokenizer_file is not None:
         size = _entries(stage, "tokenizer_file", section.tokenizer_file) if stage.files else None
-        is_sentencepiece = section.tokenizer_file.endswith(_SENTENCEPIECE)
+        is_sentencepiece = section.tokenizer_file.endswith(SUFFIX)
         spec = TokenizerSpec("json", size or 0, tokenizer_file=section.tokenizer_file, sentencepiece=is_sentencepiece)
         return spec, size
     assert section.vocab_file is not None
@@ -110,8 +109,8 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
     try:
         with Path(path).open("rb") as file:
             content = file.read(_MAX_BYTES)
-        if path.endswith(_SENTENCEPIECE):
-            return entries(content)
+        if path.endswith(SUFFIX):
+            return count_entries(content)
         raw = json.loads(content)
         ids = list(_ids(raw, whole=key == "tokenizer_file"))
         if not ids:

@@ -12,7 +12,7 @@ import sentencepiece
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TokenizerSpec
 from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from hpclm.formats.sentencepiece_model import entries
+from hpclm.formats.sentencepiece_model import count_entries
 from tests.support.nemo_files import write_members
 
 TEXT = ["the cat sat on the mat", "a dog is not a cat", "how many cats are there?", "naïve Über 日本"] * 20
@@ -50,10 +50,10 @@ def test_the_beginning_has_no_more_tokens_than_asked_for(model: bytes) -> None:
 
 
 def test_the_login_node_counts_its_entries_without_the_package(model: bytes) -> None:
-    assert entries(model) == sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    assert count_entries(model) == sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     for broken in (b"", b"{}", model[:-3], b"\xff" * 40, model + b"\x0b"):
         with pytest.raises(ValueError, match="not a SentencePiece model"):
-            entries(broken)
+            count_entries(broken)
 
 
 def test_it_is_found_in_folders_files_and_archives(tmp_path: Path, model: bytes) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpclm.core.errors import CheckpointError
 from hpclm.formats.nemo.archive import Archive
-from hpclm.formats.sentencepiece_model import entries
+from hpclm.formats.sentencepiece_model import SUFFIX, count_entries
 
 
 def kind(archive: Archive) -> str | None:
@@ -16,7 +16,7 @@ def kind(archive: Archive) -> str | None:
         return "json"
     if archive.ending("vocab.json") and (archive.ending("merges.txt") or archive.ending("merge.txt")):
         return "bpe"
-    return "sentencepiece" if archive.ending(".model") else None
+    return "sentencepiece" if archive.ending(SUFFIX) else None
 
 
 def absent(archive: Archive) -> str:
@@ -43,14 +43,14 @@ def vocabulary_size(archive: Archive) -> int | None:
 
 def sentencepiece(archive: Archive) -> bytes:
     """The SentencePiece model."""
-    member = archive.ending(".model")
+    member = archive.ending(SUFFIX)
     assert member is not None
     return archive.read(member)
 
 
 def _sentencepiece_size(archive: Archive) -> int:
     try:
-        return entries(sentencepiece(archive))
+        return count_entries(sentencepiece(archive))
     except ValueError as error:
         raise CheckpointError(f"{archive.path}: its tokenizer cannot be read ({error})") from None
 

@@ -7,14 +7,14 @@ from typing import Any
 import yaml
 
 from hpclm.core.spec import ModelSpec, TaskTemplate
+from hpclm.formats.sentencepiece_model import SUFFIX
 
 # What NeMo calls the classes that restore the archives.
 _GPT = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 _PROMPTS = (
     "nemo.collections.nlp.models.language_modeling.megatron_gpt_prompt_learning_model.MegatronGPTPromptLearningModel"
 )
-
-
+# hpclm's activations: NeMo's
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_exact": "gelu",
@@ -30,7 +30,7 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
     """model_config.yaml of a GPT model. `files`: its tokenizer's, GPT-2's vocabulary and merges."""
     vocabulary = next((f"nemo:{name}" for name in files if name.endswith("vocab.json")), None)
     merges = next((f"nemo:{name}" for name in files if name.endswith("merges.txt")), None)
-    pieces = next((name for name in files if name.endswith(".model")), None)
+    pieces = next((name for name in files if name.endswith(SUFFIX)), None)
     config: dict[str, Any] = {
         "target": _GPT,
         "tensor_model_parallel_size": 1,

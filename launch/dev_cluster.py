@@ -76,7 +76,7 @@ class Cluster:
         (self.root / "gres.conf").write_text(self._gres_text())
         (self.root / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (self.root / "state").mkdir()
-        self._spawn("slurmctld", [self._programs["slurmctld"], "-D", "-f", str(self.conf)])
+        self.start_controller()
         for name in self.nodes:
             (self.root / f"spool-{name}").mkdir()
             self._start_node(name)
@@ -122,6 +122,16 @@ class Cluster:
         """Resume a node, and wait until all are idle; it may already have resumed by itself."""
         self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         self._wait_until_idle()
+
+    def start_controller(self) -> None:
+        """Start the controller, which takes up the jobs of the one before it."""
+        self._controller = self._spawn("slurmctld", [self._programs["slurmctld"], "-D", "-f", str(self.conf)])
+
+    def stop_controller(self) -> None:
+        """Stop the controller as an update would: jobs run on, and no command is answered."""
+        self._controller.terminate()
+        self._controller.wait()
+        self._processes.remove(self._controller)
 
     def kill_node(self, name: str) -> None:
         """End a node's daemon and everything it runs at once, as when its power fails;

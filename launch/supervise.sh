@@ -44,6 +44,30 @@ hpclm_leave() { # CODE: the stage ends; what Slurm forgets after five minutes is
   hpclm_pause "$1"
 }
 
+hpclm_pauses_s=(1 2 5 10 20 40 60 60 60 60 60 60 60 60) # together nine minutes: a controller that restarts is back by then
+
+hpclm_nap() { # SECONDS, or until a signal arrives
+  sleep "$1" &
+  local pid=$!
+  wait "$pid" || kill "$pid" 2>/dev/null
+}
+
+hpclm_slurm() { # COMMAND…: a command of Slurm, again and again while its controller does not respond
+  local pause errors code
+  for pause in "${hpclm_pauses_s[@]}" ''; do
+    { errors=$("$@" 2>&1 1>&3 3>&-); } 3>&1
+    code=$?
+    case "$code $errors" in
+      '0 '*) return 0 ;;
+      *[Uu]'nable to contact slurm controller'* | *'Socket timed out'* | *'Connection refused'* | *'Zero Bytes'*) ;;
+      *) break ;;
+    esac
+    [ -n "$pause" ] && hpclm_nap "$pause"
+  done
+  echo "$errors" >&2
+  return "$code"
+}
+
 hpclm_start_at() { # SECONDS: fails if Slurm will not start the job again
   scontrol update "JobId=$hpclm_job" "StartTime=now+$1" >/dev/null 2>&1
 }
@@ -56,7 +80,7 @@ hpclm_requeue() { # WHY EXCLUDED-NODES
   fi
   if [ -n "$2" ]; then
     local there left
-    there=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N | sort -u | wc -l)
+    there=$(hpclm_slurm sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format=%N | sort -u | wc -l)
     left=$((there - $(tr ',' '\n' <<<"$2" | wc -l)))
     if [ "$left" -lt "$SLURM_JOB_NUM_NODES" ]; then
       hpclm_event stop no-nodes
@@ -64,16 +88,16 @@ hpclm_requeue() { # WHY EXCLUDED-NODES
     fi
   fi
   hpclm_event requeue "$1"
-  if ! scontrol requeue "$hpclm_job"; then
+  if ! hpclm_slurm scontrol requeue "$hpclm_job"; then
     hpclm_event stop requeue-refused
     hpclm_leave 45
   fi
   hpclm_start_at "$hpclm_requeue_delay_s"
   if [ -n "$2" ]; then
     local before
-    before=$(scontrol --oneliner show job "$hpclm_job" | grep -o ' ExcNodeList=[^ ]*' | cut -d= -f2)
+    before=$(hpclm_slurm scontrol --oneliner show job "$hpclm_job" | grep -o ' ExcNodeList=[^ ]*' | cut -d= -f2)
     [ "$before" = '(null)' ] && before=
-    scontrol update "JobId=$hpclm_job" "ExcNodeList=${before:+$before,}$2"
+    hpclm_slurm scontrol update "JobId=$hpclm_job" "ExcNodeList=${before:+$before,}$2"
   fi
   hpclm_pause
 }
@@ -123,7 +147,7 @@ hpclm_ended_by_slurm() { # after a TERM: the ranks have ended; requeue or end th
     hpclm_pause
   fi
   local shown
-  shown=$(scontrol --oneliner show job "$hpclm_job" 2>/dev/null)
+  shown=$(hpclm_slurm scontrol --oneliner show job "$hpclm_job" 2>/dev/null)
   case "$shown" in
     *' Reason=TimeLimit '*) hpclm_requeue limit '' ;;
     *' PreemptTime='[0-9]*) hpclm_requeue preempted '' ;;
@@ -142,17 +166,36 @@ hpclm_next_attempt() { # a new folder for every attempt, and its number for the 
   mkdir "$hpclm_attempt/logs" "$hpclm_attempt/ranks" "$hpclm_attempt/preflight"
 }
 
+hpclm_step_starts() { # HOST: whether Slurm starts any step there; this one needs no image and no Python
+  hpclm_wait_for timeout --kill-after=5 60 \
+    srun --overlap --mpi=none --nodes=1 --ntasks=1 --nodelist="$1" true >/dev/null 2>&1
+  [ "$hpclm_code" -eq 0 ]
+}
+
+hpclm_decided_on() { # HOST: ask for the decision there
+  hpclm_wait_for timeout --kill-after=5 "$hpclm_decision_s" \
+    "${hpclm_srun[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="$1" \
+    "${hpclm_python[@]}" -m hpclm.recovery.restart_decision "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
+    "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)"
+  [ -s "$hpclm_attempt/decision" ] || [ "$hpclm_signal" != - ]
+}
+
 hpclm_ask_decision() { # sets hpclm_action and hpclm_detail
-  local host
-  for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 4); do
-    hpclm_wait_for timeout --kill-after=5 "$hpclm_decision_s" \
-      "${hpclm_srun[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="$host" \
-      "${hpclm_python[@]}" -m hpclm.recovery.restart_decision "$hpclm_stage" "${hpclm_attempt##*/}" "$hpclm_ends" \
-      "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)"
-    [ -s "$hpclm_attempt/decision" ] && break
-    [ "$hpclm_signal" = - ] || break
+  local host pause
+  hpclm_action=no-answer
+  # Slurm starts no step while its controller restarts or a node is being lost; that says nothing about the image.
+  for pause in 0 "${hpclm_pauses_s[@]}"; do
+    hpclm_nap "$pause"
+    for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 4); do
+      [ "$hpclm_signal" = - ] || return
+      hpclm_decided_on "$host" && break
+      hpclm_step_starts "$host" || continue
+      hpclm_decided_on "$host" && break
+      hpclm_action=no-interpreter
+    done
+    read -r hpclm_action hpclm_detail 2>/dev/null <"$hpclm_attempt/decision" && return
+    [ "$hpclm_action" = no-answer ] || return
   done
-  read -r hpclm_action hpclm_detail 2>/dev/null <"$hpclm_attempt/decision" || hpclm_action=none
 }
 
 trap hpclm_on_term TERM
@@ -201,7 +244,14 @@ while :; do
       hpclm_event stop decision
       hpclm_leave "$hpclm_detail"
       ;;
-    *) # no node could start the interpreter
+    no-answer)
+      if [ "$(grep -c '"requeue", "detail": "no-answer"' "$hpclm_stage/events.jsonl")" -lt 3 ]; then
+        hpclm_requeue no-answer ''
+      fi
+      hpclm_event stop no-answer
+      hpclm_leave 47
+      ;;
+    *) # steps start, and the interpreter in them does not
       hpclm_event stop no-interpreter
       hpclm_leave 43
       ;;

@@ -44,6 +44,7 @@ class ExitCode(IntEnum):
     BAD_NODES = 44
     REQUEUE_REFUSED = 45
     ATTEMPTS = 46
+    NO_ANSWER = 47
     HARDWARE = 50
     PREFLIGHT_NODE = 60
     PREFLIGHT_RUN = 61
@@ -77,6 +78,7 @@ _MEANINGS = {
     ExitCode.BAD_NODES: "more faulty nodes than `recovery.max_bad_nodes`, or too few others left",
     ExitCode.REQUEUE_REFUSED: "Slurm refused to requeue the job",
     ExitCode.ATTEMPTS: "10,000 attempts, or their folders cannot be created",
+    ExitCode.NO_ANSWER: "Slurm started no step of the job for minutes, in four jobs",
     ExitCode.HARDWARE: "a device reported a hardware error",
     ExitCode.PREFLIGHT_NODE: "preflight: this node is faulty",
     ExitCode.PREFLIGHT_RUN: "preflight: the stage would fail on every node",

@@ -18,6 +18,7 @@ _TAKEN = {
     "node-failure": "a node failed or was taken down",
     "job-requeue": "requeued by hand or by an administrator",
     "limit": "the job's time limit was reached",
+    "no-answer": "Slurm started no step of the job for minutes",
     "slurm": "Slurm revoked the allocation",
 }
 _STOPPED = {
@@ -26,6 +27,10 @@ _STOPPED = {
     "requeue-refused": (
         StageState.FAILED,
         "Slurm refused to requeue the job; `hpclm resume` continues from the last checkpoint",
+    ),
+    "no-answer": (
+        StageState.FAILED,
+        "Slurm started no step of the job for minutes; `hpclm resume` continues from the last checkpoint",
     ),
     "no-interpreter": (
         StageState.FAILED,
@@ -119,7 +124,9 @@ def _what(attempt: Attempt, *, is_last: bool) -> str | None:
     if words.get("end") == "complete":
         return None
     if "stop" in words:
-        return f"{decision.reason if decision else 'nothing could be started'}; not restarted"
+        _, known = _STOPPED.get(words["stop"], (None, "ended"))
+        after = "not restarted" if is_last else "requeued by Slurm"
+        return f"{decision.reason if decision else known}; {after}"
     if "again" in words:
         return f"{decision.reason if decision else 'ended'}; restarted on the same nodes"
     if "requeue" in words:

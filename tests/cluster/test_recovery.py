@@ -182,6 +182,22 @@ def test_a_killed_rank(shop: Shop) -> None:
     assert run.status["attempts"] == 2
 
 
+def test_a_rank_killed_while_the_controller_restarts(shop: Shop) -> None:
+    """Slurm starts no step then, not even the one that decides what to do."""
+    run = shop.submit()
+    run.until_saved()
+    shop.cluster.stop_controller()
+    try:
+        os.kill(run.rank(1)["pid"], signal.SIGKILL)
+        wait_until("the end of the ranks", lambda: '"event": "end"' in run.stage.events.read_text())
+        time.sleep(10)
+    finally:
+        shop.cluster.start_controller()
+    run.is_the_undisturbed_one()
+    assert "vanished without an error message" in run.history
+    assert run.status["attempts"] == 2
+
+
 def test_a_rank_that_gives_no_sign_any_more(shop: Shop) -> None:
     run = shop.submit("main", f"recovery.stall_timeout_s={STALL_S}")
     run.until_saved()

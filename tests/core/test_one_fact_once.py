@@ -49,6 +49,7 @@ def test_the_jobs_script_ends_with_the_codes_of_the_table() -> None:
         "limit": ExitCode.STOPPED,
         "no-nodes": ExitCode.BAD_NODES,
         "requeue-refused": ExitCode.REQUEUE_REFUSED,
+        "no-answer": ExitCode.NO_ANSWER,
         "no-interpreter": ExitCode.NO_INTERPRETER,
     }
     others = set(re.findall(r"hpclm_leave (\d+)", SUPERVISE)) - {code for _, code in named}

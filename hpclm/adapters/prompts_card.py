@@ -17,6 +17,8 @@ class PromptsCard:
         kept: names of the frozen ones among them, trained elsewhere. This is the key in `prompts.json`, also in
             checkpoints of earlier versions.
         name_lengths: see `PTuning`.
+        base: the model that they were trained with.
+        semantics: `data.semantics` of their training.
     """
 
     task: str
@@ -25,3 +27,4 @@ class PromptsCard:
     kept: list[str] = field(default_factory=list)
     name_lengths: dict[str, int] | None = None
     base: str | None = None
+    semantics: str | None = None

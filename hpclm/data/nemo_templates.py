@@ -6,7 +6,8 @@ tokenizer of nemo/collections/nlp/modules/common/huggingface/auto_tokenizer.py. 
 - fields are put in one after another, so a value that contains "{answer}" gets the answer inserted;
 - prompt and answer are one text, and the answer's place in it is guessed from the length of its own tokens;
 - special tokens in a row's text are special tokens;
-- a truncated example has lost its BOS and EOS, and its mask still counts the EOS: it starts one token early;
+- a truncated example has lost its BOS and EOS, and its mask still counts the EOS: it starts one token early, which may
+  be a virtual token, and then the id that NeMo's tokenizer gives that token is its label;
 - a row that does not fit is dropped, even a test row;
 - a test row that contains its answer shows it to the model.
 
@@ -81,6 +82,7 @@ class NemoTemplate:
             prompt=self.marker.sub("", self._fill(row)).strip(" "),
             answer=row.get(answer) if answer else None,
             truncated=length - len(ids),
+            first_virtual_id=self.tokenizer.vocab_size,
         )
 
     def _fill(self, row: Row) -> str:

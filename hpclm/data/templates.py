@@ -36,6 +36,7 @@ class Example:
         prompt, answer: the text in front of the answer, with a truncated field as it was truncated, and the answer
             (None where the row has none).
         truncated: tokens cut off to fit.
+        first_virtual_id: where the mask counts virtual tokens, as NeMo's may, the id of the first of them as a label.
     """
 
     tokens: list[int]
@@ -47,6 +48,16 @@ class Example:
     prompt: str
     answer: str | None
     truncated: int = 0
+    first_virtual_id: int | None = None
+
+    @property
+    def labels(self) -> list[int]:
+        """Each token as a label: what is to be predicted where the mask counts it."""
+        first = self.first_virtual_id
+        if first is None:
+            return self.tokens
+        pairs = zip(self.tokens, self.virtual, strict=True)
+        return [token if number == SLOT else first + number for token, number in pairs]
 
     @property
     def weight(self) -> float:

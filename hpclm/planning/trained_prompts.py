@@ -96,14 +96,21 @@ def language_model(prompts: str | None) -> str | None:
 
 
 def as_trained(path: str, data: PromptData) -> PromptData:
-    """Rows read as NeMo did when it trained the archive at `path`, where `semantics: nemo` leaves the release open."""
-    from hpclm.formats.nemo.prompt_archives import strips_white_space
+    """Rows as NeMo read them when the prompts at `path` were trained, where `semantics: nemo` leaves it open."""
+    earlier = data.semantics == "nemo" and _semantics_of(path) == "nemo-1.21"
+    return replace(data, semantics="nemo-1.21") if earlier else data
+
+
+def _semantics_of(path: str) -> str | None:
+    from hpclm.formats.nemo.prompt_archives import semantics_of
 
     try:
-        earlier = data.semantics == "nemo" and is_archive(path) and strips_white_space(path)
+        if is_archive(path):
+            return semantics_of(path)
     except CheckpointError:
-        earlier = False
-    return replace(data, semantics="nemo-1.21") if earlier else data
+        return None
+    card = read_record(PromptsCard, CheckpointFolder(Path(path)).prompts)
+    return card.semantics if card else None
 
 
 def for_archive(path: str, template: TaskTemplate) -> TaskTemplate:

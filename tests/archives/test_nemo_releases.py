@@ -189,19 +189,27 @@ def test_a_new_task_may_have_another_number_of_virtual_tokens(site: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("version", "reading"),
-    [("1.16.0", "nemo-1.21"), ("1.21.0rc1", "nemo-1.21"), ("1.22.0", "nemo"), (None, "nemo")],
+    ("said", "reading"),
+    [
+        ({"nemo_version": "1.16.0"}, "nemo-1.21"),
+        ({"nemo_version": "1.21.0rc1"}, "nemo-1.21"),
+        ({"nemo_version": "1.22.0"}, "nemo"),
+        ({}, "nemo"),
+        ({"hpclm_semantics": "nemo-1.21"}, "nemo-1.21"),
+    ],
 )
 def test_rows_are_read_as_by_the_release_that_trained_the_prompts(
-    site: Path, version: str | None, reading: str
+    site: Path, said: dict[str, str], reading: str
 ) -> None:
+    """A relative path of the base model, here of an archive in another folder than the file, is from the archive."""
     table = saved({"prompt_table": {"prompt_table.squad.weight": weights()["embedding.word_embeddings.weight"][:10]}})
-    config = {"task_templates": [SQUAD], "language_model_path": str(site / "gpt.nemo"), "nemo_version": version}
+    config = {"task_templates": [SQUAD], "language_model_path": "gpt.nemo", **said}
     members = {"model_config.yaml": json.dumps(config).encode(), "model_weights.ckpt": table}
-    prompts = write_members(site / f"of-{version}.nemo", members)
-    path = write(site / "reading.yaml", INFERENCE, "1.13")
+    write_members(site / "trained.nemo", members)
+    (site / "files").mkdir(exist_ok=True)
+    path = write(site / "files" / "reading.yaml", INFERENCE, "1.13")
     given = [
-        f"virtual_prompt_model_file={prompts}",
+        "virtual_prompt_model_file=../trained.nemo",
         f"data_paths=[{site}/data/squad_val.jsonl]",
         "pred_file_path=o.txt",
     ]
@@ -210,6 +218,8 @@ def test_rows_are_read_as_by_the_release_that_trained_the_prompts(
     assert isinstance(stage.spec, StageSpec)
     assert stage.spec.data is not None
     assert stage.spec.data.semantics == reading
+    assert stage.spec.base is not None
+    assert Path(stage.spec.base).resolve() == (site / "gpt.nemo").resolve()
 
 
 def test_an_archive_with_a_sentencepiece_model_needs_no_other_tokenizer(site: Path) -> None:

@@ -47,7 +47,7 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     starts = [end - (count - shared) for end, count in zip(itertools.accumulate(sizes), counts, strict=True)]
     return TrainingBatch(
         tokens=row((example.tokens[span] for example, span, _ in pairs), pad_id),
-        labels=row((example.tokens[label] for example, _, label in pairs), pad_id),
+        labels=row((example.labels[label] for example, _, label in pairs), pad_id),
         position_ids=row((range(span.start, span.stop) for span in spans), 0),
         virtual_index=row((example.virtual[span] for example, span, _ in pairs), -1),
         task=row(([example.task] * size for (example, _, _), size in zip(pairs, sizes, strict=True)), 0),

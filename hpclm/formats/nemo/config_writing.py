@@ -77,8 +77,12 @@ def gpt_config(model: ModelSpec, files: list[str]) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def prompts_config(templates: list[TaskTemplate], base: str | None) -> str:
-    """model_config.yaml of trained prompts, for inference. `base`: the model that they were trained with."""
+# A key of our own, which NeMo ignores: how rows were read in training, as `data.semantics`
+SEMANTICS = "hpclm_semantics"
+
+
+def prompts_config(templates: list[TaskTemplate], base: str | None, semantics: str | None) -> str:
+    """model_config.yaml of trained prompts, for inference. `base`, `semantics`: what they were trained with."""
     config: dict[str, Any] = {
         "target": _PROMPTS,
         "virtual_prompt_style": "inference",
@@ -99,4 +103,6 @@ def prompts_config(templates: list[TaskTemplate], base: str | None) -> str:
     }
     if base is not None:
         config["language_model_path"] = base
+    if semantics is not None:
+        config[SEMANTICS] = semantics
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

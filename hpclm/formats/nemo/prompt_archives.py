@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.config_writing import SEMANTICS
 from hpclm.formats.nemo.model_config import read_config
 from hpclm.formats.nemo.prompt_tables import read_tables
 
@@ -23,16 +25,26 @@ def language_model(path: str) -> str | None:
     """The model that an archive's prompts were trained on, as NeMo wrote it there; a relative one from the archive's
     folder. Raises CheckpointError."""
     with Archive(Path(path)) as archive:
-        written = read_config(archive).get("language_model_path")
+        return language_model_of(read_config(archive), path)
+
+
+def language_model_of(config: dict[str, Any], path: str) -> str | None:
+    """The same, from the configuration in the archive at `path`."""
+    written = config.get("language_model_path")
     return str(Path(path).parent / written) if isinstance(written, str) and written else None
 
 
-def strips_white_space(path: str) -> bool:
-    """Whether an archive says that a release up to r1.21 wrote it, whose tokenizers left out the white space beside
-    virtual tokens. Raises CheckpointError."""
+def semantics_of(path: str) -> str | None:
+    """How rows were read when an archive's prompts were trained: `nemo-1.21` if a release up to r1.21 wrote it, whose
+    tokenizers left out the white space beside virtual tokens; None where it does not say. Raises CheckpointError."""
     with Archive(Path(path)) as archive:
-        release = re.match(r"(\d+)\.(\d+)", str(read_config(archive).get("nemo_version") or ""))
-    return release is not None and (int(release[1]), int(release[2])) < (1, 22)
+        config = read_config(archive)
+    if isinstance(config.get(SEMANTICS), str):
+        return str(config[SEMANTICS])
+    release = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.get("nemo_version") or ""))
+    if release is None:
+        return None
+    return "nemo-1.21" if (int(release[1]), int(release[2])) < (1, 22) else "nemo"
 
 
 def trained_tasks(path: str) -> dict[str, TrainedTask]:

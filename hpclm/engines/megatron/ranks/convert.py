@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
-from hpclm.core.records import from_dict, to_dict
+from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.formats.checkpoint_manifest import read_manifest
@@ -27,6 +28,7 @@ from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
 from hpclm.formats.nemo.gpt_weights import nemo_name
 from hpclm.formats.nemo.model_config import model_spec, read_config
+from hpclm.formats.nemo.prompt_archives import language_model, semantics_of
 from hpclm.formats.nemo.prompt_tables import read_tables
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
     holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
     if holds_prompts:
         writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
-            "nemo": functools.partial(_prompts_to_nemo, base=_base_model(folder, kind)),
+            "nemo": functools.partial(_prompts_to_nemo, trained=_trained_with(folder, kind)),
             "hpclm": _prompts_to_hpclm,
             "peft": _prompts_to_peft,
         }
@@ -167,14 +169,12 @@ def _tables(folder: Path, kind: str) -> Tables:
     return _tables_of_adapter(folder) if kind == "peft-adapter" else _tables_of_checkpoint(folder)
 
 
-def _base_model(folder: Path, kind: str) -> str | None:
-    """The model that prompts were trained with, where they say it."""
+def _trained_with(folder: Path, kind: str) -> tuple[str | None, str | None]:
+    """The model and the `data.semantics` that prompts were trained with, where they say it."""
     if kind == "nemo-prompts":
-        with Archive(folder) as archive:
-            base = read_config(archive).get("language_model_path")
-    else:
-        base = (read_object(CheckpointFolder(folder).prompts) or {}).get("base")
-    return base if isinstance(base, str) else None
+        return language_model(str(folder)), semantics_of(str(folder))
+    card = read_record(PromptsCard, CheckpointFolder(folder).prompts)
+    return (card.base, card.semantics) if card else (None, None)
 
 
 def _tables_of_archive(path: Path) -> Tables:
@@ -214,7 +214,6 @@ def _tables_of_adapter(path: Path) -> Tables:
 
 
 def _tables_of_checkpoint(folder: Path) -> Tables:
-    from hpclm.adapters.prompts_card import PromptsCard
     from hpclm.adapters.ranks.building import build_prompts
     from hpclm.formats.ranks import checkpoint_store
 
@@ -242,19 +241,18 @@ def _config(hidden: int) -> TransformerConfig:
     return transformer_config(model, PARALLEL, "fp32", _here().device, variable_lengths=True)
 
 
-def _prompts_to_nemo(out: Path, tables: Tables, _task: str | None, base: str | None) -> str:
+def _prompts_to_nemo(out: Path, tables: Tables, _task: str | None, trained: tuple[str | None, str | None]) -> str:
     stored: dict[str, Tensor] = {}
     for template, table in tables:
         stored[f"prompt_table.{template.taskname}.prompt_embeddings.weight"] = table
         stored[f"prompt_table.{template.taskname}.indices"] = torch.arange(len(table))
-    config = prompts_config([template for template, _ in tables], base)
+    config = prompts_config([template for template, _ in tables], *trained)
     weights = _saved({"prompt_table": stored})
     _write_tar(out, {"model_config.yaml": config.encode(), "model_weights.ckpt": weights})
     return f"{out}: a prompt-learning archive of {', '.join(one.taskname for one, _ in tables)}, as up to NeMo r1.16"
 
 
 def _prompts_to_hpclm(out: Path, tables: Tables, _task: str | None) -> str:
-    from hpclm.adapters.prompts_card import PromptsCard
     from hpclm.adapters.ranks.building import build_prompts
     from hpclm.formats.ranks import checkpoint_store
 

@@ -43,7 +43,7 @@ def read(root: Node, folder: Path) -> Imported:
     kind: type[Translation] = Training
     if is_launcher_evaluation(root) or any(root.get(key) for key in ("inference", "virtual_prompt_model_file")):
         kind = Evaluation
-    made = kind(root, lambda archive: _config_in(folder / archive), lambda archive: _tasks_in(folder / archive))
+    made = kind(root, lambda archive: _config_in(folder, archive), lambda archive: _tasks_in(folder / archive))
     made.translate()
     made.notes_of_all()
     if made.faults:
@@ -73,16 +73,19 @@ def _launcher_config(path: Path) -> Node | None:
     return None
 
 
-def _config_in(path: Path) -> dict[str, Any]:
-    """The configuration of an archive, empty where it cannot be read."""
+def _config_in(folder: Path, path: str) -> dict[str, Any]:
+    """The configuration of an archive, empty where it cannot be read. The path of its language model is, like the
+    archive's own, relative to `folder`."""
     from hpclm.formats.nemo.archive import Archive
     from hpclm.formats.nemo.model_config import read_config
+    from hpclm.formats.nemo.prompt_archives import language_model_of
 
     try:
-        with Archive(path) as archive:
-            return read_config(archive)
+        with Archive(folder / path) as archive:
+            config = read_config(archive)
     except CheckpointError:
         return {}
+    return config | {"language_model_path": language_model_of(config, path)}
 
 
 def _tasks_in(path: Path) -> list[str]:

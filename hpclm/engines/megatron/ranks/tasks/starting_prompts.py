@@ -64,4 +64,5 @@ def _card(spec: StageSpec, trained: TrainedPrompts | None, tokenizer: Tokenizer)
     lengths = None
     if spec.task == "p-tuning" and spec.data.as_nemo:
         lengths = {t.taskname: len(tokenizer.encode(t.taskname)) for t in templates if t.taskname not in frozen}
-    return PromptsCard(spec.task, spec.prompt, templates, frozen, lengths, str(base_checkpoint(spec)))
+    base = str(base_checkpoint(spec))
+    return PromptsCard(spec.task, spec.prompt, templates, frozen, lengths, base, spec.data.semantics)

@@ -7,6 +7,7 @@ Nemotron-3-8B and GPT-2B-001 (layernorm1p, half of each head rotated, squared Re
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,23 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, NemotronConfig, NemotronForCausalLM
 
+from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import ModelSpec
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.nemo.gpt_weights import read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
-from hpclm.formats.ranks.nemo_weights import load_gpt
+from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
 from tests.support.gpt_models import gpt_of, logits
-from tests.support.nemo_files import CORE_NAMES, config_text, write_archive
+from tests.support.nemo_files import (
+    CORE_NAMES,
+    config_text,
+    write_archive,
+    write_members,
+    zarr_array,
+    zarr_members,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -164,6 +174,64 @@ def test_nemotron_with_squared_relu_layernorm1p_and_half_a_rotation(tmp_path: Pa
     state = in_core_names(reference, 4, 4)
     path = write_archive(tmp_path / "nemotron", state, model, tensor=tensor, names=CORE_NAMES, config=keys)
     assert same_logits(path, reference, alone) == model
+
+
+@pytest.mark.parametrize(("tensor", "name"), [(1, "unpacked"), (4, "packed.nemo")])
+def test_nemotron_as_a_distributed_checkpoint_of_zarr_arrays(
+    tmp_path: Path, alone: Groups, tensor: int, name: str
+) -> None:
+    """As Nemotron-4-340B: grouped queries, squared ReLU, the layers of each tensor in one array."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    sizes = {**SIZES, "partial_rotary_factor": 0.5, "hidden_act": "relu2", "norm_eps": 1e-5}
+    reference = drawn(NemotronForCausalLM(NemotronConfig(**sizes, num_key_value_heads=2, rope_parameters=rope)))
+    changes: dict[str, Any] = {"normalization": "layernorm1p", "rotary_percent": 0.5, "num_query_groups": 2}
+    model = replace(LLAMA, activation="squared_relu", **changes)
+    keys = {**LLAMA_KEYS, "transformer_engine": True, "dist_ckpt_format": "zarr"}
+    state = in_core_names(reference, 4, 2)
+    norms = {
+        "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+    }
+    for old, new in norms.items():
+        state = {key.replace(old, new): value for key, value in state.items()}
+    members = {"model_config.yaml": config_text(model, **keys).encode(), **zarr_members(state, tensor)}
+    assert same_logits(write_members(tmp_path / name, members), reference, alone) == model
+
+
+def test_chunks_of_zarr_arrays_need_not_fit(tmp_path: Path) -> None:
+    whole = torch.randn(5, 7, 6).bfloat16()
+    folder = write_members(tmp_path / "a", zarr_array("w/model.decoder.layers.mlp.linear_fc2.weight", whole, [2, 3, 4]))
+    with Archive(folder) as archive:
+        weights = read_weights(archive, 4, gated=False)
+        assert len(weights) == 5
+        for layer in range(5):
+            weight = weights[f"decoder.layers.{layer}.mlp.linear_fc2.weight"]
+            found = torch.zeros(weight.shape, dtype=torch.bfloat16)
+            for piece in weight.pieces:
+                places = zip(piece.offset, piece.shape, strict=True)
+                found[tuple(slice(start, start + size) for start, size in places)] = tensor_of(archive, piece.tensor)
+            assert torch.equal(found, whole[layer])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"compressor": {"id": "zlib"}}, "compressed"),
+        ({"order": "F"}, "C order"),
+        ({"shape": [0]}, "damaged"),
+        ({"shape": [10**12, 10**12], "chunks": [1, 1]}, "chunks"),
+        ({"dtype": "|O"}, "damaged"),
+        ({"chunks": [4]}, "axes"),
+        ({"chunks": [5, 3]}, "0.0 has 48 bytes instead of 60"),
+    ],
+    ids=str,
+)
+def test_a_damaged_zarr_array_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    members = zarr_array("w/model.output_layer.weight", torch.randn(4, 3), [4, 3])
+    facts = json.loads(members["w/model.output_layer.weight/.zarray"])
+    members["w/model.output_layer.weight/.zarray"] = json.dumps(facts | change).encode()
+    with Archive(write_members(tmp_path / "a", members)) as archive, pytest.raises(CheckpointError, match=said):
+        read_weights(archive, 4, gated=False)
 
 
 def test_references_in_an_archives_configuration_are_followed(tmp_path: Path) -> None:

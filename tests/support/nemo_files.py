@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,41 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Any]:
     return found | (
         {f"model.decoder.layers.0.{name}._extra_state": state for name, state in states.items()} if names else {}
     )
+
+
+def zarr_members(state: dict[str, Tensor], tensor: int) -> dict[str, bytes]:
+    """The distributed checkpoint that megatron-core 0.8 writes of a whole model at a tensor parallel split.
+
+    `state`: under megatron-core's names; layers become the first axis of one array.
+    """
+    arrays: dict[str, list[Tensor]] = {}
+    for name, value in state.items():
+        layer = re.fullmatch(r"decoder\.layers\.\d+\.(.+)", name)
+        arrays.setdefault(f"decoder.layers.{layer[1]}" if layer else name, []).append(value)
+    members: dict[str, bytes] = {"model_weights/metadata.json": b'{"sharded_backend": "zarr"}'}
+    for name, values in arrays.items():
+        whole = torch.stack(values) if ".layers." in name else values[0]
+        first = whole.dim() - 1 if name.endswith(ROWS) else 1 if ".layers." in name else 0
+        chunks = list(whole.shape)
+        if ".layers." in name:
+            chunks[0] = 1
+        if any(part in name for part in (*COLUMNS, *ROWS, "word_embeddings", "output_layer")) and "norm" not in name:
+            chunks[first] //= tensor
+        members |= zarr_array(f"model_weights/model.{name}", whole, chunks)
+    return members
+
+
+def zarr_array(folder: str, whole: Tensor, chunks: list[int]) -> dict[str, bytes]:
+    """zarr's format 2 as megatron-core writes it; a chunk at the end of an axis is as large as the others."""
+    dtype = {torch.bfloat16: "bfloat16", torch.float32: "<f4", torch.float16: "<f2"}[whole.dtype]
+    facts = {"chunks": chunks, "compressor": None, "dtype": dtype, "fill_value": None, "filters": None, "order": "C"}
+    found = {f"{folder}/.zarray": json.dumps(facts | {"shape": list(whole.shape), "zarr_format": 2}).encode()}
+    for place in itertools.product(*(range(-(-size // n)) for size, n in zip(whole.shape, chunks, strict=True))):
+        part = whole[tuple(slice(p * n, (p + 1) * n) for p, n in zip(place, chunks, strict=True))]
+        full = torch.zeros(chunks, dtype=whole.dtype)
+        full[tuple(slice(0, size) for size in part.shape)] = part
+        found[f"{folder}/{'.'.join(map(str, place))}"] = bytes(full.flatten().view(torch.uint8).tolist())
+    return found
 
 
 def saved(value: Any) -> bytes:

@@ -15,6 +15,8 @@ from typing import IO
 from hpclm.core.errors import CheckpointError
 
 _MAX_SMALL = 256 << 20
+# Each map has an open file, and a distributed checkpoint has thousands of files.
+_MAX_MAPS = 64
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,13 @@ class Archive:
     def map(self, member: Member) -> mmap.mmap:
         """The file that contains the member, memory-mapped; the member begins at its `offset`."""
         if member.file not in self._maps:
-            if member.file is not None:
-                source: IO[bytes] = member.file.open("rb")
-                self._files.append(source)
-            else:
-                source = self._spooled or self._files[0]
+            if len(self._maps) >= _MAX_MAPS:
+                self._maps.pop(next(iter(self._maps)))
             # private mapping: writes do not change the file
-            self._maps[member.file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
+            if member.file is not None:
+                with member.file.open("rb") as source:
+                    self._maps[member.file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
+            else:
+                whole = self._spooled or self._files[0]
+                self._maps[None] = mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[member.file]

@@ -4,7 +4,7 @@ Layout (NeMo r1.13 to r1.22, nemo/collections/nlp/parts/nlp_overrides.py, NLPSav
 and model_weights.ckpt; at tensor parallel alone mp_rank_RR/model_weights.ckpt; at pipeline parallel
 tp_rank_RR_pp_rank_RRR/model_weights.ckpt, layers counted from 0 in each. Tensors are named as in
 nemo/collections/nlp/modules/common/megatron/language_model.py, with transformer_engine as in Transformer Engine's
-TransformerLayer, and with mcore_gpt as in megatron-core.
+TransformerLayer, and with mcore_gpt as in megatron-core. `zarr_weights` has the layout of distributed checkpoints.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from hpclm.core.errors import CheckpointError
 from hpclm.formats.nemo.archive import Archive, Member
 from hpclm.formats.nemo.pickles import TensorFacts, read_index
+from hpclm.formats.nemo.zarr_weights import has_arrays, stored_tensors
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 _PLACE = re.compile(r"(?:^|/)(?:mp_rank_(?P<only>\d{1,4})|tp_rank_(?P<tensor>\d{1,4})_pp_rank_(?P<pipe>\d{1,4}))/")
@@ -128,6 +129,8 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
             Megatron-LM's first versions (`megatron_legacy`).
         gated: whether the MLP's first layer includes a gate.
     """
+    if has_arrays(archive):
+        return _of_arrays(archive)
     shards = dict(_shards(archive))
     tensor = 1 + max(place[0] for place in shards)
     pipeline = 1 + max(place[1] for place in shards)
@@ -152,6 +155,27 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
     return weights
 
 
+def _of_arrays(archive: Archive) -> dict[str, Weight]:
+    """Tensors of a distributed checkpoint are whole, and in megatron-core's order whatever the archive's split was."""
+    weights: dict[str, Weight] = {}
+    for name, shape, dtype, parts in stored_tensors(archive):
+        layer = _LAYER.fullmatch(name)
+        known = _CORE_NAMES.get(layer[2]) if layer else _OTHER_NAMES.get(name)
+        if known is None:
+            raise _unknown(archive, name)
+        key = f"decoder.layers.{layer[1]}.{known[0]}" if layer else known[0]
+        if key in weights:
+            raise CheckpointError(f"{archive.path}: contains {key} twice")
+        weights[key] = Weight(shape, dtype, [Piece(facts, (0, facts.shape[0]), place) for facts, place in parts])
+    return weights
+
+
+def _unknown(archive: Archive, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{archive.path}: contains {name!r}, which hpclm does not support; GPT models of NeMo 1.x can be read"
+    )
+
+
 def is_legacy(archive: Archive) -> bool:
     """Whether query, key and value are stored one after the other for all heads, rather than head by head."""
     member = archive.find(CONFIG)
@@ -172,9 +196,9 @@ def _shards(archive: Archive) -> Iterator[tuple[tuple[int, int], Member]]:
             yield (int(place["only"]), 0), member
         else:
             yield (int(place["tensor"]), int(place["pipe"])), member
-    if not found and any(name.endswith((".zarray", ".distcp", "common.pt")) for name in archive.members):
+    if not found and any(name.endswith((".distcp", "common.pt")) for name in archive.members):
         raise CheckpointError(
-            f"{archive.path}: its weights are a distributed checkpoint (zarr or torch_dist), which hpclm does not "
+            f"{archive.path}: its weights are a distributed checkpoint (torch_dist), which hpclm does not "
             "read; save the model with NeMo to an archive without one"
         )
     if not found:
@@ -214,10 +238,7 @@ class _Stored:
         layer = _LAYER.fullmatch(name)
         known = _ANY_LAYER.get(layer[2]) if layer else _OTHER_NAMES.get(name)
         if known is None:
-            raise CheckpointError(
-                f"{self.archive.path}: contains {name!r}, which hpclm does not support; "
-                "GPT models of NeMo 1.x can be read"
-            )
+            raise _unknown(self.archive, name)
         key, axis = known
         key = f"decoder.layers.{first_layer + int(layer[1])}.{key}" if layer else key
         if axis is _WHOLE and rank[0]:

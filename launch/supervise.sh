@@ -210,6 +210,13 @@ if [ "$hpclm_limit_s" -gt 40 ]; then
   hpclm_clock=$!
 fi
 rm -f "$hpclm_stage/slurm/${hpclm_job}_exit"
+hpclm_claim=$hpclm_stage/attempts/$hpclm_submit.job
+(set -o noclobber && echo "$hpclm_job" >"$hpclm_claim") 2>/dev/null
+hpclm_owner=$(cat "$hpclm_claim" 2>/dev/null)
+if [ "${hpclm_owner:-$hpclm_job}" != "$hpclm_job" ]; then
+  echo "hpclm: job $hpclm_owner runs this stage; job $hpclm_job ends"
+  hpclm_leave 48
+fi
 if [ -s "$hpclm_stage/result.json" ]; then
   hpclm_leave 0 # another job has already completed this stage
 fi

@@ -265,7 +265,7 @@ def collect(
     if not isinstance(found, Run):
         gather_sweep(found, out, metric, as_json=as_json)
         return
-    done = collect_run(found, pred_file=pred_file, out=out, stage=stage)
+    done = collect_run(found, pred_file=pred_file, out=out, stage=stage, log=lambda line: typer.echo(line, err=True))
     if as_json:
         shown = str(done.pred_file) if done.pred_file else None
         print_json({"folder": str(done.folder), "pred_file": shown, "summary": done.summary})

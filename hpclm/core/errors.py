@@ -63,6 +63,10 @@ class DataError(HpclmError):
     exit_code = ExitCode.DATA
 
 
+class DamagedError(HpclmError):
+    """A file of a run is not what was written there."""
+
+
 class CheckpointError(HpclmError):
     """A checkpoint is missing, damaged or belongs to another model."""
 

@@ -45,6 +45,7 @@ class ExitCode(IntEnum):
     REQUEUE_REFUSED = 45
     ATTEMPTS = 46
     NO_ANSWER = 47
+    SECOND_JOB = 48
     HARDWARE = 50
     PREFLIGHT_NODE = 60
     PREFLIGHT_RUN = 61
@@ -79,6 +80,7 @@ _MEANINGS = {
     ExitCode.REQUEUE_REFUSED: "Slurm refused to requeue the job",
     ExitCode.ATTEMPTS: "10,000 attempts, or their folders cannot be created",
     ExitCode.NO_ANSWER: "Slurm started no step of the job for minutes, in four jobs",
+    ExitCode.SECOND_JOB: "another job runs this stage of the same submit; this one ended at once",
     ExitCode.HARDWARE: "a device reported a hardware error",
     ExitCode.PREFLIGHT_NODE: "preflight: this node is faulty",
     ExitCode.PREFLIGHT_RUN: "preflight: the stage would fail on every node",

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
+
+_KINDS = (
+    (stat.S_ISDIR, "is a folder, not a file"),
+    (stat.S_ISFIFO, "is a pipe, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
+)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, opened for reading; what is opened by a path from a user or from another process goes through
+    here. Raises OSError, for a pipe or a device too: nothing waits for a writer or reads without end."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a null character
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise OSError(errno.EINVAL, next((words for test, words in _KINDS if test(mode)), "is not a file"), str(path))
+
+
+def open_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None) -> TextIO:
+    """`open_file` as text."""
+    return io.TextIOWrapper(open_file(path), encoding=encoding, errors=errors, newline=newline)
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -47,12 +77,17 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`, or None if the file does not exist. Raises ValueError if it is not JSON."""
+    """The JSON in `path`, or None if the file does not exist. Raises ValueError if it is not JSON, OSError if it cannot
+    be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_file(path) as stream:
+            text = stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -78,16 +113,17 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file in order. An incomplete last line (its writer was killed) is left out."""
+    """The objects of a JSON-lines file in order; none of a file that cannot be read. An incomplete or damaged line is
+    left out."""
     try:
-        stream = path.open(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+        stream = open_file(path)
+    except OSError:
         return
     with stream:
         for line in stream:
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 yield value

@@ -187,6 +187,10 @@ class StagePaths:
         """Seconds of the stage's time limit that earlier jobs of a submit used."""
         return self.attempts / f"{int(submit):03d}.spent"
 
+    def claim(self, submit: int | str) -> Path:
+        """The job that runs a submit's stage; written by the first that starts, and another one ends at once."""
+        return self.attempts / f"{int(submit):03d}.job"
+
     def all_attempts(self, submit: int | None = None) -> list[AttemptPaths]:
         """Every attempt (of one submit), oldest first."""
         pattern = "[0-9]*-[0-9]*" if submit is None else f"{submit:03d}-[0-9]*"
@@ -304,6 +308,11 @@ class RunPaths:
     def payload(self) -> Path:
         """On PYTHONPATH of the ranks."""
         return self.root / "payload"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a resume or a cancel changes the run."""
+        return self.root / ".lock"
 
     @property
     def results(self) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpclm.core.errors import DataError
+from hpclm.core.files import open_file
 from hpclm.core.spec import TextData
 
 _CHUNK_BYTES = 4 << 20
@@ -82,7 +83,7 @@ def _chunks(path: Path, on_file: Callable[[], None]) -> Iterator[str]:
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
     offset = 0
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             while True:
                 on_file()
                 data = stream.read(_CHUNK_BYTES)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from hpclm.core.errors import DataError
+from hpclm.core.files import open_file
 from hpclm.core.spec import PromptData, StageSpec, TaskTemplate
 from hpclm.data.nemo_templates import NemoTemplate
 from hpclm.data.rows import Row, checked, lines_of
@@ -102,7 +103,7 @@ def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training:
     rows = []
     for name in files:
         try:
-            with Path(name).open("rb") as file:
+            with open_file(Path(name)) as file:
                 for number, line in lines_of(file):
                     rows.append(checked(line, f"{name}:{number}", templates, learns=training))
         except OSError as error:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file, read_json
 from hpclm.core.records import from_dict
 
 FORMAT = "hpclm-checkpoint"
 FORMAT_VERSION = 1
+_HASH_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of a complete checkpoint. Raises CheckpointError if there is none or it is not hpclm's."""
     path = CheckpointFolder(directory).manifest
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing: not a checkpoint, or its writing never finished") from None
+        raw = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from error
+    if raw is None:
+        raise CheckpointError(f"{path}: missing: not a checkpoint, or its writing never finished")
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not an hpclm checkpoint")
     if raw.get("version") != FORMAT_VERSION:
@@ -67,3 +70,41 @@ def read_manifest(directory: Path) -> Manifest:
         return from_dict(Manifest, raw, where=str(path))
     except ValueError as error:
         raise CheckpointError(f"{error}; the checkpoint is damaged") from None
+
+
+def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+    """A description of what is wrong with a checkpoint, or None.
+
+    Args:
+        share: (k, n) checks every n-th file from the k-th on, so that n ranks check a checkpoint together.
+    """
+    try:
+        files = {inside(directory, name): file for name, file in read_manifest(directory).files.items()}
+    except CheckpointError as error:
+        return str(error)
+    first, step = share
+    for path, expected in list(files.items())[first::step]:
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != expected.bytes:
+            return f"{path}: {path.stat().st_size} bytes, expected {expected.bytes}"
+        if sha256_of(path) != expected.sha256:
+            return f"{path}: its contents have changed (sha256 differs)"
+    return None
+
+
+def inside(directory: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise CheckpointError(
+            f"{CheckpointFolder(directory).manifest}: the file name {name!r} points outside the checkpoint"
+        )
+    return directory / name
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(_HASH_BLOCK):
+            heartbeat.beat()
+            digest.update(block)
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file, read_json
 from hpclm.core.records import to_dict
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.nemo.archive import Archive
@@ -82,7 +83,7 @@ def _adapter(path: Path) -> dict[str, Any]:
 def header(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file by name: dtype and shape. Raises CheckpointError."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > _MAX_HEADER:
                 raise ValueError("its header is too large")
@@ -94,7 +95,7 @@ def header(path: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if not isinstance(found, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import DataError
+from hpclm.core.files import open_text
 
 _ANSWERS = ("answer", "answers", "label", "output", "truth")
 _SHOWN = 5
@@ -113,7 +114,8 @@ def _key(row: dict[str, Any], number: int) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_text(path, newline="") as stream:
+            text = stream.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

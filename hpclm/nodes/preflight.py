@@ -8,7 +8,6 @@ be the same everywhere).
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -16,12 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpclm.core.errors import DamagedError
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.node_name import node_name
 from hpclm.core.preflight_report import NodeFinding, PreflightReport, fault_of
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import read_sealed
 from hpclm.core.spec import NodeNeeds, ParallelSpec
 from hpclm.nodes import gpu_checks
 from hpclm.nodes.need import need_of
@@ -112,9 +113,12 @@ def _look_with_retries(stage_dir: Path, spec: Checked) -> tuple[list[NodeFinding
 def main(stage_dir: str, attempt_dir: str) -> int:
     began = time.monotonic()
     try:
-        raw = json.loads(StagePaths(Path(stage_dir)).spec.read_text(encoding="utf-8"))
+        raw = read_sealed(StagePaths(Path(stage_dir)).spec) or {}
         spec = from_dict(Checked, raw, ignore_unknown=True, where="spec.json")
         findings, gpu = _look_with_retries(Path(stage_dir), spec)
+    except DamagedError as error:
+        mend = "`hpclm resume` writes it again from the run's plan"
+        findings, gpu = [NodeFinding("error", "run folder", f"{error}; {mend}", "run")], None
     except (OSError, ValueError) as error:
         what = f"{stage_dir}/spec.json cannot be read here ({error}); is the run's file system mounted?"
         findings, gpu = [NodeFinding("error", "run folder", what, "node")], None

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file
 from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.records import from_dict
 from hpclm.core.spec import GATED, ModelSpec
@@ -119,7 +120,7 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
         )
         return None
     try:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             raw = json.loads(opened.read(_MAX_JSON_BYTES))
         model = from_dict(ModelSpec, raw)
     except FileNotFoundError:

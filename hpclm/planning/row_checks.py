@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpclm.core.files import open_file
 from hpclm.core.findings import Finding, Findings
 from hpclm.core.nearest import either
 from hpclm.core.spec import TaskTemplate
@@ -59,7 +60,7 @@ def read_rows(path: str, role: Role, templates: Sequence[TaskTemplate], budget: 
     report = RowReport(path)
     by_name = {template.taskname: template for template in templates}
     left = max(budget.left, MIN_FILE_BYTES)
-    with Path(path).open("rb") as file:
+    with open_file(Path(path)) as file:
         for number, line in lines_of(file):
             report.rows += 1
             _check_line(report, number, line, role, by_name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file
 from hpclm.core.spec import TokenizerSpec
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
@@ -107,7 +108,7 @@ def _no_file(stage: StageContext, key: str, path: str) -> None:
 def _entries(stage: StageContext, key: str, path: str) -> int | None:
     """Largest token id + 1 in a vocab.json, a tokenizer.json or a SentencePiece model."""
     try:
-        with Path(path).open("rb") as file:
+        with open_file(Path(path)) as file:
             content = file.read(_MAX_BYTES)
         if path.endswith(SUFFIX):
             return count_entries(content)

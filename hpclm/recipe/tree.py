@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from hpclm.core.errors import RecipeError
+from hpclm.core.files import open_file
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -111,7 +112,7 @@ def read_tree(path: Path, kind: str = "recipe") -> tuple[str, Node]:
     Raises RecipeError with the line unless the file is one plain YAML mapping.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a {kind} file") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclm.core.failures import FailureKind, policy
+from hpclm.core.files import open_file
 from hpclm.core.layout import AttemptPaths
 from hpclm.core.rank_report import RankReport
 from hpclm.core.records import read_record
@@ -85,7 +86,7 @@ def last_output(logs: list[Path]) -> str | None:
     noise = None
     for log in logs:
         try:
-            with log.open("rb") as stream:
+            with open_file(log) as stream:
                 stream.seek(max(0, log.stat().st_size - 8192))
                 lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
         except OSError:

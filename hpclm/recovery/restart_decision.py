@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.failures import Action, FailureKind, failure_kind, policy
-from hpclm.core.files import append_line, read_object, write_json, write_text
+from hpclm.core.files import append_line, open_file, read_object, write_json, write_text
 from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.preflight_report import PreflightReport
 from hpclm.core.records import from_dict, read_record, to_dict
@@ -185,7 +185,7 @@ def _oom_killed(stage: StagePaths) -> bool:
     logs = stage.batch_logs()
     if not logs:
         return False
-    with logs[-1].open("rb") as stream:
+    with open_file(logs[-1]) as stream:
         stream.seek(max(0, logs[-1].stat().st_size - _TAIL_BYTES))
         return bool(_OOM.search(stream.read().decode(errors="replace")))
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
+from hpclm.core.errors import IncompleteError, RunNotFoundError
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import RunPaths, StagePaths
+from hpclm.core.stage_result import result_of
 from hpclm.core.states import StageState
+from hpclm.formats.checkpoint_manifest import damage
 from hpclm.planning.task import task_named
 from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
+from hpclm.runs.results_folder import building, refuse_foreign, writable, write_plain
 from hpclm.runs.status import RunStatus, status_of
 
 PRED_FILE = "test-results.txt"
+_LARGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -31,44 +35,59 @@ class Collected:
     summary: dict[str, Any]
 
 
-def collect(run: Run, *, pred_file: Path | None = None, out: Path | None = None, stage: str | None = None) -> Collected:
+def collect(
+    run: Run,
+    *,
+    pred_file: Path | None = None,
+    out: Path | None = None,
+    stage: str | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Collected:
     """Gather the run's results.
 
     Args:
         pred_file: a second file for the predictions, one line per test example in the test files' order; next to it,
-            with .jsonl added to its name, the same with ids, prompt, prediction and answer as separate fields.
-        out: the folder (default: `results` in the run); replaced when an earlier collect made it.
+            with .jsonl added to its name, the same with ids, prompt, prediction and answer as separate fields. A device
+            or a pipe gets the lines alone.
+        out: the folder (default: `results` in the run); replaced when an earlier collect of this run made it.
         stage: the evaluate stage, if there are several and it is not the last.
+        log: prints a line for the user while checkpoints are verified.
 
-    Raises IncompleteError, and leaves an earlier folder as it was, when any stage is not complete or a prediction is
-    missing or there twice.
+    Raises IncompleteError, and leaves an earlier folder as it was, when any stage is not complete, a prediction is
+    missing or there twice, or a checkpoint is damaged; HpclmError where something else is in the way.
     """
     (status,) = status_of([run])
     _refuse_incomplete(run, status)
     chosen = _evaluation(run, stage)
     if chosen is None and pred_file is not None:
         raise IncompleteError(f"run {run.record.run} has no evaluate stage, so there is nothing for {pred_file}")
+    target = writable(pred_file) if pred_file else None
     rows = predictions.merged(run.paths.stage(chosen)) if chosen else []
-    folder = (out or run.paths.results).expanduser().absolute()
+    folder = Path(os.path.abspath((out or run.paths.results).expanduser()))  # noqa: PTH100 - links are kept
     facts = _facts(run, status, chosen)
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        building.chmod(0o755)
-        _fill(building, run, facts, chosen, rows)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.replace(folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    refuse_foreign(folder, run.record.run, run.paths.results)
+    _refuse_damaged(run, log)
+    with building(folder, run.record.run, run.paths.results) as made:
+        _fill(made, run, facts, chosen, rows)
+        if target is not None and write_plain(target, _lines(rows)):
+            write_text(target.with_name(f"{target.name}.jsonl"), _json_lines(rows))
     written = None
     if chosen is not None:
         written = pred_file.expanduser().absolute() if pred_file else folder / PRED_FILE
-        if pred_file is not None:
-            write_text(written, _lines(rows))
-            write_text(written.with_name(f"{written.name}.jsonl"), _json_lines(rows))
     return Collected(folder, written, facts)
+
+
+def _refuse_damaged(run: Run, log: Callable[[str], None]) -> None:
+    """Raises IncompleteError for a checkpoint that is not as it was written."""
+    for stage in run.record.stages:
+        paths = run.paths.stage(stage.name)
+        for folder in dict.fromkeys(one for one in (_named(paths, paths.best), _named(paths, paths.latest)) if one):
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            if size > _LARGE_BYTES:
+                log(f"verifying {folder} ({size / (1 << 30):.1f} GiB)")
+            wrong = damage(folder)
+            if wrong is not None:
+                raise IncompleteError(f"stage {stage.name}: {wrong}; the checkpoint is damaged: train it again")
 
 
 def _refuse_incomplete(run: Run, status: RunStatus) -> None:
@@ -89,14 +108,6 @@ def _evaluation(run: Run, stage: str | None) -> str | None:
             f"run {run.record.run} has no evaluate stage {stage!r}; it has {', '.join(found) or 'none'}"
         )
     return stage
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Only a folder that a collect made is ever replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise HpclmError(f"{folder} is a file; give a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "summary.json").exists():
-        raise HpclmError(f"{folder} contains other files; choose a new or empty folder with --out")
 
 
 def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, rows: list[dict[str, Any]]) -> None:
@@ -121,7 +132,7 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
 
 def _outputs(paths: StagePaths, target: Path) -> None:
     """The declared output files of a program."""
-    for name in (read_object(paths.result) or {}).get("outputs") or []:
+    for name in (result_of(paths) or {}).get("outputs") or []:
         source = paths.root / str(name)
         if source.resolve().is_relative_to(paths.root.resolve()) and source.is_file():
             (target / str(name)).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +181,7 @@ def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
     stages = []
     for stage in run.record.stages:
         paths = run.paths.stage(stage.name)
-        result = read_object(paths.result) or {}
+        result = result_of(paths) or {}
         job = stage.job
         stages.append(
             {
@@ -185,7 +196,7 @@ def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
                 "last": read_object(paths.latest),
             }
         )
-    scores = (read_object(run.paths.stage(chosen).result) or {}).get("scores") if chosen else None
+    scores = (result_of(run.paths.stage(chosen)) or {}).get("scores") if chosen else None
     plan = read_object(run.paths.plan) or {}
     return {
         "run": run.record.run,

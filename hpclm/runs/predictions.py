@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import IncompleteError
-from hpclm.core.files import read_object
+from hpclm.core.files import open_text, read_object
 from hpclm.core.layout import StagePaths
+from hpclm.core.stage_result import result_of
 
 _SHOWN = 10
 
@@ -20,7 +21,7 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
 
     Raises IncompleteError unless the evaluation is complete and the index of every other test row occurs exactly once.
     """
-    result = read_object(paths.result)
+    result = result_of(paths)
     if result is None:
         raise IncompleteError(
             f"stage {paths.name}: the evaluation is not complete (no {paths.result}); see `hpclm status`"
@@ -66,7 +67,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def _rows(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as stream:
+    with open_text(file) as stream:
         for number, text in enumerate(stream, 1):
             try:
                 row = json.loads(text)

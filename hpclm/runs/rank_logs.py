@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError, RunNotFoundError
+from hpclm.core.files import open_text
 from hpclm.runs.record import Run
 from hpclm.runs.status import RunStatus, StageStatus, status_of
 
@@ -48,7 +49,7 @@ def read(path: Path) -> Iterator[str]:
     """The current log. Raises HpclmError if there is none."""
     if not path.exists():
         raise HpclmError(f"{path}: no log yet; the rank has not started (see `hpclm status`)")
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with open_text(path, errors="replace") as stream:
         while block := stream.read(_BLOCK):
             yield block
 
@@ -59,7 +60,7 @@ def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
     try:
         while True:
             if stream is None and path.exists():
-                stream = path.open(encoding="utf-8", errors="replace")
+                stream = open_text(path, errors="replace")
             block = stream.read(_BLOCK) if stream else ""
             if block:
                 yield block

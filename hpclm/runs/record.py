@@ -6,6 +6,7 @@ It is written before the submit and again with the job ids, so that no job is ev
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from hpclm.core.files import read_json, write_json
 from hpclm.core.layout import RunPaths
 from hpclm.core.records import from_dict
 from hpclm.core.site import Site
+from hpclm.runs.relocation import as_found
 from hpclm.schedulers.jobs import StageJob, job_tag
 
 VERSION = 2
@@ -56,6 +58,7 @@ class Record:
     """A run.
 
     Attributes:
+        root: the run's folder when the record was written; its paths were in it.
         payload: folder of the code its ranks run, where it is not the run's own (members of a sweep share one).
     """
 
@@ -71,6 +74,7 @@ class Record:
     submits: tuple[SubmitRecord, ...]
     version: int = VERSION
     payload: str | None = None
+    root: str | None = None
 
     @property
     def scheduler(self) -> str:
@@ -115,14 +119,22 @@ def write_record(paths: RunPaths, record: Record) -> None:
 
 
 def read_run(root: Path) -> Run:
-    """The run in `root`. Raises RunNotFoundError when there is none, HpclmError when its record cannot be read."""
-    paths = RunPaths(root)
+    """The run in `root`, wherever that was when it was submitted.
+
+    Raises RunNotFoundError when there is none, HpclmError when its record cannot be read.
+    """
+    paths = RunPaths(Path(os.path.abspath(root)))  # noqa: PTH100 - symbolic links are kept
+    return Run(paths, as_found(stored_record(paths), paths.root))
+
+
+def stored_record(paths: RunPaths) -> Record:
+    """The record as it was written. Raises what `read_run` raises."""
     try:
         raw = read_json(paths.record)
     except (OSError, ValueError) as error:
         raise HpclmError(f"{paths.record}: cannot be read: {error}") from None
     if raw is None:
-        raise RunNotFoundError(f"{root}: not a run (it has no run.json)")
+        raise RunNotFoundError(f"{paths.root}: not a run (it has no run.json)")
     try:
         if not isinstance(raw, dict) or raw.get("version") not in (1, VERSION):
             version = raw.get("version") if isinstance(raw, dict) else None
@@ -130,7 +142,9 @@ def read_run(root: Path) -> Run:
         record = from_dict(Record, upgraded(raw), ignore_unknown=True, where="run.json")
     except ValueError as error:
         raise HpclmError(f"{paths.record}: not a valid run record ({error})") from None
-    return Run(paths, record)
+    if not record.stages or not record.submits:
+        raise HpclmError(f"{paths.record}: not a valid run record (no stages or no submits)")
+    return record
 
 
 def upgraded(raw: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from hpclm.core import stage_result
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
+from hpclm.core.locks import exclusive
 from hpclm.core.states import StageState
 from hpclm.runs.record import Run, SubmitRecord, read_run
+from hpclm.runs.relocation import settle
 from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
 from hpclm.runs.upgrade import upgrade
@@ -24,8 +27,15 @@ SETTLED_S = 60.0
 def resume(run: Run) -> tuple[Run, list[str]]:
     """Submit what is not complete, with the original code and plan of the run; returns the stages submitted.
 
-    Raises HpclmError when everything is complete or a stage is still running, SiteError if it no longer fits.
+    Raises HpclmError when everything is complete, a stage is still running or another command changes the run,
+    SiteError if it no longer fits.
     """
+    busy = f"run {run.record.run}: another command is resuming or cancelling it; see `hpclm status {run.record.run}`"
+    with exclusive(run.paths.lock, busy):
+        return _resume(read_run(run.paths.root))
+
+
+def _resume(run: Run) -> tuple[Run, list[str]]:
     (status,) = status_of([run])
     run = read_run(run.paths.root)  # status may have found jobs whose ids were not recorded
     active = [stage for stage in status.stages if not stage.state.is_over]
@@ -42,6 +52,9 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     rest = never if alive else [stage.name for stage in status.stages if stage.state is not StageState.COMPLETED]
     if not rest:
         raise HpclmError(f"run {run.record.run} is complete; there is nothing to resume")
+    run = settle(run)
+    for name in rest:
+        stage_result.set_aside(run.paths.stage(name))
     number = run.record.submits[-1].number + 1
     jobs = [_again(run.record.stage(name).job, number, [*rest, *alive]) for name in rest]
     if not alive:

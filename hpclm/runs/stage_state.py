@@ -9,6 +9,7 @@ from pathlib import Path
 from hpclm.core.failures import FailureKind
 from hpclm.core.layout import StagePaths
 from hpclm.core.rank_report import RankReport
+from hpclm.core.stage_result import damage_of, is_complete
 from hpclm.core.states import StageState
 from hpclm.recovery.rank_failures import Failure, first_failure, last_output, rank_reports
 from hpclm.runs import attempt_history
@@ -38,9 +39,13 @@ def current_state(record: Record, stage: str, paths: StagePaths, info: JobInfo |
         info: what its scheduler reports; None if it does not know the job.
         asked: whether the scheduler could be queried.
     """
-    if paths.result.exists():
+    if is_complete(paths):
         times = (info.started_at, info.ended_at) if info else (None, None)
         return CurrentState(StageState.COMPLETED, "", *times)
+    damage = damage_of(paths)
+    if damage is not None and (info is None or info.state.is_over):
+        reason = f"{damage}; `hpclm resume` completes the stage again from its last checkpoint"
+        return CurrentState(StageState.FAILED, reason)
     if info is None:
         return _forgotten(record, stage, paths, asked)
     return _with_times(_from_info(record, stage, paths, info), info)
@@ -202,7 +207,7 @@ def _skipped(record: Record, stage: str, paths: StagePaths) -> str:
     submit = record.last_submit(stage)
     if submit.image_jobs and not record.stage(stage).job.depends_on:
         return f"its image could not be imported (job {', '.join(submit.image_jobs)}); see the log next to the image"
-    parents = [one for one in record.stage(stage).job.depends_on if not paths.run.stage(one).result.exists()]
+    parents = [one for one in record.stage(stage).job.depends_on if not is_complete(paths.run.stage(one))]
     return f"stage {' and '.join(parents)} did not complete" if parents else "a job it depends on did not complete"
 
 
@@ -211,7 +216,7 @@ def _bad_parent(record: Record, stage: str, paths: StagePaths) -> str | None:
     submit = record.last_submit(stage)
     for parent in record.stage(stage).job.depends_on:
         there = paths.run.stage(parent)
-        if parent in submit.stages and not there.result.exists():
+        if parent in submit.stages and not is_complete(there):
             job_id = submit.job_ids.get(parent)
             if job_id is not None and there.job_exit(job_id).exists():
                 return parent

@@ -11,6 +11,7 @@ from typing import Any
 
 from hpclm.core.files import read_object, write_json
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.stage_result import is_complete, result_of
 from hpclm.core.states import StageState, stage_state
 from hpclm.runs import attempt_history
 from hpclm.runs.record import Run
@@ -122,7 +123,7 @@ def _unsettled(run: Run) -> list[str]:
     numbered = scheduler_of(run.record.site).has_job_ids
     for stage in (one.name for one in run.record.stages):
         lost = numbered and stage not in run.record.last_submit(stage).job_ids
-        if lost or (not run.paths.stage(stage).result.exists() and _kept(run, stage) is None):
+        if lost or (not is_complete(run.paths.stage(stage)) and _kept(run, stage) is None):
             found.append(stage)
     return found
 
@@ -200,7 +201,7 @@ def _stage_status(run: Run, stage: str, info: JobInfo | None, answers: Answers) 
     if current.state is StageState.UNKNOWN and answers.trouble:
         current = dataclasses.replace(current, reason=answers.trouble)
     progress = read_object(paths.progress) or {}
-    result = read_object(paths.result) if current.state is StageState.COMPLETED else None
+    result = result_of(paths) if current.state is StageState.COMPLETED else None
     running = current.state is StageState.RUNNING
     submit = run.record.last_submit(stage)
     return StageStatus(

@@ -26,6 +26,7 @@ from hpclm.core.layout import RunPaths
 from hpclm.core.payload import stage_payload
 from hpclm.core.processes import user_name
 from hpclm.core.records import to_dict
+from hpclm.core.sealed import write_sealed
 from hpclm.core.site import Site
 from hpclm.core.sweep_layout import RunsFolder
 from hpclm.recipe.sites import load_site
@@ -269,7 +270,7 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
         write_json(building.environment, capture(prepared.request.recipe.absolute()))
         for job, spec in zip(prepared.jobs, prepared.specs, strict=True):
             stage = building.stage(job.stage)
-            write_json(stage.spec, to_dict(spec))
+            write_sealed(stage.spec, to_dict(spec))
             stage.job_folder.mkdir()  # a job whose log folder is missing fails without a message
         if prepared.payload == final.payload:
             stage_payload(building.payload, shared=RunsFolder(final.root.parent).payloads)
@@ -306,6 +307,7 @@ def _record(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Record:
         stages=stages,
         submits=(SubmitRecord(1, now, tuple(job.stage for job in prepared.jobs), image_jobs=image_jobs),),
         payload=None if prepared.payload == prepared.paths.payload else str(prepared.payload),
+        root=str(prepared.paths.root),
     )
 
 

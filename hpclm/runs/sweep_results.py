@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import IncompleteError
-from hpclm.core.files import read_object, write_json, write_text
+from hpclm.core.files import write_json, write_text
 from hpclm.core.registries import METRICS
+from hpclm.core.stage_result import result_of
 from hpclm.core.states import StageState
 from hpclm.metrics import larger_is_better
 from hpclm.runs.collect import collect
@@ -81,7 +82,7 @@ def _row(name: str, settings: dict[str, str], run: Run | None, found: dict[str, 
 def _metric(run: Run, status: RunStatus, name: str) -> float | None:
     """The newest value: `best_val_loss` of the last training stage for val_loss, the mean over tasks of a score."""
     for stage in reversed(status.stages):
-        result = read_object(run.paths.stage(stage.name).result) or {}
+        result = result_of(run.paths.stage(stage.name)) or {}
         scores = [one[name] for one in (result.get("scores") or {}).values() if isinstance(one.get(name), (int, float))]
         if scores:
             return float(sum(scores) / len(scores))

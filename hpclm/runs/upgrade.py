@@ -12,9 +12,10 @@ import time
 from typing import Any
 
 from hpclm.core.errors import HpclmError
-from hpclm.core.files import read_object, write_json
+from hpclm.core.files import read_object
 from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ProgramStageSpec, StageSpec
 from hpclm.core.stage_inputs import stage_inputs
 from hpclm.engines.megatron.memory import memory
@@ -34,7 +35,7 @@ def upgrade(run: Run) -> Run:
     fresh = run.paths.root / f".payload-{time.time_ns()}"
     stage_payload(fresh)
     for name, spec in specs.items():
-        write_json(run.paths.stage(name).spec, to_dict(spec))
+        write_sealed(run.paths.stage(name).spec, to_dict(spec))
     old = run.paths.root / f".payload-of-version-{run.record.version}"
     shutil.rmtree(old, ignore_errors=True)
     run.payload.rename(old)

@@ -5,18 +5,18 @@ Importable without side effects and without torch. What the runner does is the e
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hpclm.core.engine_spec import RankStart
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import from_dict
 from hpclm.core.registry import load_object
+from hpclm.core.sealed import read_sealed
 from hpclm.worker.rank_identity import rank_facts
 from hpclm.worker.rank_launch import RankLaunch, Runner
 from hpclm.worker.report import RankRecord
@@ -34,7 +34,7 @@ def main(stage_dir: str, attempt: str) -> None:
     facts = rank_facts()
     stage = StagePaths(Path(stage_dir))
     paths = stage.attempt(attempt, facts.restart)
-    raw: dict[str, Any] = json.loads(stage.spec.read_text())
+    raw = read_sealed(stage.spec) or {}
     start = from_dict(RankStart, raw, ignore_unknown=True, where="spec.json")
     _prepare_environment(start)
     record = RankRecord(paths.rank(facts.rank), facts)

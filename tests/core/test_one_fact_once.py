@@ -53,7 +53,12 @@ def test_the_jobs_script_ends_with_the_codes_of_the_table() -> None:
         "no-interpreter": ExitCode.NO_INTERPRETER,
     }
     others = set(re.findall(r"hpclm_leave (\d+)", SUPERVISE)) - {code for _, code in named}
-    assert {ExitCode(int(code)) for code in others} == {ExitCode.OK, ExitCode.ATTEMPTS, ExitCode.TERMINATED}
+    assert {ExitCode(int(code)) for code in others} == {
+        ExitCode.OK,
+        ExitCode.ATTEMPTS,
+        ExitCode.TERMINATED,
+        ExitCode.SECOND_JOB,
+    }
 
 
 def test_the_jobs_script_writes_where_the_layout_says() -> None:
@@ -64,7 +69,8 @@ def test_the_jobs_script_writes_where_the_layout_says() -> None:
         text = text.replace(variable, value)
     found = set(re.findall(r"\$hpclm_stage/[\w./%-]+", text))
     assert {Path(path) for path in found} == {
-        stage.attempts, stage.spent("001"), stage.events, stage.job_exit("7"), stage.batch_log("7"), stage.result,
+        stage.attempts, stage.spent("001"), stage.claim("001"), stage.events, stage.job_exit("7"),
+        stage.batch_log("7"), stage.result,
         attempt.root, attempt.logs, attempt.ranks, attempt.preflight, attempt.decision_line, attempt.bad_nodes,
         attempt.logs / "%5t.log",
     }  # fmt: skip

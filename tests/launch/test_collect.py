@@ -15,6 +15,7 @@ from hpclm.runs import submit as submitting
 from hpclm.runs.collect import collect
 from hpclm.runs.predictions import line
 from hpclm.runs.record import Run
+from tests.support.checkpoints import write_shard
 from tests.support.harness import CHAIN, prepared
 from tests.support.sites import LOCAL
 
@@ -34,7 +35,7 @@ def run(tmp_path: Path) -> Run:
         else:
             for step in (10, 20):
                 paths.checkpoint(step).mkdir(parents=True)
-                (paths.checkpoint(step) / "shard-00000.safetensors").write_bytes(b"%d" % step)
+                write_shard(paths.checkpoint(step), b"%d" % step)
             write_json(paths.best, {"checkpoint": "step-00000010", "step": 10, "val_loss": 1.25})
             write_json(paths.latest, {"checkpoint": "step-00000020", "step": 20})
             write_json(paths.checkpoints / "model.json", {"num_layers": 2})

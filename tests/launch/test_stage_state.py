@@ -163,8 +163,9 @@ def test_a_forgotten_job_is_known_by_what_its_script_left(
     assert current_state(record, "pretrain", paths, None, asked=True).state == expected
 
 
-def test_a_record_is_read_as_it_was_written(record: Record, tmp_path: Path) -> None:
-    paths = RunPaths(tmp_path / record.run)
-    paths.root.mkdir()
+def test_a_record_is_read_as_it_was_written(record: Record) -> None:
+    assert record.root is not None
+    paths = RunPaths(Path(record.root))
+    paths.root.mkdir(parents=True)
     write_record(paths, record)
     assert read_run(paths.root).record == record

@@ -9,9 +9,9 @@ import pytest
 
 from hpclm.cli import app as cli
 from hpclm.core.errors import HpclmError
-from hpclm.core.files import read_object
 from hpclm.core.layout import RunPaths
 from hpclm.core.records import from_dict
+from hpclm.core.sealed import read_sealed
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.memory import memory
 from hpclm.runs.record import VERSION, Run, read_run
@@ -61,12 +61,12 @@ def test_resumed_it_has_the_code_and_specs_of_today(old: RunPaths) -> None:
     assert not (old.payload / "hpclm" / "of_then.py").exists()
     assert (old.root / ".payload-of-version-1" / "hpclm" / "of_then.py").is_file()
     for stage in after.record.stages:
-        spec = from_dict(StageSpec, read_object(old.stage(stage.name).spec) or {})
+        spec = from_dict(StageSpec, read_sealed(old.stage(stage.name).spec))
         estimate = memory(spec)
         assert estimate is not None
         assert spec.needs.memory_bytes == estimate.total
         assert stage.job.packages == tuple(spec.needs.packages)
-    train = from_dict(StageSpec, read_object(old.stage("ptune").spec) or {})
+    train = from_dict(StageSpec, read_sealed(old.stage("ptune").spec))
     assert [Path(one).name for one in train.needs.inputs] == ["train.jsonl", "validation.jsonl"]
     assert upgrade(after) == after
 

@@ -9,6 +9,7 @@ that `seed`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,6 +21,9 @@ from typing import Any
 
 from hpclm.core.files import append_line, read_object, write_json
 from hpclm.core.layout import AttemptPaths, StagePaths
+from hpclm.core.records import to_dict
+from hpclm.core.sealed import write_sealed
+from hpclm.formats.checkpoint_manifest import Manifest, StoredFile
 
 _NAMES = (
     ("HPCLM_RANK", "SLURM_PROCID"),
@@ -125,15 +129,17 @@ def _finish(stage: StagePaths, behaviour: dict[str, Any], rank: int, world: int)
             append_line(stage.prediction(rank), row)
         result |= {"examples": behaviour.get("examples", 3), "scores": {"first": {"exact_match": 0.5, "examples": 3}}}
     elif rank == 0:
+        content, name = b"weights", "shard-00000.safetensors"
         stage.checkpoint(1).mkdir(parents=True, exist_ok=True)
-        (stage.checkpoint(1) / "manifest.json").write_text("{}")
-        (stage.checkpoint(1) / "shard-00000.safetensors").write_bytes(b"weights")
+        (stage.checkpoint(1) / name).write_bytes(content)
+        files = {name: StoredFile(len(content), hashlib.sha256(content).hexdigest())}
+        write_json(stage.checkpoint(1) / "manifest.json", to_dict(Manifest(files, {}, {})))
         (stage.checkpoints / "model.json").write_text("{}")
         write_json(stage.best, {"checkpoint": "step-00000001", "step": 1, "val_loss": 0.25})
         write_json(stage.latest, {"checkpoint": "step-00000001", "step": 1})
     if rank == 0 and not behaviour.get("no_result"):
         time.sleep(0.2)
-        write_json(stage.result, result)
+        write_sealed(stage.result, result)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpclm.core.errors import DataError
+from hpclm.core.files import open_text
 from hpclm.data.sources.writing import write_file, write_rows
 
 FOLD = Path("CrossValidation/autoGeneFromRealAnno/autoGene_2018_03_22-13_01_25_169/CrossValidation/KFold_1")
@@ -117,7 +118,7 @@ def _read(folder: Path) -> Iterator[Utterance]:
 
 
 def _read_file(path: Path) -> Iterator[Utterance]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    with open_text(path, newline="") as stream:
         # strict: an unclosed quotation mark must not swallow the rows below it
         reader = csv.DictReader(stream, delimiter=";", strict=True)
         line = 1

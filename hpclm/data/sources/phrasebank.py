@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 from hpclm.core.errors import DataError
+from hpclm.core.files import open_text
 from hpclm.data.sources.writing import write_rows
 
 TASKNAME = "sentiment"
@@ -47,7 +48,8 @@ def phrasebank(source: Path, out: Path, seed: int = 1234, *, escaped: bool = Fal
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="ISO-8859-1").split("\n")
+        with open_text(path, encoding="ISO-8859-1") as stream:
+            lines = stream.read().split("\n")
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give the folder of {FILE}, or one of the set's files"

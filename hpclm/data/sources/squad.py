@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import DataError
+from hpclm.core.files import open_file
 from hpclm.data.sources.writing import write_rows
 
 TASKNAME = "squad"
@@ -55,7 +56,8 @@ def _files(source: Path) -> tuple[Path, Path]:
 def _questions(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Context, question and answers of every question."""
     try:
-        topics = json.loads(path.read_text(encoding="utf-8"))["data"]
+        with open_file(path) as stream:
+            topics = json.load(stream)["data"]
         for topic in topics:
             for paragraph in topic["paragraphs"]:
                 for asked in paragraph["qas"]:

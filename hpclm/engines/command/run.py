@@ -24,6 +24,7 @@ from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.rank_report import RankReport
 from hpclm.core.records import from_dict, read_record
+from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import ProgramStageSpec
 from hpclm.worker.addresses import addresses, boot_id
 from hpclm.worker.rank_identity import RankFacts
@@ -60,7 +61,7 @@ def run(launch: RankLaunch) -> None:
         # another rank may have printed the steps and losses
         progress.update(**{**(read_object(stage.progress) or {}), "phase": "done"}, force=True)
         result = {"task": "program", "world_size": facts.world_size, "outputs": outputs, "seconds": time.time() - began}
-        write_json(stage.result, result | _last_metrics(progress))
+        write_sealed(stage.result, result | _last_metrics(progress))
 
 
 def _rendezvous(attempt: AttemptPaths, facts: RankFacts) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file
 
 _MAX_SMALL = 256 << 20
 # Each map has an open file, and a distributed checkpoint has thousands of files.
@@ -77,7 +78,7 @@ class Archive:
 
     def _plain(self) -> IO[bytes]:
         """The tar's bytes; a gzipped one is unpacked to a file that is deleted when it is closed."""
-        opened = self.path.open("rb")
+        opened = open_file(self.path)
         self._files.append(opened)
         if opened.read(2) != b"\x1f\x8b":
             return opened
@@ -127,7 +128,7 @@ class Archive:
                 self._maps.pop(next(iter(self._maps)))
             # private mapping: writes do not change the file
             if member.file is not None:
-                with member.file.open("rb") as source:
+                with open_file(member.file) as source:
                     self._maps[member.file] = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY)
             else:
                 whole = self._spooled or self._files[0]

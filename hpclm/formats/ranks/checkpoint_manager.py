@@ -25,7 +25,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.core.logging import log
 from hpclm.core.spec import CheckpointSpec
-from hpclm.formats.checkpoint_manifest import read_manifest
+from hpclm.formats.checkpoint_manifest import damage, read_manifest
 from hpclm.formats.ranks import checkpoint_store
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -85,7 +85,7 @@ class CheckpointManager:
 
     def _damage(self, path: Path) -> str | None:
         found: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, checkpoint_store.damage(path, share=(dist.get_rank(), len(found))))
+        dist.all_gather_object(found, damage(path, share=(dist.get_rank(), len(found))))
         return next((wrong for wrong in found if wrong is not None), None)
 
     def _kept(self, least: int) -> int | None:

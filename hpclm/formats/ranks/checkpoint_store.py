@@ -12,7 +12,6 @@ checksums, and megatron-core's writer starts processes of its own, each importin
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -31,10 +30,16 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
 from hpclm.core.records import to_dict
-from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, read_manifest
+from hpclm.formats.checkpoint_manifest import (
+    Manifest,
+    Piece,
+    StoredFile,
+    StoredTensor,
+    inside,
+    read_manifest,
+    sha256_of,
+)
 from hpclm.formats.ranks.shards import is_main_replica
-
-_HASH_BLOCK = 1 << 22
 
 
 def save(
@@ -95,7 +100,7 @@ def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Writt
     save_file(data, str(path))
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    return _Written(name, path.stat().st_size, _sha256(path), tensors)
+    return _Written(name, path.stat().st_size, sha256_of(path), tensors)
 
 
 def _manifest(files: list[_Written | None], state: Mapping[str, object]) -> Manifest:
@@ -105,27 +110,6 @@ def _manifest(files: list[_Written | None], state: Mapping[str, object]) -> Mani
         for key, part in file.tensors.items():
             tensors.setdefault(key, StoredTensor(part.dtype, part.shape, [])).pieces.extend(part.pieces)
     return Manifest({file.name: StoredFile(file.size, file.sha256) for file in written}, tensors, dict(state))
-
-
-def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
-    """A description of what is wrong with a checkpoint, or None.
-
-    Args:
-        share: (k, n) checks every n-th file from the k-th on, so that n ranks check a checkpoint together.
-    """
-    try:
-        files = {_inside(directory, name): file for name, file in read_manifest(directory).files.items()}
-    except CheckpointError as error:
-        return str(error)
-    first, step = share
-    for path, expected in list(files.items())[first::step]:
-        if not path.is_file():
-            return f"{path}: missing"
-        if path.stat().st_size != expected.bytes:
-            return f"{path}: {path.stat().st_size} bytes, expected {expected.bytes}"
-        if _sha256(path) != expected.sha256:
-            return f"{path}: its contents have changed (sha256 differs)"
-    return None
 
 
 def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[str], str] = lambda key: key) -> None:
@@ -204,7 +188,7 @@ class _Files:
     def slice(self, file: str, name: str, where: tuple[slice, ...]) -> torch.Tensor:
         try:
             if file not in self.open:
-                self.open[file] = safe_open(str(_inside(self.directory, file)), framework="pt")
+                self.open[file] = safe_open(str(inside(self.directory, file)), framework="pt")
             stored = self.open[file]
             part: torch.Tensor = stored.get_slice(name)[where] if where else stored.get_tensor(name)
         except CheckpointError:
@@ -212,23 +196,6 @@ class _Files:
         except Exception as error:  # safetensors raises its own exceptions for a damaged file
             raise CheckpointError(f"{self.directory / file}: cannot be read ({error}); it is damaged") from error
         return part
-
-
-def _inside(directory: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise CheckpointError(
-            f"{CheckpointFolder(directory).manifest}: the file name {name!r} points outside the checkpoint"
-        )
-    return directory / name
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            heartbeat.beat()
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync_directory(path: Path) -> None:

@@ -30,6 +30,7 @@ from hpclm.core.files import append_line, read_json, write_json
 from hpclm.core.layout import LocalPaths, StagePaths
 from hpclm.core.processes import identity
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.stage_result import is_complete
 from hpclm.core.states import StageState
 from hpclm.recovery.restart_decision import Decision, decide, write_decision
 from hpclm.schedulers.local.local_records import LocalJobs, LocalStage, StageProgress, SupervisorState
@@ -129,7 +130,7 @@ class Stage:
     def outcome(self) -> tuple[StageState, str]:
         """State and reason once every rank has ended."""
         codes = [process.returncode for process in self.processes]
-        if self.paths.result.exists():
+        if is_complete(self.paths):
             return StageState.COMPLETED, ""
         if self.ends_why == "timeout" or (self.warned and _STOPPED in codes):
             return StageState.TIMEOUT, f"the time limit of {self.job.time_limit_s / 60:g} min was reached"
@@ -163,7 +164,7 @@ class Supervisor:
         self._write()
 
     def _run_stage(self, job: LocalStage) -> StageProgress:
-        if StagePaths(Path(job.stage_dir)).result.exists():
+        if is_complete(StagePaths(Path(job.stage_dir))):
             return StageProgress(StageState.COMPLETED)
         lost = [name for name in job.depends_on if self.state.stages[name].state != StageState.COMPLETED]
         if self._is_cancelled():

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 import hpclm
-from hpclm.core.files import write_json
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.worker.preparation import prepare_on_first_rank
@@ -61,7 +61,7 @@ def _complete(stage: StagePaths, spec: StageSpec, groups: Any, progress: Progres
             "backends": to_dict(spec.backends),
             **result,
         }
-        write_json(stage.result, record)
+        write_sealed(stage.result, record)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,0 +1,47 @@
+"""A lock between processes of the login nodes; the kernel releases it when its process ends. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpclm.core.errors import HpclmError
+
+_POLL_S = 0.1
+# A file system without locks (Lustre mounted without `flock`, some FUSE ones). What a lock is for then has a second
+# guard: the job's script takes a stage only once.
+_NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock at `path`.
+
+    Raises HpclmError with the message `busy` if another process holds it for `wait_s`, OSError where the file cannot be
+    created.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _take(handle, busy, time.monotonic() + wait_s)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, busy: str, until: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise HpclmError(busy) from None
+            time.sleep(_POLL_S)
+        except OSError as error:
+            if error.errno not in _NONE:
+                raise
+            return None

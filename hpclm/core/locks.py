@@ -13,19 +13,20 @@ from pathlib import Path
 from hpclm.core.errors import HpclmError
 
 _POLL_S = 0.1
-# A file system without locks (Lustre mounted without `flock`, some FUSE ones). What a lock is for then has a second
-# guard: the job's script takes a stage only once.
-_NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# A file system without locks (Lustre mounted without `flock`, some FUSE ones; folders on NFS). What a lock is for has a
+# second guard there: the job's script takes a stage only once.
+_NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock at `path`.
+    """Hold the lock at `path`: a file, which is created, or a folder.
 
     Raises HpclmError with the message `busy` if another process holds it for `wait_s`, OSError where the file cannot be
     created.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
         _take(handle, busy, time.monotonic() + wait_s)
         yield

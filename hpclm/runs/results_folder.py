@@ -11,14 +11,15 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.files import read_object, write_json, write_text
+from hpclm.core.locks import exclusive
 
 MARKER = ".hpclm-collect.json"
-_TRIES = 20
+_WAIT_S = 300.0
 
 
 @contextmanager
@@ -28,22 +29,33 @@ def building(folder: Path, run: str, own: Path) -> Iterator[Path]:
     Args:
         own: the run's own results folder, where a collect of an earlier version left no marker.
 
-    Raises HpclmError, before anything is written, where `folder` is not one that a collect of this run made.
+    Raises HpclmError where `folder` is not one that a collect of this run made.
     """
-    refuse_foreign(folder, run, own)
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         made.chmod(0o777 & ~_umask())
         yield made
         write_json(made / MARKER, {"run": run, "files": sorted(_files(made))})
-        _take_place(made, folder, run, own)
+        with _alone(folder):
+            _refuse_foreign(folder, run, own)
+            _take_place(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path, run: str, own: Path) -> None:
     """Raises HpclmError unless `folder` is missing, empty, or the results of an earlier collect of this run alone."""
+    if folder.parent.is_dir():
+        with _alone(folder):
+            _refuse_foreign(folder, run, own)
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    return exclusive(folder.parent, f"{folder}: other commands write there; try again", wait_s=_WAIT_S)
+
+
+def _refuse_foreign(folder: Path, run: str, own: Path) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
@@ -68,26 +80,16 @@ def _files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
-def _take_place(made: Path, folder: Path, run: str, own: Path) -> None:
-    """Rename it over the earlier results, which are moved away first; another collect may do the same meanwhile."""
+def _take_place(made: Path, folder: Path) -> None:
+    """Rename it over the earlier results, which are moved away first."""
     target = folder.resolve() if folder.is_symlink() else folder
-    for _ in range(_TRIES):
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-        else:
-            return
-        refuse_foreign(folder, run, own)
-        away = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
+    away = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        if target.exists():
             target.rename(away / "earlier")
-        except FileNotFoundError:
-            pass
-        finally:
-            shutil.rmtree(away, ignore_errors=True)
-    raise HpclmError(f"{folder}: other commands write there at the same time; try again")
+        made.rename(target)
+    finally:
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -107,7 +109,8 @@ def writable(path: Path) -> Path:
         if target.is_dir():
             raise HpclmError(f"{path} is a folder; give a file with --pred-file")
         there = target if target.exists() else next(one for one in target.parents if one.exists())
-        # root may write everything, and a read-only file system is found only by trying
+        if there != target and not there.is_dir():
+            raise HpclmError(f"{path}: {there} is not a folder; choose another --pred-file")
         if not os.access(there, os.W_OK) or (there.is_dir() and not os.access(there, os.X_OK)):
             raise HpclmError(f"{path}: {there} cannot be written to; choose another --pred-file")
     except (OSError, RuntimeError) as error:

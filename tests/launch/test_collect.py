@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpclm.core.errors import HpclmError, IncompleteError, RunNotFoundError
+from hpclm.core.errors import IncompleteError, RunNotFoundError
 from hpclm.core.files import append_line, read_object, write_json
 from hpclm.runs import submit as submitting
 from hpclm.runs.collect import collect
@@ -110,21 +110,6 @@ def test_the_folder_has_everything_and_survives_the_run(run: Run, tmp_path: Path
     text = (folder / "summary.md").read_text()
     assert "| first | 4 | 0.75 |" in text
     assert "`checkpoints/ptune/best`: step 10, val loss 1.25" in text
-
-
-def test_collecting_again_replaces_what_a_collect_made_and_nothing_else(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "gathered"
-    first = collect(run, out=folder)
-    (first.folder / "stale").touch()
-    collect(run, out=folder)
-    assert not (folder / "stale").exists()
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.tex").touch()
-    with pytest.raises(HpclmError, match="contains other files"):
-        collect(run, out=mine)
-    assert (mine / "thesis.tex").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gathered", "mine", "runs"]
 
 
 def test_a_missing_prediction_is_named(run: Run, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 import hpclm
 from hpclm.cli.data_commands import data_app
 from hpclm.cli.doctor_command import doctor
+from hpclm.cli.guard import guarded
 from hpclm.cli.model_commands import model_app
 from hpclm.cli.output import (
     finish,
@@ -26,8 +26,7 @@ from hpclm.cli.recipe_commands import recipe_app
 from hpclm.cli.score_command import evaluate_app
 from hpclm.cli.site_commands import site_app
 from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
-from hpclm.core.errors import HpclmError
-from hpclm.core.exit_codes import ExitCode
+from hpclm.cli.terminal import raw_output
 
 # rich would be imported for help and tracebacks alone, and takes longer than everything else.
 app = typer.Typer(
@@ -202,6 +201,9 @@ def logs(
     rank: Annotated[
         int | None, typer.Option("--rank", help="Rank number; default: the rank that failed, else 0.")
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="As it is, with colours and whatever else it sends to the terminal.")
+    ] = False,
     site: SiteOption = "local",
     runs_dir: RunsOption = None,
 ) -> None:
@@ -216,7 +218,11 @@ def logs(
     path = logging.log_path(found, chosen, rank)
     blocks = logging.follow(path, lambda: logging.stage_is_over(found, chosen.name)) if follow else logging.read(path)
     for block in blocks:
-        sys.stdout.write(block)
+        if raw:
+            raw_output().write(block)
+        else:
+            # a progress bar returns to the beginning of its line
+            sys.stdout.write(block.replace("\r\n", "\n").replace("\r", "\n"))
         sys.stdout.flush()
 
 
@@ -358,22 +364,7 @@ def _folder(runs_dir: Path | None, site: str) -> Path:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. A user's mistake is one message, without a traceback."""
-    debug = "--debug" in arguments or bool(os.environ.get("HPCLM_DEBUG"))
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    try:
-        app(arguments, prog_name="hpclm", standalone_mode=True)
-    except HpclmError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BrokenPipeError:
-        # The reader (`head`) has closed the pipe; what Python would still flush is discarded.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.BROKEN_PIPE
-    return 0
+    return guarded(lambda words: app(words, prog_name="hpclm", standalone_mode=True), arguments)
 
 
 def main() -> None:

@@ -80,15 +80,18 @@ def follow_shown(run: Run, quiet: bool) -> Iterable[RunStatus]:
 
 
 def _follow_live(run: Run) -> Iterable[RunStatus]:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     from hpclm.cli.tables import run_lines
+    from hpclm.cli.terminal import raw_output
+    from hpclm.core.terminal_text import printable
     from hpclm.runs.status import follow
 
-    with Live(refresh_per_second=4) as live:
+    with Live(console=Console(file=raw_output()), refresh_per_second=4) as live:
         for one in follow(run):
-            live.update(Text("\n".join(run_lines(one))), refresh=True)
+            live.update(Text(printable("\n".join(run_lines(one)))), refresh=True)
             yield one
 
 

@@ -35,7 +35,7 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 def run_lines(status: RunStatus) -> list[str]:
     """A run as a block: its name and state, its stages, and their reasons."""
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created_at))
+    when = clock("%Y-%m-%d %H:%M", status.created_at)
     lines = [f"{status.run}  {status.state}  on {status.site}, submitted {when}"]
     lines += table([_HEADINGS, *(_stage_cells(stage) for stage in status.stages)])
     lines += [line for stage in status.stages for line in _history(stage)]
@@ -82,6 +82,14 @@ def figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def clock(form: str, at: float) -> str:
+    """A time of this machine's zone; `?` for one that no calendar has."""
+    try:
+        return time.strftime(form, time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def duration(seconds: float | None) -> str:
@@ -139,7 +147,7 @@ def fault_lines(faults: Sequence[Fault]) -> list[str]:
     """Faulty nodes, newest last."""
     rows = [["node", "site", "when", "run", "reason"]]
     for fault in faults:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault.at))
+        when = clock("%Y-%m-%d %H:%M", fault.at)
         rows.append([fault.node, fault.site, when, fault.run, fault.reason])
     return table(rows, indent="") if faults else []
 

@@ -106,5 +106,5 @@ def failure_kind(word: object) -> FailureKind:
         return _EARLIER[word]
     try:
         return FailureKind(word)
-    except ValueError:
+    except (ValueError, TypeError):
         return FailureKind.ERROR

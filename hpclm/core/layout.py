@@ -20,6 +20,7 @@ Standard library only: the ranks import this too.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def attempt_name(submit: int | str, restart: int = 0) -> str:
     return f"{int(submit):03d}-{restart:02d}"
 
 
+_ATTEMPT = re.compile(r"[0-9]{3,9}-[0-9]{2,9}")
 CHECKPOINTS = "checkpoints"
 RUN_RECORD = "run.json"
 
@@ -194,7 +196,7 @@ class StagePaths:
     def all_attempts(self, submit: int | None = None) -> list[AttemptPaths]:
         """Every attempt (of one submit), oldest first."""
         pattern = "[0-9]*-[0-9]*" if submit is None else f"{submit:03d}-[0-9]*"
-        found = [AttemptPaths(path) for path in self.attempts.glob(pattern)]
+        found = [AttemptPaths(path) for path in self.attempts.glob(pattern) if _ATTEMPT.fullmatch(path.name)]
         return sorted(found, key=lambda attempt: (attempt.submit, attempt.restart))
 
     def latest_attempt(self, submit: int | None = None) -> AttemptPaths | None:

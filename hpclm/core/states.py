@@ -35,7 +35,7 @@ def stage_state(word: object) -> StageState:
     """The state of that name, `UNKNOWN` for any other name."""
     try:
         return StageState(word)
-    except ValueError:
+    except (ValueError, TypeError):
         return StageState.UNKNOWN
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from hpclm.core.failures import FailureKind, policy
 from hpclm.core.files import read_lines
 from hpclm.core.layout import AttemptPaths, StagePaths
+from hpclm.core.records import from_dict
 from hpclm.core.states import StageState
 from hpclm.recovery.rank_failures import last_output
 from hpclm.recovery.restart_decision import Decision, read_decision
@@ -48,6 +51,17 @@ class Ending:
     rank: int | None = None
 
 
+@dataclass(frozen=True)
+class Event:
+    """A line of a stage's events, as the job's script writes them. `at`: unix seconds."""
+
+    event: str
+    at: float = 0.0
+    job: str = ""
+    attempt: str = ""
+    detail: str = ""
+
+
 @dataclass
 class Attempt:
     """One attempt: its number in the submit from 1, when it began, where, and the events after that."""
@@ -56,7 +70,7 @@ class Attempt:
     paths: AttemptPaths
     at: float
     nodes: str
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     @property
     def decision(self) -> Decision | None:
@@ -66,16 +80,21 @@ class Attempt:
 def attempts(paths: StagePaths, submit: int) -> list[Attempt]:
     """Every attempt of a submit in the job's events, oldest first."""
     found: list[Attempt] = []
-    for event in read_lines(paths.events):
-        name = str(event.get("attempt", ""))
-        if not name.startswith(f"{submit:03d}-"):
+    for event in _events(paths):
+        if not event.attempt.startswith(f"{submit:03d}-"):
             continue
-        if event.get("event") == "start":
-            at, nodes = float(event.get("at") or 0), str(event.get("detail", ""))
-            found.append(Attempt(len(found) + 1, AttemptPaths(paths.attempts / name), at, nodes))
-        elif found and found[-1].paths.name == name:
+        if event.event == "start":
+            folder = AttemptPaths(paths.attempts / event.attempt)
+            found.append(Attempt(len(found) + 1, folder, event.at, event.detail))
+        elif found and found[-1].paths.name == event.attempt:
             found[-1].events.append(event)
     return found
+
+
+def _events(paths: StagePaths) -> Iterator[Event]:
+    for line in read_lines(paths.events):
+        with contextlib.suppress(ValueError):
+            yield from_dict(Event, line, ignore_unknown=True)
 
 
 def ending(paths: StagePaths, submit: int) -> Ending | None:
@@ -83,16 +102,16 @@ def ending(paths: StagePaths, submit: int) -> Ending | None:
     tried = attempts(paths, submit)
     if not tried:
         return None
-    stop = next((event for event in tried[-1].events if event.get("event") == "stop"), None)
+    stop = next((event for event in tried[-1].events if event.event == "stop"), None)
     decision = tried[-1].decision
     if stop is None:
         return None
-    if stop.get("detail") in _STOPPED:
-        state, reason = _STOPPED[str(stop["detail"])]
+    if stop.detail in _STOPPED:
+        state, reason = _STOPPED[stop.detail]
         known = decision is not None and decision.kind is not FailureKind.SIGNAL
         cause = f"; before that: {decision.reason}" if decision is not None and known else ""
-        if stop["detail"] == "no-interpreter":
-            words = last_output([paths.batch_log(str(stop.get("job")))])
+        if stop.detail == "no-interpreter":
+            words = last_output([paths.batch_log(Path(stop.job).name)])
             cause = f", which ends: {words}" if words else ""
         return Ending(state, reason + cause, decision.rank if decision else None)
     if decision is None:
@@ -119,7 +138,7 @@ def sentences(paths: StagePaths, submit: int) -> list[tuple[float, str]]:
 
 def _what(attempt: Attempt, *, is_last: bool) -> str | None:
     """How an attempt ended; None while it is running, or if it completed the stage."""
-    words = {str(event.get("event")): str(event.get("detail", "")) for event in attempt.events}
+    words = {event.event: event.detail for event in attempt.events}
     decision = attempt.decision
     if words.get("end") == "complete":
         return None

@@ -8,8 +8,8 @@ import time
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.locks import exclusive
+from hpclm.runs.moved_run import original
 from hpclm.runs.record import Run, read_run
-from hpclm.runs.relocation import original
 from hpclm.runs.status import query_of, status_of
 from hpclm.schedulers.interface import scheduler_of
 

@@ -162,11 +162,30 @@ def upgraded(raw: dict[str, Any]) -> dict[str, Any]:
 
 def runs_in(folder: Path) -> Iterator[Path]:
     """Folders of runs, unsorted. Unfinished ones begin with a dot and are skipped."""
-    if not folder.is_dir():
-        return
-    for entry in folder.iterdir():
-        if not entry.name.startswith(".") and RunPaths(entry).record.is_file():
+    for entry in entries_of(folder):
+        if not entry.name.startswith(".") and has_file(RunPaths(entry).record):
             yield entry
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none. Raises HpclmError for one that may not be read."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise HpclmError(f"{folder}: {error.strerror}; choose another --runs-dir") from None
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is something at a path. Yes for one in a folder that may not be entered: reading it tells."""
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def all_runs(folder: Path) -> tuple[list[Run], list[str]]:

@@ -13,8 +13,8 @@ from hpclm.core import stage_result
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
 from hpclm.core.locks import exclusive
 from hpclm.core.states import StageState
+from hpclm.runs.moved_run import settle
 from hpclm.runs.record import Run, SubmitRecord, read_run
-from hpclm.runs.relocation import settle
 from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
 from hpclm.runs.upgrade import upgrade

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpclm.core.files import read_object, write_json
-from hpclm.core.records import from_dict, to_dict
+from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.stage_result import is_complete, result_of
-from hpclm.core.states import StageState, stage_state
+from hpclm.core.states import StageState
 from hpclm.runs import attempt_history
 from hpclm.runs.record import Run
 from hpclm.runs.stage_state import current_state
@@ -53,6 +53,21 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """A stage's `progress.json`, as its reporting rank writes it."""
+
+    phase: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_s: float | None = None
+    seconds_left: float | None = None
+    started_at: float | None = None
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """A run: the worst of its stages, and each of them."""
 
@@ -74,11 +89,29 @@ class RunStatus:
 
 
 def status_of(runs: Iterable[Run]) -> list[RunStatus]:
-    """The status of each run, in their order. Does not raise if a scheduler cannot be
-    queried: the status says so instead."""
+    """The status of each run, in their order. Does not raise if a scheduler cannot be queried or a run's files cannot
+    be read: the status says so instead."""
     runs = list(runs)
     answers = _ask(runs)
-    return [_run_status(run, answers[run.record.scheduler]) for run in runs]
+    return [_readable_status(run, answers[run.record.scheduler]) for run in runs]
+
+
+def _readable_status(run: Run, answers: Answers) -> RunStatus:
+    try:
+        return _run_status(run, answers)
+    except OSError as error:
+        reason = f"cannot be read: {error.filename or run.paths.root}: {error.strerror or error}"
+        stages = tuple(StageStatus(one.name, one.task, StageState.UNKNOWN, reason) for one in run.record.stages)
+        record, root = run.record, str(run.paths.root)
+        return RunStatus(record.run, StageState.UNKNOWN, reason, record.created_at, record.site.name, root, stages)
+
+
+def scores_in(result: dict[str, Any] | None) -> dict[str, dict[str, Any]] | None:
+    """The scores by task of a stage's result; None where it has none."""
+    found = (result or {}).get("scores")
+    if not isinstance(found, dict):
+        return None
+    return {task: one for task, one in found.items() if isinstance(one, dict)}
 
 
 def follow(run: Run) -> Iterator[RunStatus]:
@@ -134,16 +167,13 @@ def _kept(run: Run, stage: str) -> JobInfo | None:
     raw = read_object(run.paths.stage(stage).scheduler)
     if raw is None or job_id is None or raw.get("job_id") != job_id:
         return None
-    tried = attempt_history.attempts(run.paths.stage(stage), run.record.last_submit(stage).number)
-    if tried and tried[-1].at > float(raw.get("ended_at") or 0) + 1:
-        return None  # the job was requeued by somebody
-    known = stage_state(raw.get("state"))
-    if known is StageState.UNKNOWN:
-        return None  # an earlier version stored Slurm's own state: query again
     try:
-        return from_dict(JobInfo, raw, ignore_unknown=True)
+        info = from_dict(JobInfo, raw, ignore_unknown=True)
     except ValueError:
-        return None
+        return None  # damaged, or an earlier version stored Slurm's own state: query again
+    tried = attempt_history.attempts(run.paths.stage(stage), run.record.last_submit(stage).number)
+    requeued = tried and tried[-1].at > (info.ended_at or 0) + 1
+    return None if requeued or info.state is StageState.UNKNOWN else info
 
 
 def _run_status(run: Run, answers: Answers) -> RunStatus:
@@ -200,7 +230,7 @@ def _stage_status(run: Run, stage: str, info: JobInfo | None, answers: Answers) 
     current = current_state(run.record, stage, paths, info, asked=answers.trouble is None)
     if current.state is StageState.UNKNOWN and answers.trouble:
         current = dataclasses.replace(current, reason=answers.trouble)
-    progress = read_object(paths.progress) or {}
+    progress = read_record(Reported, paths.progress) or Reported()
     result = result_of(paths) if current.state is StageState.COMPLETED else None
     running = current.state is StageState.RUNNING
     submit = run.record.last_submit(stage)
@@ -211,17 +241,17 @@ def _stage_status(run: Run, stage: str, info: JobInfo | None, answers: Answers) 
         reason=current.reason,
         job_id=submit.job_ids.get(stage),
         rank=current.rank,
-        phase=progress.get("phase") if running else None,
-        step=progress.get("step"),
-        total_steps=progress.get("total_steps"),
-        epoch=progress.get("epoch"),
-        loss=progress.get("loss"),
-        val_loss=progress.get("val_loss"),
-        tokens_per_s=progress.get("tokens_per_s"),
-        seconds_left=progress.get("seconds_left") if running else None,
-        started_at=current.started_at or progress.get("started_at"),
+        phase=progress.phase if running else None,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        epoch=progress.epoch,
+        loss=progress.loss,
+        val_loss=progress.val_loss,
+        tokens_per_s=progress.tokens_per_s,
+        seconds_left=progress.seconds_left if running else None,
+        started_at=current.started_at or progress.started_at,
         ended_at=current.ended_at,
-        scores=(result or {}).get("scores"),
+        scores=scores_in(result),
         attempts=len(paths.all_attempts(submit.number)),
         history=tuple(attempt_history.sentences(paths, submit.number)),
     )

@@ -22,7 +22,7 @@ from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sweep_layout import RunsFolder, SweepPaths
 from hpclm.planning.task import task_named
-from hpclm.runs.record import Run, read_run
+from hpclm.runs.record import Run, entries_of, has_file, read_run
 from hpclm.runs.submit import (
     Prepared,
     Preparer,
@@ -227,9 +227,7 @@ def find_sweep(folder: Path, wanted: str | None) -> Sweep | None:
 
 
 def _sweeps_in(folder: Path) -> list[SweepPaths]:
-    if not folder.is_dir():
-        return []
-    return [paths for entry in folder.iterdir() if (paths := SweepPaths(entry)).record.is_file()]
+    return [paths for entry in entries_of(folder) if has_file((paths := SweepPaths(entry)).record)]
 
 
 def all_sweeps(folder: Path) -> list[Sweep]:

@@ -1,0 +1,42 @@
+"""What a command does with a run that is not where it was: see `relocation`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpclm.core.errors import HpclmError
+from hpclm.core.files import read_object
+from hpclm.core.layout import RunPaths
+from hpclm.core.sealed import read_sealed, write_sealed
+from hpclm.runs.record import Run, stored_record
+from hpclm.runs.relocation import inside, is_same, moved_in, written_in
+
+
+def original(run: Run) -> Path | None:
+    """Where the run is that this one is a copy of; None for one that is where it was, or that was moved."""
+    there = _stored_root(run)
+    if there is None or is_same(Path(there), run.paths.root):
+        return None
+    same = (read_object(RunPaths(Path(there)).record) or {}).get("run") == run.record.run
+    return Path(there) if same else None
+
+
+def settle(run: Run) -> Run:
+    """Make the folder that the run is in its own: specs and record are written again where they lead elsewhere.
+
+    Raises HpclmError and OSError.
+    """
+    stored = _stored_root(run)
+    if stored is None or stored == run.record.root:
+        return run
+    for stage in run.record.stages:
+        path = run.paths.stage(stage.name).spec
+        raw = read_sealed(path)
+        if raw is None:
+            raise HpclmError(f"{path}: missing")
+        write_sealed(path, moved_in(raw, inside(stored), str(run.paths.root)))
+    return run.save(run.record)
+
+
+def _stored_root(run: Run) -> str | None:
+    return written_in(stored_record(run.paths))

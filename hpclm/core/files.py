@@ -60,6 +60,15 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Have a file, or a folder's entries, on disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of `value` as indented JSON. NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

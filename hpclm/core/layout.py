@@ -236,6 +236,11 @@ class StagePaths:
     def predictions(self) -> Path:
         return self.root / "predictions"
 
+    @property
+    def made_from(self) -> Path:
+        """What the predictions next to it depend on."""
+        return self.predictions / "made-from.json"
+
     def prediction(self, data_rank: int) -> Path:
         return self.predictions / f"rank-{data_rank:05d}.jsonl"
 

@@ -11,6 +11,7 @@ from hpclm.core.errors import IncompleteError
 from hpclm.core.files import open_text, read_object
 from hpclm.core.layout import StagePaths
 from hpclm.core.stage_result import result_of
+from hpclm.data.prediction_rows import AT_LIMIT, TOKENS
 
 _SHOWN = 10
 
@@ -54,7 +55,7 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
             problems.append(f"{len(indices)} of {expected} predictions {what}: example {_listed(indices)}")
     if problems:
         raise IncompleteError(f"stage {paths.name}: " + "; ".join(problems) + f" (in {paths.predictions})")
-    return [rows[index] for index in wanted]
+    return [{key: value for key, value in rows[index].items() if key not in (TOKENS, AT_LIMIT)} for index in wanted]
 
 
 def line(row: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ def result(paths: StagePaths) -> dict[str, Any]:
 
 def predictions(paths: StagePaths) -> list[str]:
     """Of all replicas, in the order of the test rows."""
-    rows = [row for file in paths.predictions.iterdir() for row in read_lines(file)]
+    rows = [row for file in paths.predictions.glob("rank-*.jsonl") for row in read_lines(file)]
     return [row["prediction"] for row in sorted(rows, key=lambda row: row["index"])]
 
 

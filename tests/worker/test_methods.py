@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hpclm.planning.trained_prompts import for_archive
 from tests.support.engine_harness import ALONE, Ranks, Split, losses, predictions, result, run, stage_spec, write_data
 from tests.support.nemo_files import saved, write_members
 from tests.support.processes import hpclm
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -195,3 +197,47 @@ def test_one_table_of_an_archive_serves_every_task_it_was_trained_for(bench: Ben
         return predictions(run(replace(spec, templates=[for_archive(path, one) for one in spec.templates])))
 
     assert answers("first-alone", Split(2, 2)) == answers("both", ALONE)
+
+
+def test_an_evaluation_that_is_stopped_goes_on_where_it_was(bench: Bench) -> None:
+    """Ranks agree to stop, nothing is answered twice, and the answers are those of an undisturbed evaluation."""
+    rows = bench.folder / "many.jsonl"
+    rows.write_text((bench.data / "test.jsonl").read_text() * 60)
+    spec = bench.spec("stopped", "evaluate", Split(1, 1, 2))
+    assert spec.data is not None
+    spec = replace(spec, data=replace(spec.data, test=[str(rows)]))
+    ranks = Ranks(spec)
+    paths = ranks.paths
+
+    def begun() -> bool:
+        return all(paths.prediction(rank).is_file() and paths.prediction(rank).stat().st_size for rank in (0, 1))
+
+    wait_until("the first answers", begun, seen=ranks.log, pause_s=0.01)
+    ranks.processes[1].send_signal(signal.SIGUSR2)
+    assert ranks.wait() == [ExitCode.STOPPED] * 2
+    assert not paths.result.exists()
+    first = {rank: paths.prediction(rank).read_text() for rank in (0, 1)}
+    answered = sum(text.count("\n") for text in first.values())
+    assert 0 < answered < 1080
+    # killed in the middle of a line
+    with paths.prediction(1).open("a") as stream:
+        stream.write('{"index": 7, "predi')
+    whole = run(spec, attempt=2)
+    assert f"{answered} rows are answered already" in whole.attempt(2).log(0).read_text()
+    for rank, text in first.items():
+        assert whole.prediction(rank).read_text().startswith(text)
+    indices = [row["index"] for rank in (0, 1) for row in read_lines(whole.prediction(rank))]
+    assert sorted(indices) == list(range(1080))
+    undisturbed = run(replace(spec, stage_dir=f"{spec.stage_dir}-not"))
+    assert predictions(whole) == predictions(undisturbed)
+    assert result(whole)["scores"] == result(undisturbed)["scores"]
+
+
+def test_predictions_of_other_settings_are_made_anew(bench: Bench) -> None:
+    spec = bench.spec("changed", "evaluate")
+    before = run(spec)
+    before.result.unlink()
+    assert spec.generation is not None
+    after = run(replace(spec, generation=replace(spec.generation, max_new_tokens=1)), attempt=2)
+    assert "answered already" not in after.attempt(2).log(0).read_text()
+    assert len(predictions(after)) == 18

@@ -117,6 +117,28 @@ def test_tokens_are_made_once(corpus: Path, tmp_path: Path) -> None:
     assert (folder / "train.bin").stat().st_ino != made
 
 
+@pytest.mark.parametrize("damage", ["half", "zeros", "gone", "flip", "empty mark"])
+def test_damaged_data_is_prepared_again(corpus: Path, tmp_path: Path, damage: str) -> None:
+    spec, folder = spec_of(corpus, "file"), tmp_path / "data"
+    prepare_text(spec, folder)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    data = bytearray(whole["train.bin"])
+    data[len(data) // 2] ^= 1
+    damaged = {
+        "half": {"train.bin": whole["train.bin"][: len(data) // 2]},
+        "zeros": {"train.bin": bytes(len(data)), "tokenizer.json": b""},
+        "flip": {"train.bin": bytes(data)},
+        "gone": {},
+        "empty mark": {"prepared.json": b""},
+    }[damage]
+    for name, content in damaged.items():
+        (folder / name).write_bytes(content)
+    if damage == "gone":
+        (folder / "train.idx").unlink()
+    prepare_text(spec, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_too_little_text_is_said_with_numbers(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the train text has \d+ tokens, less than one sample of text.seq_length 5000"):
         prepare_text(spec_of(corpus, "file", seq_length=5000), tmp_path / "data")

@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +17,39 @@ with warnings.catch_warnings():
     from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from hpclm.core import heartbeat
-from hpclm.core.errors import DataError
-from hpclm.core.files import read_object, write_json
+from hpclm.core.errors import DamagedError, DataError
+from hpclm.core.files import sync
+from hpclm.core.logging import log
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.core.spec import StageSpec
 from hpclm.data.documents import documents, split, text_files
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
+from hpclm.formats.checkpoint_manifest import StoredFile, inside, sha256_of
 
 PREPARED = "prepared.json"
 _BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`prepared.json`. `mark`: what the data was made from; `files`: what was written, by name."""
+
+    mark: str
+    files: dict[str, StoredFile] = field(default_factory=dict)
 
 
 def prepare_text(spec: StageSpec, folder: Path) -> None:
     """Train or load the tokenizer and write `train` and `validation` (unless its fraction is 0) as indexed token files.
     For one rank, before the ranks meet. Documents are read one after another, twice where a tokenizer is learned.
 
-    Done once: on a restart the files are reused if they were made from the same text with the same settings. Raises
-    DataError where there is too little text.
+    Done once: on a restart the files are reused if they were made from the same text with the same settings and are
+    still what was written; else they are made anew. Raises DataError where there is too little text.
     """
     assert spec.text is not None
     files = text_files(spec.text)
     mark = _mark(spec, files)
-    if (read_object(folder / PREPARED) or {}).get("mark") == mark:
+    if _is_prepared(folder, mark):
         return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -59,9 +72,31 @@ def prepare_text(spec: StageSpec, folder: Path) -> None:
                 f"{spec.text.seq_length} + 1; give more text, a shorter seq_length"
                 + (" or a larger text.validation_fraction" if name == "validation" else "")
             )
-    write_json(partial / PREPARED, {"mark": mark})
+    files_made = {path.name: StoredFile(path.stat().st_size, sha256_of(path)) for path in sorted(partial.iterdir())}
+    for name in files_made:
+        sync(partial / name)
+    prepared = to_dict(Prepared(mark, files_made))
+    write_sealed(partial / PREPARED, prepared)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+    sync(folder.parent)
+
+
+def _is_prepared(folder: Path, mark: str) -> bool:
+    """Whether the folder has what these settings give, every byte of it as it was written."""
+    try:
+        raw = read_sealed(folder / PREPARED)
+        known = from_dict(Prepared, raw or {}, ignore_unknown=True)
+    except (DamagedError, OSError, ValueError):
+        return False
+    if known.mark != mark or not known.files:
+        return False
+    for name, stored in known.files.items():
+        path = inside(folder, name)
+        if not path.is_file() or path.stat().st_size != stored.bytes or sha256_of(path) != stored.sha256:
+            log(f"{path} is not as it was written; the data is prepared again")
+            return False
+    return True
 
 
 def _mark(spec: StageSpec, files: list[Path]) -> str:

@@ -12,7 +12,6 @@ checksums, and megatron-core's writer starts processes of its own, each importin
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import write_json
+from hpclm.core.files import sync, write_json
 from hpclm.core.records import to_dict
 from hpclm.formats.checkpoint_manifest import (
     Manifest,
@@ -71,7 +70,7 @@ def save(
         write_json(CheckpointFolder(partial).manifest, to_dict(_manifest(files, state)))
         shutil.rmtree(directory, ignore_errors=True)
         partial.replace(directory)
-        _sync_directory(directory.parent)
+        sync(directory.parent)
     dist.barrier()
 
 
@@ -98,8 +97,7 @@ def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Writt
         return None
     path = folder / name
     save_file(data, str(path))
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync(path)
     return _Written(name, path.stat().st_size, sha256_of(path), tensors)
 
 
@@ -196,11 +194,3 @@ class _Files:
         except Exception as error:  # safetensors raises its own exceptions for a damaged file
             raise CheckpointError(f"{self.directory / file}: cannot be read ({error}); it is damaged") from error
         return part
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -48,12 +48,15 @@ class Answerer:
         self.groups, self.model, self.tokenizer, self.spec = groups, model, tokenizer, spec
         self.ends = EndStrings(spec.end_strings, tokenizer)
 
-    def batches(self, examples: list[Example]) -> Iterator[list[tuple[Example, Answer]]]:
-        """This replica's share, one batch at a time."""
-        groups, size = self.groups, self.spec.batch_size
-        # rows of similar length together: less padding, and batches that do not depend on the number of replicas
-        order = sorted(range(len(examples)), key=lambda place: len(examples[place].tokens))
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+    def partition(self, examples: list[Example]) -> list[list[Example]]:
+        """Rows of similar length together: less padding, and batches that do not depend on the number of replicas."""
+        size = self.spec.batch_size
+        ordered = sorted(examples, key=lambda example: len(example.tokens))
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    def batches(self, batches: list[list[Example]]) -> Iterator[list[tuple[Example, Answer]]]:
+        """This replica's share of the batches, one at a time."""
+        groups = self.groups
         generator = Generator(
             self.model,
             groups,
@@ -63,9 +66,8 @@ class Answerer:
             ends=self.ends,
             trains_on=self.trains_on,
         )
-        for batch in batches[groups.data_rank :: groups.data_size]:
+        for chosen in batches[groups.data_rank :: groups.data_size]:
             heartbeat.beat()
-            chosen = [examples[place] for place in batch]
             inputs = collate_left(chosen, self.tokenizer.pad_id).to(groups.device)
             with without_sequence_parallelism(self.model):
                 made = generator(inputs, [example.index for example in chosen])
@@ -77,7 +79,9 @@ class Answerer:
 
     def texts(self, examples: list[Example]) -> list[str]:
         """The answers to all rows, in their order, on every rank."""
-        mine = {example.index: answer.text for batch in self.batches(examples) for example, answer in batch}
+        mine = {
+            example.index: answer.text for batch in self.batches(self.partition(examples)) for example, answer in batch
+        }
         found: list[dict[int, str] | None] = [None] * self.groups.world_size
         dist.all_gather_object(found, mine)
         every: dict[int, str] = {}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from hpclm.core.files import read_lines, write_text
+from hpclm.core.files import read_lines
 from hpclm.core.logging import log
 from hpclm.core.spec import GenerationSpec, StageSpec
 from hpclm.data.examples import PromptDataset, rows_to_answer
+from hpclm.data.prediction_rows import AT_LIMIT, TOKENS
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import load_tokenizer
+from hpclm.engines.megatron.ranks.answered_rows import Writer, answered, key_of
 from hpclm.engines.megatron.ranks.answering import Answer, Answerer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -51,15 +52,16 @@ def run(context: StageContext) -> dict[str, object]:
         log(f"{dataset.truncated} of {len(dataset)} test prompts are truncated to leave room for their answers")
     answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, _sampling(spec))
     began = time.time()
-    made, at_limit = _generate(context, dataset, answerer)
+    made = _generate(context, dataset, answerer, key_of(spec, len(dataset), (base_checkpoint(spec), source)))
     seconds = time.time() - began
+    predicted = read_predictions(context)
     return {
         "examples": len(dataset),
         "examples_truncated": dataset.truncated,
         "left_out": dataset.left_out,
-        "scores": scores(read_predictions(context)),
-        "answers_at_limit": at_limit,
-        "generated_tokens": made,
+        "scores": scores(predicted),
+        "answers_at_limit": sum(row[AT_LIMIT] for row in predicted),
+        "generated_tokens": sum(row[TOKENS] for row in predicted),
         "generated_tokens_per_s": made / seconds,
         "seconds": seconds,
         "prompts": None if source is None else str(source),
@@ -75,42 +77,64 @@ def _sampling(spec: StageSpec) -> GenerationSpec:
     return replace(spec.generation, repetition_penalty=1.0) if spec.data.as_nemo else spec.generation
 
 
-def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer) -> tuple[int, int]:
-    """Answer this replica's share of the rows and write the predictions.
+def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer, key: str) -> int:
+    """Answer the rows that have no answer yet and write each batch's predictions at once.
 
-    Returns the number of generated tokens and of answers at the length limit, over all replicas.
+    Returns the number of tokens generated, over all replicas. Raises StoppedError on all ranks together when one was
+    asked to stop.
     """
-    groups, done = context.groups, 0
-    lines, tokens, at_limit = [], 0, 0
-    for batch in answerer.batches(dataset.examples):
-        for example, answer in batch:
-            lines.append(_line(example, answer))
-            tokens += answer.tokens
-            at_limit += answer.at_limit
-        done = min(len(dataset), done + answerer.spec.batch_size * groups.data_size)
-        context.progress.update(phase="generating", step=done, total_steps=len(dataset))
-        if context.stop.requested:
-            raise StoppedError("stop requested while generating; the evaluation starts over")
-    writes = groups.is_last_stage and groups.tensor_rank == 0
-    if writes:
-        write_text(context.paths.prediction(groups.data_rank), "".join(lines))
-    counts = [(0, 0)] * groups.world_size
-    dist.all_gather_object(counts, (tokens, at_limit) if writes else (0, 0))
-    return sum(made for made, _ in counts), sum(limited for _, limited in counts)
+    groups, tokens = context.groups, 0
+    batches = answerer.partition(dataset.examples)
+    done = _answered(context, key, batches)
+    left = [batch for batch in batches if batch[0].index not in done]
+    answers = answerer.batches(left)
+    with Writer(context.paths.prediction(groups.data_rank), groups.is_last_stage and groups.tensor_rank == 0) as writer:
+        for first in range(0, len(left), groups.data_size):
+            rows = [_row(example, answer) for example, answer in next(answers, [])]
+            writer.add(rows)
+            tokens += sum(row[TOKENS] for row in rows)
+            count = len(done) + sum(map(len, left[: first + groups.data_size]))
+            context.progress.update(phase="generating", step=count, total_steps=len(dataset))
+            if _any_stops(context) and count < len(dataset):
+                raise StoppedError(f"stop requested; {count} of {len(dataset)} rows are answered")
+    counts = [0] * groups.world_size
+    dist.all_gather_object(counts, tokens if writer.active else 0)
+    return sum(counts)
 
 
-def _line(example: Example, answer: Answer) -> str:
-    row = {
+def _answered(context: StageContext, key: str, batches: list[list[Example]]) -> set[int]:
+    """The rows that an earlier job of this evaluation has answered, the same on every rank."""
+    found: list[set[int]] = [set()]
+
+    def look() -> None:
+        found[0] = answered(context.paths, key, [[example.index for example in batch] for batch in batches])
+
+    context.on_first_rank(look)
+    dist.broadcast_object_list(found, src=0)
+    if context.groups.rank == 0 and found[0]:
+        log(f"{len(found[0])} rows are answered already")
+    return found[0]
+
+
+def _any_stops(context: StageContext) -> bool:
+    flag = torch.tensor(float(context.stop.requested), device=context.groups.device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _row(example: Example, answer: Answer) -> dict[str, Any]:
+    return {
         "index": example.index,
         "taskname": example.taskname,
         "prompt": example.prompt,
         "prediction": answer.text,
         "answer": example.answer,
+        TOKENS: answer.tokens,
+        AT_LIMIT: answer.at_limit,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_predictions(context: StageContext) -> list[dict[str, Any]]:
     """All replicas' predictions in the order of the test rows."""
-    files: list[Path] = [context.paths.prediction(rank) for rank in range(context.groups.data_size)]
+    files = context.paths.predictions.glob("rank-*.jsonl")
     return sorted((row for file in files for row in read_lines(file)), key=lambda row: row["index"])

@@ -180,6 +180,10 @@ hpclm_decided_on() { # HOST: ask for the decision there
   [ -s "$hpclm_attempt/decision" ] || [ "$hpclm_signal" != - ]
 }
 
+hpclm_writable() { # whether the run's file system takes anything
+  printf '%08192d' 0 2>/dev/null >"$hpclm_attempt/.probe" && rm -f "$hpclm_attempt/.probe"
+}
+
 hpclm_ask_decision() { # sets hpclm_action and hpclm_detail
   local host pause
   hpclm_action=no-answer
@@ -258,7 +262,12 @@ while :; do
       hpclm_event stop no-answer
       hpclm_leave 47
       ;;
-    *) # steps start, and the interpreter in them does not
+    no-interpreter)
+      # steps start, and the interpreter in them does not; or what it decided could not be written
+      if ! hpclm_writable; then
+        echo "hpclm: $hpclm_stage cannot be written to: its file system is full or read-only"
+        hpclm_leave 49
+      fi
       hpclm_event stop no-interpreter
       hpclm_leave 43
       ;;

@@ -46,6 +46,7 @@ class ExitCode(IntEnum):
     ATTEMPTS = 46
     NO_ANSWER = 47
     SECOND_JOB = 48
+    DISK = 49
     HARDWARE = 50
     PREFLIGHT_NODE = 60
     PREFLIGHT_RUN = 61
@@ -81,6 +82,7 @@ _MEANINGS = {
     ExitCode.ATTEMPTS: "10,000 attempts, or their folders cannot be created",
     ExitCode.NO_ANSWER: "Slurm started no step of the job for minutes, in four jobs",
     ExitCode.SECOND_JOB: "another job runs this stage of the same submit; this one ended at once",
+    ExitCode.DISK: "the run's folder could not be written: its file system is full or read-only",
     ExitCode.HARDWARE: "a device reported a hardware error",
     ExitCode.PREFLIGHT_NODE: "preflight: this node is faulty",
     ExitCode.PREFLIGHT_RUN: "preflight: the stage would fail on every node",

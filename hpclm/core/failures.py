@@ -22,6 +22,7 @@ class FailureKind(Word):
     PROGRAM = "program"
     HARDWARE = "hardware"
     STORAGE = "storage"
+    DISK = "disk"
     STALL = "stall"
     WAITED = "waited"
     VANISHED = "vanished"
@@ -80,6 +81,7 @@ POLICIES: dict[FailureKind, Policy] = {
     FailureKind.PROGRAM: Policy(Action.AGAIN),
     FailureKind.HARDWARE: Policy(Action.REQUEUE, ExitCode.HARDWARE, bad_node=True),
     FailureKind.STORAGE: Policy(Action.AGAIN),
+    FailureKind.DISK: Policy(Action.STOP, ExitCode.DISK),
     FailureKind.STALL: Policy(Action.AGAIN, ExitCode.STALL, suspicious=True),
     FailureKind.WAITED: Policy(Action.AGAIN, ExitCode.STALL, consequence=True),
     FailureKind.VANISHED: Policy(Action.AGAIN, suspicious=True),

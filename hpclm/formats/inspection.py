@@ -12,6 +12,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file, read_json
 from hpclm.core.records import to_dict
 from hpclm.formats.checkpoint_manifest import read_manifest
+from hpclm.formats.checkpoint_pointers import pointed
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
@@ -32,11 +33,8 @@ def look(path: Path) -> dict[str, Any]:
         return _nemo_prompts(path) if is_prompt_archive(str(path)) else _nemo_gpt(path)
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path)
-    paths = CheckpointFolder(path)
-    for pointer in (None, paths.best, paths.latest):
-        record = _json(pointer) if pointer and pointer.is_file() else {}
-        folder = path / Path(str(record.get("checkpoint", ""))).name if record else path
-        if CheckpointFolder(folder).manifest.is_file():
+    for folder in (path, pointed(path, "best"), pointed(path, "latest")):
+        if folder is not None and CheckpointFolder(folder).manifest.is_file():
             return _checkpoint(folder)
     raise CheckpointError(f"{path}: not a .nemo archive, hpclm checkpoint or PEFT adapter")
 

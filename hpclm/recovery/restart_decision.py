@@ -24,6 +24,7 @@ from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.preflight_report import PreflightReport
 from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.spec import RecoverySpec
+from hpclm.core.storage import refused
 from hpclm.recovery.rank_failures import Failure, first_failure, last_output, rank_reports
 
 _SHORT_S = 60.0
@@ -87,6 +88,9 @@ def _decision(kind: FailureKind, reason: str, **more: Any) -> Decision:
 
 def _first_look(stage: StagePaths, attempt: AttemptPaths, nodes: tuple[str, ...]) -> Decision:
     """What happened in this attempt alone."""
+    full = refused(stage.root)
+    if full is not None:
+        return _decision(FailureKind.DISK, full)
     reports = rank_reports(attempt)
     if not reports:
         checked = _preflight(attempt, nodes)
@@ -218,7 +222,10 @@ def main(stage_dir: str, attempt_name: str, ends_at: str, nodes: str) -> None:
     stage = StagePaths(Path(stage_dir))
     attempt = AttemptPaths(stage.attempts / attempt_name)
     decision = decide(stage, attempt, float(ends_at), tuple(nodes.split(",")))
-    write_decision(stage, attempt, decision)
+    try:
+        write_decision(stage, attempt, decision)
+    except OSError as error:
+        print(f"{attempt_name}: the decision cannot be written: {error}", flush=True)
     print(f"{attempt_name}: {decision.reason}; {decision.action}", flush=True)
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.core.errors import IncompleteError, RunNotFoundError
+from hpclm.core.errors import CheckpointError, IncompleteError, RunNotFoundError
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import RunPaths, StagePaths
 from hpclm.core.stage_result import result_of
 from hpclm.core.states import StageState
 from hpclm.formats.checkpoint_manifest import damage
+from hpclm.formats.checkpoint_pointers import Which, pointed
 from hpclm.planning.task import task_named
 from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
@@ -81,7 +82,7 @@ def _refuse_damaged(run: Run, log: Callable[[str], None]) -> None:
     """Raises IncompleteError for a checkpoint that is not as it was written."""
     for stage in run.record.stages:
         paths = run.paths.stage(stage.name)
-        for folder in dict.fromkeys(one for one in (_named(paths, paths.best), _named(paths, paths.latest)) if one):
+        for folder in dict.fromkeys(one for one in (_named(paths, "best"), _named(paths, "latest")) if one):
             size = sum(file.stat().st_size for file in folder.iterdir())
             if size > _LARGE_BYTES:
                 log(f"verifying {folder} ({size / (1 << 30):.1f} GiB)")
@@ -145,7 +146,7 @@ def _checkpoints(paths: StagePaths, target: Path) -> None:
     Hard links where the file system supports them: no second copy of a large model, and the files stay when the run is
     deleted. A checkpoint is never changed once written, so a link is as good as a copy.
     """
-    chosen = {name: _named(paths, file) for name, file in (("best", paths.best), ("last", paths.latest))}
+    chosen = {"best": _named(paths, "best"), "last": _named(paths, "latest")}
     if not any(chosen.values()):
         return
     target.mkdir(parents=True)
@@ -157,15 +158,12 @@ def _checkpoints(paths: StagePaths, target: Path) -> None:
             _link(str(file), str(target / file.name))
 
 
-def _named(paths: StagePaths, pointer: Path) -> Path | None:
-    """The checkpoint a pointer file names, None without a pointer. Raises IncompleteError if it does not exist."""
-    record = read_object(pointer)
-    if record is None:
-        return None
-    folder = paths.checkpoints / str(record.get("checkpoint"))
-    if not folder.is_dir():
-        raise IncompleteError(f"{pointer} points to {folder.name}, which does not exist")
-    return folder
+def _named(paths: StagePaths, which: Which) -> Path | None:
+    """The checkpoint that a pointer file names, None without a pointer. Raises IncompleteError if it does not exist."""
+    try:
+        return pointed(paths.checkpoints, which)
+    except CheckpointError as error:
+        raise IncompleteError(str(error)) from None
 
 
 def _link(source: str, target: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpclm.core.exit_codes import ExitCode
 from hpclm.core.failures import FailureKind
 from hpclm.core.layout import StagePaths
 from hpclm.core.rank_report import RankReport
@@ -89,6 +90,8 @@ def _no_result() -> str:
 
 
 def _failed(record: Record, stage: str, info: JobInfo, failure: Failure | None) -> CurrentState:
+    if info.reason == f"exit code {ExitCode.DISK.value}" and (failure is None or failure.kind is FailureKind.VANISHED):
+        return CurrentState(StageState.FAILED, ExitCode.DISK.meaning)
     if failure is None:
         return CurrentState(info.state, info.reason or "no rank wrote a record")
     if failure.kind is FailureKind.SIGNAL and info.reason_is_final:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -18,6 +21,7 @@ from hpclm.core.files import append_line, finite, write_json
 from hpclm.core.rank_report import RankReport
 from hpclm.core.records import to_dict
 from hpclm.core.states import RankState
+from hpclm.core.storage import is_refused
 from hpclm.worker.rank_identity import RankFacts
 
 if TYPE_CHECKING:
@@ -82,7 +86,15 @@ class RankRecord:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.path, to_dict(self.report))
+        """In the run; where that cannot be, on standard error and on the node, so that the last words are not lost."""
+        try:
+            write_json(self.path, to_dict(self.report))
+        except OSError as error:
+            words = f"rank {self.report.rank}: {self.path} cannot be written ({error.strerror}): {self.report.message}"
+            print(words, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                on_node = Path(tempfile.gettempdir()) / f"hpclm-{os.getuid()}"
+                write_json(on_node / _flat(self.path), to_dict(self.report))
 
     def _ended(self, state: RankState, kind: FailureKind | None, message: str) -> int:
         """Write how the rank ended; returns the exit code of that kind of failure."""
@@ -129,6 +141,8 @@ def classify(error: BaseException) -> FailureKind:
             return kind
     if isinstance(error, ProgramError):
         return FailureKind.PROGRAM if error.retry else FailureKind.ERROR
+    if is_refused(error):
+        return FailureKind.DISK
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
         return FailureKind.STORAGE
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -148,6 +162,11 @@ def classify(error: BaseException) -> FailureKind:
 def _where(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def _flat(path: Path) -> str:
+    """A name for a file of a run outside it: the run, the stage, the attempt and the rank."""
+    return "-".join((path.parents[5].name, path.parents[3].name, path.parents[1].name, path.name))
 
 
 class ProgressValues(TypedDict, total=False):
@@ -171,6 +190,7 @@ class Progress:
         self.state: dict[str, object] = dict.fromkeys(ProgressValues.__annotations__)
         self.state["started_at"] = time.time()
         self.written_at = 0.0
+        self.refused = False
 
     def update(self, *, force: bool = False, **values: Unpack[ProgressValues]) -> None:
         """Set new values; counts as a heartbeat on every rank.
@@ -183,14 +203,25 @@ class Progress:
         now = time.monotonic()
         if self.active and (force or now - self.written_at >= _PROGRESS_INTERVAL_S):
             self.written_at = now
-            write_json(self.progress_path, {**self.state, "updated_at": time.time()})
+            self._try(lambda: write_json(self.progress_path, {**self.state, "updated_at": time.time()}))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Training does not end because its progress cannot be written; the log says so once."""
+        try:
+            write()
+        except OSError as error:
+            if not self.refused:
+                print(f"progress cannot be written: {error}", file=sys.stderr, flush=True)
+            self.refused = True
+        else:
+            self.refused = False
 
     def metric(self, kind: str, step: int, values: Mapping[str, float], *, silent: bool = False) -> None:
         """Append one row to the metrics and, unless `silent`, print it on standard output."""
         if not self.active:
             return
         row = {"kind": kind, "step": step, **values, "time": time.time()}
-        append_line(self.metrics_path, finite(row))
+        self._try(lambda: append_line(self.metrics_path, finite(row)))
         if silent:
             return
         shown = " ".join(f"{key} {value:.6g}" for key, value in values.items() if isinstance(value, float))

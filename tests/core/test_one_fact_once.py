@@ -58,6 +58,7 @@ def test_the_jobs_script_ends_with_the_codes_of_the_table() -> None:
         ExitCode.ATTEMPTS,
         ExitCode.TERMINATED,
         ExitCode.SECOND_JOB,
+        ExitCode.DISK,
     }
 
 
@@ -72,7 +73,7 @@ def test_the_jobs_script_writes_where_the_layout_says() -> None:
         stage.attempts, stage.spent("001"), stage.claim("001"), stage.events, stage.job_exit("7"),
         stage.batch_log("7"), stage.result,
         attempt.root, attempt.logs, attempt.ranks, attempt.preflight, attempt.decision_line, attempt.bad_nodes,
-        attempt.logs / "%5t.log",
+        attempt.logs / "%5t.log", attempt.root / ".probe",
     }  # fmt: skip
     assert attempt.log(3).name == f"{3:05d}.log"  # as srun writes %5t.log
 

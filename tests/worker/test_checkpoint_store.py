@@ -13,8 +13,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import CheckpointSpec
 from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.formats.checkpoint_manifest import damage
+from hpclm.formats.checkpoint_pointers import checkpoints_in, step_of
 from hpclm.formats.ranks import checkpoint_store
-from hpclm.formats.ranks.checkpoint_manager import CheckpointManager, checkpoints_in, resolve, step_of
+from hpclm.formats.ranks.checkpoint_manager import CheckpointManager, resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -106,9 +108,9 @@ def _escape(folder: Path) -> None:
     ],
 )
 def test_damage_is_found_and_named(saved: Path, harm: Callable[[Path], object], words: str) -> None:
-    assert checkpoint_store.damage(saved) is None
+    assert damage(saved) is None
     harm(saved)
-    wrong = checkpoint_store.damage(saved)
+    wrong = damage(saved)
     assert wrong is not None
     assert words in wrong
 

@@ -60,7 +60,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error", 1, "failed"),
         (RendezvousError("rank 2 did not arrive"), "rendezvous-timeout", 20, "failed"),
         (OSError(errno.ESTALE, "Stale file handle"), "storage", 1, "failed"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error", 1, "failed"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk", 49, "failed"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "hardware", 50, "failed"),
         (RuntimeError("CUDA error: device-side assert triggered"), "error", 1, "failed"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", ExitCode.MEMORY, "failed"),

@@ -46,5 +46,5 @@ def test_tensors_keep_their_names(alone: Groups, task: str) -> None:
 def test_the_card_keeps_its_keys() -> None:
     card, _ = CARDS["prompt-tuning"]
     written = to_dict(card)
-    assert set(written) == {"task", "prompt", "task_templates", "kept", "name_lengths", "base"}
+    assert set(written) == {"task", "prompt", "task_templates", "kept", "name_lengths", "base", "semantics"}
     assert from_dict(PromptsCard, written) == card

@@ -9,8 +9,6 @@ checkpoints/
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,9 +24,8 @@ from hpclm.core.files import write_json
 from hpclm.core.logging import log
 from hpclm.core.spec import CheckpointSpec
 from hpclm.formats.checkpoint_manifest import damage, read_manifest
+from hpclm.formats.checkpoint_pointers import Which, checkpoints_in, pointed, step_of
 from hpclm.formats.ranks import checkpoint_store
-
-_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,13 @@ class CheckpointManager:
         Every byte is checked against the manifest, the files are divided among the ranks, and all ranks are told of any
         damage, so that they continue from the same checkpoint.
         """
-        candidates = [[str(path) for path in sorted(checkpoints_in(self.folder), reverse=True)]]
+        candidates = [[str(path) for path in reversed(checkpoints_in(self.folder))]]
         dist.broadcast_object_list(candidates, src=0)
         for path in map(Path, candidates[0]):
             wrong = self._damage(path)
             if wrong is None:
                 point = ResumePoint(path, read_manifest(path).state)
-                best: list[tuple[float, int]] = point.state["best"]
+                best: list[tuple[float, int]] = point.state.get("best") or []
                 self.best = [(loss, step) for loss, step in best if self.paths.step(step).is_dir()]
                 return point
             if dist.get_rank() == 0:
@@ -85,7 +82,10 @@ class CheckpointManager:
 
     def _damage(self, path: Path) -> str | None:
         found: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, damage(path, share=(dist.get_rank(), len(found))))
+        own = damage(path, share=(dist.get_rank(), len(found)))
+        if own is None and not isinstance(read_manifest(path).state.get("step"), int):
+            own = f"{CheckpointFolder(path).manifest}: without the state of its training"
+        dist.all_gather_object(found, own)
         return next((wrong for wrong in found if wrong is not None), None)
 
     def _kept(self, least: int) -> int | None:
@@ -101,22 +101,6 @@ class CheckpointManager:
                 shutil.rmtree(self.paths.step(step))
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoint directories of a stage, complete ones only. Not collective."""
-    if not folder.is_dir():
-        return []
-    return [
-        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and CheckpointFolder(path).manifest.exists()
-    ]
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint directory's name."""
-    match = _NAME.fullmatch(path.name)
-    assert match, path
-    return int(match[1])
-
-
 def resolve(path: Path, *, prefer: str) -> Path:
     """The checkpoint meant by `path`: itself, or the `best` or `latest` (as `prefer`) of a stage's folder.
 
@@ -124,8 +108,9 @@ def resolve(path: Path, *, prefer: str) -> Path:
     """
     if CheckpointFolder(path).manifest.exists():
         return path
-    paths = CheckpointFolder(path)
-    for record in (paths.best, paths.latest) if prefer == "best" else (paths.latest,):
-        if record.exists():
-            return path / Path(json.loads(record.read_text())["checkpoint"]).name
+    wanted: tuple[Which, ...] = ("best", "latest") if prefer == "best" else ("latest",)
+    for which in wanted:
+        found = pointed(path, which)
+        if found is not None:
+            return found
     raise CheckpointError(f"{path}: contains no checkpoint; give a checkpoint directory or a stage that has finished")

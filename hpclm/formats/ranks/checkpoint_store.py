@@ -29,6 +29,7 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import sync, write_json
 from hpclm.core.records import to_dict
+from hpclm.core.storage import when_there_is_room
 from hpclm.formats.checkpoint_manifest import (
     Manifest,
     Piece,
@@ -96,8 +97,12 @@ def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Writt
     if not data:
         return None
     path = folder / name
-    save_file(data, str(path))
-    sync(path)
+
+    def write() -> None:
+        save_file(data, str(path))
+        sync(path)
+
+    when_there_is_room(write, path)
     return _Written(name, path.stat().st_size, sha256_of(path), tensors)
 
 

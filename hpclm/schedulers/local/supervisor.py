@@ -32,6 +32,7 @@ from hpclm.core.processes import identity
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.stage_result import is_complete
 from hpclm.core.states import StageState
+from hpclm.core.storage import when_there_is_room
 from hpclm.recovery.restart_decision import Decision, decide, write_decision
 from hpclm.schedulers.local.local_records import LocalJobs, LocalStage, StageProgress, SupervisorState
 
@@ -78,7 +79,8 @@ class Stage:
     def tell(self, event: str, detail: str) -> None:
         """One event of the stage's attempt history."""
         record = {"at": time.time(), "job": "local", "attempt": self.attempt.name, "event": event, "detail": detail}
-        append_line(self.paths.events, record)
+        with contextlib.suppress(OSError):  # a full disk: what was done counts more
+            append_line(self.paths.events, record)
 
     def step(self, cancelled: bool) -> bool:
         """Check once; returns whether every rank has ended."""
@@ -161,7 +163,7 @@ class Supervisor:
             self.state.stages[job.stage] = self._run_stage(job)
             self._write()
         self.state.ended_at = time.time()
-        self._write()
+        when_there_is_room(self._save, self.paths.state)
 
     def _run_stage(self, job: LocalStage) -> StageProgress:
         if is_complete(StagePaths(Path(job.stage_dir))):
@@ -187,7 +189,8 @@ class Supervisor:
         decision: Decision = decide(stage.paths, stage.attempt, None, ())
         if decision.action is Action.REQUEUE:  # there is no other node
             decision = dataclasses.replace(decision, action=Action.AGAIN)
-        write_decision(stage.paths, stage.attempt, decision)
+        with contextlib.suppress(OSError):
+            write_decision(stage.paths, stage.attempt, decision)
         again = decision.action is Action.AGAIN
         stage.tell("again" if again else "stop", "decision")
         print(f"{stage.job.stage}: {decision.reason}; {decision.action}", flush=True)
@@ -222,6 +225,11 @@ class Supervisor:
         return self.cancelled
 
     def _write(self) -> None:
+        """A full disk ends no rank: the next write, or the last one, which waits, says what has happened since."""
+        with contextlib.suppress(OSError):
+            self._save()
+
+    def _save(self) -> None:
         self.state.updated_at = time.time()
         write_json(self.paths.state, to_dict(self.state))
 

@@ -7,17 +7,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from hpclm.core.secrets import masked
 from hpclm.core.terminal_text import printable
 
 
 class PlainStream:
-    """A text stream that writes out control characters. `raw`: the stream itself, for what may contain them."""
+    """A text stream that writes out control characters and masks tokens and passwords. `raw`: the stream itself, for what may contain them."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
 
     def write(self, text: str) -> int:
-        self.raw.write(self._encodable(printable(text)))
+        self.raw.write(self._encodable(printable(masked(text))))
         return len(text)
 
     def _encodable(self, text: str) -> str:

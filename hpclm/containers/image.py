@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hpclm.core.errors import SiteError
+from hpclm.core.image_words import PASSWORD_WORDS, has_password
 
 _USER = re.compile(r"[A-Za-z0-9._$-]+")
 _NAME = re.compile(r"[a-z0-9]+([._/-]+[a-z0-9]+)*")
@@ -72,6 +73,8 @@ class Image:
 def parse_image(text: str) -> Image:
     """The image that the text names. Raises SiteError for invalid text, and for text
     that a runtime would cut or execute."""
+    if has_password(text):
+        raise SiteError(PASSWORD_WORDS)
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise SiteError(f"image {text!r}: contains a control character; remove it")
     if text.startswith(("/", "./", "../", "~")) or text.endswith((".sqsh", ".sif")):

@@ -39,6 +39,7 @@ class ContainerRequest:
         image: as the user wrote it (see `image.parse_image`), or the path of an imported copy.
         environment: variables that must be set inside, overriding the image's own.
         passed: names of the scheduler's variables that a rank reads; they change from rank to rank.
+        secrets: names of variables that the job sets and no argument contains.
         gpu: whether the ranks use GPUs.
         writable: whether the ranks may write into the image's own folders; what they write is lost.
         home: whether the user's home is mounted. Packages in ~/.local must not shadow the image's.
@@ -52,11 +53,12 @@ class ContainerRequest:
     writable: bool = False
     home: bool = False
     passed: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
 
     @property
     def passed_names(self) -> tuple[str, ...]:
         """Every variable whose value differs from rank to rank or from job to job."""
-        return tuple(sorted({*PASSED, *self.passed}))
+        return tuple(sorted({*PASSED, *self.passed, *self.secrets}))
 
     def check(self) -> None:
         """Raises SiteError for a mount that is not absolute."""

@@ -26,8 +26,9 @@ def render(request: ContainerRequest) -> LaunchSpec:
         arguments.append(f"--container-mounts={','.join(mounts)}")
     if request.workdir:
         arguments.append(f"--container-workdir={request.workdir}")
-    if request.environment:
-        arguments.append(f"--container-env={','.join(sorted(request.environment))}")
+    named = sorted({*request.environment, *request.secrets})
+    if named:
+        arguments.append(f"--container-env={','.join(named)}")
     return LaunchSpec(environment=dict(request.environment), srun_args=tuple(arguments))
 
 

@@ -41,10 +41,21 @@ def open_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict", ne
     return io.TextIOWrapper(open_file(path), encoding=encoding, errors=errors, newline=newline)
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+def umask() -> int:
+    """The permissions that files of this process lack."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Replace `path` with `text` atomically: a temporary file next to it, fsync, then a rename over it.
 
-    A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are created.
+    A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are created. The umask
+    is taken from `mode`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -52,7 +63,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fchmod(stream.fileno(), mode)
+            os.fchmod(stream.fileno(), mode & ~umask())
             os.fsync(stream.fileno())
         Path(temporary).replace(path)
     except BaseException:
@@ -114,7 +125,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def append_line(path: Path, value: Any) -> None:
     """Add one JSON object as one line, in one write, so that lines of several writers do not mix."""
     data = (json.dumps(value, ensure_ascii=False) + "\n").encode()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(handle, data)
     finally:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError
+from hpclm.core.files import umask
 from hpclm.core.registries import ALL
 from hpclm.core.registry import PLUGINS_FILE
 from hpclm.core.shipped import launch_folder
@@ -45,7 +46,7 @@ def stage_payload(target: Path, shared: Path | None = None) -> None:
     if not kept.is_dir():
         shared.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=shared, prefix=".building-"))
-        building.chmod(0o755)
+        building.chmod(0o755 & ~umask())
         _write(files, building / "payload")
         try:
             (building / "payload").rename(kept)
@@ -110,15 +111,15 @@ def _digest(files: dict[str, bytes | Path]) -> str:
 
 
 def _write(files: dict[str, bytes | Path], target: Path) -> None:
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, mode=0o755)
     for place, content in files.items():
         path = target / place
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
             shutil.copyfile(content, path)
-        path.chmod(0o444)  # runs share it: it must not be changed in place
+        path.chmod(0o444 & ~umask())  # runs share it: it must not be changed in place
 
 
 def _link(source: str, target: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpclm.core.secrets import Secret
+
 NO_RUNTIME = "none"
 
 
@@ -38,6 +40,7 @@ class Site:
         gpu_type: the type's name in the request (`a100`), None for any.
         cpus_per_device: CPUs per rank where the recipe sets none; None: 1.
         exclusive: whether to request whole nodes.
+        secrets: variables whose values are read where a job runs, and written nowhere.
         sbatch: further long options of sbatch and their values (`true` for a flag).
         origin: where the profile comes from, for messages.
     """
@@ -56,6 +59,7 @@ class Site:
     exclusive: bool = False
     container: SiteContainer = field(default_factory=SiteContainer)
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, Secret] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     sbatch: dict[str, str | bool] = field(default_factory=dict)
     origin: str = "built in"

@@ -11,6 +11,7 @@ same syntax and report lines in the same way.
       runtime: pyxis                # none, pyxis, enroot, singularity or apptainer
       mounts: ["/scratch:/scratch"]
     environment: {NCCL_SOCKET_IFNAME: ib0}
+    secrets: {HF_TOKEN: {from_env: HF_TOKEN}}       # or {from_file: ~/.cache/huggingface/token}
     modules: [cuda/12.4]
     sbatch: {reservation: course}   # further options of sbatch, by their long names
 
@@ -23,14 +24,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 
 from hpclm.core.errors import RecipeError, SiteError
 from hpclm.core.nearest import nearest_name
 from hpclm.core.registries import RUNTIMES, SCHEDULERS
+from hpclm.core.secrets import Secret
 from hpclm.core.site import NO_RUNTIME, Site, SiteContainer
 from hpclm.recipe.error_messages import faults
-from hpclm.recipe.schema.base import Section, described, fault, registered, shown
+from hpclm.recipe.schema.base import Section, described, fault, no_secrets, registered, shown
+from hpclm.recipe.schema.container_section import variable_name
 from hpclm.recipe.tree import Node, read_tree, with_keys
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -107,6 +110,12 @@ def _variable(text: str) -> str:
     return text
 
 
+def _secret_file(text: str) -> str:
+    if text.startswith("~/"):
+        return str(Path(text).expanduser())
+    return _absolute(text)
+
+
 def _option(text: str) -> str:
     if not _OPTION.fullmatch(text):
         raise fault(f"{shown(text)} is not a long option; write reservation: NAME, without leading dashes")
@@ -136,6 +145,29 @@ class ContainerProfile(Section):
     home: bool = Field(default=False, description="whether the home folder is mounted")
 
 
+def _no_value(value: object) -> object:
+    if not isinstance(value, dict):
+        raise fault("give {from_env: NAME} or {from_file: PATH}; the value itself is never written here")
+    return value
+
+
+class SecretSource(Section):
+    """Where the value of a secret comes from; one of the two."""
+
+    from_env: Annotated[str, AfterValidator(_variable)] | None = Field(
+        default=None, description="a variable of the shell that submits"
+    )
+    from_file: Annotated[str, AfterValidator(_secret_file)] | None = Field(
+        default=None, description="a file that the node reads, absolute or ~/…"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretSource:
+        if (self.from_env is None) == (self.from_file is None):
+            raise fault("give one of from_env and from_file")
+        return self
+
+
 class SiteProfile(Section):
     """A site profile as the user writes it."""
 
@@ -156,9 +188,13 @@ class SiteProfile(Section):
     )
     exclusive: bool = Field(default=False, description="whole nodes")
     container: ContainerProfile = Field(default=ContainerProfile(), description="how commands run in containers")
-    environment: dict[Annotated[str, AfterValidator(_variable)], Annotated[Text, BeforeValidator(_text_of)]] = Field(
-        default_factory=dict, description="variables of every job"
-    )
+    environment: Annotated[
+        dict[Annotated[str, AfterValidator(_variable)], Annotated[Text, BeforeValidator(_text_of)]],
+        AfterValidator(no_secrets),
+    ] = Field(default_factory=dict, description="variables of every job; written to its run")
+    secrets: dict[
+        Annotated[str, AfterValidator(variable_name)], Annotated[SecretSource, BeforeValidator(_no_value)]
+    ] = Field(default_factory=dict, description="variables whose values no file of a run contains")
     modules: Texts = Field(default=(), description="what `module load` loads first")
     sbatch: dict[Annotated[str, AfterValidator(_option)], bool | Annotated[Text, BeforeValidator(_text_of)]] = Field(
         default_factory=dict, description="further long options of sbatch"
@@ -178,4 +214,6 @@ def read_profile(path: Path) -> Site:
     except ValidationError as error:
         raise SiteError("\n".join(faults(error, tree, SiteProfile))) from None
     values: dict[str, Any] = dict(profile)
-    return Site(**{**values, "container": SiteContainer(**dict(profile.container))}, origin=str(path))
+    secrets = {name: Secret(**dict(source)) for name, source in profile.secrets.items()}
+    container = SiteContainer(**dict(profile.container))
+    return Site(**{**values, "container": container, "secrets": secrets}, origin=str(path))

@@ -8,7 +8,7 @@ import time
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.locks import exclusive
-from hpclm.runs.moved_run import original
+from hpclm.runs.moved_run import original, refuse_others
 from hpclm.runs.record import Run, read_run
 from hpclm.runs.status import query_of, status_of
 from hpclm.schedulers.interface import scheduler_of
@@ -26,6 +26,7 @@ def cancel(run: Run) -> list[str]:
     there = original(run)
     if there is not None:
         raise HpclmError(f"{run.paths.root} is a copy of the run in {there}, whose jobs these are; cancel that one")
+    refuse_others(run, "cancel")
     with contextlib.ExitStack() as stack:
         busy = f"run {run.record.run}: another command is resuming it; try again when it has finished"
         with contextlib.suppress(OSError):

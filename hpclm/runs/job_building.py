@@ -179,6 +179,7 @@ def _launch(
         writable=container.writable,
         home=site.container.home if container.home is None else container.home,
         passed=scheduler_of(site).rank_variables,
+        secrets=tuple(sorted(site.secrets)),
     )
     return launch_spec(runtime_of(stage, site), request)
 

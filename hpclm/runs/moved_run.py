@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.files import read_object
 from hpclm.core.layout import RunPaths
+from hpclm.core.processes import user_name
 from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.runs.record import Run, stored_record
 from hpclm.runs.relocation import inside, is_same, moved_in, written_in
+
+
+def refuse_others(run: Run, what: str) -> None:
+    """Raises HpclmError for another user's run: its jobs are theirs. A copy belongs to whoever made it."""
+    me = user_name()
+    if run.record.user in ("", me) or original(run) is not None or os.geteuid() == 0:
+        return
+    raise HpclmError(
+        f"run {run.record.run} belongs to {run.record.user}, whose jobs these are: only they can {what} it; copy its "
+        f"folder to continue in one of your own"
+    )
 
 
 def original(run: Run) -> Path | None:
@@ -35,7 +49,7 @@ def settle(run: Run) -> Run:
         if raw is None:
             raise HpclmError(f"{path}: missing")
         write_sealed(path, moved_in(raw, inside(stored), str(run.paths.root)))
-    return run.save(run.record)
+    return run.save(dataclasses.replace(run.record, user=user_name()))
 
 
 def _stored_root(run: Run) -> str | None:

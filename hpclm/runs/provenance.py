@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.processes import user_name
+from hpclm.core.secrets import masked
 
 _PACKAGES = (
     "hpclm",
@@ -38,7 +39,7 @@ def capture(recipe: Path) -> dict[str, Any]:
     """The facts, JSON-ready. Packages are those of the login side; an image has its own."""
     return {
         "captured_at": time.time(),
-        "command": shlex.join(sys.argv),
+        "command": masked(shlex.join(sys.argv)),
         "user": user_name(),
         "host": socket.gethostname(),
         "system": platform.platform(),

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError
-from hpclm.core.files import read_object, write_json, write_text
+from hpclm.core.files import read_object, umask, write_json, write_text
 from hpclm.core.locks import exclusive
 
 MARKER = ".hpclm-collect.json"
@@ -34,7 +34,7 @@ def building(folder: Path, run: str, own: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        made.chmod(0o777 & ~_umask())
+        made.chmod(0o777 & ~umask())
         yield made
         write_json(made / MARKER, {"run": run, "files": sorted(_files(made))})
         with _alone(folder):
@@ -90,12 +90,6 @@ def _take_place(made: Path, folder: Path) -> None:
         made.rename(target)
     finally:
         shutil.rmtree(away, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def writable(path: Path) -> Path:

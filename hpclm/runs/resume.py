@@ -12,8 +12,9 @@ import time
 from hpclm.core import stage_result
 from hpclm.core.errors import HpclmError, SchedulerError, SiteError
 from hpclm.core.locks import exclusive
+from hpclm.core.secrets import missing
 from hpclm.core.states import StageState
-from hpclm.runs.moved_run import settle
+from hpclm.runs.moved_run import refuse_others, settle
 from hpclm.runs.record import Run, SubmitRecord, read_run
 from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
@@ -30,6 +31,7 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     Raises HpclmError when everything is complete, a stage is still running or another command changes the run,
     SiteError if it no longer fits.
     """
+    refuse_others(run, "resume")
     busy = f"run {run.record.run}: another command is resuming or cancelling it; see `hpclm status {run.record.run}`"
     with exclusive(run.paths.lock, busy):
         return _resume(read_run(run.paths.root))
@@ -61,7 +63,7 @@ def _resume(run: Run) -> tuple[Run, list[str]]:
         run = upgrade(run)
     scheduler = scheduler_of(run.record.site)
     capabilities = scheduler.capabilities(run.record.site, gpu=False, container=False)
-    problems = scheduler.check_fit(capabilities, jobs)
+    problems = [*scheduler.check_fit(capabilities, jobs), *missing(run.record.site.secrets)]
     if problems:
         raise SiteError("\n".join(problems))
     submit = SubmitRecord(number, time.time(), tuple(rest))

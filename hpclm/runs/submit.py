@@ -27,6 +27,7 @@ from hpclm.core.payload import stage_payload
 from hpclm.core.processes import user_name
 from hpclm.core.records import to_dict
 from hpclm.core.sealed import write_sealed
+from hpclm.core.secrets import missing
 from hpclm.core.site import Site
 from hpclm.core.sweep_layout import RunsFolder
 from hpclm.recipe.sites import load_site
@@ -146,7 +147,7 @@ class Preparer:
             payload=payload,
             specs=() if plan.errors else tuple(stage_specs(plan, paths.name, paths.root)),
             jobs=tuple(jobs),
-            problems=(*scheduler_of(site).check_fit(capabilities, jobs), *problems),
+            problems=(*scheduler_of(site).check_fit(capabilities, jobs), *problems, *missing(site.secrets)),
             imports=tuple(one for stage in plan.stages if (one := import_of(stage, site, self.folder)) is not None),
         )
 

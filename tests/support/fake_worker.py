@@ -2,9 +2,9 @@
 
 It takes the place of `hpclm/worker/entry.py` in a run's payload, so everything around the engine can be tried in
 seconds. `behaviour.json`: by stage, {"seconds": 0.2, "fail": {"rank", "kind", "message"}, "kill": rank, "mute": true,
-"no_result": true, "deaf": true, "times": n, "predictions": [[index, ...] by rank], "examples": n}. It fails in
-the first submit alone, and there in the first `times` attempts (all, where left out), and of a sweep in the run with
-that `seed`.
+"no_result": true, "deaf": true, "show": [variable, ...], "times": n, "predictions": [[index, ...] by rank],
+"examples": n}. It fails in the first submit alone, and there in the first `times` attempts (all, where left out), and of a
+sweep in the run with that `seed`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main(stage_dir: str, attempt: str) -> None:
     print(f"rank {rank} of {world}, local {local}, node {node}, threads {os.environ['OMP_NUM_THREADS']}", flush=True)
     print(f"hpclm from {__file__}, in {Path.cwd()}", flush=True)
     print(os.environ.get("PYXIS_STANDIN", ""), flush=True)
+    print(", ".join(f"{name} {len(os.environ.get(name, ''))}" for name in behaviour.get("show", [])), flush=True)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN if behaviour.get("deaf") else _stop)
     state, kind, code, message = "done", "ok", 0, ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from hpclm.recipe.schema.base import Line, Section, fault, shown
+from hpclm.recipe.schema.base import Line, Section, fault, no_secrets, shown
 from hpclm.recipe.schema.container_section import InsidePath, variable_name
 
 # The placeholders in braces in an argument. docs/programs.md explains them.
@@ -49,8 +49,8 @@ class Program(Section):
     launcher: Literal["rank", "torchrun"] = Field(
         default="rank", description="start it once per rank, or under torchrun once per node"
     )
-    environment: dict[Annotated[str, AfterValidator(variable_name)], Line] = Field(
-        default_factory=dict, description="variables for the program"
+    environment: Annotated[dict[Annotated[str, AfterValidator(variable_name)], Line], AfterValidator(no_secrets)] = (
+        Field(default_factory=dict, description="variables for the program")
     )
     workdir: InsidePath | None = Field(default=None, description="folder it starts in; null: the stage's")
     outputs: tuple[Annotated[Line, AfterValidator(_pattern)], ...] = Field(

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import sync, write_json
+from hpclm.core.files import sync, umask, write_json
 from hpclm.core.records import to_dict
 from hpclm.core.storage import when_there_is_room
 from hpclm.formats.checkpoint_manifest import (
@@ -100,6 +100,7 @@ def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Writt
 
     def write() -> None:
         save_file(data, str(path))
+        path.chmod(0o666 & ~umask())
         sync(path)
 
     when_there_is_room(write, path)

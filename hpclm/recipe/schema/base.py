@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from hpclm.core.nearest import nearest_name
 from hpclm.core.registry import Registry
+from hpclm.core.secrets import looks_secret
 
 MAX_LINE = 4096
 MAX_TEXT = 100_000
@@ -77,6 +78,17 @@ def prose(text: str) -> str:
     if bad is not None:
         raise fault(f"contains the control character U+{ord(bad):04X}; remove it")
     return text
+
+
+def no_secrets(environment: dict[str, str]) -> dict[str, str]:
+    """Refuse a token or password without repeating it."""
+    for name, value in environment.items():
+        if looks_secret(name, value):
+            raise fault(
+                f"{name} looks like a secret, and this is written to the run's folder; leave it out, and name it in "
+                f"the site profile: secrets: {{{name}: {{from_env: {name}}}}}"
+            )
+    return environment
 
 
 def described(value: object) -> str:

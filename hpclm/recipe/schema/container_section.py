@@ -7,8 +7,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
+from hpclm.core.image_words import PASSWORD_WORDS, has_password
 from hpclm.core.registries import RUNTIMES
-from hpclm.recipe.schema.base import Line, PathText, Section, absolute_path, fault, one_line, registered, shown
+from hpclm.recipe.schema.base import (
+    Line,
+    PathText,
+    Section,
+    absolute_path,
+    fault,
+    no_secrets,
+    one_line,
+    registered,
+    shown,
+)
 
 _IMAGE = re.compile(r"[A-Za-z0-9._/:#@+=-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -18,6 +29,8 @@ _OWN_PREFIXES = ("HPCLM_", "SLURM_", "SBATCH_", "SRUN_", "PYXIS_", "ENROOT_")
 
 def _image(text: str, info: ValidationInfo) -> str:
     one_line(text)
+    if has_password(text):
+        raise fault(PASSWORD_WORDS)
     if text.startswith(("./", "../", "/")) or ("/" not in text and text.endswith((".sqsh", ".sif"))):
         return absolute_path(text, info)
     if not _IMAGE.fullmatch(text):
@@ -74,6 +87,6 @@ class Container(Section):
     )
     writable: bool = Field(default=False, description="let ranks write into the image's own folders; changes are lost")
     home: bool | None = Field(default=None, description="mount the home folder inside; null: as the site says")
-    environment: dict[Annotated[str, AfterValidator(variable_name)], Line] = Field(
-        default_factory=dict, description="variables set inside; secrets belong in the site profile"
+    environment: Annotated[dict[Annotated[str, AfterValidator(variable_name)], Line], AfterValidator(no_secrets)] = (
+        Field(default_factory=dict, description="variables set inside; secrets belong to `secrets` in the site profile")
     )

@@ -17,6 +17,7 @@ from hpclm.core.files import write_json, write_text
 from hpclm.core.layout import LocalPaths, RunPaths, StagePaths
 from hpclm.core.processes import ProcessIdentity, is_alive
 from hpclm.core.records import read_record, to_dict
+from hpclm.core.secrets import shell_lines
 from hpclm.core.site import Site
 from hpclm.core.states import StageState, stage_state
 from hpclm.core.sweep_layout import SweepPaths
@@ -46,6 +47,7 @@ def describe(job: StageJob, site: Site, environment: dict[str, str] | None = Non
         warning_s=float(job.warning_s),
         command=[*job.launch.prefix, *job.python, "-u", "-m", "hpclm.worker", job.stage_dir, job.attempt],
         environment={**own, "PYTHONPATH": python_path, "PYTHONNOUSERSITE": "1"},
+        secrets=site.secrets,
     )
 
 
@@ -58,6 +60,7 @@ def render(job: StageJob, site: Site) -> str:
         "",
         f"cd {shlex.quote(description.stage_dir)} || exit 1",
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(description.environment.items())),
+        *shell_lines(site.secrets),
         "",
         f"export HPCLM_WORLD_SIZE={job.world_size}",
         f"for rank in $(seq 0 {job.world_size - 1}); do",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hpclm.core.processes import ProcessIdentity
+from hpclm.core.secrets import Secret
 from hpclm.core.states import StageState
 
 
@@ -27,6 +28,7 @@ class LocalStage:
     warning_s: float
     command: list[str]
     environment: dict[str, str]
+    secrets: dict[str, Secret] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

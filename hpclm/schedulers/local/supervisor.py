@@ -30,6 +30,7 @@ from hpclm.core.files import append_line, read_json, write_json
 from hpclm.core.layout import LocalPaths, StagePaths
 from hpclm.core.processes import identity
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.secrets import values
 from hpclm.core.stage_result import is_complete
 from hpclm.core.states import StageState
 from hpclm.core.storage import when_there_is_room
@@ -60,13 +61,14 @@ class Stage:
         self.attempt.ranks.mkdir(parents=True, exist_ok=True)
         self.attempt.logs.mkdir(parents=True, exist_ok=True)
         self.tell("start", socket.gethostname())
+        common = {**os.environ, **self.job.environment, **values(self.job.secrets)}
         for rank in range(self.job.world_size):
             with self.attempt.log(rank).open("ab") as log:
                 self.processes.append(
                     subprocess.Popen(
                         self.job.command,
                         cwd=self.paths.root,
-                        env={**os.environ, **self.job.environment, **rank_environment(self.job, rank, self.restart)},
+                        env={**common, **rank_environment(self.job, rank, self.restart)},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,

@@ -20,6 +20,7 @@ from hpclm.containers import LaunchSpec
 from hpclm.core.errors import SiteError
 from hpclm.core.layout import StagePaths
 from hpclm.core.node_name import VARIABLES
+from hpclm.core.secrets import shell_lines
 from hpclm.core.site import Site
 from hpclm.core.sweep_layout import ArrayPaths
 from hpclm.schedulers.jobs import ArrayJob, StageJob, array_tag
@@ -154,6 +155,7 @@ def _environment(job: StageJob, site: Site) -> list[str]:
     for name, value in sorted(environment.items()):
         _refuse_control([name, value], f"environment variable {name}")
         lines.append(f"export {name}={shlex.quote(value)}")
+    lines += shell_lines(site.secrets)
     # hpclm's code comes first, without packages from the user's home; outside an image,
     # what the user or site set follows it.
     inherited = "" if job.in_container else '"${PYTHONPATH:+:$PYTHONPATH}"'

@@ -1,0 +1,83 @@
+"""Secrets of a site: named in its profile, read where they are used, and written nowhere. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclm.core.files import open_text
+
+# Prefixes of tokens as their issuers document them: Hugging Face, GitHub, GitLab, OpenAI and others, NVIDIA, AWS,
+# Slack, JSON web tokens, PEM.
+_VALUES = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|nvapi-[\w-]{16,}"
+    r"|(AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+_NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|CREDENTIALS?)$", re.IGNORECASE)
+# user:password@host/ of an image or another address
+_PASSWORDS = re.compile(r"(?<![^\s/=\"'])([^\s/@:=\"']+):[^\s/@\"']+@(?=[A-Za-z0-9.-]+(:\d+)?[/#])")
+_LEAST = 8
+_MAX_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Secret:
+    """Where a variable's value comes from: a variable of the shell that submits, or a file that the node reads."""
+
+    from_env: str | None = None
+    from_file: str | None = None
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable of an environment seems to be a token or a password: by its value, or else by its name."""
+    if _VALUES.search(value):
+        return True
+    is_place = value.startswith(("/", "~", "./", "$"))
+    return _NAMES.search(name) is not None and len(value) >= _LEAST and not is_place
+
+
+def masked(text: str) -> str:
+    """The text without tokens and passwords, for whatever is shown or recorded."""
+    return _PASSWORDS.sub(r"\1:***@", _VALUES.sub("***", text))
+
+
+def missing(secrets: Mapping[str, Secret], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Why secrets could not be read, one message each."""
+    problems = []
+    for name, secret in secrets.items():
+        if secret.from_env is not None and not environment.get(secret.from_env):
+            problems.append(f"secrets.{name}: the variable {secret.from_env} is not set here; set it and submit again")
+        if secret.from_file is not None:
+            try:
+                open_text(Path(secret.from_file)).close()
+            except OSError as error:
+                problems.append(f"secrets.{name}: {secret.from_file}: {error.strerror}")
+    return problems
+
+
+def values(secrets: Mapping[str, Secret], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables with their values, for a process that is about to be started. Raises OSError."""
+    found = {}
+    for name, secret in secrets.items():
+        if secret.from_file is not None:
+            with open_text(Path(secret.from_file)) as stream:
+                found[name] = stream.read(_MAX_BYTES).strip()
+        elif secret.from_env is not None:
+            found[name] = environment.get(secret.from_env, "")
+    return found
+
+
+def shell_lines(secrets: Mapping[str, Secret]) -> list[str]:
+    """The same for a job's script, which has no value in it."""
+    lines = []
+    for name, secret in sorted(secrets.items()):
+        if secret.from_file is not None:
+            lines.append(f"{name}=$(cat -- {shlex.quote(secret.from_file)}) || exit 1")
+            lines.append(f"export {name}")
+        elif secret.from_env is not None:
+            lines.append(f'export {name}="${{{secret.from_env}:-}}"')
+    return lines

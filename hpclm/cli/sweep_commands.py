@@ -118,9 +118,10 @@ def gather_sweep(sweep: Sweep, out: Path | None, metric: str | None, *, as_json:
 
 def cancel_sweep(sweep: Sweep) -> None:
     """`cancel SWEEP`: every member that has not ended."""
-    from hpclm.runs.cancel import cancel
+    from hpclm.runs.cancel import cancel_all
 
-    ended = [run.record.run for run in reversed(sweep.runs()) if cancel(run)]
+    # later members first: none starts in the place of one that was cancelled
+    ended = [stages for stages in cancel_all(sweep.runs()[::-1]) if stages]
     total = len(sweep.record.members)
     typer.echo(f"{sweep.name}: cancelled {len(ended)} of {total} runs" if ended else "already over")
 

@@ -12,7 +12,10 @@ from hpclm.core.terminal_text import printable
 
 
 class PlainStream:
-    """A text stream that writes out control characters and masks tokens and passwords. `raw`: the stream itself, for what may contain them."""
+    """A text stream that writes out control characters, and masks tokens and passwords.
+
+    `raw`: the stream itself, for what is meant for a terminal.
+    """
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw

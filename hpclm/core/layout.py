@@ -311,6 +311,10 @@ class RunPaths:
     def environment(self) -> Path:
         return self.root / "environment.json"
 
+    def shared(self, path: Path) -> Path:
+        """A file of the run, or of the sweep that the run is a member of."""
+        return path if path.exists() else self.root.parent / path.name
+
     @property
     def payload(self) -> Path:
         """On PYTHONPATH of the ranks."""

@@ -17,10 +17,10 @@ from hpclm.core.files import finite, open_file, write_json
 SEAL = "sha256_of_rest"
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """`write_json` of an object and its checksum."""
     plain = json.loads(json.dumps(finite(dict(value)), ensure_ascii=False))
-    write_json(path, {**plain, SEAL: _digest(plain)})
+    write_json(path, {**plain, SEAL: _digest(plain)}, indent=indent)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:

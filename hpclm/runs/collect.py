@@ -113,7 +113,7 @@ def _evaluation(run: Run, stage: str | None) -> str | None:
 
 def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, rows: list[dict[str, Any]]) -> None:
     for source in (run.paths.recipe, run.paths.resolved, run.paths.plan, run.paths.environment, run.paths.record):
-        shutil.copyfile(source, folder / source.name)
+        shutil.copyfile(run.paths.shared(source), folder / source.name)
     if chosen is not None:
         write_text(folder / PRED_FILE, _lines(rows))
         write_text(folder / "predictions.jsonl", _json_lines(rows))
@@ -215,7 +215,7 @@ def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
 
 
 def _environment(paths: RunPaths) -> dict[str, Any]:
-    known = read_object(paths.environment) or {}
+    known = read_object(paths.shared(paths.environment)) or {}
     return {key: known.get(key) for key in ("command", "user", "host", "python", "git")}
 
 

@@ -259,21 +259,24 @@ def _was_submitted(paths: RunPaths) -> bool:
 
 
 def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
-    """The run directory: built under a temporary name, then renamed, so it exists completely or not at all."""
-    final = prepared.paths
+    """The run directory: built under a temporary name, then renamed, so it exists completely or not at all.
+
+    A member of a sweep has its code, recipe and environment in the sweep (`share`).
+    """
+    final, member = prepared.paths, prepared.payload != prepared.paths.payload
+    indent = None if member else 2
     building = RunPaths(final.root.with_name(f".{final.name}{_BUILDING}"))
     try:
         building.root.mkdir()
         record = _record(prepared, image_jobs)
-        write_text(building.recipe, prepared.loaded.text)
-        write_json(building.resolved, prepared.loaded.resolved())
-        write_json(building.plan, prepared.plan.to_dict())
-        write_json(building.environment, capture(prepared.request.recipe.absolute()))
+        write_json(building.resolved, prepared.loaded.resolved(), indent=indent)
+        write_json(building.plan, prepared.plan.to_dict(), indent=indent)
         for job, spec in zip(prepared.jobs, prepared.specs, strict=True):
             stage = building.stage(job.stage)
-            write_sealed(stage.spec, to_dict(spec))
+            write_sealed(stage.spec, to_dict(spec), indent=indent)
             stage.job_folder.mkdir()  # a job whose log folder is missing fails without a message
-        if prepared.payload == final.payload:
+        if not member:
+            share(prepared, building.root)
             stage_payload(building.payload, shared=RunsFolder(final.root.parent).payloads)
         write_record(building, record)
         building.root.rename(final.root)
@@ -281,6 +284,13 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
         shutil.rmtree(building.root, ignore_errors=True)
         raise
     return Run(final, record)
+
+
+def share(prepared: Prepared, folder: Path) -> None:
+    """What all members of a sweep have in common: the recipe as it was written, and what it was started with."""
+    paths = RunPaths(folder)
+    write_text(paths.recipe, prepared.loaded.text)
+    write_json(paths.environment, capture(prepared.request.recipe.absolute()))
 
 
 def _sweep_up(folder: Path) -> None:

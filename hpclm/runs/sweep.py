@@ -32,6 +32,7 @@ from hpclm.runs.submit import (
     refuse_errors,
     remove_made,
     run_id,
+    share,
     submission_of,
     write,
 )
@@ -191,6 +192,7 @@ def submit_sweep(sweep: Sweep, made: list[Prepared], log: Callable[[str], None] 
     handed = False
     try:
         write_json(sweep.paths.record, to_dict(sweep.record))
+        share(made[0], sweep.paths.root)
         stage_payload(sweep.paths.payload, shared=folder.payloads)
         runs = [write(one, image_jobs) for one in made]
         handed = True

@@ -151,8 +151,8 @@ class Scheduler(Protocol):
     def query(self, runs: Sequence[RunQuery]) -> Answers:
         """The state of jobs, one query for all runs. Never raises if a scheduler does not respond."""
 
-    def cancel(self, run: RunQuery) -> None:
-        """Cancel these stages' jobs. Raises SchedulerError."""
+    def cancel(self, runs: Sequence[RunQuery]) -> None:
+        """Cancel these stages' jobs, in one request if it can. Raises SchedulerError."""
 
     def survey(
         self, capabilities: SiteCapabilities, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]

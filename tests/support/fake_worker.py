@@ -3,8 +3,8 @@
 It takes the place of `hpclm/worker/entry.py` in a run's payload, so everything around the engine can be tried in
 seconds. `behaviour.json`: by stage, {"seconds": 0.2, "fail": {"rank", "kind", "message"}, "kill": rank, "mute": true,
 "no_result": true, "deaf": true, "show": [variable, ...], "times": n, "predictions": [[index, ...] by rank],
-"examples": n}. It fails in the first submit alone, and there in the first `times` attempts (all, where left out), and of a
-sweep in the run with that `seed`.
+"examples": n}. It fails in the first submit alone, and there in the first `times` attempts (all, where left out), and
+of a sweep in the run with that `seed`.
 """
 
 from __future__ import annotations

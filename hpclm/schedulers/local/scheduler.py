@@ -70,9 +70,10 @@ class Local:
                     found[run.paths.root, stage.stage] = submits[stage.submit][stage.stage]
         return Answers(found)
 
-    def cancel(self, run: RunQuery) -> None:
-        for submit in {stage.submit for stage in run.stages}:
-            executor.cancel(run.paths.local(submit))
+    def cancel(self, runs: Sequence[RunQuery]) -> None:
+        for run in runs:
+            for submit in {stage.submit for stage in run.stages}:
+                executor.cancel(run.paths.local(submit))
 
     def survey(
         self, capabilities: SiteCapabilities, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]

@@ -6,6 +6,7 @@ Text with explicit separators is requested instead of JSON: JSON came with 21.08
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,9 @@ _JOB_ID = re.compile(r"\d+(_\d+)?")
 _SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"
 _SACCT_FORMAT = "JobID,State,Start,End,NodeList"
 
+# Of a command line, and of one word of scancel.
+_MOST_WORDS, _MOST_SPANS = 2000, 500
+
 
 def sbatch(argv: Sequence[str]) -> str:
     """Submit; returns the job id. Raises SchedulerError with Slurm's own message."""
@@ -33,12 +37,29 @@ def sbatch(argv: Sequence[str]) -> str:
 
 def scancel(job_ids: Iterable[str]) -> None:
     """Cancel jobs. Jobs that have ended or are unknown are not an error; anything else raises SchedulerError."""
-    ids = list(job_ids)
-    if not ids:
-        return
-    done = run_command(["scancel", *ids])
-    if done.code and "Invalid job id" not in done.err:
-        raise SchedulerError(f"scancel: {done.said}")
+    words = _compact(job_ids)
+    for start in range(0, len(words), _MOST_WORDS):
+        done = run_command(["scancel", *words[start : start + _MOST_WORDS]])
+        if done.code and "Invalid job id" not in done.err:
+            raise SchedulerError(f"scancel: {done.said}")
+
+
+def _compact(job_ids: Iterable[str]) -> list[str]:
+    """Members of an array as one word: 7_0, 7_1 and 7_3 are 7_[0-1,3]."""
+    plain, arrays = [], dict[str, set[int]]()
+    for job_id in dict.fromkeys(job_ids):
+        array, _, index = job_id.partition("_")
+        if index.isdigit():
+            arrays.setdefault(array, set()).add(int(index))
+        else:
+            plain.append(job_id)
+    for array, indices in arrays.items():
+        spans = []
+        for _, group in itertools.groupby(enumerate(sorted(indices)), lambda one: one[1] - one[0]):
+            numbers = [number for _, number in group]
+            spans.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]))
+        plain += [f"{array}_[{','.join(spans[at : at + _MOST_SPANS])}]" for at in range(0, len(spans), _MOST_SPANS)]
+    return plain
 
 
 def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:

@@ -103,8 +103,8 @@ class Slurm:
         found = {(run.paths.root, stage.stage): _job_of(stage, by_tag, by_id) for run, stage in asked}
         return Answers({key: info for key, info in found.items() if info is not None})
 
-    def cancel(self, run: RunQuery) -> None:
-        client.scancel(stage.job_id for stage in run.stages if stage.job_id)
+    def cancel(self, runs: Sequence[RunQuery]) -> None:
+        client.scancel(stage.job_id for run in runs for stage in run.stages if stage.job_id)
 
     def survey(
         self, capabilities: SiteCapabilities, runs_dir: Path, asked: str, wait_s: float, log: Callable[[str], None]

@@ -86,17 +86,23 @@ def start_sweep(sweep: SweepSubmission) -> None:
 
 
 def _submit_arrays(sweep: SweepSubmission, first: int, members: Sequence[Submission]) -> None:
-    """One array per stage for these members; each id is recorded as soon as it is known."""
+    """One array per stage for these members.
+
+    Their ids are recorded at the end, what Slurm has accepted until then in any case; after a kill in between `status`
+    finds them by their tags.
+    """
     paths = sweep.paths.array(first)
     paths.root.mkdir()
     for index, member in enumerate(members):
         paths.member(index).root.symlink_to(Path("..") / member.paths.name)
     array = ArrayJob(sweep.paths.name, str(paths.root), first, len(members), sweep.max_running)
     taken: dict[str, str] = {}
-    for job in members[0].jobs:
-        after = [taken[parent] for parent in job.depends_on]
-        taken[job.stage] = _submit_array(job, members[0].site, array, paths, after)
-        for index in range(len(members)):
+    try:
+        for job in members[0].jobs:
+            after = [taken[parent] for parent in job.depends_on]
+            taken[job.stage] = _submit_array(job, members[0].site, array, paths, after)
+    finally:
+        for index in range(len(members) if taken else 0):
             sweep.note(first + index, {stage: f"{array_id}_{index}" for stage, array_id in taken.items()})
 
 

@@ -134,7 +134,7 @@ def sweep_lines(status: SweepStatus) -> list[str]:
     keys = [axis.key for axis in sweep.record.axes]
     rows = [["run", *keys, "state", "step", "loss", sweep.record.metric]]
     for row in status.rows:
-        settings = [row.settings[key] for key in keys]
+        settings = [row.settings.get(key, "") for key in keys]
         rows.append([row.run.rpartition(".")[2], *settings, row.state, row.step, figure(row.loss), figure(row.metric)])
     lines += table(rows)
     reasons = dict.fromkeys(
@@ -175,15 +175,22 @@ def row_check_lines(found: RowCheck) -> list[str]:
     return lines
 
 
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def held_lines(found: dict[str, Any]) -> list[str]:
     """Facts about a model or prompts, and their tensors."""
     lines = [found["kind"]]
     for key, value in found["facts"].items():
         for name, item in value.items() if isinstance(value, dict) else [(key, value)]:
             if item not in (None, [], {}):
-                lines.append(f"  {name}: {item}")
+                lines.append(f"  {name}: {_text(item)}")
     rows = [
         ["tensor", "dtype", "shape"],
-        *([name, dtype, " × ".join(map(str, shape))] for name, dtype, shape in found["tensors"]),
+        *([name, dtype, " × ".join(map(_text, shape))] for name, dtype, shape in found["tensors"]),
     ]
     return [*lines, *table(rows)]

@@ -60,8 +60,9 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            # half of a surrogate pair, which JSON may name and UTF-8 has not, is written as JSON names it
+            stream.write(text.encode("utf-8", "backslashreplace"))
             stream.flush()
             os.fchmod(stream.fileno(), mode & ~umask())
             os.fsync(stream.fileno())

@@ -180,9 +180,17 @@ def _scalar(hint: Any, item: Any, where: str) -> Any:
     # True is an int in Python, but not a number in JSON
     if not isinstance(item, _SCALARS[hint]) or (isinstance(item, bool) and hint is not bool):
         raise ValueError(f"{where}: must be {_NAMES[hint]}, not {_shown(item)}")
-    return float(item) if hint is float and isinstance(item, int) else item
+    if hint is not float or not isinstance(item, int):
+        return item
+    try:
+        return float(item)
+    except OverflowError:
+        raise ValueError(f"{where}: is too large a number") from None
 
 
 def _shown(item: object) -> str:
-    text = repr(item)
+    try:
+        text = repr(item)
+    except ValueError:
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -16,7 +16,8 @@ from hpclm.core.nearest import nearest_name
 from hpclm.core.spec import TaskTemplate
 from hpclm.data.template_text import fields
 
-MAX_LINE_BYTES = 16 << 20
+# More than any model reads: a longer row is a file of another kind, and would take minutes to tokenise.
+MAX_LINE_BYTES = 1 << 20
 _SHOWN = 40
 
 Row = dict[str, str]

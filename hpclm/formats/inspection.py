@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file, read_json
-from hpclm.core.records import to_dict
+from hpclm.core.records import from_dict, to_dict
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
+from hpclm.formats.guard import guarded
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
@@ -22,6 +24,7 @@ ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 _MAX_HEADER = 100 << 20
 
 
+@guarded("an archive, a checkpoint or an adapter")
 def look(path: Path) -> dict[str, Any]:
     """`kind` (nemo-gpt, nemo-prompts, hpclm-checkpoint, peft-adapter), `facts` and `tensors` [name, dtype, shape].
 
@@ -74,20 +77,29 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    tensors = [[name, one["dtype"], one["shape"]] for name, one in header(path / ADAPTER).items()]
+    tensors = [[name, one.dtype, one.shape] for name, one in header(path / ADAPTER).items()]
     return {"kind": "peft-adapter", "facts": _json(path / ADAPTER_CONFIG), "tensors": tensors}
 
 
-def header(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name: dtype and shape. Raises CheckpointError."""
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+
+
+def header(path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file by name. Raises CheckpointError."""
     try:
         with open_file(path) as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > _MAX_HEADER:
                 raise ValueError("its header is too large")
             found = json.loads(stream.read(size))
-        return {name: one for name, one in found.items() if name != "__metadata__"}
-    except (OSError, ValueError, struct.error, AttributeError) as error:
+        tensors = ((name, one) for name, one in found.items() if name != "__metadata__")
+        return {name: from_dict(Entry, one, ignore_unknown=True, where=name) for name, one in tensors}
+    except (OSError, ValueError, struct.error, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
 
 

@@ -72,7 +72,7 @@ def _predictions(path: Path, split: str | None) -> list[_Row]:
                 raise DataError(
                     f"{path}:{number}: not an object with a prediction; the file is truncated or of another kind"
                 )
-            rows.append(_Row(_key(row, number), row.get("taskname"), [row["prediction"]]))
+            rows.append(_Row(_key(row, number), _task(row, f"{path}:{number}"), [row["prediction"]]))
         return rows
     if split is None:
         raise DataError(
@@ -103,13 +103,20 @@ def _truth(path: Path) -> list[_Row]:
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{path}:{number}: {key} must be a text or a list of texts")
         # SQuAD v2.0: the right answer to an unanswerable question is none
-        rows.append(_Row(_key(row, number), row.get("taskname"), texts or [""]))
+        rows.append(_Row(_key(row, number), _task(row, f"{path}:{number}"), texts or [""]))
     return rows
 
 
 def _key(row: dict[str, Any], number: int) -> str:
     value = row.get("id", row.get("index", number - 1))
     return str(value)
+
+
+def _task(row: dict[str, Any], where: str) -> str | None:
+    task = row.get("taskname")
+    if task is not None and not isinstance(task, str):
+        raise DataError(f"{where}: taskname must be text")
+    return task
 
 
 def _lines(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from hpclm.planning.task import task_named
 from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
 from hpclm.runs.results_folder import building, refuse_foreign, writable, write_plain
-from hpclm.runs.status import RunStatus, status_of
+from hpclm.runs.status import RunStatus, scores_in, status_of
 
 PRED_FILE = "test-results.txt"
 _LARGE_BYTES = 1 << 30
@@ -194,7 +194,7 @@ def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
                 "last": read_object(paths.latest),
             }
         )
-    scores = (result_of(run.paths.stage(chosen)) or {}).get("scores") if chosen else None
+    scores = scores_in(result_of(run.paths.stage(chosen))) if chosen else None
     plan = read_object(run.paths.plan) or {}
     return {
         "run": run.record.run,

@@ -142,8 +142,9 @@ def stored_record(paths: RunPaths) -> Record:
         record = from_dict(Record, upgraded(raw), ignore_unknown=True, where="run.json")
     except ValueError as error:
         raise HpclmError(f"{paths.record}: not a valid run record ({error})") from None
-    if not record.stages or not record.submits:
-        raise HpclmError(f"{paths.record}: not a valid run record (no stages or no submits)")
+    submitted = {stage for submit in record.submits for stage in submit.stages}
+    if not record.stages or not submitted.issuperset(stage.name for stage in record.stages):
+        raise HpclmError(f"{paths.record}: not a valid run record (stages are missing, or were never submitted)")
     return record
 
 

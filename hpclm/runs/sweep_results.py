@@ -16,7 +16,7 @@ from hpclm.core.states import StageState
 from hpclm.metrics import larger_is_better
 from hpclm.runs.collect import collect
 from hpclm.runs.record import Run
-from hpclm.runs.status import RunStatus, status_of
+from hpclm.runs.status import RunStatus, scores_in, status_of
 from hpclm.runs.sweep import Sweep
 
 
@@ -83,17 +83,28 @@ def _metric(run: Run, status: RunStatus, name: str) -> float | None:
     """The newest value: `best_val_loss` of the last training stage for val_loss, the mean over tasks of a score."""
     for stage in reversed(status.stages):
         result = result_of(run.paths.stage(stage.name)) or {}
-        scores = [one[name] for one in (result.get("scores") or {}).values() if isinstance(one.get(name), (int, float))]
+        scores = [
+            value for one in (scores_in(result) or {}).values() if (value := _as_number(one.get(name))) is not None
+        ]
         if scores:
-            return float(sum(scores) / len(scores))
+            return sum(scores) / len(scores)
         if name == "val_loss":
             value = result.get("best_val_loss", result.get("val_loss"))
             value = value if value is not None else stage.val_loss
         else:
-            value = {**result, **(result.get("val_metrics") or {})}.get(name)
-        if isinstance(value, (int, float)):
-            return float(value)
+            metrics = result.get("val_metrics")
+            value = {**result, **(metrics if isinstance(metrics, dict) else {})}.get(name)
+        if (found := _as_number(value)) is not None:
+            return found
     return None
+
+
+def _as_number(value: object) -> float | None:
+    """A number of a result; None for anything else."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
 
 
 def collect_sweep(sweep: Sweep, out: Path | None = None, metric: str | None = None) -> tuple[Path, SweepStatus]:
@@ -122,5 +133,5 @@ def _csv(status: SweepStatus) -> str:
     writer = csv.writer(stream)
     writer.writerow(["run", *keys, "state", status.sweep.record.metric, "loss"])
     for row in status.rows:
-        writer.writerow([row.run, *(row.settings[key] for key in keys), row.state, row.metric, row.loss])
+        writer.writerow([row.run, *(row.settings.get(key) for key in keys), row.state, row.metric, row.loss])
     return stream.getvalue()

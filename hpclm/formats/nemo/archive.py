@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import mmap
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,10 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file
 
 _MAX_SMALL = 256 << 20
+# Limits on what is unpacked: real weights hardly shrink under gzip, and the largest distributed checkpoints have some
+# ten thousand files.
+_MAX_MEMBERS = 50_000
+_MOST_UNPACKED, _LEAST_UNPACKED = 64, 256 << 20
 # Each map has an open file, and a distributed checkpoint has thousands of files.
 _MAX_MAPS = 64
 
@@ -73,7 +76,9 @@ class Archive:
                 return dict(self._checked(tar, size))
         except FileNotFoundError:
             raise CheckpointError(f"{self.path}: does not exist; put the archive there, or give its path") from None
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # tarfile and gzip raise whatever their parts do
             raise CheckpointError(f"{self.path}: not a complete .nemo archive ({error}); copy it again") from error
 
     def _plain(self) -> IO[bytes]:
@@ -85,13 +90,21 @@ class Archive:
         self._spooled = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the archive
         self._files.append(self._spooled)
         opened.seek(0)
+        most = max(_LEAST_UNPACKED, _MOST_UNPACKED * self.path.stat().st_size)
         with gzip.GzipFile(fileobj=opened) as unpacked:
-            shutil.copyfileobj(unpacked, self._spooled, 1 << 22)
+            while block := unpacked.read(1 << 22):
+                self._spooled.write(block)
+                if self._spooled.tell() > most:
+                    raise CheckpointError(
+                        f"{self.path}: unpacks to more than {_MOST_UNPACKED} times its size, which no model does"
+                    )
         self._spooled.flush()
         return self._spooled
 
     def _checked(self, tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, Member]]:
-        for one in tar:
+        for count, one in enumerate(tar):
+            if count >= _MAX_MEMBERS:
+                raise CheckpointError(f"{self.path}: has more than {_MAX_MEMBERS} members, which no model has")
             path = PurePosixPath(one.name)
             if path.is_absolute() or ".." in path.parts or "\\" in one.name:
                 raise CheckpointError(
@@ -119,10 +132,17 @@ class Archive:
         """All bytes of a small member."""
         if member.size > _MAX_SMALL:
             raise CheckpointError(f"{self.path}: {member.name} is {member.size} bytes, too large for such a file")
+        if not member.size:
+            return b""
         return bytes(self.map(member)[member.offset : member.offset + member.size])
 
     def map(self, member: Member) -> mmap.mmap:
-        """The file that contains the member, memory-mapped; the member begins at its `offset`."""
+        """The file that contains the member, memory-mapped; the member begins at its `offset`.
+
+        Raises CheckpointError for an empty file.
+        """
+        if not member.size:
+            raise CheckpointError(f"{self.path}: {member.name} is empty; copy the archive again")
         if member.file not in self._maps:
             if len(self._maps) >= _MAX_MAPS:
                 self._maps.pop(next(iter(self._maps)))

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.guard import guarded
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.sentencepiece_model import SUFFIX, count_entries
 
@@ -24,6 +25,7 @@ def absent(archive: Archive) -> str:
     return "it contains no tokenizer; give tokenizer.vocab_file and merges_file, or tokenizer_file"
 
 
+@guarded("a tokenizer")
 def vocabulary_size(archive: Archive) -> int | None:
     """Entries of the archive's own tokenizer: its largest id plus one. Raises CheckpointError for a damaged one."""
     which = kind(archive)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.guard import guarded
 from hpclm.formats.nemo.archive import Archive, Member
 from hpclm.formats.nemo.pickles import TensorFacts, read_index
 from hpclm.formats.nemo.zarr_weights import has_arrays, stored_tensors
@@ -121,6 +122,7 @@ def is_archive(path: str) -> bool:
     return place.is_file() or path.endswith(".nemo")
 
 
+@guarded("a NeMo GPT model")
 def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weight]:
     """Every tensor of the model under megatron-core's name. Raises CheckpointError for missing and for unknown tensors.
 
@@ -212,8 +214,8 @@ def _named(archive: Archive, member: Member) -> dict[str, TensorFacts]:
         raise CheckpointError(f"{archive.path}: {member.name}: not a dictionary of tensors")
     found = {}
     for name, facts in index.items():
-        if isinstance(facts, TensorFacts):
-            found[str(name).removeprefix("model.").removeprefix("module.").removeprefix("language_model.")] = facts
+        if isinstance(name, str) and isinstance(facts, TensorFacts):
+            found[name.removeprefix("model.").removeprefix("module.").removeprefix("language_model.")] = facts
     if not found:
         raise CheckpointError(f"{archive.path}: {member.name}: contains no tensors")
     return found

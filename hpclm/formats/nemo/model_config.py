@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import GATED, ModelSpec
+from hpclm.formats.guard import damaged, guarded
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.archive_tokenizer import vocabulary_size
-from hpclm.formats.nemo.gpt_weights import CONFIG, read_weights
+from hpclm.formats.nemo.gpt_weights import CONFIG, Weight, read_weights
 
 
 def _words(text: str) -> frozenset[str]:
@@ -20,6 +23,8 @@ def _words(text: str) -> frozenset[str]:
 
 _REFERENCE = re.compile(r"\$\{\.?(?:model\.)?([A-Za-z_]\w*)\}")
 _DEPTH = 5
+_MAX_CONFIG, _MOST_VALUES = 4 << 20, 1_000_000
+_TABLE = "embedding.word_embeddings.weight"
 # NeMo's name: hpclm's where the error function is computed, and in the tanh form.
 _ACTIVATIONS = {
     "gelu": ("gelu_exact", "gelu"),
@@ -81,18 +86,42 @@ _WITHOUT_EFFECT = _words(
 )
 
 
+@guarded("a NeMo archive")
 def read_config(archive: Archive) -> dict[str, Any]:
     """The archive's configuration. Raises CheckpointError."""
     member = archive.find(CONFIG)
     if member is None:
         raise CheckpointError(f"{archive.path}: contains no {CONFIG}; it is not a NeMo archive")
+    if member.size > _MAX_CONFIG:
+        raise CheckpointError(f"{archive.path}: {CONFIG} has {member.size} bytes, too many for a configuration")
     try:
-        config = yaml.safe_load(archive.read(member).decode())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{archive.path}: {CONFIG} cannot be read ({str(error).splitlines()[0]})") from None
+        text = archive.read(member).decode()
+        _refuse_repetition(yaml.compose(text))
+        config = yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises whatever its constructors do
+        raise damaged(f"{archive.path}: {CONFIG}", "YAML", error) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{archive.path}: {CONFIG} is not a mapping")
     return {key: _followed(config, value) for key, value in config.items()}
+
+
+def _refuse_repetition(root: yaml.Node | None) -> None:
+    """Raises ValueError for anchors that stand for more than a million values, written out."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_VALUES  # of a node inside itself
+            parts: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                parts = [one for pair in node.value for one in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                parts = node.value
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if root is not None and size(root) >= _MOST_VALUES:
+        raise ValueError("its anchors stand for more than a million values")
 
 
 def _followed(config: dict[str, Any], value: Any) -> Any:
@@ -105,6 +134,7 @@ def _followed(config: dict[str, Any], value: Any) -> Any:
     return value
 
 
+@guarded("a NeMo GPT model")
 def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
     """The architecture of a GPT archive, padded_vocab_size as stored.
 
@@ -117,13 +147,16 @@ def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
     _check_keys(archive, config)
     hidden, heads = _count(archive, config, "hidden_size"), _count(archive, config, "num_attention_heads")
     activation = _activation(archive, config)
-    rows = read_weights(archive, heads, gated=activation in GATED)["embedding.word_embeddings.weight"].shape[0]
+    weights = read_weights(archive, heads, gated=activation in GATED)
+    if _TABLE not in weights:
+        raise CheckpointError(f"{archive.path}: contains no {_TABLE}; it is not a GPT model, or not a whole one")
+    rows = weights[_TABLE].shape[0]
     size = vocab_size or vocabulary_size(archive) or rows
     if size > rows:
         raise CheckpointError(
             f"{archive.path}: its table has {rows} rows, the tokenizer {size} entries; give the model's own tokenizer"
         )
-    return ModelSpec(
+    model = ModelSpec(
         num_layers=_count(archive, config, "num_layers"),
         hidden_size=hidden,
         ffn_hidden_size=_count(archive, config, "ffn_hidden_size", 4 * hidden),
@@ -136,31 +169,62 @@ def model_spec(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
         position_embedding=_one_of(  # type: ignore[arg-type]
             archive, config, "position_embedding_type", "learned_absolute", _POSITIONS
         ),
-        rotary_base=float(config.get("rotary_base") or 10000),
-        rotary_percent=float(config.get("rotary_percentage") or 1.0),
-        rotary_interpolation=float(config.get("seq_len_interpolation_factor") or 1.0),
+        rotary_base=_number(archive, config, "rotary_base", 10000),
+        rotary_percent=_number(archive, config, "rotary_percentage", 1.0),
+        rotary_interpolation=_number(archive, config, "seq_len_interpolation_factor", 1.0),
         normalization=_one_of(archive, config, "normalization", "layernorm", _NORMS),  # type: ignore[arg-type]
-        layernorm_epsilon=float(config.get("layernorm_epsilon") or 1e-5),
+        layernorm_epsilon=_number(archive, config, "layernorm_epsilon", 1e-5),
         activation=activation,  # type: ignore[arg-type]
         add_bias_linear=config.get("bias") is not False,
         tie_embeddings=config.get("share_embeddings_and_output_weights") is not False,
-        hidden_dropout=float(config.get("hidden_dropout") or 0.0),
-        attention_dropout=float(config.get("attention_dropout") or 0.0),
-        init_std=float(config.get("init_method_std") or 0.02),
+        hidden_dropout=_number(archive, config, "hidden_dropout", 0.0),
+        attention_dropout=_number(archive, config, "attention_dropout", 0.0),
+        init_std=_number(archive, config, "init_method_std", 0.02),
     )
+    _check_shapes(archive, model, weights)
+    return model
+
+
+def _check_shapes(archive: Archive, model: ModelSpec, weights: Mapping[str, Weight]) -> None:
+    """The tensors are those of the configuration. Raises CheckpointError for the first that is not."""
+    per_group = model.num_attention_heads // model.num_query_groups + 2
+    layer = {
+        "self_attention.linear_qkv.weight": (model.num_query_groups * per_group * model.kv_channels, model.hidden_size),
+        "self_attention.linear_proj.weight": (model.hidden_size, model.num_attention_heads * model.kv_channels),
+        "mlp.linear_fc1.weight": (model.ffn_hidden_size * (2 if model.gated else 1), model.hidden_size),
+        "mlp.linear_fc2.weight": (model.hidden_size, model.ffn_hidden_size),
+    }
+    wanted = {f"decoder.layers.{n}.{name}": shape for n in range(model.num_layers) for name, shape in layer.items()}
+    wanted[_TABLE] = (model.padded_vocab_size, model.hidden_size)
+    if model.position_embedding == "learned":
+        wanted["embedding.position_embeddings.weight"] = (model.max_position_embeddings, model.hidden_size)
+    for name, shape in wanted.items():
+        found = weights[name].shape if name in weights else None
+        if found != shape:
+            what = f"has shape {found}" if found else "is missing"
+            raise CheckpointError(
+                f"{archive.path}: {name} {what}, and by {CONFIG} it has {shape}; the archive contradicts itself"
+            )
+    beyond = f"decoder.layers.{model.num_layers}."
+    if any(name.startswith(beyond) for name in weights):
+        raise CheckpointError(f"{archive.path}: has more layers than the {model.num_layers} of {CONFIG}")
 
 
 def _check_keys(archive: Archive, config: dict[str, Any]) -> None:
     """Each key is taken, refused by name, or known to have no effect. Raises CheckpointError."""
     for key, allowed in _REFUSED.items():
-        if config.get(key) not in allowed:
-            raise CheckpointError(f"{archive.path}: {key} is {config[key]!r}, which hpclm does not support")
+        if not _is_one(config.get(key), allowed):
+            raise CheckpointError(f"{archive.path}: {key} is {_shown(config[key])}, which hpclm does not support")
     unknown = sorted(str(key) for key in config if key not in _TAKEN | _WITHOUT_EFFECT | _REFUSED.keys())
     if unknown:
         raise CheckpointError(
             f"{archive.path}: {CONFIG} has {', '.join(unknown[:5])}, which hpclm does not know, so the model could be "
             "read wrongly; unpack the archive, remove what does not change the model, and give the folder"
         )
+
+
+def _is_one(value: object, allowed: Sequence[object]) -> bool:
+    return any(value == one for one in allowed)
 
 
 def _activation(archive: Archive, config: dict[str, Any]) -> str:
@@ -180,19 +244,40 @@ def _activation(archive: Archive, config: dict[str, Any]) -> str:
     return _ACTIVATIONS[name][tanh]
 
 
+def _number(archive: Archive, config: dict[str, Any], key: str, default: float) -> float:
+    value = config.get(key)
+    if value in (None, False, 0):
+        return default
+    try:
+        found = float(value) if isinstance(value, (int, float, str)) and value is not True else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found) or found < 0:
+        raise CheckpointError(f"{archive.path}: {CONFIG} has no valid number {key} (it has {_shown(value)})")
+    return found
+
+
+def _shown(value: object) -> str:
+    """A value in a message; not one of thousands of digits."""
+    try:
+        return repr(value)[:60]
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def _count(archive: Archive, config: dict[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None and default is not None:
         return default
     if type(value) is not int or value < 1:
-        raise CheckpointError(f"{archive.path}: {CONFIG} has no valid integer {key} (it has {value!r})")
+        raise CheckpointError(f"{archive.path}: {CONFIG} has no valid integer {key} (it has {_shown(value)})")
     return value
 
 
 def _one_of(archive: Archive, config: dict[str, Any], key: str, default: str, known: dict[str, str]) -> str:
     value = config.get(key) or default
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise CheckpointError(
-            f"{archive.path}: {key} is {value!r}; hpclm supports {', '.join(known)}, so it cannot be read"
+            f"{archive.path}: {key} is {_shown(value)}; hpclm supports {', '.join(known)}, so it cannot be read"
         )
     return known[value]

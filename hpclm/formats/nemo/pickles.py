@@ -10,12 +10,14 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import pickletools
 import struct
 import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.guard import guarded
 from hpclm.formats.nemo.archive import Archive, Member
 
 DTYPES = {
@@ -31,7 +33,7 @@ DTYPES = {
     "BoolStorage": "bool",
 }
 BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
-_MAX_PICKLE = 256 << 20
+_MAX_PICKLE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class _Storage:
         raise TypeError("a storage with unexpected state")
 
 
+@guarded("a file of torch.save")
 def read_index(archive: Archive, member: Member) -> Any:
     """What torch.save wrote, with TensorFacts in place of tensors. Raises CheckpointError."""
     window = _Window(archive, member)
@@ -79,7 +82,9 @@ def read_index(archive: Archive, member: Member) -> Any:
             prefix = pickles[0].removesuffix("data.pkl")
             if opened.getinfo(pickles[0]).file_size > _MAX_PICKLE:
                 raise CheckpointError(f"{where}: its index is larger than {_MAX_PICKLE >> 20} MiB")
-            return _Reader(opened.read(pickles[0]), member, opened, window, prefix).load()
+            text = opened.read(pickles[0])
+            _refuse_bombs(text)
+            return _Reader(text, member, opened, window, prefix).load()
     except zipfile.BadZipFile:
         raise CheckpointError(
             f"{where}: damaged, or in torch's format from before 1.6, which cannot be read without unpickling; load "
@@ -89,6 +94,17 @@ def read_index(archive: Archive, member: Member) -> Any:
         raise CheckpointError(str(error) if str(error).startswith(str(archive.path)) else f"{where}: {error}") from None
     except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: its index is damaged ({type(error).__name__}: {error})") from None
+
+
+def _refuse_bombs(text: bytes) -> None:
+    """Raises CheckpointError for a pickle that takes far more memory than it has bytes.
+
+    The unpickler allocates a list as long as the largest memo index. ValueError for one that is not whole, or has a
+    string beyond its end.
+    """
+    for opcode, argument, _ in pickletools.genops(text):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(text):
+            raise CheckpointError(f"its pickle has {len(text)} bytes and asks for {argument} places in memory")
 
 
 class _Window(io.RawIOBase):

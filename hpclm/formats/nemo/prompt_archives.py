@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpclm.formats.guard import guarded
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import SEMANTICS
 from hpclm.formats.nemo.model_config import read_config
@@ -21,6 +22,7 @@ class TrainedTask:
     stored_as: str
 
 
+@guarded("a prompt-learning archive of NeMo")
 def language_model(path: str) -> str | None:
     """The model that an archive's prompts were trained on, as NeMo wrote it there; a relative one from the archive's
     folder. Raises CheckpointError."""
@@ -34,6 +36,7 @@ def language_model_of(config: dict[str, Any], path: str) -> str | None:
     return str(Path(path).parent / written) if isinstance(written, str) and written else None
 
 
+@guarded("a prompt-learning archive of NeMo")
 def semantics_of(path: str) -> str | None:
     """How rows were read when an archive's prompts were trained: `nemo-1.21` if a release up to r1.21 wrote it, whose
     tokenizers left out the white space beside virtual tokens; None where it does not say. Raises CheckpointError."""
@@ -47,6 +50,7 @@ def semantics_of(path: str) -> str | None:
     return "nemo-1.21" if (int(release[1]), int(release[2])) < (1, 22) else "nemo"
 
 
+@guarded("a prompt-learning archive of NeMo")
 def trained_tasks(path: str) -> dict[str, TrainedTask]:
     """The tasks of an archive by name. Raises CheckpointError.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.guard import guarded
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import WEIGHTS, is_archive
 from hpclm.formats.nemo.pickles import TensorFacts, read_index
@@ -18,6 +19,7 @@ from hpclm.formats.nemo.pickles import TensorFacts, read_index
 TABLE, WEIGHT, INDICES = "prompt_table", ".prompt_embeddings.weight", ".indices"
 
 
+@guarded("a prompt-learning archive of NeMo")
 def read_tables(archive: Archive) -> dict[str, TensorFacts]:
     """The table [virtual tokens, hidden] of each task. Raises CheckpointError where there is none."""
     member = archive.find(WEIGHTS)
@@ -31,8 +33,8 @@ def read_tables(archive: Archive) -> dict[str, TensorFacts]:
         )
     found = {}
     for name, facts in table.items():
-        if isinstance(facts, TensorFacts) and not str(name).endswith(INDICES):
-            task = str(name).removeprefix(f"{TABLE}.").removesuffix(WEIGHT).removesuffix(".weight")
+        if isinstance(name, str) and isinstance(facts, TensorFacts) and not name.endswith(INDICES):
+            task = name.removeprefix(f"{TABLE}.").removesuffix(WEIGHT).removesuffix(".weight")
             if len(facts.shape) != 2:
                 raise CheckpointError(
                     f"{archive.path}: {name} has shape {facts.shape}, expected two dimensions; the file is damaged"
@@ -50,7 +52,7 @@ def _table(value: Any) -> dict[str, Any] | None:
     if isinstance(value.get(TABLE), dict):
         found: dict[str, Any] = value[TABLE]
         return found
-    flat = {key: item for key, item in value.items() if str(key).startswith(f"{TABLE}.")}
+    flat = {key: item for key, item in value.items() if isinstance(key, str) and key.startswith(f"{TABLE}.")}
     if flat:
         return flat
     return next((inner for inner in map(_table, value.values()) if inner is not None), None)

@@ -1,0 +1,1 @@
+"""Commands on mutated input: `python -m tests.fuzz --seed 1 --cases 1000`."""

@@ -161,8 +161,9 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show the status of all runs, of one run, or of a sweep as a table."""
+    from hpclm.runs.listing import Listing, newest
     from hpclm.runs.lookup import find
-    from hpclm.runs.record import Run, all_runs
+    from hpclm.runs.record import Run
     from hpclm.runs.status import status_of
 
     folder = _folder(runs_dir, site)
@@ -175,21 +176,19 @@ def status(
             if as_json:
                 print_json(one.to_dict(), indent=None)
         return
-    chosen, unreadable = all_runs(folder) if named is None else ([named], [])
-    hidden = max(0, len(chosen) - limit) if limit else 0
-    found = status_of(chosen[hidden:])
-    for trouble in unreadable:
+    listed = newest(folder, limit) if named is None else Listing(status_of([named]), [], 0)
+    for trouble in listed.unreadable:
         typer.echo(f"warning: {trouble}", err=True)
     sweeps = sweep_statuses(folder, limit) if run is None else []
     if as_json:
-        runs = {"runs": [one.to_dict() for one in found]}
+        runs = {"runs": [one.to_dict() for one in listed.runs]}
         print_json(runs | ({"sweeps": [one.to_dict() for one in sweeps]} if sweeps else {}))
         return
     from hpclm.cli.tables import run_lines, sweep_lines
 
-    if hidden:
-        typer.echo(f"({hidden} older runs not shown; --limit 0 shows all)\n")
-    blocks = [*(sweep_lines(one) for one in sweeps), *(run_lines(one) for one in found)]
+    if listed.hidden:
+        typer.echo(f"({listed.hidden} older runs not shown; --limit 0 shows all)\n")
+    blocks = [*(sweep_lines(one) for one in sweeps), *(run_lines(one) for one in listed.runs)]
     typer.echo("\n\n".join("\n".join(block) for block in blocks) or f"no runs in {folder}")
 
 

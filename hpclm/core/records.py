@@ -106,6 +106,8 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 def _value(hint: Any, item: Any, where: str, ignore_unknown: bool) -> Any:
     """`item` as the type hint says. Raises ValueError."""
+    if type(item) in _taken_as_is(hint):
+        return item
     if hint in (Any, object):
         return item
     origin = typing.get_origin(hint)
@@ -124,6 +126,13 @@ def _value(hint: Any, item: Any, where: str, ignore_unknown: bool) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _member(hint, item, where)
     return _scalar(hint, item, where)
+
+
+@cache
+def _taken_as_is(hint: Hashable) -> frozenset[type]:
+    """The plain types that a hint takes without a change: most values of most records."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return frozenset(option for option in options if option in _SCALARS or option is type(None))
 
 
 def _one_of(options: tuple[Any, ...], item: Any, where: str, ignore_unknown: bool) -> Any:

@@ -83,6 +83,11 @@ class RunsFolder:
         return self.root.parent / "images"
 
     @property
+    def status_index(self) -> Path:
+        """The status of runs that are settled, for `status` of many."""
+        return self.root / ".status-index.json"
+
+    @property
     def payloads(self) -> Path:
         """Payloads that runs share, by their content."""
         return self.root / ".payloads"

@@ -14,7 +14,7 @@ from hpclm.core.files import open_file, read_json
 from hpclm.core.records import from_dict, to_dict
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
-from hpclm.formats.guard import guarded
+from hpclm.formats.format_guard import guarded
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config

@@ -5,8 +5,11 @@ It is written before the submit and again with the job ids, so that no job is ev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,8 @@ from hpclm.runs.relocation import as_found
 from hpclm.schedulers.jobs import StageJob, job_tag
 
 VERSION = 2
+# As `submit` names runs.
+_TIME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}(?:\.\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -189,15 +194,19 @@ def has_file(path: Path) -> bool:
     return True
 
 
-def all_runs(folder: Path) -> tuple[list[Run], list[str]]:
-    """Every run, oldest first, and what is wrong with those whose record cannot be read."""
-    runs, unreadable = [], []
-    for root in runs_in(folder):
-        try:
-            runs.append(read_run(root))
-        except HpclmError as error:
-            unreadable.append(str(error))
-    return sorted(runs, key=lambda run: (run.record.created_at, run.record.run)), unreadable
+def in_order(folder: Path) -> list[Path]:
+    """Folders of runs, oldest first: by the time in their names, else by when something was last put there."""
+    return sorted(runs_in(folder), key=lambda root: (_made_at(root), root.name))
+
+
+def _made_at(root: Path) -> str:
+    named = _TIME.search(root.name)
+    if named is not None:
+        return named[1]
+    try:
+        return time.strftime("%Y%m%d-%H%M%S", time.localtime(root.stat().st_mtime))
+    except OSError:
+        return ""
 
 
 def find_run(folder: Path, wanted: str | None) -> Run:
@@ -206,12 +215,12 @@ def find_run(folder: Path, wanted: str | None) -> Run:
     Raises RunNotFoundError, listing the candidates.
     """
     if wanted is None:
-        runs, _ = all_runs(folder)
-        if not runs:
-            raise RunNotFoundError(
-                f"no runs in {folder}; start one with `hpclm submit RECIPE`, or choose another --runs-dir"
-            )
-        return runs[-1]
+        for root in reversed(in_order(folder)):
+            with contextlib.suppress(HpclmError):
+                return read_run(root)
+        raise RunNotFoundError(
+            f"no runs in {folder}; start one with `hpclm submit RECIPE`, or choose another --runs-dir"
+        )
     if wanted and "/" not in wanted and RunPaths(folder / wanted).record.is_file():
         return read_run(folder / wanted)
     sweep = wanted.rpartition(".")[0]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hpclm.core.errors import CheckpointError
-from hpclm.formats.guard import guarded
+from hpclm.formats.format_guard import guarded
 from hpclm.formats.nemo.archive import Archive, Member
 from hpclm.formats.nemo.pickles import TensorFacts, read_index
 from hpclm.formats.nemo.zarr_weights import has_arrays, stored_tensors
@@ -136,10 +136,10 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
     shards = dict(_shards(archive))
     tensor = 1 + max(place[0] for place in shards)
     pipeline = 1 + max(place[1] for place in shards)
-    missing = [(t, p) for t in range(tensor) for p in range(pipeline) if (t, p) not in shards]
-    if missing:
+    if len(shards) < tensor * pipeline:
+        missing = next((t, p) for t in range(tensor) for p in range(pipeline) if (t, p) not in shards)
         raise CheckpointError(
-            f"{archive.path}: the weights of tensor rank {missing[0][0]}, pipeline rank {missing[0][1]} are missing "
+            f"{archive.path}: the weights of tensor rank {missing[0]}, pipeline rank {missing[1]} are missing "
             f"({len(shards)} of {tensor} × {pipeline} found); copy the archive again"
         )
     weights: dict[str, Weight] = {}

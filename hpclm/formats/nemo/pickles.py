@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
-from hpclm.formats.guard import guarded
+from hpclm.formats.format_guard import guarded
 from hpclm.formats.nemo.archive import Archive, Member
 
 DTYPES = {

@@ -62,6 +62,14 @@ def user_name() -> str:
         return str(os.getuid())
 
 
+def memory_here_gib() -> float | None:
+    """This machine's memory; None where it cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    except (ValueError, OSError):
+        return None
+
+
 def cpus_here() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -68,7 +68,7 @@ class PromptDataset:
             raise DataError(
                 f"{', '.join(files)}: no usable row is left"
                 + (f"; all {self.of_frozen_tasks} belong to frozen tasks" if self.of_frozen_tasks else "")
-                + (f"; {self.skipped} do not fit in {data.max_seq_length} tokens" if self.skipped else "")
+                + (f"; {self.skipped} {_unfit(data)}" if self.skipped else "")
             )
 
     def __len__(self) -> int:
@@ -96,6 +96,12 @@ def _ready(
         add_eos=data.add_eos,
         with_virtual=with_virtual,
     )
+
+
+def _unfit(data: PromptData) -> str:
+    """Why rows are left out."""
+    short = f"are shorter than {data.min_seq_length} tokens or " if data.min_seq_length > 1 else ""
+    return f"{short}do not fit in {data.max_seq_length} tokens"
 
 
 def read_rows(files: list[str], templates: dict[str, TaskTemplate], *, training: bool) -> list[Row]:

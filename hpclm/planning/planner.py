@@ -39,7 +39,6 @@ def make_plan(loaded: LoadedRecipe, *, files: bool = True, checks: InputChecks |
             stage, base = engine.plan(StageRequest(context, earlier, names, checks))
         else:
             stage, base = _mismatch(context, engine), BaseModel()
-        section_checks.check_environment(context)
         plans.append(stage)
         earlier[context.recipe.name] = Earlier(context, base)
     section_checks.check_unused(loaded, contexts, findings)

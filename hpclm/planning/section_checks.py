@@ -1,8 +1,7 @@
-"""Sections a task needs, sections nothing reads, and secrets, which must not be in a recipe."""
+"""Sections a task needs, and sections nothing reads."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,6 @@ from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:
     from hpclm.recipe.loading import LoadedRecipe
-
-_SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
 def check(stage: StageContext) -> None:
@@ -31,21 +28,18 @@ def check(stage: StageContext) -> None:
         stage.error(("prompts",), f"{task.name} has no prompts; leave it out", "prompts is for prompt learning")
 
 
-def check_environment(stage: StageContext) -> None:
-    """No secrets in a recipe, which is copied into every run."""
-    container = stage.recipe.container
-    for name in container.environment if container else ():
-        if _SECRET.search(name):
-            stage.warning(
-                ("container", "environment", name),
-                "looks like a secret, and a recipe is copied into every run; set it in the site profile's environment",
-                "no secrets in recipes",
-            )
+# Of a job rather than of a task: read for every stage.
+_OF_JOBS = frozenset({"recovery", "resources", "container"})
 
 
 def _used(stage: StageContext) -> frozenset[str]:
     """Sections that the stage's task and engine read."""
-    return stage.task.sections | set(engine_named(stage.recipe.engine).own_sections) | set(stage.task.own_sections)
+    return (
+        _OF_JOBS
+        | stage.task.sections
+        | set(engine_named(stage.recipe.engine).own_sections)
+        | set(stage.task.own_sections)
+    )
 
 
 def check_unused(loaded: LoadedRecipe, stages: Sequence[StageContext], findings: Findings) -> None:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from hpclm.recipe.schema.base import described
 from hpclm.recipe.tree import Node, Place
 
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_GROUPED = re.compile(r"[+-]?\d+([_,]\d+)+")
+
 
 def faults(error: ValidationError, tree: Node, root: type[BaseModel]) -> list[str]:
     """One line per error: `recipes/x.yaml:14 optim.lr: must be …; …`. `root`: the model of the whole tree."""
@@ -94,11 +97,11 @@ def _type_hint(kind: str, value: Any) -> str:
     if kind == "string_type" and not isinstance(value, dict | tuple):
         return "; put it in quotes" if value is not None else "; write it, or leave the key out"
     if kind in ("int_type", "float_type") and isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return "; write a number"
-        return "; leave the quotes out"
+        if _NUMBER.fullmatch(value):
+            return "; leave the quotes out"
+        if _GROUPED.fullmatch(value):
+            return f"; write it without separators: {value.replace('_', '').replace(',', '')}"
+        return "; write a number"
     if kind == "bool_type" and str(value).lower() in ("yes", "no", "on", "off"):
         return f"; write {'true' if str(value).lower() in ('yes', 'on') else 'false'}"
     if kind == "tuple_type" and not isinstance(value, dict):

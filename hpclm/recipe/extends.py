@@ -38,7 +38,7 @@ def _read(path: Path, chain: tuple[Path, ...], count: list[int]) -> tuple[str, N
             )
         if count[0] >= MAX_FILES:
             raise RecipeError(f"{node.place}: {KEY}: more than {MAX_FILES} files; use fewer")
-        if not other.is_file():
+        if not other.exists():
             raise RecipeError(
                 f"{node.place}: {KEY}: {other}: does not exist; paths are relative to the recipe's folder"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,10 +28,11 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
         raise IncompleteError(
             f"stage {paths.name}: the evaluation is not complete (no {paths.result}); see `hpclm status`"
         )
-    answered, left_out = result.get("examples"), set(result.get("left_out") or ())
-    if not isinstance(answered, int):
+    answered, without = result.get("examples"), result.get("left_out") or []
+    if type(answered) is not int or not isinstance(without, list) or not all(type(one) is int for one in without):
         raise IncompleteError(f"{paths.result}: does not contain the number of examples")
-    expected = answered + len(left_out)
+    expected = answered + len(without)
+    left_out = {index for index in without if 0 <= index < expected}
     _compare_with_test_files(paths, expected)
     rows: dict[int, dict[str, Any]] = {}
     double: set[int] = set()
@@ -46,15 +48,22 @@ def merged(paths: StagePaths) -> list[dict[str, Any]]:
             if index in rows:
                 double.add(index)
             rows[index] = row
+    present = {index for index in rows if 0 <= index < expected}
+    missing = expected - len(left_out | present)
+    first_missing = itertools.islice(
+        (index for index in range(expected) if index not in left_out and index not in rows), _SHOWN + 1
+    )
     problems = []
-    wanted = [index for index in range(expected) if index not in left_out]
-    missing = [index for index in wanted if index not in rows]
-    extra = [index for index in rows if not 0 <= index < expected]
-    for what, indices in (("missing", missing), ("duplicated", double), ("out of range", extra)):
-        if indices:
-            problems.append(f"{len(indices)} of {expected} predictions {what}: example {_listed(indices)}")
+    for what, count, indices in (
+        ("missing", missing, first_missing),
+        ("duplicated", len(double), double),
+        ("out of range", len(rows) - len(present), rows.keys() - present),
+    ):
+        if count:
+            problems.append(f"{count} of {expected} predictions {what}: example {_listed(indices)}")
     if problems:
         raise IncompleteError(f"stage {paths.name}: " + "; ".join(problems) + f" (in {paths.predictions})")
+    wanted = sorted(present - left_out)
     return [{key: value for key, value in rows[index].items() if key not in (TOKENS, AT_LIMIT)} for index in wanted]
 
 

@@ -65,6 +65,11 @@ class StageJob:
         return self.nodes * self.tasks_per_node
 
     @property
+    def node_memory_gib(self) -> float:
+        """What the ranks of a node need by the estimate; on CPU that is the node's own memory. 0: unknown."""
+        return self.tasks_per_node * (self.device_memory_gib or 0.0)
+
+    @property
     def attempt(self) -> str:
         """The attempt argument of the worker; it adds the restart count itself."""
         return f"{self.submit:03d}"

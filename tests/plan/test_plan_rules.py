@@ -126,12 +126,6 @@ def test_what_nothing_reads_is_a_warning(tmp_path: Path) -> None:
     assert not of_rule(plan_of(tmp_path, {}), "unused section")
 
 
-def test_secrets_are_warned_of(tmp_path: Path) -> None:
-    (found, *_) = of_rule(plan_of(tmp_path, {"container.environment": {"HF_TOKEN": "x"}}), "no secrets in recipes")
-    assert found.severity == "warning"
-    assert "site profile" in found.message
-
-
 def test_nothing_is_read_without_files(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("data.train", ["gone.jsonl"]), ("text.paths", ["gone"])))
     assert make_plan(load(path)).errors

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpclm.containers.image_cache import Import
 from hpclm.containers.runtime import runtime_here
 from hpclm.core.errors import SchedulerError, SiteError
-from hpclm.core.processes import cpus_here
+from hpclm.core.processes import cpus_here, memory_here_gib
 from hpclm.core.site import Site
 from hpclm.schedulers.capabilities import SiteCapabilities, missing_packages
 from hpclm.schedulers.commands import output_of
@@ -91,6 +91,12 @@ def _problems(job: StageJob) -> Iterator[str]:
             "choose another as container.runtime, or use --site slurm"
         )
     if job.device != "gpu":
+        room = memory_here_gib()
+        if room is not None and (needed := job.node_memory_gib) > room:
+            yield (
+                f"stage {job.stage}: its ranks need about {needed:.0f} GiB, this machine has {room:.0f}; lower "
+                "batch.micro or the sequence length, or use a smaller model"
+            )
         return
     here = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if job.nodes > 1:

@@ -30,6 +30,11 @@ def partition_problems(capabilities: SiteCapabilities, job: StageJob) -> Iterabl
     if partition.cpus_per_node is not None and cpus > partition.cpus_per_node:
         yield f"{where}{cpus} CPUs per node needed, {there} {partition.cpus_per_node}; lower resources.cpus_per_device"
     memory = partition.memory_mib_per_node
+    if job.device == "cpu" and memory and job.node_memory_gib * 1024 > memory:
+        yield (
+            f"{where}its ranks need about {job.node_memory_gib:.0f} GiB per node, {there} {memory / 1024:.0f}; lower "
+            "batch.micro or the sequence length, or use more nodes"
+        )
     if job.memory_gib is not None and memory and job.memory_gib * 1024 > memory:
         yield f"{where}{job.memory_gib} GiB per node needed, {there} {memory / 1024:.1f}; lower resources.memory_gib"
 

@@ -40,6 +40,9 @@ _PENDING = {
     "BeginTime": "its start time has not come",
     "JobHeldUser": "held by its user; `scontrol release` lets it go",
     "JobHeldAdmin": "held by an administrator",
+    "launch failed requeued held": "held by Slurm, since a node could not start it: `scontrol release JOB` lets it go, "
+    "`hpclm cancel` ends it",
+    "JobHoldMaxRequeue": "held by Slurm, since it was requeued too often: `scontrol release JOB` lets it go",
     "Licenses": "waiting for a licence",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpclm.containers import image_environment
 from hpclm.containers.image import Image, squashed
-from hpclm.containers.launch import ContainerRequest, LaunchSpec, refuse_in_mounts
+from hpclm.containers.launch import ContainerRequest, LaunchSpec, hook_variables, refuse_in_mounts
 from hpclm.containers.runtime import Runtime
 from hpclm.core.errors import SiteError
 
@@ -28,23 +28,26 @@ def render(request: ContainerRequest) -> LaunchSpec:
             f"container image {request.image!r}: Enroot needs an image file; import it with `hpclm image pull`, or let "
             "a submit import it (container.pull in the site profile)"
         )
-    carried = image_environment.carried(request.environment)
+    hooks = hook_variables(request)
+    inside = {name: value for name, value in request.environment.items() if name not in hooks}
+    carried = image_environment.carried(inside)
     # Read by Enroot and its hooks outside the container; set in a user's shell, they
     # would change the container unnoticed.
     outside = {
         "ENROOT_MOUNT_HOME": "y" if request.home else "n",
         "ENROOT_ROOTFS_WRITABLE": "y" if request.writable else "n",
+        # A login shell would read the profiles of the user and of the image, and change PATH and the interpreter.
+        "ENROOT_LOGIN_SHELL": "n",
+        **hooks,
     }
-    if request.gpu:
-        outside |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
     prefix = ["enroot", "start", *(["--rw"] if request.writable else [])]
     for mount in request.mounts:
         options = "x-create=auto,rbind" + (",ro" if mount.read_only else "")
         prefix += ["--mount", f"{fstab(mount.source)}:{fstab(mount.target)}:none:{options}"]
-    for name in (*carried, *request.passed_names):
+    for name in (*hooks, *carried, *request.passed_names):
         prefix += ["--env", name]  # without a value: the host's, which then shows in no list of processes
     # An unset variable comes out empty: no CUDA_VISIBLE_DEVICES means every GPU, an empty one means none.
-    entry = image_environment.entry(request.environment, workdir=request.workdir, drop_if_empty=request.passed_names)
+    entry = image_environment.entry(inside, workdir=request.workdir, drop_if_empty=request.passed_names)
     return LaunchSpec(environment=outside | carried, prefix=(*prefix, image.path, *entry))
 
 

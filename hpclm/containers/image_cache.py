@@ -26,6 +26,7 @@ from hpclm.containers.runtime import runtime
 from hpclm.core.errors import SiteError
 
 _REFUSED = re.compile(r"\b(401|403)\b|unauthorized|denied|authentication required", re.IGNORECASE)
+_END_S = 10.0
 _WAIT_S = 1.0
 _DOCKER_HUB = "auth.docker.io"
 
@@ -178,14 +179,22 @@ def _run(wanted: Import, log: Callable[[str], None]) -> None:
                         lines = [*lines[-19:], line.strip()]
                         log(f"  {line.rstrip()}")
             except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _end(process)
                 raise
         if process.returncode or not partial.exists():
             raise SiteError(_refusal(wanted, lines, process.returncode))
         partial.replace(wanted.target)
     finally:
         _remove(partial)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a group: asked first, so that it removes what it has in temporary folders, and killed if it does not."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_END_S)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _refusal(wanted: Import, lines: list[str], code: int) -> str:

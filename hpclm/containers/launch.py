@@ -68,6 +68,20 @@ class ContainerRequest:
                     raise SiteError(f"container mount {path!r}: must be absolute")
 
 
+# Variables that Enroot's hooks read before anything runs inside, also when Pyxis starts Enroot.
+_OF_HOOKS = ("NVIDIA_", "MELLANOX_")
+
+
+def hook_variables(request: ContainerRequest) -> dict[str, str]:
+    """What the hooks are told: which GPUs to mount, and what the recipe says.
+
+    For a stage on the CPU none: an image that asks for GPUs would not start on a node without.
+    """
+    devices = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    own = {name: value for name, value in request.environment.items() if name.startswith(_OF_HOOKS)}
+    return (devices if request.gpu else {"NVIDIA_VISIBLE_DEVICES": "void"}) | own
+
+
 @dataclass(frozen=True)
 class LaunchSpec:
     """How a rank's command is wrapped.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hpclm.containers.enroot import credentials, fstab, import_argv
 from hpclm.containers.image import squashed
-from hpclm.containers.launch import ContainerRequest, LaunchSpec, refuse_in_mounts
+from hpclm.containers.launch import ContainerRequest, LaunchSpec, hook_variables, refuse_in_mounts
 from hpclm.containers.runtime import Runtime
 
 
@@ -26,10 +26,10 @@ def render(request: ContainerRequest) -> LaunchSpec:
         arguments.append(f"--container-mounts={','.join(mounts)}")
     if request.workdir:
         arguments.append(f"--container-workdir={request.workdir}")
-    named = sorted({*request.environment, *request.secrets})
-    if named:
-        arguments.append(f"--container-env={','.join(named)}")
-    return LaunchSpec(environment=dict(request.environment), srun_args=tuple(arguments))
+    environment = {**request.environment, **hook_variables(request)}
+    arguments.append(f"--container-env={','.join(sorted({*environment, *request.secrets}))}")
+    # see enroot.py
+    return LaunchSpec(environment={**environment, "ENROOT_LOGIN_SHELL": "n"}, srun_args=tuple(arguments))
 
 
 RUNTIME = Runtime(

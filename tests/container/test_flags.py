@@ -33,17 +33,17 @@ def test_pyxis() -> None:
         "--container-writable",
         "--container-mounts=/scratch/me:/work,/data:/data:ro",
         "--container-workdir=/work",
-        "--container-env=A,B",
+        "--container-env=A,B,NVIDIA_DRIVER_CAPABILITIES,NVIDIA_VISIBLE_DEVICES",
     )
     assert spec.prefix == ()
-    assert spec.environment == REQUEST.environment
+    devices = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    assert spec.environment == {**REQUEST.environment, **devices, "ENROOT_LOGIN_SHELL": "n"}
 
 
 def test_enroot() -> None:
     spec = launch_spec("enroot", dataclasses.replace(REQUEST, image="/images/a.sqsh", passed=JOB_VARIABLES))
-    passed = [
-        name for given in ("HPCLM_IN_A", "HPCLM_IN_B", *sorted({*PASSED, *JOB_VARIABLES})) for name in ("--env", given)
-    ]
+    named = ["NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "HPCLM_IN_A", "HPCLM_IN_B"]
+    passed = [word for name in (*named, *sorted({*PASSED, *JOB_VARIABLES})) for word in ("--env", name)]
     assert list(spec.prefix[:-5]) == [
         "enroot", "start",
         "--mount", "/scratch/me:/work:none:x-create=auto,rbind",
@@ -55,6 +55,7 @@ def test_enroot() -> None:
     assert spec.environment == {
         "ENROOT_MOUNT_HOME": "n",
         "ENROOT_ROOTFS_WRITABLE": "n",
+        "ENROOT_LOGIN_SHELL": "n",
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
         "HPCLM_IN_A": "=1",
@@ -64,8 +65,26 @@ def test_enroot() -> None:
         launch_spec("enroot", REQUEST)
     plain = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=False, home=True, writable=True, environment={})
     without = launch_spec("enroot", plain)
-    assert without.environment == {"ENROOT_MOUNT_HOME": "y", "ENROOT_ROOTFS_WRITABLE": "y"}
+    assert without.environment == {
+        "ENROOT_MOUNT_HOME": "y",
+        "ENROOT_ROOTFS_WRITABLE": "y",
+        "ENROOT_LOGIN_SHELL": "n",
+        "NVIDIA_VISIBLE_DEVICES": "void",
+    }
     assert "--rw" in without.prefix
+
+
+@pytest.mark.parametrize("runtime", ["enroot", "pyxis"])
+def test_what_enroots_hooks_read_is_not_hidden_from_them(runtime: str) -> None:
+    """GPUs are mounted by hooks, before anything runs inside: an image that asks for all needs void on a CPU node."""
+    own = {"MELLANOX_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "1", "A": "1"}
+    for gpu, given, devices in ((True, {}, "all"), (False, {}, "void"), (True, own, "1"), (False, own, "1")):
+        request = dataclasses.replace(REQUEST, image="/images/a.sqsh", gpu=gpu, environment=given)
+        spec = launch_spec(runtime, request)
+        assert spec.environment["NVIDIA_VISIBLE_DEVICES"] == devices
+        assert spec.environment.get("MELLANOX_VISIBLE_DEVICES") == given.get("MELLANOX_VISIBLE_DEVICES")
+        words = " ".join((*spec.srun_args, *spec.prefix))
+        assert "NVIDIA_VISIBLE_DEVICES" in words
 
 
 @pytest.mark.parametrize("program", ["singularity", "apptainer"])

@@ -22,8 +22,11 @@
 # command
 export SUBMITIT_EXECUTOR=slurm
 module load cuda/12.4
+export ENROOT_LOGIN_SHELL=n
 export HF_HOME='/data/hf, shared'
 export NCCL_SOCKET_IFNAME=ib0
+export NVIDIA_DRIVER_CAPABILITIES=compute,utility
+export NVIDIA_VISIBLE_DEVICES=all
 export ODD='it'"'"'s $HOME `x` #1'
 export OMP_NUM_THREADS=8
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload
@@ -38,7 +41,7 @@ hpclm_least_s=300
 hpclm_preflight_s=0
 hpclm_decision_s=300
 hpclm_bad_node_list=/dev/null
-hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none '--container-image=nvcr.io#nvidia/nemo:24.07' --no-container-mount-home --container-readonly --container-mounts=/scratch/me:/scratch/me,/data:/data:ro --container-workdir=/scratch/me --container-env=HF_HOME)
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none '--container-image=nvcr.io#nvidia/nemo:24.07' --no-container-mount-home --container-readonly --container-mounts=/scratch/me:/scratch/me,/data:/data:ro --container-workdir=/scratch/me --container-env=HF_HOME,NVIDIA_DRIVER_CAPABILITIES,NVIDIA_VISIBLE_DEVICES)
 hpclm_ranks=(python3 -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
 hpclm_python=(python3 -u)
 

@@ -6,6 +6,7 @@ everything: a wrong type or an unknown key is a ValueError that names the place 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -24,8 +25,24 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON-ready containers."""
-    return dataclasses.asdict(value)
+    """A dataclass as plain JSON-ready containers, which share nothing with it that can change."""
+    return {name: _as_plain(getattr(value, name)) for name in _names_of(cast(Hashable, type(value)))}
+
+
+def _as_plain(value: Any) -> Any:
+    """What dataclasses.asdict does, without copying what cannot change: a sweep writes thousands of these."""
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)([_as_plain(item) for item in value])
+    if isinstance(value, dict):
+        return {key: _as_plain(item) for key, item in value.items()}
+    return to_dict(value) if dataclasses.is_dataclass(value) else copy.deepcopy(value)
+
+
+@cache
+def _names_of(cls: Hashable) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
 
 def taken(cls: type[T], source: object, **derived: Any) -> T:

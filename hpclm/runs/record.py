@@ -18,7 +18,7 @@ from typing import Any
 from hpclm.core.errors import HpclmError, RunNotFoundError
 from hpclm.core.files import read_json, write_json
 from hpclm.core.layout import RunPaths
-from hpclm.core.records import from_dict
+from hpclm.core.records import from_dict, to_dict
 from hpclm.core.site import Site
 from hpclm.runs.relocation import as_found
 from hpclm.schedulers.jobs import StageJob, job_tag
@@ -120,7 +120,7 @@ class Run:
 
 
 def write_record(paths: RunPaths, record: Record) -> None:
-    write_json(paths.record, dataclasses.asdict(record))
+    write_json(paths.record, to_dict(record))
 
 
 def read_run(root: Path) -> Run:

@@ -149,7 +149,7 @@ def test_pyxis_options_on_the_real_srun(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "writable=yes",
         f"mounts={data}:/data:ro,{root}:{root}".replace(" ", "\\040"),
         f"workdir={root}/stages/train",
-        "env=ODD,OMP_NUM_THREADS,PYTHONNOUSERSITE,PYTHONPATH",
+        "env=NVIDIA_VISIBLE_DEVICES,ODD,OMP_NUM_THREADS,PYTHONNOUSERSITE,PYTHONPATH",
     } <= set(seen.splitlines())
     assert f"in {root}/stages/train" in seen
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.locks import exclusive
+from hpclm.core.states import StageState
 from hpclm.runs.moved_run import original, refuse_others
 from hpclm.runs.record import Run, read_run
 from hpclm.runs.status import RunStatus, query_of, status_of
@@ -50,12 +51,27 @@ def _cancel(runs: Sequence[Run]) -> list[list[str]]:
         if live:
             wanted.append(_asked(run, status, live))
             queries.append(query_of(wanted[-1], live))
+        waiting = _waiting_after_the_end(run, [stage.name for stage in status.stages if stage.name not in live])
+        if waiting:
+            queries.append(query_of(run, waiting))
+            live += waiting
     unsaved = [run for run in wanted if not _saved(run)]
     if queries:
         scheduler_of(runs[0].record.site).cancel(queries)
     for run in unsaved:
         _saved(run)
     return ended
+
+
+def _waiting_after_the_end(run: Run, stages: list[str]) -> list[str]:
+    """Stages that are over and whose job waits all the same: Slurm held it after a failed launch, and it was done by
+    another job since."""
+    scheduler = scheduler_of(run.record.site)
+    if not scheduler.has_job_ids or not stages:
+        return []
+    infos = scheduler.query([query_of(run, stages)]).infos
+    found = ((stage, infos.get((run.paths.root, stage))) for stage in stages)
+    return [stage for stage, info in found if info is not None and info.state is StageState.PENDING]
 
 
 def _asked(run: Run, status: RunStatus, live: list[str]) -> Run:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import HpclmError
+from hpclm.core.exit_codes import ExitCode
 from hpclm.runs import resume as resuming
+from hpclm.runs.cancel import cancel
 from hpclm.runs.record import Run, find_run, in_order, read_run
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import submit
@@ -21,9 +23,10 @@ from hpclm.schedulers import commands
 from hpclm.schedulers.slurm import client
 from hpclm.schedulers.slurm.submission import verify
 from launch.dev_cluster import Cluster
-from tests.support.harness import CHAIN, Stage, prepared, until_over, use_fake_worker
+from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker
 from tests.support.processes import LIMIT_S
 from tests.support.sites import SLURM
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -114,3 +117,40 @@ def test_what_may_still_be_under_way_is_not_submitted_twice(
     run = run.save(dataclasses.replace(run.record, run="another", submits=(lost,)))
     with pytest.raises(HpclmError, match="may be in the middle of a submit"):
         resuming.resume(run)
+
+
+def test_a_second_job_of_the_same_submit_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster
+) -> None:
+    """As two submits on a file system without locks would start it; and what is left waiting is cancelled."""
+    stages = (dataclasses.replace(CHAIN[0], devices_per_node=1, behaviour={"seconds": 6}),)
+    use_fake_worker(monkeypatch, stages)
+    run = submit(prepared(tmp_path / "runs", stages, SLURM))
+    until(run, "pretrain", "running")
+    paths = run.paths.stage("pretrain")
+    other = cluster.command("sbatch", "--parsable", str(paths.script)).strip()
+    wait_until("the other job's end", lambda: paths.job_exit(other).exists())
+    assert paths.job_exit(other).read_text().split()[0] == str(int(ExitCode.SECOND_JOB))
+    assert f"job {run.record.submits[0].job_ids['pretrain']} runs this stage" in paths.batch_log(other).read_text()
+    assert until_over(run).state == "completed"
+    assert [attempt.name for attempt in paths.all_attempts()] == ["001-00"]
+
+
+def test_a_held_job_of_a_complete_run_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster
+) -> None:
+    stages = (dataclasses.replace(CHAIN[0], devices_per_node=1),)
+    use_fake_worker(monkeypatch, stages)
+    run = submit(prepared(tmp_path / "runs", stages, SLURM))
+    assert until_over(run).state == "completed"
+    job = run.record.submits[0].job_ids["pretrain"]
+    cluster.command("scontrol", "requeuehold", job)
+
+    def waits() -> bool:
+        return "PENDING" in cluster.command("squeue", "--noheader", f"--jobs={job}", "-o", "%T")
+
+    wait_until("the held job", waits)
+    assert cancel(run) == ["pretrain"]
+    wait_until("its end", lambda: not waits())
+    assert status_of([run])[0].state == "completed"
+    assert cancel(run) == []

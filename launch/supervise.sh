@@ -72,6 +72,12 @@ hpclm_start_at() { # SECONDS: fails if Slurm will not start the job again
   scontrol update "JobId=$hpclm_job" "StartTime=now+$1" >/dev/null 2>&1
 }
 
+hpclm_is_requeued() { # an answer may be lost although the request was taken
+  local restarts
+  restarts=$(hpclm_slurm scontrol --oneliner show job "$hpclm_job" | grep -o ' Restarts=[0-9]*' | cut -d= -f2)
+  [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]
+}
+
 hpclm_requeue() { # WHY EXCLUDED-NODES
   trap '' TERM USR1
   if [ "$(hpclm_left_s)" -lt "$hpclm_least_s" ]; then
@@ -88,7 +94,7 @@ hpclm_requeue() { # WHY EXCLUDED-NODES
     fi
   fi
   hpclm_event requeue "$1"
-  if ! hpclm_slurm scontrol requeue "$hpclm_job"; then
+  if ! hpclm_slurm scontrol requeue "$hpclm_job" && ! hpclm_is_requeued; then
     hpclm_event stop requeue-refused
     hpclm_leave 45
   fi
@@ -214,15 +220,20 @@ if [ "$hpclm_limit_s" -gt 40 ]; then
   hpclm_clock=$!
 fi
 rm -f "$hpclm_stage/slurm/${hpclm_job}_exit"
+if [ -s "$hpclm_stage/result.json" ]; then
+  hpclm_leave 0 # another job has already completed this stage
+fi
 hpclm_claim=$hpclm_stage/attempts/$hpclm_submit.job
-(set -o noclobber && echo "$hpclm_job" >"$hpclm_claim") 2>/dev/null
+# Made whole and then linked, so that it is never seen empty; where there are no hard links, the shell's own way.
+if echo "$hpclm_job" 2>/dev/null >"$hpclm_claim.$hpclm_job"; then
+  ln "$hpclm_claim.$hpclm_job" "$hpclm_claim" 2>/dev/null || [ -e "$hpclm_claim" ] ||
+    (set -o noclobber && echo "$hpclm_job" >"$hpclm_claim") 2>/dev/null
+fi
+rm -f "$hpclm_claim.$hpclm_job"
 hpclm_owner=$(cat "$hpclm_claim" 2>/dev/null)
 if [ "${hpclm_owner:-$hpclm_job}" != "$hpclm_job" ]; then
   echo "hpclm: job $hpclm_owner runs this stage; job $hpclm_job ends"
   hpclm_leave 48
-fi
-if [ -s "$hpclm_stage/result.json" ]; then
-  hpclm_leave 0 # another job has already completed this stage
 fi
 
 while :; do

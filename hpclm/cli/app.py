@@ -216,12 +216,8 @@ def logs(
     chosen = logging.choose_stage(found, now, stage)
     path = logging.log_path(found, chosen, rank)
     blocks = logging.follow(path, lambda: logging.stage_is_over(found, chosen.name)) if follow else logging.read(path)
-    for block in blocks:
-        if raw:
-            raw_output().write(block)
-        else:
-            # a progress bar returns to the beginning of its line
-            sys.stdout.write(block.replace("\r\n", "\n").replace("\r", "\n"))
+    for block in blocks if raw else logging.whole_lines(blocks):
+        (raw_output() if raw else sys.stdout).write(block)
         sys.stdout.flush()
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def print_json(value: Any, indent: int | None = 2) -> None:
     from hpclm.core.files import finite
 
-    typer.echo(json.dumps(finite(value), indent=indent, ensure_ascii=False))
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    typer.echo(json.dumps(finite(value), indent=indent, ensure_ascii=plain))
 
 
 def print_findings(made: Plan, severities: tuple[str, ...]) -> None:
@@ -86,12 +87,13 @@ def _follow_live(run: Run) -> Iterable[RunStatus]:
 
     from hpclm.cli.tables import run_lines
     from hpclm.cli.terminal import raw_output
+    from hpclm.core.secrets import masked
     from hpclm.core.terminal_text import printable
     from hpclm.runs.status import follow
 
     with Live(console=Console(file=raw_output()), refresh_per_second=4) as live:
         for one in follow(run):
-            live.update(Text(printable("\n".join(run_lines(one)))), refresh=True)
+            live.update(Text(printable(masked("\n".join(run_lines(one))))), refresh=True)
             yield one
 
 

@@ -37,7 +37,13 @@ class PlainStream:
         for line in lines:
             self.write(line)
 
+    @property
+    def encoding(self) -> str:
+        return self.raw.encoding or "utf-8"
+
     def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # whoever wants bytes gets past everything above
+            raise AttributeError(name)
         return getattr(self.raw, name)
 
 

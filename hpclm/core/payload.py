@@ -42,6 +42,15 @@ def stage_payload(target: Path, shared: Path | None = None) -> None:
     if shared is None:
         _write(files, target)
         return
+    try:
+        _stage_shared(files, target, shared)
+    except OSError:
+        # another user's payload that may not be read, a full disk: a copy of its own, or that error again
+        shutil.rmtree(target, ignore_errors=True)
+        _write(files, target)
+
+
+def _stage_shared(files: dict[str, bytes | Path], target: Path, shared: Path) -> None:
     kept = shared / _digest(files)
     if not kept.is_dir():
         shared.mkdir(parents=True, exist_ok=True)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import DamagedError
-from hpclm.core.files import finite, open_file, write_json
+from hpclm.core.files import finite, open_file, read_object, write_json
 
 SEAL = "sha256_of_rest"
 
 
-def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
-    """`write_json` of an object and its checksum."""
+def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2, seal: bool = True) -> None:
+    """`write_json` of an object and its checksum; without one (`seal`) for a reader of an earlier version."""
     plain = json.loads(json.dumps(finite(dict(value)), ensure_ascii=False))
-    write_json(path, {**plain, SEAL: _digest(plain)}, indent=indent)
+    write_json(path, {**plain, SEAL: _digest(plain)} if seal else plain, indent=indent)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
@@ -43,6 +43,11 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     if seal is not None and seal != _digest(value):
         raise DamagedError(f"{path}: damaged (its contents have changed since it was written)")
     return value
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file has a checksum."""
+    return SEAL in (read_object(path) or {})
 
 
 def _digest(value: Mapping[str, Any]) -> str:

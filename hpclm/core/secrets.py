@@ -11,15 +11,21 @@ from pathlib import Path
 
 from hpclm.core.files import open_text
 
+# Letters of both cases and a digit, as keys have and names of files seldom
+_KEY = r"(?=[\w-]*[a-z])(?=[\w-]*[A-Z])(?=[\w-]*[0-9])"
 # Prefixes of tokens as their issuers document them: Hugging Face, GitHub, GitLab, OpenAI and others, NVIDIA, AWS,
 # Slack, JSON web tokens, PEM.
 _VALUES = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|nvapi-[\w-]{16,}"
-    r"|(AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|nvapi-[\w-]{16,}"
+    rf"|sk-{_KEY}[\w-]{{20,}}|(AKIA|ASIA)[0-9A-Z]{{16}}|xox[abprs]-[\w-]{{10,}}"
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 _NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|CREDENTIALS?)$", re.IGNORECASE)
-# user:password@host/ of an image or another address
-_PASSWORDS = re.compile(r"(?<![^\s/=\"'])([^\s/@:=\"']+):[^\s/@\"']+@(?=[A-Za-z0-9.-]+(:\d+)?[/#])")
+# user:password@ of an address, and of an image, before the name of a registry
+_PASSWORDS = re.compile(
+    r"(?P<of_address>[a-z][a-z0-9+.-]*://[^\s/@:\"']*):[^\s\"'@]+(?=@)"
+    r"|(?<![^\s/=\"'])(?P<of_image>[^\s/@:=\"'\d][^\s/@:=\"']*):[^\s/@\"']+(?=@[A-Za-z0-9-]+\.[A-Za-z0-9.-]+(:\d+)?[/#])"
+)
 _LEAST = 8
 _MAX_BYTES = 1 << 16
 
@@ -34,15 +40,16 @@ class Secret:
 
 def looks_secret(name: str, value: str) -> bool:
     """Whether a variable of an environment seems to be a token or a password: by its value, or else by its name."""
-    if _VALUES.search(value):
+    if _VALUES.search(value) or _PASSWORDS.search(value):
         return True
-    is_place = value.startswith(("/", "~", "./", "$"))
-    return _NAMES.search(name) is not None and len(value) >= _LEAST and not is_place
+    # paths, and tokens of a vocabulary such as <|endoftext|>
+    is_other = value.startswith(("/", "~", "./", "$")) or any(mark in value for mark in "<>[]|")
+    return _NAMES.search(name) is not None and len(value) >= _LEAST and not is_other
 
 
 def masked(text: str) -> str:
     """The text without tokens and passwords, for whatever is shown or recorded."""
-    return _PASSWORDS.sub(r"\1:***@", _VALUES.sub("***", text))
+    return _PASSWORDS.sub(lambda one: f"{one['of_address'] or one['of_image']}:***", _VALUES.sub("***", text))
 
 
 def missing(secrets: Mapping[str, Secret], environment: Mapping[str, str] = os.environ) -> list[str]:

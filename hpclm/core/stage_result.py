@@ -31,6 +31,8 @@ def damage_of(paths: StagePaths) -> str | None:
 
 
 def set_aside(paths: StagePaths) -> None:
-    """Rename a result that cannot be used, so that the stage is finished again. Raises OSError."""
-    if damage_of(paths) is not None:
+    """Rename a damaged result, so that the stage is finished again. Raises OSError, also where it cannot be read."""
+    try:
+        read_sealed(paths.result)
+    except DamagedError:
         paths.result.replace(paths.result.with_name(f"{paths.result.name}.damaged"))

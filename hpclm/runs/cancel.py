@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.locks import exclusive
@@ -20,7 +20,14 @@ _WAIT_S = 30.0
 
 def cancel(run: Run) -> list[str]:
     """Ask the scheduler to cancel every unfinished stage; returns their names. Raises what `cancel_all` raises."""
+    # a resume that is under way has jobs that status does not show yet
+    with contextlib.suppress(OSError), exclusive(run.paths.lock, _busy(run), wait_s=_WAIT_S):
+        pass
     return cancel_all([run])[0]
+
+
+def _busy(run: Run) -> str:
+    return f"run {run.record.run}: another command is resuming it; try again when it has finished"
 
 
 def cancel_all(runs: Sequence[Run]) -> list[list[str]]:
@@ -35,43 +42,37 @@ def cancel_all(runs: Sequence[Run]) -> list[list[str]]:
         if there is not None:
             raise HpclmError(f"{run.paths.root} is a copy of the run in {there}, whose jobs these are; cancel that one")
         refuse_others(run, "cancel")
-    with contextlib.ExitStack() as stack:
-        for run in runs:
-            busy = f"run {run.record.run}: another command is resuming it; try again when it has finished"
-            with contextlib.suppress(OSError):
-                stack.enter_context(exclusive(run.paths.lock, busy, wait_s=_WAIT_S))
-        return _cancel([read_run(run.paths.root) for run in runs])
-
-
-def _cancel(runs: Sequence[Run]) -> list[list[str]]:
-    wanted, queries, ended = [], list[RunQuery](), []
-    for run, status in zip(runs, status_of(runs), strict=True):
+    queries = list[RunQuery]()
+    unsaved, ended, over = list[tuple[Run, RunStatus, list[str]]](), [], list[tuple[int, Run, list[str]]]()
+    for place, (run, status) in enumerate(zip(runs, status_of(runs), strict=True)):
         live = [stage.name for stage in status.stages if not stage.state.is_over]
         ended.append(live)
+        over.append((place, run, [stage.name for stage in status.stages if stage.name not in live]))
         if live:
-            wanted.append(_asked(run, status, live))
-            queries.append(query_of(wanted[-1], live))
-        waiting = _waiting_after_the_end(run, [stage.name for stage in status.stages if stage.name not in live])
-        if waiting:
-            queries.append(query_of(run, waiting))
-            live += waiting
-    unsaved = [run for run in wanted if not _saved(run)]
+            now = _recorded(run, status, live)
+            if now is None:
+                now = _asked(run, status, live)
+                unsaved.append((run, status, live))
+            queries.append(query_of(now, live))
+    for place, run, stages in _waiting_after_the_end(over):
+        queries.append(query_of(run, stages))
+        ended[place] = [*ended[place], *stages]
     if queries:
         scheduler_of(runs[0].record.site).cancel(queries)
-    for run in unsaved:
-        _saved(run)
+    for run, status, live in unsaved:
+        _recorded(run, status, live)
     return ended
 
 
-def _waiting_after_the_end(run: Run, stages: list[str]) -> list[str]:
-    """Stages that are over and whose job waits all the same: Slurm held it after a failed launch, and it was done by
-    another job since."""
-    scheduler = scheduler_of(run.record.site)
-    if not scheduler.has_job_ids or not stages:
-        return []
-    infos = scheduler.query([query_of(run, stages)]).infos
-    found = ((stage, infos.get((run.paths.root, stage))) for stage in stages)
-    return [stage for stage, info in found if info is not None and info.state is StageState.PENDING]
+def _recorded(run: Run, status: RunStatus, live: list[str]) -> Run | None:
+    """The run with the request in its record; None where that cannot be written. Another command may have changed the
+    record since: it is read again under the run's lock. Raises HpclmError where that command takes long."""
+    try:
+        with exclusive(run.paths.lock, _busy(run), wait_s=_WAIT_S):
+            now = _asked(read_run(run.paths.root), status, live)
+            return now.save(now.record)
+    except OSError:
+        return None
 
 
 def _asked(run: Run, status: RunStatus, live: list[str]) -> Run:
@@ -81,14 +82,24 @@ def _asked(run: Run, status: RunStatus, live: list[str]) -> Run:
         if any(run.record.last_submit(stage).number == submit.number for stage in live):
             ids = {stage.name: stage.job_id for stage in status.stages if stage.job_id and stage.name in submit.stages}
             record = record.with_submit(
-                dataclasses.replace(submit, cancelled_at=time.time(), job_ids={**submit.job_ids, **ids})
+                dataclasses.replace(submit, cancelled_at=time.time(), job_ids={**ids, **submit.job_ids})
             )
     return Run(run.paths, record)
 
 
-def _saved(run: Run) -> bool:
-    try:
-        run.save(run.record)
-    except OSError:
-        return False
-    return True
+def _waiting_after_the_end(over: Sequence[tuple[int, Run, list[str]]]) -> list[tuple[int, Run, list[str]]]:
+    """Stages that are over and whose job waits all the same: Slurm held it after a failed launch, and it was done by
+    another job since. One question for all runs."""
+    asked = [(place, run, stages) for place, run, stages in over if stages]
+    if not asked:
+        return []
+    scheduler = scheduler_of(asked[0][1].record.site)
+    if not scheduler.has_job_ids:
+        return []
+    infos = scheduler.query([query_of(run, stages) for _, run, stages in asked]).infos
+    states: Mapping[object, StageState] = {key: info.state for key, info in infos.items()}
+    found = [
+        (place, run, [stage for stage in stages if states.get((run.paths.root, stage)) is StageState.PENDING])
+        for place, run, stages in asked
+    ]
+    return [(place, run, stages) for place, run, stages in found if stages]

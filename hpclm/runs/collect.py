@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpclm.core.errors import CheckpointError, IncompleteError, RunNotFoundError
+from hpclm.core.errors import CheckpointError, HpclmError, IncompleteError, RunNotFoundError
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import RunPaths, StagePaths
 from hpclm.core.stage_result import result_of
@@ -65,6 +65,8 @@ def collect(
     target = writable(pred_file) if pred_file else None
     rows = predictions.merged(run.paths.stage(chosen)) if chosen else []
     folder = Path(os.path.abspath((out or run.paths.results).expanduser()))  # noqa: PTH100 - links are kept
+    if target is not None and target.is_relative_to(folder.resolve()):
+        raise HpclmError(f"{pred_file} is inside {folder}, which gets the predictions as {PRED_FILE}; choose another")
     facts = _facts(run, status, chosen)
     refuse_foreign(folder, run.record.run, run.paths.results)
     _refuse_damaged(run, log)
@@ -113,7 +115,9 @@ def _evaluation(run: Run, stage: str | None) -> str | None:
 
 def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, rows: list[dict[str, Any]]) -> None:
     for source in (run.paths.recipe, run.paths.resolved, run.paths.plan, run.paths.environment, run.paths.record):
-        shutil.copyfile(run.paths.shared(source), folder / source.name)
+        there = run.paths.shared(source)
+        if there.is_file():  # a member of a sweep that was copied alone has not its recipe
+            shutil.copyfile(there, folder / source.name)
     if chosen is not None:
         write_text(folder / PRED_FILE, _lines(rows))
         write_text(folder / "predictions.jsonl", _json_lines(rows))

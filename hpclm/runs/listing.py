@@ -1,12 +1,13 @@
 """The status of many runs at once: the newest first to be read, and those that are settled read once.
 
-A run is settled when every stage has ended some time ago. Its status is then kept in an index in the runs folder; a run
+A run is settled when it has been complete for some time. Its status is then kept in an index in the runs folder; a run
 whose record has changed since (it was resumed) is read again, and so is everything when the index is in doubt.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ def newest(folder: Path, limit: int) -> Listing:
     roots = roots[hidden:]
     marks = {root: mark for root in roots if (mark := _mark(root)) is not None}
     index = _read(folder) if len(roots) > _INDEXED else {}
-    known = {root: status for root in marks if (status := _settled(index.get(root.name), marks[root])) is not None}
+    known = {
+        root: status for root in marks if (status := _settled(root, index.get(root.name), marks[root])) is not None
+    }
     runs: list[Run] = []
     unreadable = []
     for root in roots:
@@ -78,8 +81,8 @@ def _mark(root: Path) -> list[int] | None:
 
 
 def _is_settled(status: RunStatus) -> bool:
-    known = all(stage.state is not StageState.UNKNOWN for stage in status.stages)
-    return status.over and known and not status.warnings and time.time() - _last(status) > _SETTLED_S
+    # a run that failed may be requeued by an administrator, and its record does not change then
+    return status.state is StageState.COMPLETED and not status.warnings and time.time() - _last(status) > _SETTLED_S
 
 
 def _last(status: RunStatus) -> float:
@@ -96,12 +99,12 @@ def _read(folder: Path) -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _settled(entry: Any, mark: Sequence[int]) -> RunStatus | None:
+def _settled(root: Path, entry: Any, mark: Sequence[int]) -> RunStatus | None:
     """The status in an entry of the index, None where it is of another state of the run."""
     if not isinstance(entry, dict) or entry.get("mark") != mark:
         return None
     try:
-        return from_dict(RunStatus, entry.get("status"))
+        return dataclasses.replace(from_dict(RunStatus, entry.get("status")), path=str(root))
     except ValueError:
         return None
 

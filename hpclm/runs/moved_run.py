@@ -10,7 +10,7 @@ from hpclm.core.errors import HpclmError
 from hpclm.core.files import read_object
 from hpclm.core.layout import RunPaths
 from hpclm.core.processes import user_name
-from hpclm.core.sealed import read_sealed, write_sealed
+from hpclm.core.sealed import is_sealed, read_sealed, write_sealed
 from hpclm.runs.record import Run, stored_record
 from hpclm.runs.relocation import inside, is_same, moved_in, written_in
 
@@ -40,15 +40,18 @@ def settle(run: Run) -> Run:
 
     Raises HpclmError and OSError.
     """
-    stored = _stored_root(run)
-    if stored is None or stored == run.record.root:
-        return run
+    changed = False
     for stage in run.record.stages:
-        path = run.paths.stage(stage.name).spec
-        raw = read_sealed(path)
+        paths = run.paths.stage(stage.name)
+        raw = read_sealed(paths.spec)
         if raw is None:
-            raise HpclmError(f"{path}: missing")
-        write_sealed(path, moved_in(raw, inside(stored), str(run.paths.root)))
+            raise HpclmError(f"{paths.spec}: missing")
+        written = str(Path(str(raw.get("stage_dir", paths.root))).parent.parent)
+        if not is_same(Path(written), run.paths.root):
+            changed = True
+            write_sealed(paths.spec, moved_in(raw, inside(written), str(run.paths.root)), seal=is_sealed(paths.spec))
+    if not changed and _stored_root(run) == run.record.root:
+        return run
     return run.save(dataclasses.replace(run.record, user=user_name()))
 
 

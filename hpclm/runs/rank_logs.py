@@ -77,6 +77,18 @@ def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[str]:
         yield from read(path)  # which raises the error
 
 
+def whole_lines(blocks: Iterator[str]) -> Iterator[str]:
+    """The same text line by line, so that what is searched in a line is found; a progress bar's returns end one too."""
+    rest = ""
+    for block in blocks:
+        *lines, rest = (rest + block.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
+        yield from (f"{line}\n" for line in lines)
+        if len(rest) > _BLOCK:
+            yield rest
+            rest = ""
+    yield rest
+
+
 def stage_is_over(run: Run, stage: str) -> bool:
     """Whether a stage has ended, in any state."""
     (status,) = status_of([run])

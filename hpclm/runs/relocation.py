@@ -83,7 +83,7 @@ def _beside(path: str, old: str, root: Path) -> str:
 
 def inside(folder: str) -> re.Pattern[str]:
     """The folder's path, alone or inside a text such as a mount."""
-    return re.compile(re.escape(folder) + r"(?=$|[/:,\s\"'])")
+    return re.compile(r"(?<![^\s:,=\"'])" + re.escape(folder) + r"(?=$|[/:,\s\"'])")
 
 
 def moved_in(value: Any, pattern: re.Pattern[str], new: str) -> Any:

@@ -31,10 +31,13 @@ def building(folder: Path, run: str, own: Path) -> Iterator[Path]:
 
     Raises HpclmError where `folder` is not one that a collect of this run made.
     """
+    if folder.is_symlink():
+        folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        made.chmod(0o777 & ~umask())
+        # a project's folder hands its group on
+        made.chmod(0o777 & ~umask() | made.stat().st_mode & stat.S_ISGID)
         yield made
         write_json(made / MARKER, {"run": run, "files": sorted(_files(made))})
         with _alone(folder):
@@ -82,12 +85,17 @@ def _files(folder: Path) -> set[str]:
 
 def _take_place(made: Path, folder: Path) -> None:
     """Rename it over the earlier results, which are moved away first."""
-    target = folder.resolve() if folder.is_symlink() else folder
-    away = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    away = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    earlier = away / "earlier"
     try:
-        if target.exists():
-            target.rename(away / "earlier")
-        made.rename(target)
+        if folder.exists():
+            folder.rename(earlier)
+        try:
+            made.rename(folder)
+        except BaseException:
+            if earlier.exists():
+                earlier.rename(folder)
+            raise
     finally:
         shutil.rmtree(away, ignore_errors=True)
 

@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +63,13 @@ class Shop:
 
 
 class Disturbed:
-    """A run, and what can be done to it."""
+    """A run, and what can be done to it. `lost`: a node that it has lost."""
 
     def __init__(self, shop: Shop, runs: Path) -> None:
         self.shop, self.runs = shop, runs
         self.root = next(path.parent for path in runs.glob("*/run.json"))
         self.stage = StagePaths(self.root / "stages" / "pretrain")
+        self.lost = ""
         self.job = (read_object(self.root / "run.json") or {})["submits"][0]["job_ids"]["pretrain"]
 
     @property
@@ -132,108 +135,160 @@ def shop(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield Shop(tmp_path_factory.mktemp("recovery"), cluster)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One row of the matrix: what happens to a run, and what its history says afterwards.
+
+    Attributes:
+        happens: the disturbance, for as long as it lasts.
+        said: phrases of the history, each with its alternatives.
+        settings: of the recipe, for this run.
+        steps: how far it is saved before it happens.
+        attempts: how many attempts it took in its last job; None: it does not matter.
+        after: what else must be true then.
+    """
+
+    happens: Callable[[Disturbed], AbstractContextManager[object]]
+    said: tuple[str, ...]
+    partition: str = "main"
+    settings: tuple[str, ...] = ()
+    steps: int = SAVE
+    attempts: int | None = None
+    after: Callable[[Disturbed], None] | None = None
+
+
 @contextlib.contextmanager
-def urgent_job(cluster: Cluster) -> Iterator[None]:
+def urgent_job(run: Disturbed) -> Iterator[None]:
     """Another user's job that needs every node for a moment."""
     argv = ["sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"]
-    job = cluster.command(*argv, "--wrap=sleep 1").strip()
+    job = run.shop.cluster.command(*argv, "--wrap=sleep 1").strip()
     yield
-    cluster.command("scancel", job, check=False)
+    run.shop.cluster.command("scancel", job, check=False)
 
 
-@pytest.mark.parametrize("partition", ["low", "grace"])
-def test_preemption_with_and_without_time_to_save(shop: Shop, partition: str) -> None:
-    run = shop.submit(partition)
-    run.until_saved()
-    with urgent_job(shop.cluster):
-        run.is_the_undisturbed_one()
-    assert "preempted" in run.history or "stop requested; saved" in run.history
-    assert "requeued" in run.history
-    assert run.status["job_id"] == run.job, "it stays one job"
-    assert run.pause_s() < 60
-
-
-def test_a_partition_shorter_than_the_run(shop: Shop) -> None:
-    run = shop.submit("short", "trainer.log_interval_steps=1")
-    run.until_saved()
-    # Slurm's warning may come up to a minute early, and does so for a job of one minute: send it once more for sure
+@contextlib.contextmanager
+def warned_of_the_limit(run: Disturbed) -> Iterator[None]:
+    """Slurm's warning may come up to a minute early, and does so for a job of one minute: it is sent once more."""
     run.shop.cluster.command("scancel", "--signal=USR2", f"{run.job}.0", check=False)
-    run.is_the_undisturbed_one()
-    assert "requeued" in run.history
+    yield
 
 
-def test_a_requeue_by_hand(shop: Shop) -> None:
-    run = shop.submit()
-    run.until_saved()
+@contextlib.contextmanager
+def requeued_by_hand(run: Disturbed) -> Iterator[None]:
     run.shop.cluster.command("scontrol", "requeue", run.job)
-    run.is_the_undisturbed_one()
-    assert "requeued by hand or by an administrator" in run.history
-    assert run.pause_s() < 60
+    yield
 
 
-def test_a_killed_rank(shop: Shop) -> None:
-    run = shop.submit()
-    run.until_saved()
-    os.kill(run.rank(1)["pid"], signal.SIGKILL)
-    run.is_the_undisturbed_one()
-    assert "rank 1 on" in run.history
-    assert "vanished without an error message" in run.history
-    assert "restarted on the same nodes" in run.history
-    assert run.status["attempts"] == 2
+@contextlib.contextmanager
+def killed(run: Disturbed, *ranks: int) -> Iterator[None]:
+    for rank in ranks:
+        os.kill(run.rank(rank)["pid"], signal.SIGKILL)
+    yield
 
 
-def test_a_rank_killed_while_the_controller_restarts(shop: Shop) -> None:
+@contextlib.contextmanager
+def stopped(run: Disturbed) -> Iterator[None]:
+    os.kill(run.rank(1)["pid"], signal.SIGSTOP)
+    yield
+
+
+@contextlib.contextmanager
+def killed_while_the_controller_restarts(run: Disturbed) -> Iterator[None]:
     """Slurm starts no step then, not even the one that decides what to do."""
-    run = shop.submit()
-    run.until_saved()
-    shop.cluster.stop_controller()
+    run.shop.cluster.stop_controller()
     try:
         os.kill(run.rank(1)["pid"], signal.SIGKILL)
         wait_until("the end of the ranks", lambda: '"event": "end"' in run.stage.events.read_text())
         time.sleep(10)
     finally:
-        shop.cluster.start_controller()
-    run.is_the_undisturbed_one()
-    assert "vanished without an error message" in run.history
-    assert run.status["attempts"] == 2
+        run.shop.cluster.start_controller()
+    yield
 
 
-def test_a_rank_that_gives_no_sign_any_more(shop: Shop) -> None:
-    run = shop.submit("main", f"recovery.stall_timeout_s={STALL_S}")
-    run.until_saved()
-    os.kill(run.rank(1)["pid"], signal.SIGSTOP)
-    run.is_the_undisturbed_one()
-    assert "rank 1 on" in run.history
-    assert "hung, and the other ranks waited for it" in run.history or "did not run at all" in run.history
-    first = run.stage.all_attempts()[0]
-    assert "hpclm/engines/megatron/ranks/training.py" in first.stack(0).read_text()
-
-
-def test_a_damaged_checkpoint_is_passed_over(shop: Shop) -> None:
-    run = shop.submit()
-    run.until_saved(2 * SAVE)
+@contextlib.contextmanager
+def checkpoint_damaged(run: Disturbed) -> Iterator[None]:
+    """The newest one is cut off, its pointer torn, and the ranks killed."""
     pids = [run.rank(number)["pid"] for number in (0, 1)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     newest = run.stage.checkpoint(run.saved())
     shard = next(newest.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:100])
+    run.stage.latest.write_text('{"checkpoint": "step-0')
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    run.is_the_undisturbed_one()
-    log = run.stage.all_attempts()[1].log(0).read_text()
-    assert f"not resuming from {newest.name}" in log
+    yield
 
 
-def test_a_lost_node(shop: Shop) -> None:
-    """Its daemon and everything it ran die at once, as when the power fails."""
-    run = shop.submit()
-    run.until_saved()
+@contextlib.contextmanager
+def node_lost(run: Disturbed) -> Iterator[None]:
+    """Its daemon and everything it runs die at once, as when the power fails."""
     node = run.rank(1)["node"]
-    shop.cluster.kill_node(node)
+    run.lost = node
+    run.shop.cluster.kill_node(node)
     try:
-        run.is_the_undisturbed_one()
+        yield
     finally:
-        shop.cluster.revive_node(node)
-    assert run.rank(1)["node"] != node
-    assert "requeued" in run.history
+        run.shop.cluster.revive_node(node)
+
+
+def starts_again_soon(run: Disturbed) -> None:
+    assert run.pause_s() < 60
+    assert run.status["job_id"] == run.job, "it stays one job"
+
+
+def stack_is_kept(run: Disturbed) -> None:
+    assert "hpclm/engines/megatron/ranks/training.py" in run.stage.all_attempts()[0].stack(0).read_text()
+
+
+def damage_is_named(run: Disturbed) -> None:
+    assert "not resuming from step-" in run.stage.all_attempts()[1].log(0).read_text()
+
+
+def runs_elsewhere(run: Disturbed) -> None:
+    assert run.rank(1)["node"] != run.lost
+
+
+PREEMPTED = ("preempted|stop requested; saved", "requeued")
+VANISHED = ("rank 1 on", "vanished without an error message", "restarted on the same nodes")
+FAULTS = {
+    "preempted at once": Fault(
+        urgent_job, ("preempted|stop requested; saved", "requeued"), "low", after=starts_again_soon
+    ),
+    "preempted with time to save": Fault(
+        urgent_job, ("preempted|stop requested; saved", "requeued"), "grace", after=starts_again_soon
+    ),
+    "a partition shorter than the run": Fault(
+        warned_of_the_limit, ("requeued",), "short", ("trainer.log_interval_steps=1",)
+    ),
+    "requeued by hand": Fault(requeued_by_hand, ("requeued by hand or by an administrator",), after=starts_again_soon),
+    "a rank killed": Fault(lambda run: killed(run, 1), VANISHED, attempts=2),
+    "every rank killed": Fault(
+        lambda run: killed(run, 0, 1), ("vanished without an error message", "restarted on the same nodes"), attempts=2
+    ),
+    "a rank killed while the controller restarts": Fault(
+        killed_while_the_controller_restarts, ("vanished without an error message",), attempts=2
+    ),
+    "a rank that gives no sign any more": Fault(
+        stopped,
+        ("rank 1 on", "hung, and the other ranks waited for it|did not run at all"),
+        settings=(f"recovery.stall_timeout_s={STALL_S}",),
+        after=stack_is_kept,
+    ),
+    "a damaged checkpoint": Fault(checkpoint_damaged, ("vanished",), steps=2 * SAVE, after=damage_is_named),
+    "a node lost": Fault(node_lost, ("requeued",), after=runs_elsewhere),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_run_ends_as_if_nothing_had_happened(shop: Shop, name: str) -> None:
+    fault = FAULTS[name]
+    run = shop.submit(fault.partition, *fault.settings)
+    run.until_saved(fault.steps)
+    with fault.happens(run):
+        run.is_the_undisturbed_one()
+    for phrase in fault.said:
+        assert any(words in run.history for words in phrase.split("|")), run.history
+    assert fault.attempts in (None, run.status["attempts"])
+    if fault.after is not None:
+        fault.after(run)

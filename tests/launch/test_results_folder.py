@@ -126,3 +126,40 @@ def test_a_truncated_result_is_not_a_complete_stage(run: Run, text: str) -> None
     run.paths.stage("pretrain").result.write_text(text)
     with pytest.raises(IncompleteError, match=r"stage pretrain is failed \(.*result.json: damaged .*`hpclm resume`"):
         collect(run)
+
+
+def test_earlier_results_stay_where_the_new_ones_cannot_take_their_place(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a file system that fails between the two renames."""
+    folder = collect(run, out=tmp_path / "gathered").folder
+    before = everything(folder)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == folder and "earlier" not in self.name:
+            raise OSError(18, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="cross-device"):
+        collect(run, out=folder)
+    assert everything(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gathered", "runs"]
+
+
+def test_a_folder_behind_a_link_is_replaced_where_it_is(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "scratch" / "there").mkdir(parents=True)
+    (tmp_path / "results").symlink_to(tmp_path / "scratch" / "there")
+    for _ in range(2):
+        collect(run, out=tmp_path / "results")
+    assert (tmp_path / "results").is_symlink()
+    assert (tmp_path / "scratch" / "there" / "summary.json").is_file()
+
+
+def test_the_prediction_file_is_not_among_the_results(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(HpclmError, match=r"which gets the predictions as test-results\.txt"):
+        collect(run, out=tmp_path / "out", pred_file=tmp_path / "out" / "mine.txt")
+    assert not (tmp_path / "out").exists()

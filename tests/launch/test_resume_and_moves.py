@@ -11,8 +11,10 @@ import pytest
 from hpclm.core.errors import HpclmError
 from hpclm.core.locks import exclusive
 from hpclm.core.sealed import read_sealed
+from hpclm.core.stage_result import set_aside
 from hpclm.runs.cancel import cancel
 from hpclm.runs.collect import collect
+from hpclm.runs.moved_run import settle
 from hpclm.runs.record import Run, read_run
 from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
@@ -134,3 +136,36 @@ def test_a_run_is_cancelled_where_nothing_can_be_saved(monkeypatch: pytest.Monke
     monkeypatch.setattr("hpclm.runs.record.write_record", full)
     assert cancel(read_run(run.paths.root)) == ["pretrain"]
     assert until_over(run).state == "cancelled"
+
+
+def test_a_moved_run_that_was_cancelled_before_is_resumed_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Other commands save the record in between; the specs are settled all the same, and twice changes nothing."""
+    before = failed(monkeypatch, tmp_path)
+    there = tmp_path / "new" / str(before.paths.root).lstrip("/")  # which ends like the old folder
+    there.parent.mkdir(parents=True)
+    before.paths.root.rename(there)
+    run = read_run(there)
+    run.save(run.record)
+    for _ in range(2):
+        run = settle(read_run(there))
+    spec = read_sealed(run.paths.stage("pretrain").spec)
+    assert spec is not None
+    assert spec["stage_dir"] == str(there / "stages" / "pretrain")
+    again, _ = resume(run)
+    assert until_over(again).state == "completed"
+
+
+def test_a_result_that_cannot_be_read_now_is_not_set_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_fake_worker(monkeypatch, CHAIN)
+    run = submit(prepared(tmp_path / "runs", CHAIN, LOCAL))
+    assert until_over(run).state == "completed"
+
+    def fails(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("hpclm.core.stage_result.read_sealed", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        set_aside(run.paths.stage("ptune"))
+    assert run.paths.stage("ptune").result.is_file()

@@ -11,7 +11,7 @@ import pytest
 from hpclm.cli import app as cli
 from hpclm.containers import ContainerRequest, launch_spec
 from hpclm.core.errors import SiteError
-from hpclm.core.secrets import Secret, looks_secret
+from hpclm.core.secrets import Secret, looks_secret, masked
 from hpclm.recipe.site_profile import read_profile
 from hpclm.runs.rank_logs import log_path
 from hpclm.runs.status import status_of
@@ -83,6 +83,10 @@ def test_a_submit_without_them_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("HF_TOKEN", "/home/me/token", False),
         ("HF_TOKEN", "", False),
         ("TOKENIZERS_PARALLELISM", "false", False),
+        ("EOS_TOKEN", "<|endoftext|>", False),
+        ("HTTPS_PROXY", "http://me:secret@proxy:3128", True),
+        ("HTTPS_PROXY", "http://proxy:3128", False),
+        ("DATA", "/data/sk-learn-classification-run/runs", False),
         ("MAX_TOKENS", "10000000000", False),
         ("NCCL_SOCKET_IFNAME", "ib0", False),
     ],
@@ -146,3 +150,22 @@ def test_files_of_a_run_follow_the_umask(monkeypatch: pytest.MonkeyPatch, tmp_pa
             if path.is_relative_to(run.paths.payload) and "worker" not in path.parts:  # which the test makes
                 assert mode & 0o022 == 0, f"{path} {mode:o}"
     assert run.paths.record.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"token {VALUE}.", "token ***."),
+        ("http://me:secret@proxy:3128", "http://me:***@proxy:3128"),
+        ("docker://me:se/cret@nvcr.io/nvidia/nemo:23.02", "docker://me:***@nvcr.io/nvidia/nemo:23.02"),
+        ("sk-Ab3dEf6hIj9lMn2pQr5tUv8x", "***"),
+        (
+            "/data/sk-learn-classification-run-20261125-233916-60dd",
+            "/data/sk-learn-classification-run-20261125-233916-60dd",
+        ),
+        ("12:30@room/5, john@example.org, user:abc@node1/data", "12:30@room/5, john@example.org, user:abc@node1/data"),
+        ("nvcr.io/nvidia/nemo:23.02@sha256:" + "0a" * 32, "nvcr.io/nvidia/nemo:23.02@sha256:" + "0a" * 32),
+    ],
+)
+def test_what_is_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown

@@ -17,12 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import DamagedError
-from hpclm.core.files import open_file, read_lines, write_text
+from hpclm.core.files import open_file, write_text
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.core.spec import StageSpec
+from hpclm.formats.checkpoint_manifest import sha256_of
 
 _SYNC_S = 5.0
 # What may differ between two jobs of one evaluation.
@@ -30,18 +32,26 @@ _APART = ("run", "stage_dir", "parallel", "recovery", "checkpoint", "needs", "ba
 
 
 def key_of(spec: StageSpec, examples: int, sources: Iterable[Path | None]) -> str:
-    """What predictions depend on, as a digest. `sources`: the checkpoints that make them."""
+    """What predictions depend on, as a digest. `sources`: the checkpoints or archives that make them."""
     assert spec.data is not None
     settings = {name: value for name, value in to_dict(spec).items() if name not in _APART}
-    files = [[name, *_facts(Path(name))] for name in spec.data.test]
-    named = [None if one is None else one.name for one in sources]
-    facts = json.dumps([settings, files, named, examples], sort_keys=True, default=str)
+    own = spec.tokenizer
+    files = [*spec.data.test, *(name for name in (own.vocab_file, own.merges_file, own.tokenizer_file) if name)]
+    facts = json.dumps([settings, [_facts(Path(name)) for name in files], [_made_by(one) for one in sources], examples])
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _facts(path: Path) -> list[int]:
+def _made_by(source: Path | None) -> object:
+    """The contents of a checkpoint, whose manifest has every file's checksum; of anything else its size and time."""
+    if source is None:
+        return None
+    manifest = CheckpointFolder(source).manifest
+    return sha256_of(manifest) if manifest.is_file() else _facts(source)
+
+
+def _facts(path: Path) -> list[object]:
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [str(path), found.st_size, found.st_mtime_ns]
 
 
 def answered(paths: StagePaths, key: str, batches: list[list[int]]) -> set[int]:
@@ -56,35 +66,34 @@ def answered(paths: StagePaths, key: str, batches: list[list[int]]) -> set[int]:
         write_sealed(paths.made_from, {"key": key})
         return set()
     files = sorted(paths.predictions.glob("rank-*.jsonl"))
-    there = {row["index"] for file in files for row in read_lines(file) if isinstance(row.get("index"), int)}
+    lines = {file: _lines_of(file) for file in files}
+    there = {index for rows in lines.values() for index, _ in rows if index is not None}
     complete = {index for batch in batches if there.issuperset(batch) for index in batch}
-    seen: set[int] = set()
-    for file in files:
-        _keep(file, complete, seen)
-    return complete
+    kept: set[int] = set()
+    for file, rows in lines.items():
+        own = []
+        for index, line in rows:
+            if index is not None and index in complete and index not in kept:
+                kept.add(index)
+                own.append(line)
+        if len(own) < len(rows):
+            write_text(file, b"".join(own).decode())
+    return kept
 
 
-def _keep(file: Path, wanted: set[int], seen: set[int]) -> None:
-    """Remove lines that are torn, of other rows, or of rows seen before."""
+def _lines_of(file: Path) -> list[tuple[int | None, bytes]]:
+    """The lines of a file with the row of each; None for one that is torn or damaged."""
     with open_file(file) as stream:
-        lines = stream.read().decode(errors="replace").splitlines(keepends=True)
-    kept = []
-    for line in lines:
-        index = _index_in(line)
-        if index in wanted and index not in seen:
-            seen.add(index)
-            kept.append(line)
-    if len(kept) < len(lines):
-        write_text(file, "".join(kept))
+        return [(_index_in(line), line) for line in stream]
 
 
-def _index_in(line: str) -> int | None:
+def _index_in(line: bytes) -> int | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    index = row.get("index") if isinstance(row, dict) and line.endswith("\n") else None
-    return index if isinstance(index, int) else None
+    index = row.get("index") if isinstance(row, dict) and line.endswith(b"\n") else None
+    return index if type(index) is int else None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hpclm.core.errors import DataError
 from hpclm.core.files import read_lines
 from hpclm.core.logging import log
 from hpclm.core.spec import GenerationSpec, StageSpec
@@ -54,7 +55,7 @@ def run(context: StageContext) -> dict[str, object]:
     began = time.time()
     made = _generate(context, dataset, answerer, key_of(spec, len(dataset), (base_checkpoint(spec), source)))
     seconds = time.time() - began
-    predicted = read_predictions(context)
+    predicted = read_predictions(context, dataset)
     return {
         "examples": len(dataset),
         "examples_truncated": dataset.truncated,
@@ -134,7 +135,16 @@ def _row(example: Example, answer: Answer) -> dict[str, Any]:
     }
 
 
-def read_predictions(context: StageContext) -> list[dict[str, Any]]:
-    """All replicas' predictions in the order of the test rows."""
-    files = context.paths.predictions.glob("rank-*.jsonl")
-    return sorted((row for file in files for row in read_lines(file)), key=lambda row: row["index"])
+def read_predictions(context: StageContext, dataset: PromptDataset) -> list[dict[str, Any]]:
+    """All replicas' predictions in the order of the test rows, each once. Raises DataError where one is missing."""
+    own = {context.paths.prediction(rank) for rank in range(context.groups.data_size)}
+    files = sorted(own | set(context.paths.predictions.glob("rank-*.jsonl")))
+    rows = {row["index"]: row for file in files for row in read_lines(file) if type(row.get("index")) is int}
+    wanted = sorted(example.index for example in dataset.examples)
+    missing = [index for index in wanted if index not in rows]
+    if missing:
+        raise DataError(
+            f"{context.paths.predictions}: {len(missing)} of {len(wanted)} predictions are missing, the first of row "
+            f"{missing[0] + 1}; remove the folder and resume the run to answer all rows again"
+        )
+    return [rows[index] for index in wanted]

@@ -67,8 +67,10 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
             os.fchmod(stream.fileno(), mode & ~umask())
             os.fsync(stream.fileno())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failed write names no file, and a rename the temporary one
         raise
 
 

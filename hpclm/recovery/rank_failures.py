@@ -13,7 +13,8 @@ from hpclm.core.records import read_record
 from hpclm.core.states import RankState
 
 _MESSAGE_CHARACTERS = 600
-_SLURM_NOISE = ("slurmstepd", "srun:")
+# What Slurm and Apptainer say of themselves, which is not why a rank ended.
+_SLURM_NOISE = ("slurmstepd", "srun:", "INFO:", "WARNING: ")
 
 
 @dataclass(frozen=True)

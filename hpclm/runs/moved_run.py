@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
-from hpclm.core.errors import HpclmError
+from hpclm.core.engine_spec import EngineSpec
+from hpclm.core.errors import DamagedError, HpclmError
 from hpclm.core.files import read_object
 from hpclm.core.layout import RunPaths
 from hpclm.core.processes import user_name
+from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import is_sealed, read_sealed, write_sealed
+from hpclm.core.spec import ProgramStageSpec, StageSpec
 from hpclm.runs.record import Run, stored_record
 from hpclm.runs.relocation import inside, is_same, moved_in, written_in
 
@@ -36,16 +40,21 @@ def original(run: Run) -> Path | None:
 
 
 def settle(run: Run) -> Run:
-    """Make the folder that the run is in its own: specs and record are written again where they lead elsewhere.
+    """Make the folder that the run is in its own: specs and record are written again where they lead elsewhere, and a
+    spec that is damaged or missing as the run's plan has it.
 
     Raises HpclmError and OSError.
     """
     changed = False
     for stage in run.record.stages:
         paths = run.paths.stage(stage.name)
-        raw = read_sealed(paths.spec)
+        try:
+            raw = read_sealed(paths.spec)
+        except DamagedError:
+            raw = None
         if raw is None:
-            raise HpclmError(f"{paths.spec}: missing")
+            write_sealed(paths.spec, _planned_spec(run, stage.name))
+            continue
         written = str(Path(str(raw.get("stage_dir", paths.root))).parent.parent)
         if not is_same(Path(written), run.paths.root):
             changed = True
@@ -53,6 +62,22 @@ def settle(run: Run) -> Run:
     if not changed and _stored_root(run) == run.record.root:
         return run
     return run.save(dataclasses.replace(run.record, user=user_name()))
+
+
+def _planned_spec(run: Run, stage: str) -> dict[str, Any]:
+    """What a stage's spec was when it was written. Raises HpclmError where the plan does not tell."""
+    from hpclm.planning.specs import placed
+
+    spec = run.paths.stage(stage).spec
+    plan = read_object(run.paths.plan) or {}
+    raw = next((one.get("spec") for one in plan.get("stages") or [] if one.get("name") == stage), None)
+    kind: type[EngineSpec] = ProgramStageSpec if isinstance(raw, dict) and "program" in raw else StageSpec
+    try:
+        return to_dict(placed(from_dict(kind, raw), run.record.run, run.paths))
+    except (ValueError, AttributeError) as error:
+        raise HpclmError(
+            f"{spec}: damaged, and {run.paths.plan} does not have it ({error}); start a new run from the checkpoints"
+        ) from None
 
 
 def _stored_root(run: Run) -> str | None:

@@ -280,8 +280,13 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
             stage_payload(building.payload, shared=RunsFolder(final.root.parent).payloads)
         write_record(building, record)
         building.root.rename(final.root)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(building.root, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SiteError(
+                f"{final.root.parent}: the run cannot be written there: {error.strerror}; free some space, or choose "
+                "another --runs-dir"
+            ) from error
         raise
     return Run(final, record)
 

@@ -18,7 +18,7 @@ from hpclm.runs.moved_run import settle
 from hpclm.runs.record import Run, read_run
 from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
-from hpclm.runs.submit import submit
+from hpclm.runs.submit import Preparer, Request, submit, write
 from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker
 from tests.support.sites import LOCAL
 
@@ -169,3 +169,22 @@ def test_a_result_that_cannot_be_read_now_is_not_set_aside(monkeypatch: pytest.M
     with pytest.raises(OSError, match="Input/output"):
         set_aside(run.paths.stage("ptune"))
     assert run.paths.stage("ptune").result.is_file()
+
+
+@pytest.mark.parametrize("text", ['{"run": ', "", None])
+def test_a_damaged_spec_is_written_again_from_the_plan(tmp_path: Path, text: str | None) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    (tmp_path / "runs").mkdir()
+    run = write(Preparer("local", tmp_path / "runs").prepare(Request(recipe)))
+    whole = {stage.name: run.paths.stage(stage.name).spec.read_text() for stage in run.record.stages}
+    spec = run.paths.stage("ptune").spec
+    if text is None:
+        spec.unlink()
+    else:
+        spec.write_text(text)
+    settle(run)
+    assert {stage.name: run.paths.stage(stage.name).spec.read_text() for stage in run.record.stages} == whole
+    spec.write_text("{")
+    run.paths.plan.write_text("{}")
+    with pytest.raises(HpclmError, match=r"spec.json: damaged, and .*plan.json does not have it"):
+        settle(run)

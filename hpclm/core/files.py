@@ -69,7 +69,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a failed write names no file, and a rename the temporary one
         raise
 

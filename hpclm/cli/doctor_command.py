@@ -111,7 +111,8 @@ def _scheduler(capabilities: SiteCapabilities, here: NodeFacts) -> list[Row]:
     found = f"partition {part.name}: {part.nodes} nodes, GPUs per node: {types}, {limit}"
     up = Row("site", "scheduler", "info", found, "" if part.gpus_per_node else "only stages with device: cpu")
     down = Row("site", "scheduler", "error", f"partition {part.name} is not up", "no job starts there")
-    return [box, up if part.up else down]
+    hazards = [Row("site", "scheduler", "warning", what, means) for what, means in scheduler_of(site).hazards(site)]
+    return [box, up if part.up else down, *hazards]
 
 
 def _ask(capabilities: SiteCapabilities, folder: Path, nodes: str, wait_s: float) -> Survey:

@@ -159,6 +159,9 @@ class Scheduler(Protocol):
     ) -> Survey:
         """Facts of nodes (`all`, a number, or names). Raises SiteError if there are no nodes to query."""
 
+    def hazards(self, site: Site) -> list[tuple[str, str]]:
+        """What in the cluster's own settings disturbs runs: each with its consequence and what to do. For `doctor`."""
+
     def draft_profile(self) -> str:
         """A site profile from what the scheduler reports, as YAML with comments. Raises SchedulerError, SiteError."""
 

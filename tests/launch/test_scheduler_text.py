@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import SchedulerError
+from hpclm.core.site import Site, SiteContainer
 from hpclm.core.states import StageState
 from hpclm.schedulers.capabilities import Partition
+from hpclm.schedulers.commands import Completed
 from hpclm.schedulers.jobs import JobInfo
 from hpclm.schedulers.slurm import client, partitions
+from hpclm.schedulers.slurm.scheduler import SCHEDULER
 from hpclm.schedulers.slurm.state_words import pending_reason, state_of
 
 
@@ -185,3 +188,18 @@ def test_sbatch_gets_neither_the_shape_of_an_outer_job_nor_a_users_filters(
         "PYXIS_CONTAINER_IMAGE",
         "SLURM_TIME_FORMAT",
     }
+
+
+@pytest.mark.parametrize(
+    ("tracker", "runtime", "warned"),
+    [("linuxproc", "enroot", True), ("linuxproc", "none", False), ("cgroup", "enroot", False)],
+)
+def test_doctor_warns_of_a_tracker_that_signals_what_mounts_the_image(
+    monkeypatch: pytest.MonkeyPatch, tracker: str, runtime: str, warned: bool
+) -> None:
+    said = f"MaxArraySize            = 1001\nProctrackType           = proctrack/{tracker}\n"
+    monkeypatch.setattr(client, "run_command", lambda argv, limit_s=0.0: Completed(0, said, ""))
+    site = Site("mine", "slurm", container=SiteContainer(runtime))
+    hazards = SCHEDULER.hazards(site)
+    assert [what for what, _ in hazards] == (["proctrack/linuxproc"] if warned else [])
+    assert client.max_array_size() == 1001

@@ -80,6 +80,9 @@ class Local:
     ) -> Survey:
         raise SiteError(f"--nodes: site {capabilities.site.name} has no scheduler; choose a Slurm site with --site")
 
+    def hazards(self, site: Site) -> list[tuple[str, str]]:
+        return []
+
     def draft_profile(self) -> str:
         raise SchedulerError("this machine needs no profile; choose a cluster's scheduler")
 

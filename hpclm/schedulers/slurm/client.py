@@ -145,8 +145,17 @@ def _time(text: str) -> float | None:
 
 def max_array_size() -> int:
     """How many members an array may have. Raises SchedulerError."""
+    return int(_configured("MaxArraySize", r"\d+"))
+
+
+def process_tracker() -> str:
+    """The plugin that finds the processes of a step, such as `proctrack/cgroup`. Raises SchedulerError."""
+    return _configured("ProctrackType", r"\S+")
+
+
+def _configured(key: str, value: str) -> str:
     done = run_command(["scontrol", "show", "config"], PROBE_S)
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.out, re.MULTILINE)
+    found = re.search(rf"^{key}\s*=\s*({value})", done.out, re.MULTILINE)
     if done.code or not found:
         raise SchedulerError(f"scontrol: {done.said}")
-    return int(found[1])
+    return found[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from hpclm.containers.image_cache import Import
 from hpclm.containers.runtime import runtime_here
 from hpclm.core.errors import SchedulerError, SiteError
-from hpclm.core.site import Site
+from hpclm.core.site import NO_RUNTIME, Site
 from hpclm.schedulers import commands
 from hpclm.schedulers.capabilities import SiteCapabilities, missing_packages
 from hpclm.schedulers.interface import (
@@ -114,6 +114,20 @@ class Slurm:
         if capabilities.partition is None:
             raise SiteError(f"--nodes: {capabilities.trouble}")
         return survey(capabilities.site, capabilities.partition.name, runs_dir, asked, wait_s, log)
+
+    def hazards(self, site: Site) -> list[tuple[str, str]]:
+        """A warning to a job reaches every process of its steps under linuxproc, and image file systems end by it."""
+        try:
+            tracker = client.process_tracker()
+        except SchedulerError:
+            return []
+        if tracker != "proctrack/linuxproc" or site.container.runtime == NO_RUNTIME:
+            return []
+        means = (
+            "a warning before the time limit also ends what mounts the image (squashfuse), and ranks may die while "
+            "they save; ask for proctrack/cgroup or pgid, or use images unpacked to a folder"
+        )
+        return [(tracker, means)]
 
     def draft_profile(self) -> str:
         from hpclm.schedulers.slurm.profile_draft import look, profile_text

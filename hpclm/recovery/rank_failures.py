@@ -96,5 +96,13 @@ def last_output(logs: list[Path]) -> str | None:
         said = [line for line in lines if not line.startswith(_SLURM_NOISE)]
         if said:
             return said[-1][:_MESSAGE_CHARACTERS]
-        noise = noise or (lines[-1][:_MESSAGE_CHARACTERS] if lines else None)
+        noise = noise or _of_pyxis(lines) or (lines[-1][:_MESSAGE_CHARACTERS] if lines else None)
     return noise
+
+
+def _of_pyxis(lines: list[str]) -> str | None:
+    """Why Pyxis did not start a container; Slurm's own lines about its consequences follow it."""
+    said = [line.split("pyxis:", 1)[1].strip() for line in lines if line.startswith("slurmstepd") and "pyxis:" in line]
+    errors = [line for line in said if "[ERROR]" in line]
+    found = (errors or said)[-1:]
+    return f"pyxis: {found[0].removeprefix('[ERROR]').strip()}"[:_MESSAGE_CHARACTERS] if found else None

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.spec import TokenizerSpec
+from hpclm.formats.checkpoint_manifest import is_altered
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
@@ -98,7 +99,10 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """The tokenizer saved in a folder. Raises DataError."""
         paths = CheckpointFolder(folder)
-        return cls.from_json(paths.sentencepiece if paths.sentencepiece.is_file() else paths.tokenizer)
+        chosen = paths.sentencepiece if paths.sentencepiece.is_file() else paths.tokenizer
+        if chosen.is_file() and is_altered(chosen):
+            raise DataError(f"{chosen}: its contents have changed since the checkpoint was written; copy it again")
+        return cls.from_json(chosen)
 
     @classmethod
     def from_json(cls, path: Path) -> Tokenizer:

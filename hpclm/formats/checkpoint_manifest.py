@@ -93,6 +93,15 @@ def damage(directory: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
     return None
 
 
+def is_altered(path: Path) -> bool:
+    """Whether a file of a checkpoint is not what the manifest next to it says; False where none says anything of it."""
+    try:
+        stored = read_manifest(path.parent).files.get(path.name)
+    except CheckpointError:
+        return False
+    return stored is not None and sha256_of(path) != stored.sha256
+
+
 def inside(directory: Path, name: str) -> Path:
     if Path(name).name != name:
         raise CheckpointError(

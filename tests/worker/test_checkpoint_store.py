@@ -10,8 +10,9 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from hpclm.core.errors import CheckpointError
+from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.spec import CheckpointSpec
+from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.checkpoint_manifest import damage
 from hpclm.formats.checkpoint_pointers import checkpoints_in, step_of
@@ -137,3 +138,19 @@ def test_a_restart_goes_on_from_the_newest_undamaged(tmp_path: Path, alone: Grou
     assert found is not None
     assert (found.state["step"], found.state["loss"]) == (2, 0.2)
     assert CheckpointManager(tmp_path / "none", CheckpointSpec(), lambda folder: None).resume() is None
+
+
+def test_a_tokenizer_that_has_changed_is_not_used(tmp_path: Path, alone: Groups) -> None:
+    """It is not a shard, but other ids would make other answers without a word."""
+    folder = tmp_path / "step-00000001"
+    tokenizer = Tokenizer.train(["the cat sat on the mat"] * 20, 270)
+    checkpoint_store.save(folder, [shard(WHOLE.clone())], {"step": 1}, tokenizer.save)
+    assert damage(folder) is None
+    assert Tokenizer.load(folder).vocab_size == tokenizer.vocab_size
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"unk_token": null', '"unk_token": "a"'))
+    wrong = damage(folder)
+    assert wrong is not None
+    assert "tokenizer.json" in wrong
+    with pytest.raises(DataError, match=r"tokenizer.json: its contents have changed"):
+        Tokenizer.load(folder)

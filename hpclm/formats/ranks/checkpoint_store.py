@@ -55,7 +55,8 @@ def save(
 
     Args:
         state: JSON-ready values kept in the manifest.
-        finish: called on rank 0 with the directory before it is renamed, to add files next to the tensors.
+        finish: called on rank 0 with the directory before it is renamed, to add files next to the tensors; the manifest
+            has their checksums too.
     """
     rank = dist.get_rank()
     partial = directory.with_name(directory.name + ".partial")
@@ -68,7 +69,10 @@ def save(
     dist.all_gather_object(files, own)
     if rank == 0:
         finish(partial)
-        write_json(CheckpointFolder(partial).manifest, to_dict(_manifest(files, state)))
+        manifest = _manifest(files, state)
+        beside = (path for path in sorted(partial.iterdir()) if path.name not in manifest.files)
+        manifest.files.update({path.name: StoredFile(path.stat().st_size, sha256_of(path)) for path in beside})
+        write_json(CheckpointFolder(partial).manifest, to_dict(manifest))
         shutil.rmtree(directory, ignore_errors=True)
         partial.replace(directory)
         sync(directory.parent)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import DamagedError
-from hpclm.core.files import finite, open_file, read_object, write_json
+from hpclm.core.files import finite, open_file, write_json
 
 SEAL = "sha256_of_rest"
 
@@ -43,11 +43,6 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     if seal is not None and seal != _digest(value):
         raise DamagedError(f"{path}: damaged (its contents have changed since it was written)")
     return value
-
-
-def is_sealed(path: Path) -> bool:
-    """Whether a file has a checksum."""
-    return SEAL in (read_object(path) or {})
 
 
 def _digest(value: Mapping[str, Any]) -> str:

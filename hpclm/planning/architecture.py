@@ -13,6 +13,8 @@ from hpclm.core.files import open_file
 from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.records import from_dict
 from hpclm.core.spec import GATED, ModelSpec
+from hpclm.formats.checkpoint_manifest import inside, read_manifest
+from hpclm.formats.checkpoint_pointers import pointed
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.rules import padded_vocab_size
@@ -137,7 +139,27 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
             keys, f"{file}: cannot be read as a model ({error}); give a complete checkpoint", "checkpoint", path
         )
         return None
+    broken = _broken(Path(path))
+    if broken is not None:
+        stage.error(keys, f"{broken}; copy the checkpoint again, or give another", "checkpoint is whole", path)
+        return None
     return model
+
+
+def _broken(path: Path) -> str | None:
+    """What is wrong with the checkpoint at `path`, or the one that a stage's folder points to, by its manifest and the
+    sizes of its files; None where nothing is. Checksums are compared when it is read."""
+    try:
+        folder = path if CheckpointFolder(path).manifest.exists() else pointed(path, "best") or pointed(path, "latest")
+        files = read_manifest(folder).files if folder is not None else {}
+        for name, stored in files.items():
+            file = inside(folder or path, name)
+            size = file.stat().st_size if file.is_file() else None
+            if size != stored.bytes:
+                return f"{file}: {'missing' if size is None else f'{size} bytes, expected {stored.bytes}'}"
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _from_archive(stage: StageContext, path: str) -> ModelSpec | None:

@@ -116,6 +116,8 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
         ids = list(_ids(raw, whole=key == "tokenizer_file"))
         if not ids:
             raise ValueError("no entries in it")
+        if key == "tokenizer_file":
+            _refuse_broken(content.decode())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         _no_file(stage, key, path)
         return None
@@ -128,6 +130,18 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
         )
         return None
     return max(ids) + 1
+
+
+def _refuse_broken(content: str) -> None:
+    """Raises ValueError for a tokenizer.json that the ranks could not load; without the library they find out."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return
+    try:
+        Tokenizer.from_str(content)
+    except Exception as error:  # the library's own, of no common class
+        raise ValueError(f"not a tokenizer of the tokenizers library: {error}") from None
 
 
 def _ids(raw: Any, *, whole: bool) -> list[int]:

@@ -13,7 +13,7 @@ from hpclm.core.files import read_object
 from hpclm.core.layout import RunPaths
 from hpclm.core.processes import user_name
 from hpclm.core.records import from_dict, to_dict
-from hpclm.core.sealed import is_sealed, read_sealed, write_sealed
+from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.core.spec import ProgramStageSpec, StageSpec
 from hpclm.runs.record import Run, stored_record
 from hpclm.runs.relocation import inside, is_same, moved_in, written_in
@@ -46,6 +46,8 @@ def settle(run: Run) -> Run:
     Raises HpclmError and OSError.
     """
     changed = False
+    # the run's own code reads its specs, and that of an earlier version knows no checksums
+    seals = (run.payload / "hpclm" / "core" / "sealed.py").is_file()
     for stage in run.record.stages:
         paths = run.paths.stage(stage.name)
         try:
@@ -53,12 +55,12 @@ def settle(run: Run) -> Run:
         except DamagedError:
             raw = None
         if raw is None:
-            write_sealed(paths.spec, _planned_spec(run, stage.name))
+            write_sealed(paths.spec, _planned_spec(run, stage.name), seal=seals)
             continue
         written = str(Path(str(raw.get("stage_dir", paths.root))).parent.parent)
         if not is_same(Path(written), run.paths.root):
             changed = True
-            write_sealed(paths.spec, moved_in(raw, inside(written), str(run.paths.root)), seal=is_sealed(paths.spec))
+            write_sealed(paths.spec, moved_in(raw, inside(written), str(run.paths.root)), seal=seals)
     if not changed and _stored_root(run) == run.record.root:
         return run
     return run.save(dataclasses.replace(run.record, user=user_name()))

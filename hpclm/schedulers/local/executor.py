@@ -113,8 +113,11 @@ def write_jobs(paths: LocalPaths, jobs: Sequence[StageJob], site: Site) -> None:
     """The files a supervisor needs to start."""
     for job in jobs:
         write_text(StagePaths(Path(job.stage_dir)).script, render(job, site))
-    stages = [describe(job, site) for job in jobs]
-    write_json(paths.jobs, to_dict(LocalJobs(stages, KILL_WAIT_S, GRACE_S)))
+    written = to_dict(LocalJobs([describe(job, site) for job in jobs], KILL_WAIT_S, GRACE_S))
+    for stage in written["stages"]:
+        if not stage["secrets"]:
+            del stage["secrets"]  # a run's own code reads this, and that of an earlier version does not know the key
+    write_json(paths.jobs, written)
 
 
 def submit_queue(paths: SweepPaths, members: list[QueueMember], max_running: int) -> None:

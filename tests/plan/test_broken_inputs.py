@@ -22,7 +22,10 @@ task: evaluate
 model: {checkpoint: ./model}
 data: {test: [rows.jsonl], max_seq_length: 16}
 task_templates:
-  - {taskname: t, prompt_template: "<|VIRTUAL_PROMPT_0|>{a} {answer}", total_virtual_tokens: 1, virtual_token_splits: [1]}
+  - taskname: t
+    prompt_template: "<|VIRTUAL_PROMPT_0|>{a} {answer}"
+    total_virtual_tokens: 1
+    virtual_token_splits: [1]
 generation: {max_new_tokens: 2}
 resources: {device: cpu}
 """

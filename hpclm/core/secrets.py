@@ -12,19 +12,21 @@ from pathlib import Path
 from hpclm.core.files import open_text
 
 # Letters of both cases and a digit, as keys have and names of files seldom
-_KEY = r"(?=[\w-]*[a-z])(?=[\w-]*[A-Z])(?=[\w-]*[0-9])"
+_KEY = r"(?=[\w-]{0,40}[a-z])(?=[\w-]{0,40}[A-Z])(?=[\w-]{0,40}[0-9])"
 # Prefixes of tokens as their issuers document them: Hugging Face, GitHub, GitLab, OpenAI and others, NVIDIA, AWS,
 # Slack, JSON web tokens, PEM.
 _VALUES = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|nvapi-[\w-]{16,}"
     rf"|sk-{_KEY}[\w-]{{20,}}|(AKIA|ASIA)[0-9A-Z]{{16}}|xox[abprs]-[\w-]{{10,}}"
-    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|eyJ[\w-]{10,4096}\.eyJ[\w-]{10,4096}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 _NAMES = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|CREDENTIALS?)$", re.IGNORECASE)
 # user:password@ of an address, and of an image, before the name of a registry
+# Bounded: text of a megabyte must not be searched from every character to its end.
 _PASSWORDS = re.compile(
-    r"(?P<of_address>[a-z][a-z0-9+.-]*://[^\s/@:\"']*):[^\s\"'@]+(?=@)"
-    r"|(?<![^\s/=\"'])(?P<of_image>[^\s/@:=\"'\d][^\s/@:=\"']*):[^\s/@\"']+(?=@[A-Za-z0-9-]+\.[A-Za-z0-9.-]+(:\d+)?[/#])"
+    r"(?P<of_address>\b[a-z][a-z0-9+.-]{0,20}://[^\s/@:\"']{0,128}):[^\s\"'@]{1,512}(?=@)"
+    r"|(?<![^\s/=\"'])(?P<of_image>[^\s/@:=\"'\d][^\s/@:=\"']{0,128}):[^\s/@\"']{1,512}"
+    r"(?=@[A-Za-z0-9-]{1,63}\.[A-Za-z0-9.-]{1,128}(:\d{1,5})?[/#])"
 )
 _LEAST = 8
 _MAX_BYTES = 1 << 16

@@ -25,7 +25,7 @@ from hpclm.schedulers.jobs import StageJob, job_tag
 
 VERSION = 2
 # As `submit` names runs.
-_TIME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}(?:\.\d+)?$")
+_TIME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4,6}(?:\.\d+)?$")
 
 
 @dataclass(frozen=True)

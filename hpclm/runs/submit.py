@@ -364,4 +364,4 @@ def run_id(name: str | None, recipe_name: str) -> str:
             f"--name {chosen!r}: use up to 64 letters, digits, dots, dashes and underscores, "
             "starting with a letter or digit"
         )
-    return f"{chosen}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return f"{chosen}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

@@ -78,8 +78,8 @@ def test_a_submit_killed_at_any_instant(monkeypatch: pytest.MonkeyPatch, tmp_pat
     began = time.monotonic()
     submit(prepared(folder, stages, SLURM))
     whole_s = time.monotonic() - began
-    for number in range(24):
-        broken_off(folder, whole_s * number / 20)
+    for number in range(40):
+        broken_off(folder, whole_s * number / 34)
     time.sleep(2)  # an sbatch that was under way comes to its end
     runs = [read_run(root) for root in in_order(folder)]
     assert len(runs) > 5, "the kills came too early to show anything"

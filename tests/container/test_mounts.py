@@ -97,9 +97,10 @@ def test_a_sif_is_refused_where_it_cannot_be_started(runtime: str) -> None:
 
 def test_the_documented_examples_are_read(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "containers.md").read_text()
-    recipes, sites = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    recipes, sites, secrets = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "site.yaml"
-    path.write_text(f"scheduler: slurm\n{sites}")
+    path.write_text(f"scheduler: slurm\n{sites}{secrets}")
+    assert set(read_profile(path).secrets) == {"HF_TOKEN", "WANDB_API_KEY"}
     assert read_profile(path).container.images == "/shared/images"
     written = yaml.safe_load(recipes)["container"]
     assert load(write(tmp_path, changed(("container", written)))).resolved()

@@ -12,6 +12,7 @@ from hpclm.core.errors import HpclmError
 from hpclm.core.locks import exclusive
 from hpclm.core.sealed import read_sealed
 from hpclm.core.stage_result import set_aside
+from hpclm.data.sources import demo
 from hpclm.runs.cancel import cancel
 from hpclm.runs.collect import collect
 from hpclm.runs.moved_run import settle
@@ -173,7 +174,10 @@ def test_a_result_that_cannot_be_read_now_is_not_set_aside(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("text", ['{"run": ', "", None])
 def test_a_damaged_spec_is_written_again_from_the_plan(tmp_path: Path, text: str | None) -> None:
-    recipe = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    demo(tmp_path / "demo-data", 1234)
+    recipe = tmp_path / "recipes" / "demo.yaml"
+    recipe.parent.mkdir()
+    shutil.copyfile(Path(__file__).parents[2] / "recipes" / "demo.yaml", recipe)
     (tmp_path / "runs").mkdir()
     run = write(Preparer("local", tmp_path / "runs").prepare(Request(recipe)))
     whole = {stage.name: run.paths.stage(stage.name).spec.read_text() for stage in run.record.stages}

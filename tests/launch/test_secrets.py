@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,11 @@ def test_files_of_a_run_follow_the_umask(monkeypatch: pytest.MonkeyPatch, tmp_pa
 )
 def test_what_is_masked(text: str, shown: str) -> None:
     assert masked(text) == shown
+
+
+@pytest.mark.parametrize("text", ["x", "a:", "://", "sk-", "eyJ", "a@", "hf_"])
+def test_a_long_text_is_searched_once(text: str) -> None:
+    """A message may quote a megabyte of a file."""
+    began = time.process_time()
+    masked(text * (1_000_000 // len(text)))
+    assert time.process_time() - began < 2

@@ -190,6 +190,22 @@ hpclm_writable() { # whether the run's file system takes anything
   printf '%08192d' 0 2>/dev/null >"$hpclm_attempt/.probe" && rm -f "$hpclm_attempt/.probe"
 }
 
+hpclm_claims() { # FILE: whether this job has the file, which one job gets; else that one is hpclm_owner
+  # Made whole and then linked, so that it is never seen empty; where there are no hard links, the shell's own way.
+  if echo "$hpclm_job" 2>/dev/null >"$1.$hpclm_job"; then
+    ln "$1.$hpclm_job" "$1" 2>/dev/null || [ -e "$1" ] || (set -o noclobber && echo "$hpclm_job" >"$1") 2>/dev/null
+  fi
+  rm -f "$1.$hpclm_job"
+  hpclm_owner=$(cat "$1" 2>/dev/null)
+  [ "${hpclm_owner:-$hpclm_job}" = "$hpclm_job" ]
+}
+
+hpclm_lives() { # JOB: whether Slurm runs it or will; also if Slurm does not say
+  local living
+  living=$(hpclm_slurm squeue --noheader --array --user="$(id -u)" --format=%i) || return 0
+  grep -qxF "$1" <<<"$living"
+}
+
 hpclm_ask_decision() { # sets hpclm_action and hpclm_detail
   local host pause
   hpclm_action=no-answer
@@ -224,17 +240,14 @@ if [ -s "$hpclm_stage/result.json" ]; then
   hpclm_leave 0 # another job has already completed this stage
 fi
 hpclm_claim=$hpclm_stage/attempts/$hpclm_submit.job
-# Made whole and then linked, so that it is never seen empty; where there are no hard links, the shell's own way.
-if echo "$hpclm_job" 2>/dev/null >"$hpclm_claim.$hpclm_job"; then
-  ln "$hpclm_claim.$hpclm_job" "$hpclm_claim" 2>/dev/null || [ -e "$hpclm_claim" ] ||
-    (set -o noclobber && echo "$hpclm_job" >"$hpclm_claim") 2>/dev/null
-fi
-rm -f "$hpclm_claim.$hpclm_job"
-hpclm_owner=$(cat "$hpclm_claim" 2>/dev/null)
-if [ "${hpclm_owner:-$hpclm_job}" != "$hpclm_job" ]; then
-  echo "hpclm: job $hpclm_owner runs this stage; job $hpclm_job ends"
-  hpclm_leave 48
-fi
+until hpclm_claims "$hpclm_claim"; do
+  if hpclm_lives "$hpclm_owner"; then
+    echo "hpclm: job $hpclm_owner runs this stage; job $hpclm_job ends"
+    hpclm_leave 48
+  fi
+  # A file of its own, as the one before: two jobs that find the same dead one cannot both have it.
+  hpclm_claim=$hpclm_stage/attempts/$hpclm_submit.after-$hpclm_owner.job
+done
 
 while :; do
   hpclm_next_attempt

@@ -6,9 +6,13 @@ whoever puts it into a script quotes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpclm.core.errors import SiteError
+
+# Runs a command and returns what it printed, or None if it does not exist or fails.
+Probe = Callable[[list[str]], str | None]
 
 # Variables that tell a rank its place and differ between ranks: they must have the same value inside the container.
 PASSED = (
@@ -43,6 +47,7 @@ class ContainerRequest:
         gpu: whether the ranks use GPUs.
         writable: whether the ranks may write into the image's own folders; what they write is lost.
         home: whether the user's home is mounted. Packages in ~/.local must not shadow the image's.
+        probe: asks this machine's runtime what it can do; a runtime asks only where its versions differ.
     """
 
     image: str
@@ -54,6 +59,7 @@ class ContainerRequest:
     home: bool = False
     passed: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    probe: Probe = lambda argv: None
 
     @property
     def passed_names(self) -> tuple[str, ...]:

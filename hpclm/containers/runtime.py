@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpclm.containers.image import Image
-from hpclm.containers.launch import ContainerRequest, LaunchSpec
+from hpclm.containers.launch import ContainerRequest, LaunchSpec, Probe
 from hpclm.core.registries import RUNTIMES
-
-# Runs a command and returns what it printed, or None if it does not exist or fails.
-Probe = Callable[[list[str]], str | None]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from hpclm.containers import image_environment
 from hpclm.containers.image import Image, parse_image
-from hpclm.containers.launch import ContainerRequest, LaunchSpec, Mount
-from hpclm.containers.runtime import Probe, Runtime
+from hpclm.containers.launch import ContainerRequest, LaunchSpec, Mount, Probe
+from hpclm.containers.runtime import Runtime
 
 
 def render(program: str, request: ContainerRequest) -> LaunchSpec:

@@ -1,4 +1,5 @@
-"""From a plan and a site to jobs. Pure, except for the number of this machine's CPUs."""
+"""From a plan and a site to jobs. Pure, except for the number of this machine's CPUs and a container runtime's
+answers."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from hpclm.core.site import NO_RUNTIME, Site
 from hpclm.core.sweep_layout import RunsFolder
 from hpclm.runs.mounts import mounts_of
 from hpclm.schedulers.capabilities import SiteCapabilities
+from hpclm.schedulers.commands import output_of
 from hpclm.schedulers.interface import scheduler_of
 from hpclm.schedulers.jobs import StageJob
 
@@ -180,6 +182,7 @@ def _launch(
         home=site.container.home if container.home is None else container.home,
         passed=scheduler_of(site).rank_variables,
         secrets=tuple(sorted(site.secrets)),
+        probe=output_of,
     )
     return launch_spec(runtime_of(stage, site), request)
 

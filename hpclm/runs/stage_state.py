@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from hpclm.schedulers.jobs import JobInfo
 
 # slurmctld checks time limits twice a minute, so its warning and its end may be that late.
 _LIMIT_SLACK_S = 65.0
+# How ranks end when the script of their job does.
+_ENDED_FROM_OUTSIDE = (FailureKind.SIGNAL, FailureKind.VANISHED)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def _no_result() -> str:
 def _failed(record: Record, stage: str, info: JobInfo, failure: Failure | None) -> CurrentState:
     if info.reason == f"exit code {ExitCode.DISK.value}" and (failure is None or failure.kind is FailureKind.VANISHED):
         return CurrentState(StageState.FAILED, ExitCode.DISK.meaning)
+    if info.signal and (failure is None or failure.rank is None or failure.kind in _ENDED_FROM_OUTSIDE):
+        return CurrentState(info.state, _killed(info.signal))
     if failure is None:
         return CurrentState(info.state, info.reason or "no rank wrote a record")
     if failure.kind is FailureKind.SIGNAL and info.reason_is_final:
@@ -105,6 +110,17 @@ def _failed(record: Record, stage: str, info: JobInfo, failure: Failure | None) 
         return CurrentState(StageState.CANCELLED, "a signal from outside hpclm stopped the ranks", rank=failure.rank)
     state = StageState.OUT_OF_MEMORY if failure.kind is FailureKind.MEMORY else info.state
     return CurrentState(state, failure.reason, rank=failure.rank)
+
+
+def _killed(number: int) -> str:
+    try:
+        name = f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        name = f"signal {number}"
+    return (
+        f"{name} ended the job's script; hpclm sends it none: an administrator, the node's out-of-memory killer or a "
+        "process of yours did; `hpclm resume` continues from the last checkpoint"
+    )
 
 
 def _forgotten(record: Record, stage: str, paths: StagePaths, asked: bool) -> CurrentState:

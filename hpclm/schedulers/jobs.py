@@ -138,6 +138,7 @@ class JobInfo:
     Attributes:
         state: hpclm's state; `raw_state`: the scheduler's.
         reason: why, in words.
+        signal: that ended the job's script; 0 if none did, or the scheduler does not know.
         reason_is_final: whether the scheduler itself knows why the ranks ended: the ranks' own records count less.
     """
 
@@ -149,4 +150,5 @@ class JobInfo:
     nodes: str = ""
     tag: str = ""
     raw_state: str = ""
+    signal: int = 0
     reason_is_final: bool = False

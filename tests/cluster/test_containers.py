@@ -109,8 +109,14 @@ def test_an_image_that_cannot_be_had_is_said(
     assert "its image could not be imported (job " in status.reason
 
 
+@pytest.fixture(scope="module", params=["VERSION_23", "VERSION_24"])
+def pyxis_version(request: pytest.FixtureRequest) -> str:
+    """0.23 and 0.24 take white space in mounts differently."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def with_pyxis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def with_pyxis(pyxis_version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of its own whose srun has Pyxis's options, from a plugin built here."""
     compiler, header = shutil.which("gcc"), Path("/usr/include/slurm/spank.h")
     if compiler is None or not header.exists():
@@ -119,7 +125,8 @@ def with_pyxis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
     folder = tmp_path_factory.mktemp("spank")
     built = folder / "pyxis.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-o", built, STANDINS / "pyxis.c"], check=True)
+    flags = ["-shared", "-fPIC", "-Wall", f"-D{pyxis_version}"]
+    subprocess.run([compiler, *flags, "-o", built, STANDINS / "pyxis.c"], check=True)
     (folder / "plugstack.conf").write_text(f"required {built}\n")
     before = os.environ.get("SLURM_CONF")
     with Cluster(2, extra=(f"PlugStackConfig={folder}/plugstack.conf",)) as cluster:
@@ -131,7 +138,9 @@ def with_pyxis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         os.environ["SLURM_CONF"] = before
 
 
-def test_pyxis_options_on_the_real_srun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_pyxis: Cluster) -> None:
+def test_pyxis_options_on_the_real_srun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_pyxis: Cluster, pyxis_version: str
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     image = dataclasses.replace(IMAGE, mounts=(MountPlan(str(data), "/data", True),), writable=True)
@@ -143,11 +152,12 @@ def test_pyxis_options_on_the_real_srun(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert until_over(run).state == "completed"
     seen = logs(run, "train")
     root = run.paths.root
+    mounts = f"mounts={data}:/data:ro,{root}:{root}"
     assert {
         "image=nvcr.io#nvidia/nemo:23.02",
         "home=no",
         "writable=yes",
-        f"mounts={data}:/data:ro,{root}:{root}".replace(" ", "\\040"),
+        mounts.replace(" ", "\\040") if pyxis_version == "VERSION_23" else mounts,
         f"workdir={root}/stages/train",
         "env=NVIDIA_VISIBLE_DEVICES,ODD,OMP_NUM_THREADS,PYTHONNOUSERSITE,PYTHONPATH",
     } <= set(seen.splitlines())

@@ -136,6 +136,23 @@ def test_a_second_job_of_the_same_submit_ends_at_once(
     assert [attempt.name for attempt in paths.all_attempts()] == ["001-00"]
 
 
+def test_a_job_submitted_by_hand_goes_on_where_a_dead_one_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster
+) -> None:
+    stages = (dataclasses.replace(CHAIN[0], devices_per_node=1, behaviour={"seconds": 12}),)
+    use_fake_worker(monkeypatch, stages)
+    run = submit(prepared(tmp_path / "runs", stages, SLURM))
+    until(run, "pretrain", "running")
+    client.scancel(run.record.submits[0].job_ids.values())
+    until(run, "pretrain", "cancelled")
+    paths = run.paths.stage("pretrain")
+    first, second = (cluster.command("sbatch", "--parsable", str(paths.script)).strip() for _ in range(2))
+    wait_until("both jobs' end", lambda: paths.job_exit(first).exists() and paths.job_exit(second).exists())
+    codes = sorted(int(paths.job_exit(job).read_text().split()[0]) for job in (first, second))
+    assert codes == [0, int(ExitCode.SECOND_JOB)], "one of the two runs the stage"
+    assert status_of([run])[0].state == "completed"
+
+
 def test_a_held_job_of_a_complete_run_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: Cluster
 ) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,17 @@ def test_a_cancel_by_somebody_else_is_told_from_ours(monkeypatch: pytest.MonkeyP
     status = until_over(run)
     assert status.state == "cancelled"
     assert "outside hpclm" in status.reason
+
+
+def test_the_signal_that_ended_a_jobs_script_is_named(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
+    run = start(monkeypatch, runs, Stage("train", behaviour={"seconds": 60}))
+    until(run, "train", "running")
+    job = run.record.submits[-1].job_ids["train"]
+    script = subprocess.run(["pgrep", "-f", rf"job0*{job}/slurm_script"], capture_output=True, text=True, check=True)
+    os.kill(int(script.stdout.split()[0]), signal.SIGKILL)
+    status = until_over(run)
+    assert status.state == "failed"
+    assert "signal 9 (SIGKILL) ended the job's script" in status.reason
 
 
 def test_a_failing_rank_is_named_with_its_reason_and_later_stages_are_skipped(

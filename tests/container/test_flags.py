@@ -122,9 +122,24 @@ def test_mounts_that_a_runtime_would_split_or_execute_are_refused(runtime: str) 
         launch_spec(runtime, dataclasses.replace(REQUEST, mounts=(Mount("relative", "/x"),)))
 
 
-def test_pyxis_gets_spaces_as_an_fstab_writes_them() -> None:
-    spec = launch_spec("pyxis", dataclasses.replace(REQUEST, mounts=(Mount("/a b", "/c d"),)))
-    assert r"--container-mounts=/a\040b:/c\040d" in spec.srun_args
+@pytest.mark.parametrize(
+    ("help_text", "mounts"),
+    [
+        ("--container-image=… --container-env=…", r"/a\040b:/c\040d"),  # 0.23 and before
+        ("--container-image=… --container-unshare=NS[,NS...]", "/a b:/c d"),  # 0.24 escapes by itself
+        (None, "/a b:/c d"),
+    ],
+)
+def test_pyxis_gets_spaces_as_its_version_takes_them(help_text: str | None, mounts: str) -> None:
+    request = dataclasses.replace(REQUEST, mounts=(Mount("/a b", "/c d"),), probe=lambda argv: help_text)
+    assert f"--container-mounts={mounts}" in launch_spec("pyxis", request).srun_args
+
+
+def test_pyxis_is_asked_only_where_its_versions_differ() -> None:
+    def asked(argv: list[str]) -> str:
+        raise AssertionError(argv)
+
+    launch_spec("pyxis", dataclasses.replace(REQUEST, probe=asked))
 
 
 SEEN = """

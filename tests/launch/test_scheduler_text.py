@@ -53,15 +53,20 @@ def test_squeue_lines() -> None:
 
 def test_sacct_lines() -> None:
     text = (
-        "12|CANCELLED by 1000|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
-        "13|OUT_OF_ME+|Unknown|Unknown|None assigned\n"
-        "12.batch|FAILED|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
-        "14|NODE_FAIL|None|Unknown|node1\n"
+        "12|CANCELLED by 0|0:0|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
+        "13|OUT_OF_ME+|0:125|Unknown|Unknown|None assigned\n"
+        "12.batch|FAILED|1:0|2026-11-20T22:42:03|2026-11-20T22:43:03|node0\n"
+        "14|NODE_FAIL|1:0|None|Unknown|node1\n"
+        "15|FAILED|0:9|None|Unknown|node1\n"
     )
+    assert [(job.signal, job.reason) for job in client.parse_sacct(text)] == [
+        (0, "by user root"), (125, "the scheduler says OUT_OF_ME+"), (0, ""), (9, ""),
+    ]  # fmt: skip
     assert [(job.job_id, job.raw_state, job.state, job.started_at is None) for job in client.parse_sacct(text)] == [
         ("12", "CANCELLED", StageState.CANCELLED, False),
         ("13", "OUT_OF_ME", StageState.UNKNOWN, True),
         ("14", "NODE_FAIL", StageState.NODE_FAIL, True),
+        ("15", "FAILED", StageState.FAILED, True),
     ]
 
 
@@ -150,7 +155,7 @@ def test_accounting_is_asked_once_and_only_for_what_the_controller_forgot(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     command(monkeypatch, tmp_path, "squeue", "echo '1|RUNNING|None|N/A|N/A||hpclm:a/b/001'")
-    command(monkeypatch, tmp_path, "sacct", f'echo "$*" >> {tmp_path}/asked; echo "2|TIMEOUT|Unknown|Unknown|node0"')
+    command(monkeypatch, tmp_path, "sacct", f'echo "$*" >> {tmp_path}/asked; echo "2|TIMEOUT|0:0|Unknown|Unknown|node0"')
     jobs = client.jobs_of(["me"], ["1", "2", "3"])
     assert [(job.job_id, job.state) for job in jobs] == [("1", "running"), ("2", "timeout")]
     (asked,) = (tmp_path / "asked").read_text().splitlines()

@@ -6,7 +6,9 @@ Text with explicit separators is requested instead of JSON: JSON came with 21.08
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import pwd
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -20,7 +22,10 @@ from hpclm.schedulers.slurm.state_words import pending_reason, state_of
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 _SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N|%k"
-_SACCT_FORMAT = "JobID,State,Start,End,NodeList"
+_SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList"
+# Slurm's word for a job whose script a signal ended; which one, only `scontrol show job` says.
+_SCRIPT_DIED = "JobLaunchFailure"
+_MOST_ASKED_FOR_A_SIGNAL = 20
 
 # Of a command line, and of one word of scancel.
 _MOST_WORDS, _MOST_SPANS = 2000, 500
@@ -79,8 +84,9 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
     done = run_command(argv)
     if done.code:
         raise SchedulerError(f"squeue: {done.said}")
-    found = parse_squeue(done.out)
-    missing = sorted(set(job_ids) - {job.job_id for job in found})
+    asked = set(job_ids)
+    found = _with_signals(parse_squeue(done.out), asked)
+    missing = sorted(asked - {job.job_id for job in found})
     if missing and shutil.which("sacct"):
         past = run_command(
             [
@@ -95,6 +101,25 @@ def jobs_of(users: Iterable[str], job_ids: Iterable[str] = ()) -> list[JobInfo]:
         if past.code == 0:
             found += parse_sacct(past.out)
     return found
+
+
+def _with_signals(jobs: list[JobInfo], asked: set[str]) -> list[JobInfo]:
+    """The signal that ended a job's script, for those of `asked` where Slurm has one."""
+    left = _MOST_ASKED_FOR_A_SIGNAL
+    found = []
+    for job in jobs:
+        if left and job.job_id in asked and job.state is StageState.FAILED and job.reason == _SCRIPT_DIED:
+            left -= 1
+            shown = run_command(["scontrol", "--oneliner", "show", "job", job.job_id])
+            job = dataclasses.replace(job, signal=_signal(shown.out.partition(" ExitCode=")[2]))
+        found.append(job)
+    return found
+
+
+def _signal(exit_code: str) -> int:
+    """Of `EXIT:SIGNAL`, as scontrol and sacct write it."""
+    numbers = re.match(r"\d+:(\d+)", exit_code)
+    return int(numbers[1]) if numbers else 0
 
 
 def parse_squeue(text: str) -> list[JobInfo]:
@@ -117,10 +142,21 @@ def parse_sacct(text: str) -> list[JobInfo]:
     jobs = []
     for line in text.splitlines():
         fields = line.split("|")
-        if len(fields) == 5 and _JOB_ID.fullmatch(fields[0]) and fields[1]:
-            job_id, state, start, end, nodes = fields
-            jobs.append(_info(job_id, state, "", start, end, nodes, ""))
+        if len(fields) == 6 and _JOB_ID.fullmatch(fields[0]) and fields[1]:
+            job_id, state, code, start, end, nodes = fields
+            info = dataclasses.replace(_info(job_id, state, "", start, end, nodes, ""), signal=_signal(code))
+            by = re.match(r"CANCELLED by (\d+)", state)
+            jobs.append(
+                dataclasses.replace(info, reason=f"by user {_user(by[1])}", reason_is_final=True) if by else info
+            )
     return jobs
+
+
+def _user(number: str) -> str:
+    try:
+        return pwd.getpwuid(int(number)).pw_name
+    except (KeyError, OverflowError):
+        return number
 
 
 def _info(job_id: str, raw: str, reason: str, start: str, end: str, nodes: str, tag: str) -> JobInfo:

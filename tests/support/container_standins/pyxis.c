@@ -33,9 +33,12 @@ static int change_to(int val, const char *arg, int remote)
 	return note("workdir", arg);
 }
 
-/* A mount becomes a line of an fstab: a space in a path would end it, \040 is one. */
+/* A mount becomes a line of an fstab: a space in a path would end it, \040 is one. Version 0.24 writes that itself. */
 static int unescape(char *path)
 {
+#ifdef VERSION_24
+	return strpbrk(path, "\"$`\\") ? ESPANK_BAD_ARG : ESPANK_SUCCESS;
+#endif
 	char *to = path;
 	for (char *from = path; *from; to++) {
 		if (strchr(" \t\"$`", *from))
@@ -69,7 +72,12 @@ static int mounts(int val, const char *arg, int remote)
 	return note("mounts", arg);
 }
 
+static int unshare_namespaces(int val, const char *arg, int remote) { return note("unshare", arg); }
+
 static struct spank_option options[] = {
+#ifdef VERSION_24
+	{ "container-unshare", "NS[,NS...]", "[pyxis] namespaces", 1, 1, unshare_namespaces },
+#endif
 	{ "container-image", "IMAGE", "[pyxis] image", 1, 0, image },
 	{ "container-mounts", "SRC:DST[:FLAGS],...", "[pyxis] mounts", 1, 0, mounts },
 	{ "container-workdir", "PATH", "[pyxis] working directory", 1, 0, change_to },

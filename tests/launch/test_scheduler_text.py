@@ -155,7 +155,9 @@ def test_accounting_is_asked_once_and_only_for_what_the_controller_forgot(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     command(monkeypatch, tmp_path, "squeue", "echo '1|RUNNING|None|N/A|N/A||hpclm:a/b/001'")
-    command(monkeypatch, tmp_path, "sacct", f'echo "$*" >> {tmp_path}/asked; echo "2|TIMEOUT|0:0|Unknown|Unknown|node0"')
+    command(
+        monkeypatch, tmp_path, "sacct", f'echo "$*" >> {tmp_path}/asked; echo "2|TIMEOUT|0:0|Unknown|Unknown|node0"'
+    )
     jobs = client.jobs_of(["me"], ["1", "2", "3"])
     assert [(job.job_id, job.state) for job in jobs] == [("1", "running"), ("2", "timeout")]
     (asked,) = (tmp_path / "asked").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A run in a folder that two users share: the second may look and collect; what concerns its jobs is the first one's."""
+"""A run in a folder that two users share: the second may look and collect; its jobs are the first one's."""
 
 from __future__ import annotations
 

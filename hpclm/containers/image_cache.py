@@ -7,15 +7,14 @@ never written here; where a registry refuses, the message says where they belong
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
+import math
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ from types import FrameType
 from hpclm.containers.image import Image
 from hpclm.containers.runtime import runtime
 from hpclm.core.errors import SiteError
+from hpclm.core.locks import exclusive
 
 _REFUSED = re.compile(r"\b(401|403)\b|unauthorized|denied|authentication required", re.IGNORECASE)
 _END_S = 10.0
-_WAIT_S = 1.0
 _DOCKER_HUB = "auth.docker.io"
 
 
@@ -126,30 +125,19 @@ def _lock(target: Path, log: Callable[[str], None]) -> Iterator[bool]:
     Yields whether the lock is held. On a file system without locks, two may import at the same time: each writes its
     own file, and the last one is kept.
     """
-    try:
-        handle = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise SiteError(
-            f"{target.parent}: the image folder cannot be written to: {error.strerror}; set another folder as "
-            "container.images in the site profile"
-        ) from None
-    try:
-        held, logged = False, False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-                break
-            except (BlockingIOError, PermissionError):
-                if not logged:
-                    log(f"another import of {target.name} is running; waiting for it")
-                logged = True
-                time.sleep(_WAIT_S)
-            except OSError:
-                break
+    with contextlib.ExitStack() as stack:
+        waiting = f"another import of {target.name} is running; waiting for it"
+        lock = exclusive(
+            target.with_name(f".{target.name}.lock"), waiting, wait_s=math.inf, waiting=lambda: log(waiting)
+        )
+        try:
+            held = stack.enter_context(lock)
+        except OSError as error:
+            raise SiteError(
+                f"{target.parent}: the image folder cannot be written to: {error.strerror}; set another folder as "
+                "container.images in the site profile"
+            ) from None
         yield held
-    finally:
-        os.close(handle)
 
 
 def _run(wanted: Import, log: Callable[[str], None]) -> None:

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpclm.core.errors import HpclmError
@@ -19,8 +19,11 @@ _NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock at `path`: a file, which is created, or a folder.
+def exclusive(
+    path: Path, busy: str, *, wait_s: float = 0.0, waiting: Callable[[], None] = lambda: None
+) -> Iterator[bool]:
+    """Hold the lock at `path`: a file, which is created, or a folder. Yields whether it is held: not on a file system
+    without locks. `waiting` is called once where another process holds it.
 
     Raises HpclmError with the message `busy` if another process holds it for `wait_s`, OSError where the file cannot be
     created.
@@ -28,21 +31,25 @@ def exclusive(path: Path, busy: str, *, wait_s: float = 0.0) -> Iterator[None]:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
-        _take(handle, busy, time.monotonic() + wait_s)
-        yield
+        yield _take(handle, busy, time.monotonic() + wait_s, waiting)
     finally:
         os.close(handle)
 
 
-def _take(handle: int, busy: str, until: float) -> None:
+def _take(handle: int, busy: str, until: float, waiting: Callable[[], None]) -> bool:
+    told = False
     while True:
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             if time.monotonic() >= until:
                 raise HpclmError(busy) from None
+            if not told:
+                waiting()
+            told = True
             time.sleep(_POLL_S)
         except OSError as error:
             if error.errno not in _NONE:
                 raise
-            return None
+            return False

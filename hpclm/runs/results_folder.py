@@ -54,7 +54,7 @@ def refuse_foreign(folder: Path, run: str, own: Path) -> None:
             _refuse_foreign(folder, run, own)
 
 
-def _alone(folder: Path) -> AbstractContextManager[None]:
+def _alone(folder: Path) -> AbstractContextManager[bool]:
     return exclusive(folder.parent, f"{folder}: other commands write there; try again", wait_s=_WAIT_S)
 
 

@@ -125,8 +125,10 @@ def test_a_folder_of_images_that_is_somebody_elses_is_one_message(
 ) -> None:
     runtimes("enroot")
     one = wanted(tmp_path)
-    # A folder in the lock's place: root, too, is refused.
-    one.target.with_name(f".{one.target.name}.lock").mkdir(parents=True)
+    one.target.parent.mkdir(parents=True)
+    # A link to itself in the lock's place: root, too, is refused.
+    lock = one.target.with_name(f".{one.target.name}.lock")
+    lock.symlink_to(lock.name)
     with pytest.raises(SiteError, match=r"the image folder cannot be written to.*container.images"):
         image_cache.pull(one, lambda line: None)
 

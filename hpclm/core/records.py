@@ -51,10 +51,9 @@ def taken(cls: type[T], source: object, **derived: Any) -> T:
     So that a recipe's key is declared in the schema and copied by its name. Raises TypeError for a field that is
     required and in neither.
     """
-    hints = _hints(cast(Hashable, cls))
     values = {
         name: derived[name] if name in derived else _plain(hint, getattr(source, name))
-        for name, hint in hints.items()
+        for name, (hint, _, _) in _fields(cast(Hashable, cls)).items()
         if name in derived or hasattr(source, name)
     }
     return cls(**values)
@@ -87,14 +86,16 @@ def from_dict(cls: type[T], raw: object, *, ignore_unknown: bool = False, where:
     where = where or cls.__name__
     if not isinstance(raw, Mapping):
         raise ValueError(f"{where}: must be an object, not {_shown(raw)}")
-    hints = _hints(cast(Hashable, cls))
-    unknown = sorted(str(key) for key in raw if key not in hints)
-    if unknown and not ignore_unknown:
+    fields = _fields(cast(Hashable, cls))
+    if not ignore_unknown and (unknown := sorted(str(key) for key in raw if key not in fields)):
         raise ValueError(f"{where}: unknown key {', '.join(unknown)}; written by another version of hpclm?")
-    values = {
-        key: _value(hint, raw[key], f"{where}.{key}", ignore_unknown) for key, hint in hints.items() if key in raw
-    }
-    missing = [field.name for field in dataclasses.fields(cls) if _required(field) and field.name not in values]  # type: ignore[arg-type]
+    values, missing = {}, []
+    for key, (hint, as_is, required) in fields.items():
+        if key in raw:
+            item = raw[key]
+            values[key] = item if type(item) in as_is else _value(hint, item, f"{where}.{key}", ignore_unknown)
+        elif required:
+            missing.append(key)
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} is missing; written by another version of hpclm?")
     return cls(**values)
@@ -112,13 +113,18 @@ def read_record(cls: type[T], path: Path) -> T | None:
 
 
 @cache
-def _hints(cls: Hashable) -> dict[str, Any]:
+def _fields(cls: Hashable) -> dict[str, tuple[Any, frozenset[type], bool]]:
+    """By name of a dataclass's field: its hint, the types taken without a change, and whether it must be given."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return {
+        field.name: (
+            hints[field.name],
+            _taken_as_is(hints[field.name]),
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.init
+    }
 
 
 def _value(hint: Any, item: Any, where: str, ignore_unknown: bool) -> Any:

@@ -66,11 +66,12 @@ def test_the_jobs_script_writes_where_the_layout_says() -> None:
     stage = StagePaths(Path("$hpclm_stage"))
     attempt = stage.attempt("001", 2)
     text = SUPERVISE.replace('$(printf \'%s-%02d\' "$hpclm_submit" "$HPCLM_RESTART")', attempt.name)
-    for variable, value in (("$hpclm_submit", "001"), ("${hpclm_job}", "7"), ("$hpclm_attempt", str(attempt.root))):
+    values = {"$hpclm_submit": "001", "${hpclm_job}": "7", "$hpclm_owner": "6", "$hpclm_attempt": str(attempt.root)}
+    for variable, value in values.items():
         text = text.replace(variable, value)
     found = set(re.findall(r"\$hpclm_stage/[\w./%-]+", text))
     assert {Path(path) for path in found} == {
-        stage.attempts, stage.spent("001"), stage.claim("001"), stage.events, stage.job_exit("7"),
+        stage.attempts, stage.spent("001"), stage.claim("001"), stage.claim_after("001", "6"), stage.events, stage.job_exit("7"),
         stage.batch_log("7"), stage.result,
         attempt.root, attempt.logs, attempt.ranks, attempt.preflight, attempt.decision_line, attempt.bad_nodes,
         attempt.logs / "%5t.log", attempt.root / ".probe",

@@ -246,7 +246,7 @@ until hpclm_claims "$hpclm_claim"; do
     hpclm_leave 48
   fi
   # A file of its own, as the one before: two jobs that find the same dead one cannot both have it.
-  hpclm_claim=$hpclm_stage/attempts/$hpclm_submit.after-$hpclm_owner.job
+  hpclm_claim=$hpclm_stage/attempts/$hpclm_submit.job.after.$hpclm_owner
 done
 
 while :; do

@@ -193,9 +193,9 @@ class StagePaths:
         """The job that runs a submit's stage; written by the first that starts, and another one ends at once."""
         return self.attempts / f"{int(submit):03d}.job"
 
-    def claim_after(self, number: str, job_id: str) -> Path:
-        """The id of the job that goes on where the job `job_id` had the stage and is dead."""
-        return self.attempts / f"{number}.after-{job_id}.job"
+    def claim_after(self, submit: int | str, job_id: str) -> Path:
+        """The job that runs it where `job_id` had it and is dead."""
+        return self.attempts / f"{int(submit):03d}.job.after.{job_id}"
 
     def all_attempts(self, submit: int | None = None) -> list[AttemptPaths]:
         """Every attempt (of one submit), oldest first."""

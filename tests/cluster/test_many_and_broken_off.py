@@ -150,6 +150,7 @@ def test_a_job_submitted_by_hand_goes_on_where_a_dead_one_was(
     wait_until("both jobs' end", lambda: paths.job_exit(first).exists() and paths.job_exit(second).exists())
     codes = sorted(int(paths.job_exit(job).read_text().split()[0]) for job in (first, second))
     assert codes == [0, int(ExitCode.SECOND_JOB)], "one of the two runs the stage"
+    assert [attempt.name for attempt in paths.all_attempts()] == ["001-00", "001-01"]
     assert status_of([run])[0].state == "completed"
 
 

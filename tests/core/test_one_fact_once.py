@@ -71,8 +71,8 @@ def test_the_jobs_script_writes_where_the_layout_says() -> None:
         text = text.replace(variable, value)
     found = set(re.findall(r"\$hpclm_stage/[\w./%-]+", text))
     assert {Path(path) for path in found} == {
-        stage.attempts, stage.spent("001"), stage.claim("001"), stage.claim_after("001", "6"), stage.events, stage.job_exit("7"),
-        stage.batch_log("7"), stage.result,
+        stage.attempts, stage.spent("001"), stage.claim("001"), stage.claim_after("001", "6"), stage.events,
+        stage.job_exit("7"), stage.batch_log("7"), stage.result,
         attempt.root, attempt.logs, attempt.ranks, attempt.preflight, attempt.decision_line, attempt.bad_nodes,
         attempt.logs / "%5t.log", attempt.root / ".probe",
     }  # fmt: skip

@@ -76,7 +76,7 @@ _MEANINGS = {
     ExitCode.STALL: "a rank made no progress for `recovery.stall_timeout_s`",
     ExitCode.RESTARTS: "failed more often than `recovery.max_restarts` allows",
     ExitCode.NO_PROGRESS: "`recovery.max_without_progress` attempts in a row saved no new step",
-    ExitCode.NO_INTERPRETER: "the image's Python could not be started on any node",
+    ExitCode.NO_INTERPRETER: "the ranks' Python could not be started on any node",
     ExitCode.BAD_NODES: "more faulty nodes than `recovery.max_bad_nodes`, or too few others left",
     ExitCode.REQUEUE_REFUSED: "Slurm refused to requeue the job",
     ExitCode.ATTEMPTS: "10,000 attempts, or their folders cannot be created",

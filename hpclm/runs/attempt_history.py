@@ -37,7 +37,7 @@ _STOPPED = {
     ),
     "no-interpreter": (
         StageState.FAILED,
-        "the image's Python could not be started on any node; see the job's batch log",
+        "the ranks' Python could not be started on any node; see the job's batch log",
     ),
 }
 

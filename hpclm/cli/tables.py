@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpclm.core.clock import clock
 from hpclm.core.layout import StagePaths
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _history(stage: StageStatus) -> list[str]:
     hidden = len(stage.history) - _HISTORY_LINES
     lines = [f"  {stage.name}: ({hidden} earlier attempts not shown)"] if hidden > 0 else []
     for at, sentence in stage.history[-_HISTORY_LINES:]:
-        lines.append(f"  {stage.name}: {time.strftime('%H:%M:%S', time.localtime(at))} {sentence}")
+        lines.append(f"  {stage.name}: {clock('%H:%M:%S', at)} {sentence}")
     return lines
 
 
@@ -82,14 +82,6 @@ def figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def clock(form: str, at: float) -> str:
-    """A time of this machine's zone; `?` for one that no calendar has."""
-    try:
-        return time.strftime(form, time.localtime(at))
-    except (OverflowError, ValueError, OSError):
-        return "?"
 
 
 def duration(seconds: float | None) -> str:

@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.clock import clock
 from hpclm.core.errors import HpclmError, RunNotFoundError
 from hpclm.core.files import read_json, write_json
 from hpclm.core.layout import RunPaths
@@ -204,7 +204,7 @@ def _made_at(root: Path) -> str:
     if named is not None:
         return named[1]
     try:
-        return time.strftime("%Y%m%d-%H%M%S", time.localtime(root.stat().st_mtime))
+        return clock("%Y%m%d-%H%M%S", root.stat().st_mtime)
     except OSError:
         return ""
 

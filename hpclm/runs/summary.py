@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
+
+from hpclm.core.clock import clock
 
 
 def markdown(facts: dict[str, Any]) -> str:
     """`summary.md` from the facts of `summary.json`."""
     lines = [f"# {facts['run']}", ""]
-    submitted = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(facts["created_at"]))
+    submitted = clock("%Y-%m-%d %H:%M:%S %Z", facts["created_at"])
     lines += [
         f"- recipe: `{facts['recipe']}`",
         *[f"- override: `{override}`" for override in facts["overrides"]],

@@ -38,15 +38,32 @@ def rows_and_templates(request: StageRequest) -> tuple[PromptData | None, tuple[
     return data, templates
 
 
+def _after(request: StageRequest) -> tuple[str, ...]:
+    """The stages named in `after`, those that there are."""
+    stage, recipe = request.stage, request.stage.recipe
+    before = request.names[: request.names.index(recipe.name)]
+    for name in recipe.after:
+        if name not in before:
+            hint = f"choose {' or '.join(before)}" if before else "put that stage before this one"
+            what = f"{name} is not an earlier stage; {hint}"
+            stage.error(("after",), what, "after is an earlier stage", name, before)
+    return tuple(name for name in recipe.after if name in before)
+
+
 def program_plan(
-    stage: StageContext,
+    request: StageRequest,
     topology: Topology | None,
     program: ProgramSpec | None,
-    depends_on: tuple[str, ...],
     data: PromptData | None = None,
+    parents: tuple[str, ...] = (),
 ) -> StagePlan:
-    """The plan of a stage that runs `program` (None where a finding prevents it)."""
-    recipe = stage.recipe
+    """The plan of a stage that runs `program` (None where a finding prevents it).
+
+    Args:
+        parents: stages that it needs besides those in `after`.
+    """
+    stage, recipe = request.stage, request.stage.recipe
+    depends_on = tuple(dict.fromkeys((*_after(request), *parents)))
     parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
     spec = None
     if parallel is not None and program is not None:
@@ -66,7 +83,7 @@ def program_plan(
         name=recipe.name,
         task="program",
         engine=recipe.engine,
-        depends_on=tuple(dict.fromkeys(depends_on)),
+        depends_on=depends_on,
         resources=lowering.resources(stage),
         container=lowering.container(stage),
         parallel=parallel,

@@ -197,3 +197,12 @@ def test_a_mistake_is_one_message_with_its_line(
     assert "recipe.yaml:" in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_that_a_stage_waits_for_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe({"argv": ["a"]}, after=["nobody"])
+    assert cli.run(["submit", "recipe.yaml", "--dry-run", "--site", "slurm"]) in (2, 3)
+    assert "nobody is not an earlier stage" in capsys.readouterr().err

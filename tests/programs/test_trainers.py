@@ -136,6 +136,7 @@ def test_through_megatrons_script(hpclm: Callable[..., str], tmp_path: Path) -> 
         ((("data.validation", []),), "NeMo needs it; add JSONL files"),
         ((("optim.schedule.name", "linear"),), "is always cosine"),
         ((("stages.1.prompts", "nobody"),), "nobody is not an earlier prompt-learning stage"),
+        ((("stages.0.after", ["nobody"]),), "nobody is not an earlier stage"),
         ((("parallel.tensor", 1),), "NeMo evaluates without data parallelism: 2 devices"),
         ((("batch.global", 7),), "7"),
         ((("task_templates.0.truncate_field", "nothing"),), "nothing"),

@@ -43,17 +43,11 @@ class Command:
         for key in ("base", "prompts"):
             if getattr(recipe, key) is not None:
                 stage.error((key,), "is only for hpclm's own tasks; list earlier stages in `after`", "program's keys")
-        before = request.names[: request.names.index(recipe.name)]
-        for name in recipe.after:
-            if name not in before:
-                hint = f"choose {' or '.join(before)}" if before else "put that stage before this one"
-                what = f"{name} is not an earlier stage; {hint}"
-                stage.error(("after",), what, "after is an earlier stage", name, before)
         program = None
         if written is not None:
             _check_progress(stage, written)
             program = taken(ProgramSpec, written)
-        return program_plan(stage, rules.split_devices(stage), program, recipe.after), BaseModel()
+        return program_plan(request, rules.split_devices(stage), program), BaseModel()
 
 
 def _check_progress(stage: StageContext, written: Program) -> None:

@@ -50,7 +50,7 @@ class MegatronLm:
             from hpclm.engines.megatron_lm.flags import pretraining
 
             program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel.sequence), model)
-        return program_plan(stage, topology, program, recipe.after), BaseModel()
+        return program_plan(request, topology, program), BaseModel()
 
 
 def _check_activation(stage: StageContext, model: ModelSpec) -> None:

@@ -43,8 +43,8 @@ class Nemo:
         if topology is not None and data is not None and not stage.findings.errors:
             program = _program(request, lowering.parallel_spec(topology, recipe.parallel.sequence), data, templates)
         named = recipe.prompts
-        parents = (*recipe.after, *((named,) if named and "/" not in named else ()))
-        return program_plan(stage, topology, program, parents, data), BaseModel()
+        parents = (named,) if named is not None and named in request.earlier else ()
+        return program_plan(request, topology, program, data, parents), BaseModel()
 
 
 def _check_training(request: StageRequest) -> None:

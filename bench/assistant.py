@@ -115,7 +115,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     from hpclm.worker.signals import StopFlag
 
     spec = _spec(arguments)
-    groups = process_groups.initialize(dist.HashStore(), 0, 0, ParallelSpec(1, 1, 1, 1, 1, 1), "cpu", 1)
+    groups = process_groups.initialize(dist.HashStore(), 0, ParallelSpec(1, 1, 1, 1, 1, 1), torch.device("cpu"), 1)
     progress = Progress(Path("unused"), Path("unused"), active=False)
     context = StageContext(spec, StagePaths(arguments.shared), groups, progress, StopFlag())
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))

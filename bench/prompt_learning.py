@@ -110,7 +110,7 @@ def _world(arguments: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any
     from hpclm.engines.megatron.ranks import groups as process_groups
 
     parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
-    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
+    groups = process_groups.initialize(dist.HashStore(), 0, parallel, torch.device("cpu"), 1)
     model = plan.ModelSpec(
         num_layers=arguments.layers,
         hidden_size=arguments.hidden,

@@ -156,7 +156,7 @@ class Cluster:
         needles = (f"SLURM_CONF={self.conf}".encode(), f"SLURMD_NODENAME={name}".encode())
         found = set()
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
+            if not entry.name.isdecimal():
                 continue
             with contextlib.suppress(OSError):
                 environment = (entry / "environ").read_bytes().split(b"\0")
@@ -217,7 +217,7 @@ class Cluster:
         needle = f"SLURM_CONF={self.conf}".encode()
         found = []
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            if not entry.name.isdecimal() or int(entry.name) == os.getpid():
                 continue
             try:
                 if needle in (entry / "environ").read_bytes() and b"slurm" in (entry / "comm").read_bytes():

@@ -63,10 +63,11 @@ def alone() -> Iterator[Any]:
         from hpclm.engines.megatron.ranks import cpu_standins
 
         cpu_standins.install()
+        import torch
         import torch.distributed as dist
 
         from hpclm.core.spec import ParallelSpec
         from hpclm.engines.megatron.ranks import groups
 
-        yield groups.initialize(dist.HashStore(), 0, 0, ParallelSpec(1, 1, 1, 1, 1, 1), "cpu", 1)
+        yield groups.initialize(dist.HashStore(), 0, ParallelSpec(1, 1, 1, 1, 1, 1), torch.device("cpu"), 1)
         dist.destroy_process_group()

@@ -100,7 +100,7 @@ def version(text: str) -> tuple[int, ...]:
     """`535.104.05` as numbers; it stops at the first part that is not a number."""
     numbers = []
     for piece in text.strip().split("."):
-        if not piece.isdigit():
+        if not piece.isdecimal():
             break
         numbers.append(int(piece))
     return tuple(numbers)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 _last = time.monotonic()
 _count = 0
+_waits = 0
 
 
 def beat() -> None:
@@ -13,6 +16,22 @@ def beat() -> None:
     global _last, _count
     _last = time.monotonic()
     _count += 1
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Where a rank waits for its device, and so for the other ranks, which its Python stack does not show."""
+    global _waits
+    _waits += 1
+    try:
+        yield
+    finally:
+        _waits -= 1
+
+
+def is_waiting() -> bool:
+    """Whether the rank is in a `waiting` block."""
+    return _waits > 0
 
 
 def age_s() -> float:

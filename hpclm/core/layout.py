@@ -85,6 +85,11 @@ class AttemptPaths:
         """The stack of every thread of a rank when it was found to make no progress."""
         return self.root / "stacks" / f"{rank:05d}.txt"
 
+    @property
+    def flight_recorder(self) -> Path:
+        """The collectives that each rank last began, in torch's format: the rank's number is appended."""
+        return self.root / "flight-recorder" / "rank_"
+
     def preflight_report(self, node: str) -> Path:
         """Of one node."""
         return self.preflight / f"{node}.json"

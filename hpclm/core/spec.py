@@ -133,9 +133,10 @@ class TrainerSpec:
         val_batches: global batches a validation reads; None: the whole validation set.
         val_metrics: scores of answers generated for the validation rows (names of `hpclm.metrics`).
         val_metric_rows: rows answered at each validation; None: all.
+        deterministic: on GPUs only kernels that give the same bits each time.
     """
 
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     max_steps: int | None = None
     max_epochs: int | None = None
     val_check_interval: int | float = 1.0
@@ -147,6 +148,7 @@ class TrainerSpec:
     gradient_clip_norm: float = 1.0
     log_interval_steps: int = 1
     seed: int = 1234
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

@@ -100,4 +100,9 @@ def split(stage: StageContext) -> Topology | None:
     topology = rules.split_devices(stage)
     rules.split_batch(stage, topology)
     rules.precision(stage, lowering.precision(stage))
+    if lowering.precision(stage) == "tf32":
+        what = (
+            "tf32 is for engine megatron; choose fp32, and allow TF32 in the image (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1)"
+        )
+        stage.error(("trainer", "precision"), what, "engine's precision")
     return topology

@@ -158,7 +158,7 @@ def _put(node: Node, keys: list[str], override: Override, section: str, inherite
         above = inherited.get(key) if inherited is not None else None
         taken = above if above is not None and isinstance(above.value, list) else Node({}, override.value.place)
         inner = entries.get(key, taken)
-        if rest[0].isdigit() and not isinstance(inner.value, list):
+        if rest[0].isdecimal() and not isinstance(inner.value, list):
             raise RecipeError(f"{override.origin}: there is no list {key} to set an entry of; set it whole, as [a, b]")
         entries[key] = _put(inner, rest, override, key, above)
     elif override.way == "~":
@@ -174,7 +174,7 @@ def _put(node: Node, keys: list[str], override: Override, section: str, inherite
 
 def _index(node: Node, key: str, override: Override) -> int:
     assert isinstance(node.value, list)
-    if key.isdigit() and len(key) <= 6 and int(key) < len(node.value):
+    if key.isdecimal() and len(key) <= 6 and int(key) < len(node.value):
         return int(key)
     named = [item.get("taskname") for item in node.value]
     names = [str(name.value) if name is not None else "" for name in named]

@@ -13,6 +13,7 @@ from hpclm.core.records import read_record
 from hpclm.core.states import RankState
 
 _MESSAGE_CHARACTERS = 600
+_ALL_WAITED = "the ranks waited for each other, and none was behind the others: no node can be blamed"
 # What Slurm and Apptainer say of themselves, which is not why a rank ended.
 _SLURM_NOISE = ("slurmstepd", "srun:", "INFO:", "WARNING: ")
 
@@ -62,8 +63,11 @@ def first_failure(reports: list[RankReport]) -> Failure | None:
         reason = f"{many} {ranks} on {nodes} vanished without an error message (SIGKILL, out of memory or node loss)"
         return Failure(vanished[0].rank, FailureKind.VANISHED, reason)
     if waited:
-        last = min(waited, key=lambda one: one.beats)
-        return Failure(last.rank, FailureKind.STALL, f"the ranks waited for each other; {_described(last).reason}")
+        least = min(one.beats for one in waited)
+        behind = [one for one in waited if one.beats == least]
+        one, alone = behind[0], len(behind) == 1
+        what = "the ranks waited for each other" if alone else _ALL_WAITED
+        return Failure(one.rank if alone else None, FailureKind.STALL, f"{what}; {_described(one).reason}")
     return _described(failed[0]) if failed else None
 
 

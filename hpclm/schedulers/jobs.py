@@ -128,7 +128,7 @@ def member_tag(comment: str, job_id: str) -> str:
         return comment
     run, _, rest = comment.removeprefix("hpclm:").partition("/")
     sweep, _, first = run.rpartition("+")
-    return f"hpclm:{member_run(sweep, int(first) + int(index))}/{rest}" if first.isdigit() else comment
+    return f"hpclm:{member_run(sweep, int(first) + int(index))}/{rest}" if first.isdecimal() else comment
 
 
 @dataclass(frozen=True)

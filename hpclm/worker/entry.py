@@ -59,12 +59,9 @@ def main(stage_dir: str, attempt: str) -> None:
 
 
 def _prepare_environment(start: RankStart) -> None:
-    """Variables that torch and NCCL read when they are loaded; a value set by the user is kept."""
+    """What every engine needs before it is loaded."""
     if start.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif start.parallel.tensor > 1:
-        # Megatron's order of communication and compute kernels requires one hardware queue
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def _end_if_teardown_hangs(seconds: float = 60.0) -> None:

@@ -41,6 +41,9 @@ _HARDWARE_WORDS = (
     "mps client terminated",
     "no cuda-capable device",
     "all cuda-capable devices are busy",
+    # 802 and 803: the fabric manager or the driver of this node is not as the others'
+    "system not yet initialized",
+    "unsupported display driver / cuda driver combination",
 )
 # A shared file system that was unavailable for a moment; a full or read-only one will not recover.
 _STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO)

@@ -41,6 +41,7 @@ class StallWatch:
     def __init__(self, record: RankRecord, paths: AttemptPaths, rank: int, timeout_s: float | None) -> None:
         self.record, self.rank, self.timeout_s = record, rank, timeout_s or float("inf")
         self.stack, self.heartbeat_file = paths.stack(rank), paths.heartbeat
+        self.flight_recorder = paths.flight_recorder
         self.stopped = threading.Event()
         self.looked = time.monotonic()
         self._stood_still_s = 0.0
@@ -91,12 +92,19 @@ class StallWatch:
                 f"rank {self.rank}: no progress for {heartbeat.age_s():.0f} s; every thread:", file=stream, flush=True
             )
             faulthandler.dump_traceback(stream, all_threads=True)
+        with contextlib.suppress(Exception):  # torch without NCCL, no group yet, a full disk
+            self._dump_collectives()
         place = f"at {self._place()}"
         if stood_still_s:
             place = f"and did not run at all for {stood_still_s:.0f} s of them: the process was stopped"
         code = self.record.stalled(self.timeout_s, waiting, place, self.stack)
         print(f"no progress for {self.timeout_s:.0f} s; see {self.stack}", file=sys.stderr, flush=True)
         os._exit(code)
+
+    def _dump_collectives(self) -> None:
+        """What NCCL's flight recorder has, as torch writes it at its own, later, timeout: `torchfrtrace` reads it."""
+        dumped = sys.modules["torch"]._C._distributed_c10d._dump_nccl_trace()
+        Path(f"{self.flight_recorder}{self.rank}").write_bytes(dumped)
 
     def _frames(self) -> list[tuple[str, int]]:
         """File and line of every Python frame of the main thread, innermost first."""
@@ -108,7 +116,7 @@ class StallWatch:
         return found
 
     def _is_waiting(self) -> bool:
-        return any(part in file for file, _ in self._frames()[:8] for part in _WAITING)
+        return heartbeat.is_waiting() or any(part in file for file, _ in self._frames()[:8] for part in _WAITING)
 
     def _place(self) -> str:
         file, line = next(iter(self._frames()), ("?", 0))

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -307,3 +308,26 @@ def test_a_tensor_outlives_its_archive(tmp_path: Path, alone: Groups) -> None:
         tensor = tensor_of(archive, index["model.language_model.encoder.final_layernorm.bias"])
     gc.collect()
     assert torch.equal(tensor, state_of(gpt_of(DEEP, alone))["decoder.final_layernorm.bias"])
+
+
+# ((((),()),((),())),…: a mapping's key is hashed, and each level doubles what is hashed.
+BY_COPY = b"\x80\x02})" + b"2\x86" * 40 + b"Ns."
+BY_MEMO = b"\x80\x02})" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(40)) + b"Ns."
+IN_A_LIST = b"\x80\x02]" + b"".join(b"q" + bytes([n]) + b"0](h%ch%ce" % (n, n) for n in range(40)) + b"."
+
+
+@pytest.mark.parametrize("text", [BY_COPY, BY_MEMO, IN_A_LIST])
+def test_a_pickle_that_holds_itself_again_and_again_is_refused_at_once(tmp_path: Path, text: bytes) -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as opened:
+        opened.writestr("archive/data.pkl", text)
+    path = write_members(tmp_path / "x.nemo", {"model_config.yaml": b"", "model_weights.ckpt": made.getvalue()})
+    began = time.process_time()
+    with Archive(path) as archive, pytest.raises(CheckpointError, match="holds itself more than"):
+        read_index(archive, archive.members["model_weights.ckpt"])
+    assert time.process_time() - began < 5
+
+
+def test_more_layers_than_there_is_memory_for_are_refused_at_once(tmp_path: Path, alone: Groups) -> None:
+    path = write_archive(tmp_path / "gpt.nemo", state_of(gpt_of(DEEP, alone)), DEEP, config={"num_layers": 10**25})
+    refused(path, r"decoder.layers.\d+.self_attention.linear_qkv.weight is missing")

@@ -38,7 +38,7 @@ OPTIM = plan.OptimSpec(lr=1e-2, weight_decay=0.0, epsilon=1e-3, schedule="consta
 
 def main() -> None:
     parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
-    groups = process_groups.initialize(dist.HashStore(), 0, 0, parallel, "cpu", 1)
+    groups = process_groups.initialize(dist.HashStore(), 0, parallel, torch.device("cpu"), 1)
     model = plan.ModelSpec(
         SIZES.layers, HIDDEN, 4 * HIDDEN, 4, 4, HIDDEN // 4, SIZES.tokens + bench.VIRTUAL, SIZES.vocab, SIZES.vocab
     )

@@ -38,8 +38,7 @@ def test_a_training_batch_predicts_the_next_token_of_each_row() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
     assert batch.task is not None
     assert batch.task.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
-    assert batch.lengths is not None
-    assert batch.lengths.tolist() == [3, 5]
+    assert batch.real_tokens == 8
 
 
 def test_a_shared_prefix_stands_once() -> None:

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from hpclm.data.ranks.transfer import moved
+
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
@@ -28,7 +30,7 @@ class Batch:
 
     def to(self: AnyBatch, device: torch.device) -> AnyBatch:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(self, **{name: _moved(value, device) for name, value in values.items() if value is not None})
+        return replace(self, **moved({name: one for name, one in values.items() if isinstance(one, Tensor)}, device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,14 @@ class TrainingBatch(Batch):
     Attributes:
         labels: int64 [b, s]; loss_mask: fp32 [b, s].
         loss_positions: int64 [n], the positions in [b · s] where losses are computed; None: at all of them.
-        lengths: int64 [rows], the tokens of each packed row.
+        real_tokens: how many tokens the packed rows have, shared prefixes counted in each; None: all of `tokens`.
         layout: where the packed rows are, see `Layout`.
     """
 
     labels: Tensor
     loss_mask: Tensor
     loss_positions: Tensor | None = None
-    lengths: Tensor | None = None
+    real_tokens: int | None = None
     layout: Tensor | None = None
 
 
@@ -60,9 +62,3 @@ class GenerationBatch(Batch):
     virtual_index: Tensor
     task: Tensor
     attention: Tensor
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; a view of many equal entries (a layout) stays a view, which `to` would expand."""
-    is_view = tensor.dim() > 1 and tensor.stride(0) == 0
-    return tensor[0].to(device).expand(tensor.shape) if is_view else tensor.to(device)

@@ -53,7 +53,7 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
         task=row(([example.task] * size for (example, _, _), size in zip(pairs, sizes, strict=True)), 0),
         loss_mask=loss_mask,
         loss_positions=loss_positions if len(loss_positions) else torch.zeros(1, dtype=torch.int64),
-        lengths=torch.tensor(counts, dtype=torch.int64),
+        real_tokens=sum(counts),
         layout=Layout.make(shared, starts, [count - shared for count in counts], length),
     )
 

@@ -26,8 +26,8 @@ FP32_OPTIMIZER_BYTES = 8
 
 
 def element_bytes(precision: str) -> int:
-    """Bytes of a weight: 4 in fp32, 2 in bf16 and fp16."""
-    return 4 if precision == "fp32" else 2
+    """Bytes of a weight: 4 in fp32 and tf32, 2 in bf16 and fp16."""
+    return 4 if precision in ("fp32", "tf32") else 2
 
 
 def layer_parameters(model: ModelSpec) -> int:

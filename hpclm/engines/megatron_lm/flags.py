@@ -106,6 +106,7 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> lis
     chosen = {
         "--bf16": precision == "bf16",
         "--fp16": precision == "fp16",
+        "--deterministic-mode": stage.recipe.trainer is not None and stage.recipe.trainer.deterministic,
         "--sequence-parallel": split.sequence_parallel,
         "--swiglu": model.activation == "swiglu",
         "--squared-relu": model.activation == "squared_relu",

@@ -37,6 +37,8 @@ class Nemo:
         else:
             _check_evaluation(request)
         topology = split(stage)
+        if recipe.trainer is not None and recipe.trainer.deterministic:
+            stage.error(("trainer", "deterministic"), "NeMo's scripts have no switch for it; leave it out", "nemo")
         data, templates = rows_and_templates(request)
         rules.learning_rate(stage, recipe.trainer.max_steps if recipe.trainer else None)
         program = None

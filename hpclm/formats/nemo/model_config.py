@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -194,11 +195,12 @@ def _check_shapes(archive: Archive, model: ModelSpec, weights: Mapping[str, Weig
         "mlp.linear_fc1.weight": (model.ffn_hidden_size * (2 if model.gated else 1), model.hidden_size),
         "mlp.linear_fc2.weight": (model.hidden_size, model.ffn_hidden_size),
     }
-    wanted = {f"decoder.layers.{n}.{name}": shape for n in range(model.num_layers) for name, shape in layer.items()}
-    wanted[_TABLE] = (model.padded_vocab_size, model.hidden_size)
+    tables = {_TABLE: (model.padded_vocab_size, model.hidden_size)}
     if model.position_embedding == "learned":
-        wanted["embedding.position_embeddings.weight"] = (model.max_position_embeddings, model.hidden_size)
-    for name, shape in wanted.items():
+        tables["embedding.position_embeddings.weight"] = (model.max_position_embeddings, model.hidden_size)
+    # not as a list: there may be more layers than memory for their names
+    layers = ((f"decoder.layers.{n}.{name}", layer[name]) for n in range(model.num_layers) for name in layer)
+    for name, shape in itertools.chain(tables.items(), layers):
         found = weights[name].shape if name in weights else None
         if found != shape:
             what = f"has shape {found}" if found else "is missing"

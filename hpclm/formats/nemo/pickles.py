@@ -14,7 +14,7 @@ import pickletools
 import struct
 import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hpclm.core.errors import CheckpointError
 from hpclm.formats.format_guard import guarded
@@ -34,6 +34,10 @@ DTYPES = {
 }
 BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 _MAX_PICKLE = 64 << 20
+# Of what torch.save writes, a byte of the pickle is seen less than once: names, numbers and shared empty mappings.
+_MOST_SEEN = 64
+# Opcodes that change the object below what they take.
+_CHANGES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,49 @@ def read_index(archive: Archive, member: Member) -> Any:
 
 
 def _refuse_bombs(text: bytes) -> None:
-    """Raises CheckpointError for a pickle that takes far more memory than it has bytes.
+    """Raises CheckpointError for a pickle that takes far more memory or time than it has bytes.
 
-    The unpickler allocates a list as long as the largest memo index. ValueError for one that is not whole, or has a
-    string beyond its end.
+    The unpickler allocates a list as long as the largest memo index; and who hashes, compares or walks ((a, a), (a, a))
+    with both halves one object sees four, so that thirty-five levels of it, in two hundred bytes, take hours.
+    ValueError, IndexError or KeyError for one that is not whole.
     """
+    most = _MOST_SEEN * len(text)
+    stack: list[list[int] | None] = []  # what whoever walks an object sees of it; None: a mark
+    memo: dict[int, list[int] | None] = {}
     for opcode, argument, _ in pickletools.genops(text):
-        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(text):
-            raise CheckpointError(f"its pickle has {len(text)} bytes and asks for {argument} places in memory")
+        name = opcode.name
+        if "PUT" in name or name == "MEMOIZE":
+            place = len(memo) if name == "MEMOIZE" else argument
+            if not isinstance(place, int) or place > len(text):
+                raise CheckpointError(f"its pickle has {len(text)} bytes and asks for {place} places in memory")
+            memo[place] = stack[-1]
+        elif "GET" in name or name == "DUP":
+            stack.append(stack[-1] if name == "DUP" else memo[cast(int, argument)])
+        else:
+            seen = _applied(opcode, stack)
+            if seen > most:
+                raise CheckpointError(f"its pickle of {len(text)} bytes holds itself more than {most} times")
+
+
+def _applied(opcode: pickletools.OpcodeInfo, stack: list[list[int] | None]) -> int:
+    """Do to `stack` what the opcode does, by its description in pickletools; the largest number that changed."""
+    before, after = list(opcode.stack_before), opcode.stack_after
+    taken: list[list[int]] = []
+    if pickletools.markobject in before:
+        while (one := stack.pop()) is not None:
+            taken.append(one)
+        before = before[: before.index(pickletools.markobject)]
+    for _ in before:
+        if (one := stack.pop()) is not None:
+            taken.append(one)
+    inside = sum(one[0] for one in taken)
+    if opcode.name in _CHANGES and taken:
+        *_, changed = taken
+        changed[0] = inside
+        stack.append(changed)
+        return inside
+    stack.extend(None if one is pickletools.markobject else [1 + inside] for one in after)
+    return inside
 
 
 class _Window(io.RawIOBase):
@@ -169,7 +208,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, str) or not str(key).isdigit():
+        if kind != "storage" or not isinstance(dtype, str) or not str(key).isdecimal():
             raise CheckpointError("its pickle contains something other than tensors")
         info = self.zipped.getinfo(f"{self.prefix}data/{key}")
         if info.compress_type != zipfile.ZIP_STORED:

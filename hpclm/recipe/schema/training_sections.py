@@ -70,8 +70,8 @@ class Trainer(Section):
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
         default=None, description="passes over the training rows"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of weights and arithmetic; cpu: fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        default="fp32", description="of weights and arithmetic (tf32: fp32 weights, faster products); cpu: fp32"
     )
     val_check_interval: Annotated[int | float, PlainValidator(_interval)] = Field(
         default=1.0, description="steps between validations (whole number), or a fraction of an epoch (1.0: each epoch)"
@@ -86,6 +86,9 @@ class Trainer(Section):
     gradient_clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(default=1.0, description="0: no clipping")
     log_interval_steps: Count = Field(default=1, description="steps between rows of metrics.jsonl")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=1234, description="of weights, data order and sampling")
+    deterministic: bool = Field(
+        default=False, description="bitwise equal repeats and resumes on GPUs too; slower (on cpu they always are)"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Trainer:

@@ -35,7 +35,7 @@ def sbatch(argv: Sequence[str]) -> str:
     """Submit; returns the job id. Raises SchedulerError with Slurm's own message."""
     done = run_command(["sbatch", "--parsable", *argv])
     job_id = done.out.strip().splitlines()[-1].split(";")[0] if done.out.strip() else ""
-    if done.code or not job_id.isdigit():
+    if done.code or not job_id.isdecimal():
         raise SchedulerError(f"sbatch refused the job: {done.said}")
     return job_id
 
@@ -54,7 +54,7 @@ def _compact(job_ids: Iterable[str]) -> list[str]:
     plain, arrays = [], dict[str, set[int]]()
     for job_id in dict.fromkeys(job_ids):
         array, _, index = job_id.partition("_")
-        if index.isdigit():
+        if index.isdecimal():
             arrays.setdefault(array, set()).add(int(index))
         else:
             plain.append(job_id)

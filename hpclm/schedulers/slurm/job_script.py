@@ -68,6 +68,10 @@ def submission_argv(job: StageJob, parents: Mapping[str, str], first: tuple[str,
     return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
 
 
+# A node's ranks see all GPUs of the job there and take one each: bound to the closest, two could get the same.
+_BINDING = {"gpu": ("--gpu-bind=none",), "cpu": ()}
+
+
 def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
     """submitit's parameters. Slurm gives every rank of a node all GPUs of the node: no
     per-task GPU option is ever set."""
@@ -121,7 +125,14 @@ def _gpu_parameters(job: StageJob, site: Site) -> dict[str, Any]:
 def _body(job: StageJob, site: Site) -> str:
     """What follows the header: environment, what to run, and the loop that runs it. Every value is quoted."""
     # srun of 22.05 to 23.02 does not inherit --cpus-per-task from the job.
-    srun = ["srun", "--unbuffered", f"--cpus-per-task={job.cpus_per_task}", "--mpi=none", *job.launch.srun_args]
+    srun = [
+        "srun",
+        "--unbuffered",
+        f"--cpus-per-task={job.cpus_per_task}",
+        "--mpi=none",
+        *_BINDING[job.device],
+        *job.launch.srun_args,
+    ]
     python = [*job.launch.prefix, *job.python, "-u"]
     settings = {
         "stage": job.stage_dir,

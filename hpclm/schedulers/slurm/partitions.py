@@ -42,7 +42,7 @@ def parse_sinfo(text: str) -> list[Partition]:
 
 def _number(text: str, default: int) -> int:
     digits = text.rstrip("+")  # `16+`: the smallest of different nodes
-    return int(digits) if digits.isdigit() else default
+    return int(digits) if digits.isdecimal() else default
 
 
 def parse_gres(gres: str) -> list[tuple[str, int]]:
@@ -51,7 +51,7 @@ def parse_gres(gres: str) -> list[tuple[str, int]]:
     for part in re.sub(r"\([^)]*\)", "", gres).split(","):  # (S:0,2-3): the sockets it is attached to
         kind, *rest = part.strip().split(":")
         if kind == "gpu":
-            counted = bool(rest) and rest[-1].isdigit()
+            counted = bool(rest) and rest[-1].isdecimal()
             words = [word for word in (rest[:-1] if counted else rest) if word not in ("no_consume", "(null)")]
             found.append((words[0] if words else "", int(rest[-1]) if counted else 1))
     return found
@@ -70,7 +70,7 @@ def parse_minutes(text: str) -> int | None:
     """Slurm's `days-hours:minutes:seconds`, shortened from the left, in whole minutes; None for `infinite`."""
     days, dash, rest = text.rpartition("-")
     pieces = rest.split(":")
-    if not all(piece.isdigit() for piece in [*pieces, *([days] if dash else [])]):
+    if not all(piece.isdecimal() for piece in [*pieces, *([days] if dash else [])]):
         return None
     numbers = [int(piece) for piece in pieces]
     if dash:

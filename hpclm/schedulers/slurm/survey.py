@@ -83,7 +83,7 @@ def choose(asked: str, known: dict[str, NodeState]) -> tuple[list[NodeState], di
     if asked == "all":
         busy = {name: f"is busy ({node.state}); not checked" for name, node in known.items() if not node.free}
         return [node for node in known.values() if node.free], {**busy, **down}
-    if asked.isdigit():
+    if asked.isdecimal():
         count = int(asked)
         fit = sorted((node for node in known.values() if node.usable), key=lambda node: not node.free)
         if not 1 <= count <= len(known):

@@ -23,25 +23,34 @@ from hpclm.worker.report import RendezvousError
 
 WAIT_S = 300.0
 _CONNECT_S = 3.0
+_LOOPBACK = "127.0.0.1"
 
 
 def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:
     """The store shared by all ranks, once every rank has connected.
 
-    Also names the network interface for gloo, which otherwise takes whatever the host's name resolves to.
+    Also names the network interface for gloo, which otherwise takes whatever the host's name resolves to, and NCCL.
     """
     timeout = timedelta(seconds=wait_s)
     if facts.rank == 0:
         store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=timeout)
         write_json(path, {"port": store.port, "addresses": list(addresses()), "boot_id": boot_id()})
-        address = "127.0.0.1"
+        address = _LOOPBACK
     else:
         address, port = _reach(path, time.monotonic() + wait_s)
         store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    if address != _LOOPBACK:
+        store.set("reached", address)
     store.set(f"boot/{facts.rank}", boot_id())
     _wait_for_all(store, facts, wait_s)
     machines = {store.get(f"boot/{rank}") for rank in range(facts.world_size)}
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface("127.0.0.1" if len(machines) == 1 else address))
+    if len(machines) > 1 and address == _LOOPBACK:
+        address = store.get("reached").decode()  # rank 0's own machine: as the others come to it
+    interface = _interface(address)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if len(machines) > 1:
+        # of several interfaces NCCL takes the first, which may lead nowhere; = means this name alone
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     return store
 
 
@@ -52,7 +61,7 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
         # Listing the folder makes an NFS client ask the server again; a bare open may use a cached "does not exist".
         if path in path.parent.iterdir():
             record = json.loads(path.read_text())
-            candidates = ["127.0.0.1"] if record["boot_id"] == boot_id() else record["addresses"]
+            candidates = [_LOOPBACK] if record["boot_id"] == boot_id() else record["addresses"]
             for address in candidates:
                 try:
                     socket.create_connection((address, record["port"]), timeout=_CONNECT_S).close()

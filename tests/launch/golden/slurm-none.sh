@@ -37,7 +37,7 @@ hpclm_least_s=300
 hpclm_preflight_s=0
 hpclm_decision_s=300
 hpclm_bad_node_list=/dev/null
-hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none)
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none --gpu-bind=none)
 hpclm_ranks=(/opt/env/bin/python -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
 hpclm_python=(/opt/env/bin/python -u)
 

@@ -41,7 +41,7 @@ hpclm_least_s=300
 hpclm_preflight_s=0
 hpclm_decision_s=300
 hpclm_bad_node_list=/dev/null
-hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none '--container-image=nvcr.io#nvidia/nemo:24.07' --no-container-mount-home --container-readonly --container-mounts=/scratch/me:/scratch/me,/data:/data:ro --container-workdir=/scratch/me --container-env=HF_HOME,NVIDIA_DRIVER_CAPABILITIES,NVIDIA_VISIBLE_DEVICES)
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none --gpu-bind=none '--container-image=nvcr.io#nvidia/nemo:24.07' --no-container-mount-home --container-readonly --container-mounts=/scratch/me:/scratch/me,/data:/data:ro --container-workdir=/scratch/me --container-env=HF_HOME,NVIDIA_DRIVER_CAPABILITIES,NVIDIA_VISIBLE_DEVICES)
 hpclm_ranks=(python3 -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
 hpclm_python=(python3 -u)
 

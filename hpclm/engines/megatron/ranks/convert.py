@@ -76,7 +76,7 @@ def _here() -> Groups:
 
     if started:
         return groups.Groups(0, 1, 0, 0, 0, 1, 1, 1, torch.device("cpu"))
-    return groups.initialize(dist.HashStore(), 0, 0, PARALLEL, "cpu", 1)
+    return groups.initialize(dist.HashStore(), 0, PARALLEL, torch.device("cpu"), 1)
 
 
 def _checkpoint(path: Path) -> Path:

@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor
 from torch.nn import functional
 
+from hpclm.core import heartbeat
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec
 from hpclm.data.ranks.batches import Batch, GenerationBatch
@@ -80,7 +81,9 @@ class Generator:
             if logits is not None:
                 logits = self._shaped(logits, seen, may_end=count > self.spec.min_new_tokens)
             chosen = self._choose(logits, rows, generators)
-            self._take(chosen.tolist(), answers, finished)
+            with heartbeat.waiting():
+                tokens = chosen.tolist()
+            self._take(tokens, answers, finished)
             if all(finished) or count == self.spec.max_new_tokens:
                 break
             if seen is not None:
@@ -208,9 +211,9 @@ def sample(logits: Tensor, spec: GenerationSpec, generators: list[torch.Generato
         logits: fp32 [b, vocabulary].
 
     Returns:
-        int64 [b]. Drawn on the CPU by inverting the cumulative distribution, one uniform number per row.
+        int64 [b]. One uniform number a row, drawn on the CPU, inverts the cumulative distribution where the logits are.
     """
-    scores = logits.cpu() / spec.temperature
+    scores = logits / spec.temperature
     ordered, tokens = scores.sort(dim=-1, descending=True, stable=True)
     if spec.top_k > 0:
         ordered[:, spec.top_k :] = -torch.inf
@@ -220,7 +223,7 @@ def sample(logits: Tensor, spec: GenerationSpec, generators: list[torch.Generato
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= spec.top_p, 0.0)
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-    drawn = torch.stack([torch.rand(1, generator=generator) for generator in generators])
+    drawn = torch.stack([torch.rand(1, generator=generator) for generator in generators]).to(logits.device)
     last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
     place = torch.minimum(torch.searchsorted(probabilities.cumsum(dim=-1), drawn), last)
-    return tokens.gather(1, place).squeeze(1).to(logits.device)
+    return tokens.gather(1, place).squeeze(1)

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-from megatron.core.activations import squared_relu
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -21,12 +20,20 @@ from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.worker.gpu_environment import can_compile
 
 DEFAULT_BACKENDS = Backends()
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # GPT-2 and Megatron's fused kernel use the tanh form; torch's default is the error function.
 gelu = functools.partial(functional.gelu, approximate="tanh")
+
+
+def squared_relu(states: torch.Tensor) -> torch.Tensor:
+    """relu(x)² (So et al. 2021, arXiv:2109.08668). megatron-core compiles its own, which needs a C compiler."""
+    return functional.relu(states).square()
+
+
 _ACTIVATIONS = {
     "gelu": gelu,
     "gelu_exact": functional.gelu,
@@ -47,6 +54,7 @@ def transformer_config(
     *,
     variable_lengths: bool,
     recompute: RecomputeSpec | None = None,
+    deterministic: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of `model` at a split.
 
@@ -54,10 +62,12 @@ def transformer_config(
         variable_lengths: let pipeline stages send each other a micro-batch's shape (prompt learning pads each
             micro-batch to its own longest example).
         recompute: activation checkpointing while training.
+        deterministic: on a GPU, gradients of the embedding too are summed in one order.
     """
     return TransformerConfig(
-        **_numerics(precision, device),
+        **_numerics(precision, device, model.hidden_dropout),
         **_recompute(recompute),
+        deterministic_mode=deterministic and device.type == "cuda",
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
@@ -81,8 +91,9 @@ def transformer_config(
     )
 
 
-def _numerics(precision: str, device: torch.device) -> dict[str, Any]:
-    """Types of weights and arithmetic, and which of megatron-core's fused kernels are used."""
+def _numerics(precision: str, device: torch.device, hidden_dropout: float) -> dict[str, Any]:
+    """Types of weights and arithmetic, and which of megatron-core's fused kernels are used: only what pays and works
+    without a C compiler on the node where it has none."""
     dtype = DTYPES[precision]
     return {
         "params_dtype": dtype,
@@ -93,11 +104,13 @@ def _numerics(precision: str, device: torch.device) -> dict[str, Any]:
         "perform_initialization": False,
         "use_cpu_initialization": device.type == "cpu",
         "bias_activation_fusion": False,
-        "bias_dropout_fusion": device.type == "cuda",
+        "bias_dropout_fusion": device.type == "cuda" and hidden_dropout > 0.0 and can_compile(),
         "masked_softmax_fusion": False,
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
+        # NCCL orders transfers by the stream; megatron-core would wait for the whole device at each
+        "batch_p2p_sync": False,
     }
 
 

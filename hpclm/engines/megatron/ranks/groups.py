@@ -43,17 +43,18 @@ class Groups:
         return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0
 
 
-def initialize(store: dist.Store, rank: int, local_rank: int, parallel: ParallelSpec, device: str, seed: int) -> Groups:
+def initialize(store: dist.Store, rank: int, parallel: ParallelSpec, device: torch.device, seed: int) -> Groups:
     """Join the process group through `store` and build Megatron's groups (order tp-cp-ep-dp-pp)."""
-    timeout = timedelta(minutes=COLLECTIVE_TIMEOUT_MIN)
-    if device == "gpu":
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-        target = torch.device("cuda", torch.cuda.current_device())
-        backend = "nccl"
-    else:
-        target = torch.device("cpu")
-        backend = "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=parallel.world_size, timeout=timeout)
+    gpu = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=parallel.world_size,
+        timeout=timedelta(minutes=COLLECTIVE_TIMEOUT_MIN),
+        # NCCL then connects at once, where a mistake can be named, and makes the other groups from this one
+        device_id=device if gpu else None,
+    )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -69,7 +70,7 @@ def initialize(store: dist.Store, rank: int, local_rank: int, parallel: Parallel
         tensor_size=parallel.tensor,
         pipeline_size=parallel.pipeline,
         data_size=parallel.data,
-        device=target,
+        device=device,
     )
     seed_step(seed, 0, groups)
     return groups

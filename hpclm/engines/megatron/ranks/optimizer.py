@@ -19,13 +19,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
+from hpclm.core import heartbeat
 from hpclm.core.spec import OptimSpec
 from hpclm.formats.ranks.parameters import attributes
 
 
 class OptimizerState(TypedDict):
-    """What a checkpoint stores in addition to the tensors: updates made (skipped steps make none), and scale and good
-    steps of the loss scaling."""
+    """What a checkpoint stores in addition to the tensors: updates made (skipped steps make none), and of the loss
+    scaling its scale, good steps and the overflows before it is halved."""
 
     updates: int
     loss_scale: list[float]
@@ -34,17 +35,18 @@ class OptimizerState(TypedDict):
 class LossScale:
     """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), fixed at 1 otherwise.
 
-    The loss is multiplied before the backward pass so that small gradients survive fp16. An overflow halves the scale
-    and skips the step; `GROWTH_STEPS` steps without one double it. Constants are Megatron's (optimizer/grad_scaler.py
-    with its default arguments).
+    The loss is multiplied before the backward pass so that small gradients survive fp16. An overflow skips the step
+    and, from the `HYSTERESIS`th since the scale last grew, halves the scale; `GROWTH_STEPS` steps without one double
+    it. Constants are Megatron's (optimizer/grad_scaler.py with its default arguments).
     """
 
-    INITIAL, MINIMUM, GROWTH_STEPS = 2.0**32, 1.0, 1000
+    INITIAL, MINIMUM, GROWTH_STEPS, HYSTERESIS = 2.0**32, 1.0, 1000, 2
 
     def __init__(self, precision: str) -> None:
         self.active = precision == "fp16"
         self.scale = self.INITIAL if self.active else 1.0
         self.good_steps = 0
+        self.overflows_left = self.HYSTERESIS
 
     def apply(self, loss: torch.Tensor) -> torch.Tensor:
         return loss * self.scale if self.active else loss
@@ -52,15 +54,19 @@ class LossScale:
     def update(self, *, overflow: bool) -> None:
         self.good_steps = 0 if overflow else self.good_steps + 1
         if overflow:
-            self.scale = max(self.MINIMUM, self.scale / 2)
+            self.overflows_left = max(0, self.overflows_left - 1)
+            if self.overflows_left == 0:
+                self.scale = max(self.MINIMUM, self.scale / 2)
         elif self.good_steps == self.GROWTH_STEPS:
-            self.scale, self.good_steps = self.scale * 2, 0
+            self.scale, self.good_steps, self.overflows_left = self.scale * 2, 0, self.HYSTERESIS
 
     def state(self) -> list[float]:
-        return [self.scale, self.good_steps]
+        return [self.scale, self.good_steps, self.overflows_left]
 
     def restore(self, state: list[float]) -> None:
         self.scale, self.good_steps = float(state[0]), int(state[1])
+        # a checkpoint of a version that halved the scale at each overflow has no third number
+        self.overflows_left = int(state[2]) if len(state) > 2 else 0
 
 
 class Optimizer:
@@ -113,17 +119,20 @@ class Optimizer:
             factor = 1.0
         if self.clip_norm > 0:
             factor *= min(1.0, self.clip_norm / (norm + 1e-6))
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            gradient = attributes(parameter).main_grad
-            master.grad = gradient.mul_(factor) if factor != 1.0 else gradient
+        gradients = [attributes(parameter).main_grad for parameter in self.parameters]
+        if factor != 1.0 and gradients:
+            torch._foreach_mul_(gradients, factor)
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.grad = gradient
         if self.adam is not None:
             for group in self.adam.param_groups:
                 group["lr"] = lr
             self.adam.step()
         self.updates += 1
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
+        rounded = [(p.detach(), m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
+        if rounded:
+            torch._foreach_copy_([p for p, _ in rounded], [m for _, m in rounded])
+        for master in self.masters:
             master.grad = None
         return norm
 
@@ -138,7 +147,8 @@ class Optimizer:
             square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))) ** 2
         dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
         # not math.sqrt, which rounds differently: losses are compared bit by bit
-        norm: float = float(square.item()) ** 0.5
+        with heartbeat.waiting():
+            norm: float = float(square.item()) ** 0.5
         return norm
 
     def sharded_state(self, shards: Iterable[ShardedTensor]) -> list[ShardedTensor]:

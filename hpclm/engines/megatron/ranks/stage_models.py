@@ -46,6 +46,7 @@ def config_for(
         context.groups.device,
         variable_lengths=variable_lengths,
         recompute=spec.trainer.recompute,
+        deterministic=spec.trainer.deterministic,
     )
 
 

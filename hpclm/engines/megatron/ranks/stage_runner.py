@@ -15,8 +15,10 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.worker.gpu_environment import set_gpu_environment
 from hpclm.worker.preparation import prepare_on_first_rank
 from hpclm.worker.rank_launch import RankLaunch
+from hpclm.worker.ranks.devices import set_arithmetic, take_gpu
 from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import Progress
 
@@ -30,6 +32,8 @@ def run(launch: RankLaunch) -> None:
         raise RuntimeError(f"{facts.world_size} ranks were started, but the plan has {spec.parallel.world_size}")
     if spec.device == "cpu":
         cpu_standins.install()
+    else:
+        set_gpu_environment(launch.attempt, facts.node, tensor_parallel=spec.parallel.tensor > 1)
     # the stand-ins must be installed before megatron-core's modules are used
     from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -40,9 +44,9 @@ def run(launch: RankLaunch) -> None:
 
         prepare_on_first_rank(launch.attempt, facts, lambda: prepare_text(spec, launch.stage.data))
     store = rendezvous(launch.attempt.rendezvous, facts)
-    groups = process_groups.initialize(
-        store, facts.rank, facts.local_rank, spec.parallel, spec.device, spec.trainer.seed
-    )
+    device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
+    set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic)
+    groups = process_groups.initialize(store, facts.rank, spec.parallel, device, spec.trainer.seed)
     progress = Progress(launch.stage.progress, launch.stage.metrics, active=groups.is_reporter)
     progress.update(phase="starting")
     result = RUNNERS[spec.task](StageContext(spec, launch.stage, groups, progress, launch.stop))

@@ -119,6 +119,7 @@ class Trainer:
         self.early_stopping = EarlyStopping(trainer.early_stopping)
         self.val_loss: float | None = None
         self.loss: float | None = None
+        self._next: dict[int, list[TrainingBatch]] = {}
 
     def shards(self) -> list[ShardedTensor]:
         """What a checkpoint of this stage contains: all weights, or in prompt learning the prompts alone."""
@@ -171,19 +172,27 @@ class Trainer:
         if self.has_dropout:
             # Seeded by the step, so that a resumed run draws the same masks as an uninterrupted one.
             seed_step(self.spec.trainer.seed, step, self.groups)
-        micro_batches = self.batches.train(step)
+        micro_batches = self._next.pop(step, None) or self.batches.train(step)
         weight = self.batches.weight(step)
         share = None if weight is None else max(1.0, weight) / (len(micro_batches) * self.groups.data_size)
         losses = self._forward_backward(micro_batches, forward_only=False, weight=share)
+        self._prefetch(step + 1)
         norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
         owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
         owns_tokens = self.groups.is_first_stage and self.groups.tensor_rank == 0
-        mean = sum(float(item["loss"]) for item in losses) / len(micro_batches) if owns_loss else 0.0
         tokens = sum(_real_tokens(batch) for batch in micro_batches) if owns_tokens else 0
-        sums = torch.tensor([mean, tokens, float(self.stop.requested)], dtype=torch.float64, device=self.groups.device)
+        sums = torch.tensor([0.0, tokens, float(self.stop.requested)], dtype=torch.float64, device=self.groups.device)
+        if owns_loss:
+            sums[0] = torch.stack([item["loss"] for item in losses]).double().sum() / len(micro_batches)
         dist.all_reduce(sums)
-        loss, tokens, stops = sums.tolist()
+        with heartbeat.waiting():
+            loss, tokens, stops = sums.tolist()
         return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
+
+    def _prefetch(self, step: int) -> None:
+        """Make the next step's micro-batches while a GPU is still at work on this one's."""
+        if self.groups.device.type == "cuda" and step < self.total_steps:
+            self._next = {step: self.batches.train(step)}
 
     def _forward_backward(
         self, micro_batches: list[TrainingBatch], *, forward_only: bool, weight: float | None = None
@@ -212,9 +221,11 @@ class Trainer:
                 if self.groups.is_last_stage and self.groups.tensor_rank == 0:
                     sums += torch.stack([item["total"], item["weight"]]).double()
         dist.all_reduce(sums)
-        if sums[1] == 0:
+        with heartbeat.waiting():
+            total, weight = map(float, sums.tolist())
+        if weight == 0:
             return None
-        loss = float(sums[0] / sums[1])
+        loss = total / weight
         self.val_metrics = self.metrics() if self.metrics is not None else {}
         self.progress.update(phase="training", val_loss=loss)
         self.progress.metric("validation", step, {"loss": loss, **self.val_metrics})
@@ -306,7 +317,7 @@ def _interval(setting: int | float, steps_per_epoch: int) -> int:
 
 
 def _real_tokens(batch: TrainingBatch) -> int:
-    return int(batch.lengths.sum()) if batch.lengths is not None else batch.tokens.numel()
+    return batch.tokens.numel() if batch.real_tokens is None else batch.real_tokens
 
 
 def _has_dropout(model: LanguageModel, spec: StageSpec) -> bool:

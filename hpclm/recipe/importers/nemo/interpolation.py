@@ -56,7 +56,7 @@ class _References:
         try:
             return self.value_of(node, keys, ())
         except RecipeError as error:
-            if matters(".".join(key for key in keys if not key.isdigit())):
+            if matters(".".join(key for key in keys if not key.isdecimal())):
                 faults.append(str(error))
             return node
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hpclm.core import heartbeat
 from hpclm.core.errors import DataError
 from hpclm.core.files import read_lines
 from hpclm.core.logging import log
@@ -120,7 +121,8 @@ def _answered(context: StageContext, key: str, batches: list[list[Example]]) -> 
 def _any_stops(context: StageContext) -> bool:
     flag = torch.tensor(float(context.stop.requested), device=context.groups.device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+    with heartbeat.waiting():
+        return bool(flag.item())
 
 
 def _row(example: Example, answer: Answer) -> dict[str, Any]:

@@ -133,21 +133,35 @@ def plan(
     nodes: NodesOption = None,
     devices_per_node: DevicesOption = None,
     overrides: SetOption = None,
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Also run the engine's code without devices or memory, to see what it holds."),
+    ] = False,
+    rank: Annotated[
+        str | None, typer.Option("--rank", help="With --trace: a rank, or worst (default): one of each pipeline stage.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show which rank runs what on which node, and everything the checks found."""
+    from hpclm.cli import traces
     from hpclm.planning import make_plan, picture
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
 
     changes = [*(overrides or ()), *(assignments or ())]
+    if rank is not None and not trace:
+        raise typer.BadParameter("only with --trace", param_hint="--rank")
     made = make_plan(load(recipe, changes, nodes=nodes, devices_per_node=devices_per_node))
+    found = traces.traced(made, rank or "worst") if trace else []
     if as_json:
-        print_json(made.to_dict())
+        print_json(made.to_dict() | ({"trace": traces.trace_json(found)} if trace else {}))
     else:
         typer.echo(picture(made).rstrip())
+        for line in traces.trace_lines(found, rank or "worst"):
+            typer.echo(line)
         print_findings(made, ("warning", "info"))
     refuse_errors(made)
+    traces.refuse_failed(found)
 
 
 @app.command()

@@ -72,12 +72,16 @@ def _memory(memory: MemoryEstimate) -> list[str]:
         "optimizer": memory.optimizer,
         "activations": memory.activations,
     }
-    words = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    words = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
     trained = f", {_count(memory.trainable_parameters)} of them trainable" if memory.trainable_parameters else ""
-    return [f"  {_count(memory.parameters)} parameters{trained}", f"  about {_size(memory.total)} per rank: {words}"]
+    return [
+        f"  {_count(memory.parameters)} parameters{trained}",
+        f"  about {size_text(memory.total)} per rank: {words}",
+    ]
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """`1.5 GiB`, or `12 MiB` below one."""
     if size >= GIB:
         return f"{size / GIB:.1f} GiB"
     return f"{max(1, round(size / (1 << 20)))} MiB"

@@ -44,6 +44,8 @@ class Engine(Protocol):
         tasks: the names of its tasks.
         packages: that its ranks' interpreter must have.
         own_sections: sections that it adds to recipes: the model and its description.
+
+    It may have a `tracer`, the name of a module for `planning.tracing`.
     """
 
     @property

@@ -15,12 +15,12 @@ from hpclm.formats.ranks.parameters import mark_tensor_parallel
 def build_prompts(card: PromptsCard, config: TransformerConfig, seed: int, device: torch.device) -> SoftPrompts:
     """The soft prompts of a card, initialised the same way for every split."""
     frozen = frozenset(card.kept)
-    if card.task == "p-tuning":
-        assert card.prompt is not None
-        prompts: SoftPrompts = PTuning(config, card.task_templates, card.prompt, frozen, card.name_lengths)
-    else:
-        prompts = PromptTuning(config, card.task_templates, frozen)
+    with device:
+        if card.task == "p-tuning":
+            assert card.prompt is not None
+            prompts: SoftPrompts = PTuning(config, card.task_templates, card.prompt, frozen, card.name_lengths)
+        else:
+            prompts = PromptTuning(config, card.task_templates, frozen)
     prompts.initialize(seed)
-    prompts.to(device)
     mark_tensor_parallel(prompts)
     return prompts

@@ -19,6 +19,7 @@ class Megatron:
     name = "megatron"
     tasks = ("pretrain", "p-tuning", "prompt-tuning", "evaluate")
     packages = ("torch", "megatron", "numpy", "safetensors", "tokenizers")
+    tracer = "hpclm.engines.megatron.ranks.trace"
     own_sections: Mapping[str, tuple[type[Section], str]] = {}
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:

@@ -132,25 +132,25 @@ def build_gpt(
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.submodules.core_attention = ATTENTIONS[backends.attention]
     block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
-    gpt = GPTModel(
-        config=config,
-        transformer_layer_spec=block,
-        vocab_size=model.padded_vocab_size,
-        max_sequence_length=model.max_position_embeddings,
-        pre_process=groups.is_first_stage,
-        post_process=groups.is_last_stage,
-        share_embeddings_and_output_weights=model.tie_embeddings,
-        position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
-        rotary_base=int(model.rotary_base),
-        rotary_percent=model.rotary_percent,
-        seq_len_interpolation_factor=None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
-    )
+    with groups.device:
+        gpt = GPTModel(
+            config=config,
+            transformer_layer_spec=block,
+            vocab_size=model.padded_vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            pre_process=groups.is_first_stage,
+            post_process=groups.is_last_stage,
+            share_embeddings_and_output_weights=model.tie_embeddings,
+            position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
+            rotary_base=int(model.rotary_base),
+            rotary_percent=model.rotary_percent,
+            seq_len_interpolation_factor=None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
+        )
     # Soft prompts are inserted between the embedding lookup and the scatter over the sequence, so the lookup must give
     # the whole sequence (with learned positions it always does).
     if groups.is_first_stage:
         gpt.embedding.reduce_scatter_embeddings = False
         gpt.embedding.word_embeddings.reduce_scatter_embeddings = False
-    gpt.to(groups.device)
     for parameter in gpt.parameters():
         # the position table does not follow params_dtype
         parameter.data = parameter.data.to(config.params_dtype)

@@ -43,11 +43,17 @@ class Groups:
         return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0
 
 
-def initialize(store: dist.Store, rank: int, parallel: ParallelSpec, device: torch.device, seed: int) -> Groups:
-    """Join the process group through `store` and build Megatron's groups (order tp-cp-ep-dp-pp)."""
+def initialize(
+    store: dist.Store, rank: int, parallel: ParallelSpec, device: torch.device, seed: int, *, backend: str | None = None
+) -> Groups:
+    """Join the process group through `store` and build Megatron's groups (order tp-cp-ep-dp-pp).
+
+    Args:
+        backend: of torch.distributed; None: the device's.
+    """
     gpu = device.type == "cuda"
     dist.init_process_group(
-        "nccl" if gpu else "gloo",
+        backend or ("nccl" if gpu else "gloo"),
         store=store,
         rank=rank,
         world_size=parallel.world_size,

@@ -1,0 +1,316 @@
+"""A rank of a stage, run without memory, devices or other ranks: `python -m hpclm.engines.megatron.ranks.trace`.
+
+Reads `{"spec": StageSpec, "rank": n}` on standard input and writes a `Trace` as JSON. The model, its layers, the
+backward pass, the communication and the optimizer are those of a run. Tensors are torch's FakeTensors, which have a
+shape and a type but no bytes; process groups are torch's fake ones, which answer at once; what the host reads from a
+tensor (a norm, a loss) is 1. Bytes are counted by `worker.ranks.storage_counter`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import FrameType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FakeWork
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import StageSpec
+from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
+from hpclm.data.ranks.packed_layout import Layout
+from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.worker.ranks.storage_counter import StorageCounter, is_ours, short
+
+# Who makes a tensor, where that says what it is for.
+_MAKERS = {
+    "tensor_parallel/mappings.py": "communication",
+    "pipeline_parallel/p2p_communication.py": "communication",
+    "torch/distributed/distributed_c10d.py": "communication",
+}
+_CACHE_MAKER = "_allocate_memory"  # of megatron-core's attention, for keys and values
+_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one rank holds where it holds most.
+
+    Attributes:
+        bytes_by_kind: weights, gradients, optimizer, activations, logits, communication, key/value cache.
+        where: the innermost lines of code there, innermost first.
+        assumed: about data that were not read.
+        seconds: that the trace took.
+    """
+
+    rank: int
+    pipeline_rank: int
+    peak_bytes: int
+    bytes_by_kind: dict[str, int]
+    where: list[str]
+    assumed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def trace(spec: StageSpec, rank: int) -> Trace:
+    """Run two steps (or one batch of answers) of this rank. What is wrong with shapes raises as it would in a run."""
+    began = time.perf_counter()
+    cpu_standins.install()
+    from hpclm.engines.megatron.ranks import groups as process_groups
+
+    groups = process_groups.initialize(FakeStore(), rank, spec.parallel, torch.device("cpu"), 1, backend="fake")
+    counter = StorageCounter()
+    _tell_kinds(counter, spec)
+    with FakeTensorMode(), counter, _host_reads(), _lists_of_ones(spec), _no_random_states():
+        assumed = (_answers if spec.task == "evaluate" else _steps)(spec, groups, counter)
+    peak = counter.peak
+    dist.destroy_process_group()
+    kinds = {kind: size for kind, size in sorted(peak.kinds.items()) if size}
+    seconds = round(time.perf_counter() - began, 2)
+    return Trace(rank, groups.pipeline_rank, peak.total, kinds, peak.where, assumed, seconds)
+
+
+def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
+    """A step, and another one, in which the optimizer has its moments."""
+    from hpclm.engines.megatron.ranks.training import Trainer
+
+    counter.kind = "weights"
+    model, batch, assumed = (_prompt_learning if spec.task != "pretrain" else _pretraining)(spec, groups)
+    # as many as are under way at once, and one more
+    count = min(spec.batch.gradient_accumulation_steps, spec.parallel.pipeline + 1)
+    batches = _Batches([batch] * count)
+    counter.kind = "gradients"
+    ignored = SimpleNamespace(requested=False)
+    trainer = Trainer(spec, groups, model, batches, ignored, ignored, ignored)  # type: ignore[arg-type]
+    optimizer = trainer.optimizer
+    counter.mark(set(optimizer.masters) - set(optimizer.parameters), "optimizer")
+    for step in range(2):
+        counter.kind = "activations"
+        trainer._step(step)
+        states = optimizer.adam.state.values() if optimizer.adam is not None else ()
+        counter.mark((one for state in states for one in state.values() if isinstance(one, Tensor)), "optimizer")
+    return assumed
+
+
+def _pretraining(spec: StageSpec, groups: Any) -> tuple[Any, TrainingBatch, list[str]]:
+    from hpclm.engines.megatron.ranks.gpt_model import build_gpt
+    from hpclm.engines.megatron.ranks.language_model import LanguageModel
+    from hpclm.engines.megatron.ranks.stage_models import config_for
+
+    assert spec.text is not None
+    config = config_for(_context(spec, groups), variable_lengths=False)
+    gpt = build_gpt(spec.model, config, groups, spec.backends)
+    shape = (spec.batch.micro_batch_size, spec.text.seq_length)
+    numbers = torch.zeros(shape, dtype=torch.int64)
+    batch = TrainingBatch(
+        tokens=numbers, labels=numbers.clone(), position_ids=numbers.clone(), loss_mask=torch.ones(shape)
+    )
+    return LanguageModel(config, gpt, None, frozen=False), batch.to(groups.device), []
+
+
+def _prompt_learning(spec: StageSpec, groups: Any) -> tuple[Any, TrainingBatch, list[str]]:
+    from hpclm.adapters.ranks.building import build_prompts
+    from hpclm.engines.megatron.ranks.gpt_model import build_gpt
+    from hpclm.engines.megatron.ranks.language_model import LanguageModel
+    from hpclm.engines.megatron.ranks.stage_models import config_for
+
+    assert spec.data is not None
+    config = config_for(_context(spec, groups), variable_lengths=True, frozen=True)
+    gpt = build_gpt(spec.model, config, groups, spec.backends)
+    prompts = None
+    if groups.is_first_stage:
+        card = PromptsCard(spec.task, spec.prompt, spec.templates)
+        prompts = build_prompts(card, config, spec.trainer.seed, groups.device)
+    rows, each = spec.batch.micro_batch_size, spec.data.max_seq_length - 1
+    multiple = spec.parallel.tensor if spec.parallel.sequence_parallel else 1
+    length = -(-rows * each // multiple) * multiple
+    numbers = torch.zeros((1, length), dtype=torch.int64)
+    batch = TrainingBatch(
+        tokens=numbers,
+        labels=numbers.clone(),
+        position_ids=numbers.clone(),
+        virtual_index=numbers.clone(),
+        task=numbers.clone(),
+        loss_mask=torch.ones((1, length)),
+        loss_positions=torch.zeros(rows * each, dtype=torch.int64),
+        real_tokens=rows * each,
+        layout=Layout.make(0, [row * each for row in range(rows)], [each] * rows, length),
+    )
+    assumed = [f"{rows} rows of {spec.data.max_seq_length} tokens that share no prefix, a loss at each of them"]
+    return LanguageModel(config, gpt, prompts, frozen=True), batch.to(groups.device), assumed
+
+
+def _answers(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
+    """The prompts of one batch, and one token more."""
+    from hpclm.adapters.ranks.building import build_prompts
+    from hpclm.engines.megatron.ranks.generation import Generator
+    from hpclm.engines.megatron.ranks.gpt_model import build_gpt
+    from hpclm.engines.megatron.ranks.language_model import LanguageModel
+    from hpclm.engines.megatron.ranks.stage_models import config_for
+
+    assert spec.generation is not None
+    assert spec.data is not None
+    counter.kind = "weights"
+    config = config_for(_context(spec, groups), variable_lengths=True, generates=True)
+    gpt = build_gpt(spec.model, config, groups, spec.backends)
+    prompts = None
+    if spec.prompts is not None and groups.is_first_stage:
+        card = PromptsCard("prompt-tuning", None, spec.templates)
+        prompts = build_prompts(card, config, spec.trainer.seed, groups.device)
+    counter.kind = "activations"
+    room = spec.model.max_position_embeddings - spec.generation.max_new_tokens
+    rows, length = spec.generation.batch_size, min(spec.data.max_seq_length, room)
+    numbers = torch.zeros((rows, length), dtype=torch.int64)
+    batch = GenerationBatch(
+        tokens=numbers,
+        position_ids=numbers.clone(),
+        virtual_index=numbers.clone(),
+        task=torch.zeros(rows, dtype=torch.int64),
+        attention=torch.ones((rows, length), dtype=torch.bool),
+    )
+    model = LanguageModel(config, gpt, prompts, frozen=True)
+    # torch's inference mode and FakeTensors do not go together
+    answer = Generator(model, groups, spec.generation, vocab_size=spec.model.vocab_size, eos_id=_END, trains_on=True)
+    answer(batch.to(groups.device), range(rows))
+    return [f"{rows} prompts of {length} tokens"]
+
+
+def _context(spec: StageSpec, groups: Any) -> Any:
+    return SimpleNamespace(spec=spec, groups=groups)
+
+
+class _Batches:
+    """The same micro-batches in every step (see `training.Batches`)."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, micro_batches: list[TrainingBatch]) -> None:
+        self.micro_batches = micro_batches
+
+    def train(self, step: int) -> list[TrainingBatch]:
+        return self.micro_batches
+
+    def weight(self, step: int) -> None:
+        """Does not change what is held."""
+
+    def validation(self) -> Iterator[list[TrainingBatch]]:
+        return iter(())
+
+
+def _tell_kinds(counter: StorageCounter, spec: StageSpec) -> None:
+    """Let `counter` tell the kind of a new tensor by its maker or its width."""
+    model, tensor = spec.model, spec.parallel.tensor
+    widths = {model.padded_vocab_size, model.padded_vocab_size // tensor, model.vocab_size}
+    widths -= {model.ffn_hidden_size, model.ffn_hidden_size // tensor, model.hidden_size}  # of toys
+
+    def kind_of(tensor: Tensor, frame: FrameType | None) -> str | None:
+        for _ in range(_FRAMES):
+            if frame is None:
+                break
+            if frame.f_code.co_name == _CACHE_MAKER:
+                return "key/value cache"
+            name = frame.f_code.co_filename
+            for ending, kind in _MAKERS.items():
+                if name.endswith(ending):
+                    return kind
+            frame = frame.f_back
+        has_width = tensor.dim() > 1 and tensor.shape[-1] in widths and tensor.is_floating_point()
+        return "logits" if has_width and counter.kind == "activations" else None
+
+    counter.classify = kind_of
+
+
+class _HostReadsOnes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What the host would read from a tensor without bytes is 1; and the collective that FakeTensors do not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            kind = args[0].dtype
+            return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
+        if func is torch.ops.c10d.allreduce_coalesced_.default:
+            return FakeWork().boxed()
+        return func(*args, **(kwargs or {}))
+
+
+def _host_reads() -> contextlib.AbstractContextManager[Any]:
+    mode: contextlib.AbstractContextManager[Any] = _HostReadsOnes()  # type: ignore[no-untyped-call]
+    return mode
+
+
+_END = 1  # what a list of tokens without bytes holds
+
+
+@contextlib.contextmanager
+def _lists_of_ones(spec: StageSpec) -> Iterator[None]:
+    """`tolist` gives ones; where megatron-core's stages tell each other a shape, the shape that this batch has. The
+    first tokens of an answer do not end it."""
+    asked = 0
+
+    def tolist(tensor: Tensor) -> Any:
+        nonlocal asked
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "_communicate_shapes":
+            return _between_stages(spec)
+        asked += 1
+        number = 1.0 if tensor.dtype.is_floating_point else (_END if asked > 1 else 0)
+        return [number] * tensor.numel()
+
+    with patch.object(FakeTensor, "tolist", tolist):
+        yield
+
+
+@contextlib.contextmanager
+def _no_random_states() -> Iterator[None]:
+    """Nothing is drawn, so no generator has a state to save and to set."""
+    from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+    from hpclm.engines.megatron.ranks import training
+
+    fork = contextlib.contextmanager(lambda *ignored, **also: iter([None]))
+    with patch.object(CudaRNGStatesTracker, "fork", fork), patch.object(training, "seed_step", lambda *ignored: None):
+        yield
+
+
+def _between_stages(spec: StageSpec) -> list[int]:
+    """The shape [s, b, h] of what a stage sends to the next in prompt learning."""
+    assert spec.data is not None
+    multiple = spec.parallel.tensor if spec.parallel.sequence_parallel else 1
+    length = -(-spec.batch.micro_batch_size * (spec.data.max_seq_length - 1) // multiple)
+    return [length, 1, spec.model.hidden_size]
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    spec = from_dict(StageSpec, asked["spec"])
+    try:
+        answer = to_dict(trace(replace(spec, device="cpu"), int(asked["rank"])))
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": f"{type(error).__name__}: {error}", "where": _own_lines(error)}
+    json.dump(answer, sys.stdout)
+    sys.stdout.flush()
+    os._exit(0)  # fake groups need no farewell
+
+
+def _own_lines(error: BaseException) -> list[str]:
+    """The innermost lines of hpclm and megatron-core that led to an error."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return [f"{short(one.filename)}:{one.lineno} {one.name}" for one in frames if is_ours(one.filename)][:3]
+
+
+if __name__ == "__main__":
+    main()

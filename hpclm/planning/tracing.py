@@ -1,0 +1,127 @@
+"""Stages of a plan run without devices, memory or other ranks: the engine's own code on tensors without bytes.
+
+An engine whose `tracer` names a module can be traced: `python -m MODULE` reads `{"spec": …, "rank": n}` on standard
+input and writes what it found, or `{"error": …, "where": […]}`, on standard output.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hpclm
+from hpclm.core.errors import HpclmError
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import ParallelSpec
+from hpclm.planning.engine_protocol import engine_named
+from hpclm.planning.plan import Plan, StagePlan
+
+WORST = "worst"
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank of a stage holds where it holds most.
+
+    Attributes:
+        bytes_by_kind: weights, gradients, optimizer, activations, logits, communication, key/value cache.
+        where: the innermost lines of code there, innermost first; of an error, where it was.
+        assumed: about data that were not read.
+        estimate_bytes: the plan's own estimate, of the most loaded rank.
+        error: why the engine could not run it.
+    """
+
+    stage: str
+    rank: int
+    pipeline_rank: int = 0
+    peak_bytes: int = 0
+    bytes_by_kind: dict[str, int] = field(default_factory=dict)
+    where: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    estimate_bytes: int | None = None
+    error: str | None = None
+
+
+def trace(plan: Plan, rank: int | None, log: Callable[[str], None] = lambda line: None) -> list[RankTrace]:
+    """Trace every stage that can be: one rank, or with None a rank of each pipeline stage, of which one is the worst.
+
+    Raises HpclmError where no stage can be traced, the rank does not exist, or the engine's packages are not here.
+    """
+    stages = [stage for stage in plan.stages if _tracer(stage) is not None]
+    if not stages:
+        raise HpclmError("--trace: no stage of this recipe runs on an engine that can be traced (engine: megatron)")
+    for stage in stages:
+        _refuse_missing(stage)
+    found = []
+    for stage in stages:
+        if stage.spec is None:
+            log(f"stage {stage.name} is not traced: its errors come first")
+            continue
+        for one in _ranks(stage.name, stage.spec.parallel, rank):
+            log(f"tracing stage {stage.name}, rank {one} of {stage.spec.parallel.world_size}")
+            found.append(_traced(stage, one))
+    return found
+
+
+def worst(traces: list[RankTrace]) -> dict[str, RankTrace]:
+    """The rank that holds most, by stage."""
+    found: dict[str, RankTrace] = {}
+    for one in traces:
+        if one.stage not in found or one.peak_bytes > found[one.stage].peak_bytes:
+            found[one.stage] = one
+    return found
+
+
+def _tracer(stage: StagePlan) -> str | None:
+    found: str | None = getattr(engine_named(stage.engine), "tracer", None)
+    return found
+
+
+def _refuse_missing(stage: StagePlan) -> None:
+    missing = [name for name in engine_named(stage.engine).packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HpclmError(
+            f"--trace runs the code of engine {stage.engine}, which needs {', '.join(missing)} in {sys.executable}; "
+            "install hpclm[engine] there (no GPU is needed), or run this command in the image"
+        )
+
+
+def _ranks(stage: str, parallel: ParallelSpec, rank: int | None) -> Iterator[int]:
+    """Tensor and data parallel ranks of a pipeline stage hold the same, so one of them is enough."""
+    if rank is None:
+        yield from range(0, parallel.world_size, parallel.tensor * parallel.data)
+    elif rank < parallel.world_size:
+        yield rank
+    else:
+        raise HpclmError(f"--rank {rank}: stage {stage} has ranks 0 to {parallel.world_size - 1}")
+
+
+def _traced(stage: StagePlan, rank: int) -> RankTrace:
+    assert stage.spec is not None
+    asked = json.dumps({"spec": to_dict(stage.spec), "rank": rank})
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(Path(hpclm.__file__).parents[1]), *([inherited] if inherited else [])])
+    done = subprocess.run(
+        [sys.executable, "-m", str(_tracer(stage))],
+        input=asked,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    known: dict[str, Any] = {"stage": stage.name, "rank": rank}
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return RankTrace(**known, error=last)
+    estimate = None if stage.memory is None else stage.memory.total
+    return from_dict(RankTrace, {**answer, **known, "estimate_bytes": estimate}, ignore_unknown=True)

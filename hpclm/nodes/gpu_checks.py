@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpclm.core.findings import Severity
 from hpclm.core.gpu_types import driver_problem, gib_of, precision_problem, too_large
@@ -37,12 +37,26 @@ def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
         if not word:
             break
         if word.startswith("MIG-"):
-            return tuple(gpus)  # slices: NVML names their GPUs only
+            part = _slice(gpus, word)
+            if part is None:
+                return tuple(gpus)  # a driver that does not list them
+            found.append(part)
+            continue
         one = next((gpu for gpu in gpus if word == str(gpu.index) or (gpu.uuid or "").startswith(word)), None)
         if one is None:
             break
         found.append(one)
     return tuple(found)
+
+
+def _slice(gpus: Sequence[Gpu], word: str) -> Gpu | None:
+    """A slice of a GPU as the device that it is for CUDA; what else runs on the GPU does not touch it."""
+    for gpu in gpus:
+        for one in gpu.slices:
+            if (one.uuid or "").startswith(word):
+                total, free = one.memory_total_mib, one.memory_free_mib
+                return replace(gpu, uuid=one.uuid, memory_total_mib=total, memory_free_mib=free, processes=None)
+    return None
 
 
 def examine(probe: Probe, need: Need, chosen: str | None = None, device_files: int = 0) -> Iterator[NodeFinding]:
@@ -97,9 +111,15 @@ def health(gpu: Gpu) -> Iterator[NodeFinding]:
     who = f"GPU {gpu.index}" + (f" ({gpu.bus})" if gpu.bus else "")
     if gpu.trouble is not None:
         yield NodeFinding("error", "gpu", f"{who} {gpu.trouble}", "node")
+    if gpu.fabric is not None:
+        what = f"{who}: its NVSwitch fabric {gpu.fabric}; start nvidia-fabricmanager, or wait until it has"
+        yield NodeFinding("error", "fabric", what, "node")
     if gpu.ecc_uncorrected:
         what = f"{who} has had {gpu.ecc_uncorrected} uncorrectable memory errors since its driver was loaded"
-        yield NodeFinding("error", "ecc", f"{what}; have it reset or replaced", "node")
+        if gpu.remap_pending is None:
+            yield NodeFinding("error", "ecc", f"{what}; have it reset or replaced", "node")
+        else:  # it maps damaged rows to spare ones, and says below where that did not do
+            yield NodeFinding("warning", "ecc", f"{what}, and is in use since")
     if gpu.remap_failed:
         yield NodeFinding("error", "row remap", f"{who} could not remap a damaged memory row; replace the GPU", "node")
     elif gpu.remap_pending:

@@ -3,6 +3,7 @@ does not report is None, never 0."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,15 @@ class GpuProcess:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A part of a GPU in MIG mode, for CUDA a device of its own."""
+
+    uuid: str | None
+    memory_total_mib: int | None
+    memory_free_mib: int | None
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One GPU; None is unknown.
 
@@ -36,6 +46,8 @@ class Gpu:
         ecc_uncorrected: uncorrectable memory errors since the driver was loaded.
         remap_pending: a damaged memory row needs a reset to be remapped.
         remap_failed: a damaged row could not be remapped.
+        fabric: why its NVSwitches cannot be used yet; None where they can, and where it has none.
+        slices: in MIG mode.
         trouble: why it does not respond.
     """
 
@@ -52,6 +64,8 @@ class Gpu:
     remap_pending: bool | None = None
     remap_failed: bool | None = None
     processes: tuple[GpuProcess, ...] | None = None
+    fabric: str | None = None
+    slices: tuple[Slice, ...] = ()
     trouble: str | None = None
 
 
@@ -118,7 +132,7 @@ def _gpu(pynvml: Any, index: int) -> Gpu:
     known: dict[str, Any] = {}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        for part in (_identity, _memory, _health):
+        for part in (_identity, _memory, _health, _fabric, _slices):
             known |= part(pynvml, handle)
         return Gpu(index, **known)
     except _SickError as sick:
@@ -170,6 +184,27 @@ def _health(pynvml: Any, handle: Any) -> dict[str, Any]:
         "remap_failed": bool(remapped[3]) if remapped else None,
         "nvlinks": sum(map(bool, known)) if known else None,
     }
+
+
+def _fabric(pynvml: Any, handle: Any) -> dict[str, Any]:
+    """Until the fabric manager has set up the NVSwitches, CUDA refuses to start (error 802)."""
+    states = {1: "is not started", 2: "is being set up"}
+    if not hasattr(pynvml, "nvmlDeviceGetGpuFabricInfo"):  # nvidia-ml-py before 12.535
+        return {}
+    info = pynvml.c_nvmlGpuFabricInfo_t()
+    answered = _ask(pynvml, pynvml.nvmlDeviceGetGpuFabricInfo, handle, ctypes.byref(info)) is not None
+    return {"fabric": states.get(info.state) if answered else None}
+
+
+def _slices(pynvml: Any, handle: Any) -> dict[str, Any]:
+    found = []
+    for index in range(_ask(pynvml, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        part = _ask(pynvml, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+        if part is not None:
+            memory = _memory(pynvml, part)
+            uuid = _ask(pynvml, pynvml.nvmlDeviceGetUUID, part)
+            found.append(Slice(uuid, memory["memory_total_mib"], memory["memory_free_mib"]))
+    return {"slices": tuple(found)}
 
 
 def _links(pynvml: Any) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ EXIT = {"ok": ExitCode.OK, "node": ExitCode.PREFLIGHT_NODE, "run": ExitCode.PREF
 _MIN_FREE_GIB = 1.0
 _MIN_SHM_GIB = 1.0
 _MAX_SKEW_S = 60.0
+_SYS_INFINIBAND, _DEV_INFINIBAND = Path("/sys/class/infiniband"), Path("/dev/infiniband")
 # Ranks of an attempt that was killed a moment ago may still hold memory.
 _RETRY_S, _PAUSE_S = 10.0, 1.0
 
@@ -95,6 +97,21 @@ def _gpus(spec: Checked, gpu: Probe) -> Iterator[NodeFinding]:
         yield NodeFinding(
             "warning", "shared memory", f"/dev/shm has {shm:.2f} GiB free; NCCL between GPUs may need more"
         )
+    if spec.parallel.nodes > 1:
+        yield from network_findings()
+
+
+def network_findings(sys_folder: Path = _SYS_INFINIBAND, dev_folder: Path = _DEV_INFINIBAND) -> Iterator[NodeFinding]:
+    """What keeps NCCL from using this node's InfiniBand; it then uses TCP, or fails to register memory."""
+    if not sys_folder.is_dir() or not any(sys_folder.iterdir()):
+        return
+    if not dev_folder.is_dir():
+        what = f"the node has InfiniBand, and {dev_folder} is not here: NCCL will use TCP; mount it into the container"
+        yield NodeFinding("warning", "infiniband", what)
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != resource.RLIM_INFINITY:
+        what = f"only {soft >> 10} KiB of memory may be locked, and NCCL over InfiniBand locks more"
+        yield NodeFinding("warning", "locked memory", f"{what}; ask for an unlimited memlock (PropagateResourceLimits)")
 
 
 def _look_with_retries(stage_dir: Path, spec: Checked) -> tuple[list[NodeFinding], Probe | None]:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.support.container_programs import install
-from tests.support.processes import run
+from tests.support.processes import python, run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +61,17 @@ def test_the_smoke_test_passes_where_the_engine_is() -> None:
     assert done.returncode == 0, done.stdout
     assert re.search(r"^megatron-core: 0\.\d+", done.stdout, re.MULTILINE)
     assert done.stdout.endswith("suitable for hpclm\n")
+
+
+@pytest.mark.slow
+def test_the_training_step_of_the_smoke_test_works() -> None:
+    """On the CPU stand-ins here; an image runs it on its GPU."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); from hpclm.engines.megatron.ranks import cpu_standins; "
+        "cpu_standins.install(); import smoke; print(smoke.train('cpu', 'gloo'))"
+    )
+    done = python("-W", "ignore", "-c", code)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stdout + done.stderr
 
 
 def test_and_fails_where_it_is_not(tmp_path: Path) -> None:

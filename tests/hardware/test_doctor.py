@@ -54,7 +54,7 @@ def test_a_healthy_machine_is_a_table_and_exit_code_0(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("what", ["a100,ecc", "a100,remap", "a100,pending", "a100,lost", "mismatch"])
+@pytest.mark.parametrize("what", ["v100,ecc", "h100,fabric", "a100,remap", "a100,pending", "a100,lost", "mismatch"])
 def test_a_sick_machine_is_exit_code_4(tmp_path: Path, what: str) -> None:
     code, out, _ = doctor(what, tmp_path, "--json")
     found = json.loads(out)

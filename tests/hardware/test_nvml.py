@@ -12,8 +12,8 @@ from hpclm.nodes.nvml import Probe, probe
 from tests.support.fake_nvml import call, machine, probed
 
 
-def errors(found: Probe, need: Need) -> list[tuple[str, str | None]]:
-    return [(one.check, one.at_fault) for one in examine(found, need) if one.severity == "error"]
+def errors(found: Probe, need: Need, chosen: str | None = None) -> list[tuple[str, str | None]]:
+    return [(one.check, one.at_fault) for one in examine(found, need, chosen) if one.severity == "error"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ def test_a_healthy_machine_is_seen_as_it_is(
 @pytest.mark.parametrize(
     ("what", "need", "expected"),
     [
-        ("a100,ecc", Need(devices=8), [("ecc", "node")]),
+        ("v100,ecc", Need(devices=8), [("ecc", "node")]),
+        ("a100,ecc", Need(devices=8), []),  # it has put spare rows in the place of the damaged ones
+        ("h100,fabric", Need(devices=8), [("fabric", "node")]),
         ("a100,pending", Need(devices=8), [("row remap", "node")]),
         ("a100,remap", Need(devices=8), [("row remap", "node")]),
         ("a100,lost", Need(devices=8), [("gpu", "node")]),
@@ -111,6 +113,18 @@ def test_slices_of_a_gpu_count_as_devices() -> None:
     assert list(examine(found, Need(devices=2), "MIG-aaaa,MIG-bbbb")) == []
     (missing,) = examine(found, Need(devices=3), "MIG-aaaa,MIG-bbbb")
     assert missing.message == "3 GPUs are needed, 2 found"
+
+
+def test_a_slice_is_as_large_as_it_is() -> None:
+    found = probed("a100,x1,mig")
+    assert [(one.uuid, one.memory_total_mib) for one in found.gpus[0].slices] == [
+        ("MIG-0000-0", 10 << 10),
+        ("MIG-0000-1", 40 << 10),
+    ]
+    both = "MIG-0000-0,MIG-0000-1"
+    assert errors(found, Need(devices=2, memory_mib=8 << 10), both) == []
+    assert errors(found, Need(devices=2, memory_mib=20 << 10), both) == [("gpu memory", "run")]
+    assert errors(found, Need(devices=1, memory_mib=20 << 10), "MIG-0000-1") == []
 
 
 def test_a_neighbours_sick_gpu_is_not_this_jobs() -> None:

@@ -4,6 +4,7 @@ cause, and that it does not need torch."""
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hpclm.engines.megatron.memory import memory
 from hpclm.nodes import preflight
 from hpclm.nodes.gpu_checks import Need
 from hpclm.nodes.node_facts import FolderFacts
+from hpclm.nodes.preflight import network_findings
 from hpclm.planning.engine_protocol import engine_named
 from hpclm.schedulers.slurm.job_script import RANK_VARIABLES
 from tests.support.fake_nvml import call, machine, probed
@@ -83,7 +85,7 @@ def test_a_fit_node_passes_without_the_engine(node: Node) -> None:
     ("what", "check"),
     [
         ("a100,lost", "gpu"),
-        ("a100,ecc", "ecc"),
+        ("h100,fabric", "fabric"),
         ("a100,remap", "row remap"),
         ("a100,x3", "gpu count"),
         ("a100,old-driver", "driver"),
@@ -186,3 +188,16 @@ def test_a_run_folder_that_is_not_there_is_a_message(tmp_path: Path) -> None:
     assert done.returncode == 60
     assert f"{tmp_path}/no/spec.json cannot be read here" in done.stdout
     assert done.stderr == ""
+
+
+def test_infiniband_that_cannot_be_used_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, devices = tmp_path / "sys", tmp_path / "dev"
+    assert list(network_findings(there, devices)) == []
+    (there / "mlx5_0").mkdir(parents=True)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (65536, 65536))
+    found = list(network_findings(there, devices))
+    assert [(one.severity, one.check) for one in found] == [("warning", "infiniband"), ("warning", "locked memory")]
+    assert "only 64 KiB of memory may be locked" in found[1].message
+    devices.mkdir()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert list(network_findings(there, devices)) == []

@@ -1,19 +1,21 @@
 /* A stand-in for the driver's libnvidia-ml.so.1: $HPCLM_FAKE_NVML names the machine it pretends to be.
  *
  * Words, joined by commas: a100 h100 v100 (80, 80 and 32 GiB), xN (how many, 8 unless told), and of GPU 1 alone:
- * ecc, pending, remap, lost, busy; of the machine: old-driver, no-driver, mismatch, silent (answers NOT_SUPPORTED).
+ * ecc, pending, remap, lost, busy, fabric (not set up yet); mig (GPU 0 has slices of 10 and 40 GiB); of the machine: old-driver, no-driver, mismatch, silent (answers NOT_SUPPORTED).
  * On a cluster `node2:lost` holds on node2 only. Layouts are those of nvml.h.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, SMALL = 7, NO_DRIVER = 9, LOST = 15, MISMATCH = 18 };
+enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, NO_DRIVER = 9, LOST = 15, MISMATCH = 18 };
 typedef struct { unsigned index; } *device_t;
 typedef struct { unsigned long long total, free, used; } memory_t;
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } pci_t;
+typedef struct { unsigned char cluster[16]; unsigned status, clique; unsigned char state; } fabric_t;
 typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } process_t;
 
+enum { SLICES = 32 }; /* from this index on */
 static struct { unsigned index; } devices[64];
 
 static int has(const char *word) {
@@ -63,7 +65,11 @@ int nvmlDeviceGetName(device_t d, char *out, unsigned size) {
   (void)d;
   return OK;
 }
-int nvmlDeviceGetUUID(device_t d, char *out, unsigned size) { snprintf(out, size, "GPU-0000-%u", d->index); return OK; }
+int nvmlDeviceGetUUID(device_t d, char *out, unsigned size) {
+  if (d->index >= SLICES) snprintf(out, size, "MIG-0000-%u", d->index - SLICES);
+  else snprintf(out, size, "GPU-0000-%u", d->index);
+  return OK;
+}
 int nvmlDeviceGetPciInfo_v3(device_t d, pci_t *out) {
   memset(out, 0, sizeof *out);
   snprintf(out->bus_id, sizeof out->bus_id, "00000000:%02X:00.0", d->index + 7);
@@ -75,7 +81,7 @@ int nvmlDeviceGetCudaComputeCapability(device_t d, int *major, int *minor) {
   return answer(d);
 }
 int nvmlDeviceGetMemoryInfo(device_t d, memory_t *out) {
-  out->total = gib() << 30;
+  out->total = (d->index >= SLICES ? (d->index == SLICES ? 10 : 40) : gib()) << 30;
   out->used = sick(d, "busy") ? out->total - (1ULL << 30) : 0;
   out->free = out->total - out->used;
   return answer(d);
@@ -99,6 +105,18 @@ int nvmlDeviceGetRemappedRows(device_t d, unsigned *corrected, unsigned *uncorre
   *uncorrected = *pending = sick(d, "pending");
   *failed = sick(d, "remap");
   return has("v100") ? UNSUPPORTED : answer(d);
+}
+int nvmlDeviceGetGpuFabricInfo(device_t d, fabric_t *out) {
+  memset(out, 0, sizeof *out);
+  out->state = sick(d, "fabric") ? 2 : 3;
+  return has("h100") ? answer(d) : UNSUPPORTED;
+}
+int nvmlDeviceGetMaxMigDeviceCount(device_t d, unsigned *out) { (void)d; *out = has("mig") ? 7 : 0; return OK; }
+int nvmlDeviceGetMigDeviceHandleByIndex(device_t d, unsigned index, device_t *out) {
+  if (d->index != 0 || index > 1) return NOT_FOUND;
+  devices[SLICES + index].index = SLICES + index;
+  *out = (device_t)&devices[SLICES + index];
+  return OK;
 }
 int nvmlDeviceGetNvLinkState(device_t d, unsigned link, unsigned *out) {
   *out = !sick(d, "link-down") || link > 3;

@@ -1,0 +1,174 @@
+"""The engine on a GPU: the same losses as on the CPU, every precision, resuming, memory as the trace says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpclm.core.exit_codes import ExitCode
+from hpclm.core.records import to_dict
+from hpclm.core.spec import BatchSpec, ModelSpec, ParallelSpec, StageSpec, TextData, TokenizerSpec, TrainerSpec
+from tests.gpu.conftest import REHEARSES, Run
+from tests.support.engine_harness import (
+    ALONE,
+    MODERN,
+    SMALL,
+    Split,
+    checkpoint_bytes,
+    losses,
+    predictions,
+    result,
+    stage_spec,
+)
+from tests.support.processes import python
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("model", [SMALL, MODERN], ids=["gpt", "llama"])
+def test_losses_are_the_cpus(tmp_path: Path, rows: Path, run: Run, device: str, model: ModelSpec) -> None:
+    found = {}
+    for where in ("cpu", device):
+        folder = tmp_path / f"on-{where}"
+        pretrained = run(stage_spec(folder / "pretrain", rows, "pretrain", model=model), where)
+        base = str(pretrained.checkpoints)
+        tuned = run(stage_spec(folder / "ptune", rows, "p-tuning", model=model, base=base), where)
+        spec = stage_spec(folder / "answer", rows, "evaluate", model=model, base=base, prompts=str(tuned.checkpoints))
+        answers = predictions(run(spec, where))
+        found[where] = (losses(pretrained), losses(tuned), answers)
+    (cpu_pretrained, cpu_tuned, cpu_answers), (pretrained_losses, tuned_losses, answers) = found["cpu"], found[device]
+    assert pretrained_losses == pytest.approx(cpu_pretrained, rel=1e-4)
+    assert tuned_losses == pytest.approx(cpu_tuned, rel=1e-3)
+    # a tie of two tokens may fall either way
+    assert sum(a == b for a, b in zip(answers, cpu_answers, strict=True)) >= 0.9 * len(answers)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_every_precision_trains(tmp_path: Path, rows: Path, run: Run, device: str, precision: str) -> None:
+    if precision == "fp16" and REHEARSES:
+        pytest.skip("twenty steps of fp16's loss scale are too few to compare on")
+    exact = losses(run(stage_spec(tmp_path / "fp32", rows, "pretrain", lr=2e-3), device))
+    spec = stage_spec(tmp_path / precision, rows, "pretrain", lr=2e-3)
+    if precision == "fp16":  # the scale falls from 2**32 in its first steps, which train nothing
+        spec = replace(spec, trainer=replace(spec.trainer, max_steps=60))
+    found = losses(run(replace(spec, trainer=replace(spec.trainer, precision=precision)), device))  # type: ignore[arg-type]
+    assert found[0] == pytest.approx(exact[0], rel=1e-2)
+    assert found[-1] < found[0]
+    if precision != "fp16":
+        assert found[-1] == pytest.approx(exact[-1], rel=3e-2)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, rows: Path, run: Run, device: str) -> None:
+    def spec(name: str, steps: int) -> StageSpec:
+        made = stage_spec(tmp_path / name, rows, "pretrain", steps=steps, save=10, model=MODERN)
+        return replace(made, trainer=replace(made.trainer, deterministic=True))
+
+    whole = run(spec("whole", 20), device)
+    run(spec("halved", 10), device)
+    resumed = spec("halved", 20)
+    (Path(resumed.stage_dir) / "result.json").unlink()
+    halved = run(resumed, device, attempt=2)
+    assert losses(halved) == losses(whole)
+    assert checkpoint_bytes(halved, 20) == checkpoint_bytes(whole, 20)
+
+
+def test_every_split_that_fits_has_the_same_losses(
+    tmp_path: Path, rows: Path, run: Run, device: str, gpus: int
+) -> None:
+    splits = [one for one in (Split(2), Split(1, 2), Split(1, 1, 2), Split(2, 2), Split(2, 1, 2)) if one.ranks <= gpus]
+    if not splits:
+        pytest.skip("one GPU: no split to compare")
+    alone = losses(run(stage_spec(tmp_path / "alone", rows, "pretrain", ALONE, model=MODERN), device))
+    for split in splits:
+        found = losses(run(stage_spec(tmp_path / str(split), rows, "pretrain", split, model=MODERN), device))
+        assert found == pytest.approx(alone, rel=1e-4), split
+
+
+def test_too_little_memory_is_named(tmp_path: Path, rows: Path, run: Run, device: str) -> None:
+    if REHEARSES:
+        pytest.skip("the CPU's memory is not tried out")
+    big = replace(SMALL, num_layers=400, hidden_size=16384, ffn_hidden_size=65536, kv_channels=4096)
+    spec = stage_spec(tmp_path / "big", rows, "pretrain", model=big)
+    paths = run(spec, device, code=int(ExitCode.MEMORY))
+    record = json.loads(paths.attempt(1).rank(0).read_text())
+    assert record["kind"] == "memory"
+
+
+SHAPES = [
+    (layers, hidden, tokens, micro, precision)
+    for layers, hidden in ((4, 512), (8, 1024))
+    for tokens, micro in ((512, 2), (1024, 4))
+    for precision in ("fp32", "bf16", "fp16")
+]
+
+MEASURE = """
+import json, sys, torch, torch.distributed as dist
+from hpclm.core.records import from_dict
+from hpclm.core.spec import StageSpec
+spec = from_dict(StageSpec, json.load(sys.stdin))
+gpu = spec.device == "gpu"
+if not gpu:
+    from hpclm.engines.megatron.ranks import cpu_standins
+    cpu_standins.install()
+from hpclm.engines.megatron.ranks import groups as process_groups, trace
+from hpclm.engines.megatron.ranks.optimizer import Optimizer
+from hpclm.worker.ranks.storage_counter import StorageCounter
+place = torch.device("cuda", 0) if gpu else torch.device("cpu")
+groups = process_groups.initialize(dist.HashStore(), 0, spec.parallel, place, 1)
+norm = Optimizer._gradient_norm
+Optimizer._gradient_norm = lambda self: [norm(self), 1.0][1]
+counter = StorageCounter()
+if gpu:
+    trace._steps(spec, groups, counter)
+    print(torch.cuda.max_memory_allocated())
+else:
+    with counter:
+        trace._steps(spec, groups, counter)
+    print(counter.peak.total)
+"""
+
+
+@pytest.mark.parametrize(("layers", "hidden", "tokens", "micro", "precision"), SHAPES)
+def test_memory_is_what_the_trace_says(
+    device: str, layers: int, hidden: int, tokens: int, micro: int, precision: str
+) -> None:
+    if REHEARSES and hidden > 512:
+        pytest.skip("small shapes are enough to try the test")
+    model = replace(
+        SMALL,
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=4 * hidden,
+        num_attention_heads=8,
+        num_query_groups=8,
+        kv_channels=hidden // 8,
+        max_position_embeddings=tokens,
+        vocab_size=32768,
+        padded_vocab_size=32768,
+    )
+    spec = replace(
+        stage_spec(Path("/unused"), Path("/unused"), "pretrain", model=model),
+        device=device,  # type: ignore[arg-type]
+        tokenizer=TokenizerSpec("base"),
+        parallel=ParallelSpec(1, 1, 1, 1, 1, 1),
+        batch=BatchSpec(micro, micro, 1),
+        trainer=TrainerSpec(precision, max_steps=2),  # type: ignore[arg-type]
+        text=TextData([], seq_length=tokens),
+    )
+    asked = json.dumps({"spec": to_dict(spec), "rank": 0})
+    traced = json.loads(python("-W", "ignore", "-m", "hpclm.engines.megatron.ranks.trace", input=asked).stdout)
+    done = python("-W", "ignore", "-c", MEASURE, input=json.dumps(to_dict(spec)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    held = int(done.stdout.split()[-1])
+    print(f"{layers} layers of {hidden}, {micro} × {tokens} tokens, {precision}: "
+          f"{held / 2**20:.0f} MiB, traced {traced['peak_bytes'] / 2**20:.0f}")  # fmt: skip
+    assert traced["peak_bytes"] == pytest.approx(held, rel=0.1)
+
+
+def test_what_was_used_is_recorded(tmp_path: Path, rows: Path, run: Run, device: str) -> None:
+    found = result(run(stage_spec(tmp_path / "p", rows, "pretrain", steps=2), device))
+    assert found["versions"]["torch"]
+    assert (found["versions"]["cuda"] is not None) == (device == "gpu")

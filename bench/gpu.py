@@ -1,0 +1,223 @@
+"""What one GPU does: matrix products, pre-training and p-tuning as shares of them, checkpoints, and hpclm's peers.
+
+    python bench/gpu.py --out report            # all of it, on the first GPU: report/measurements.json and a table
+    python bench/gpu.py --out report --device cpu   # a rehearsal with toy shapes, for the code alone
+
+Model FLOPs of a token are 6N in pre-training and 4N in p-tuning (no gradients of weights), N without the tables of
+words and positions but with the output layer, plus 6·L·h·s and 4·L·h·s for causal attention (half of Chowdhery et al.
+2022, arXiv:2204.02311, appendix B, which counts both triangles). Each measurement is a process of its own, so that none
+is slowed or saved by what another left on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+# layers, hidden, heads, sequence, micro-batch, and what is trained; 5b with as many layers as fit beside its optimizer
+SHAPES: dict[str, tuple[int, int, int, int, int, str]] = {
+    "1.3b": (24, 2048, 16, 2048, 4, "pretrain"),
+    "5b-layers": (8, 4096, 32, 2048, 2, "pretrain"),
+    "20b": (44, 6144, 48, 2048, 1, "p-tuning"),
+    "toy": (2, 64, 4, 32, 2, "pretrain"),
+    "toy-ptune": (2, 64, 4, 32, 2, "p-tuning"),
+}
+PEERS = {
+    "p-tuning against PEFT": ["prompt_learning.py", "--batch", "16", "--steps", "30"],
+    "generation against transformers": ["generation.py", "--batch", "32", "--prompt", "128", "--new", "128"],
+}
+PEER_SHAPE = ["--layers", "24", "--hidden", "1024", "--heads", "16", "--vocab", "50304", "--precision", "bf16"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu-report"))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        warnings.simplefilter("ignore")
+        what, _, shape = arguments.one.partition(":")
+        print(json.dumps(MEASURES[what](arguments, shape)))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    found = _all(arguments)
+    (arguments.out / "measurements.json").write_text(json.dumps(found, indent=2) + "\n")
+    for name, one in found.items():
+        words = one if isinstance(one, str) else ", ".join(f"{key} {value}" for key, value in one.items())
+        print(f"{name}: {words}")
+
+
+def _all(arguments: argparse.Namespace) -> dict[str, Any]:
+    gpu = arguments.device == "cuda"
+    found: dict[str, Any] = {"device": _one(arguments, "device")}
+    peak = found["matrix products"] = _one(arguments, "matmul")
+    for shape in ("1.3b", "5b-layers", "20b") if gpu else ("toy", "toy-ptune"):
+        one = _one(arguments, f"training:{shape}")
+        if isinstance(one, dict) and isinstance(peak, dict):
+            one["share of the matrix products"] = round(one["TFLOP/s"] / peak["TFLOP/s"], 3)
+        found[f"{SHAPES[shape][-1]} {shape}"] = one
+    found["checkpoint"] = _one(arguments, f"checkpoint:{'1.3b' if gpu else 'toy'}")
+    for name, words in PEERS.items():
+        argv = [sys.executable, str(HERE / words[0]), *words[1:], "--device", arguments.device, "--rounds", "3"]
+        argv += PEER_SHAPE if gpu else ["--steps", "2"] if "learning" in words[0] else []
+        found[name] = _words_of(argv)
+    return found
+
+
+def _one(arguments: argparse.Namespace, what: str) -> Any:
+    """The measurement, or why there is none."""
+    common = ["--device", arguments.device, "--steps", str(arguments.steps)]
+    said = _words_of([sys.executable, __file__, *common, "--one", what])
+    try:
+        return json.loads(said.splitlines()[-1])
+    except (ValueError, IndexError):
+        return said
+
+
+def _words_of(argv: list[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        return "failed: " + (done.stderr.strip().splitlines() or ["no words"])[-1]
+    return done.stdout.strip()
+
+
+def _device(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
+    import torch
+
+    if arguments.device == "cpu":
+        return {"name": "cpu", "torch": torch.__version__}
+    return {
+        "name": torch.cuda.get_device_name(0),
+        "memory GiB": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+    }
+
+
+def _matmul(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
+    import torch
+
+    size = 8192 if arguments.device == "cuda" else 256
+    a, b = (torch.randn(size, size, device=arguments.device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = _seconds(lambda: a @ b, 20, arguments)
+    return {"size": size, "TFLOP/s": round(2 * size**3 / seconds / 1e12, 4)}
+
+
+def _seconds(work: Any, times: int, arguments: argparse.Namespace) -> float:
+    """Of one call, after three that are not counted."""
+    import torch
+
+    wait: Any = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
+    for _ in range(3):
+        work()
+    wait()
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait()
+    return (time.perf_counter() - began) / times
+
+
+def _world(arguments: argparse.Namespace, shape: str) -> tuple[Any, Any, Any]:
+    """The spec of the shape, the groups of this process alone, and its model with random weights."""
+    import torch
+    import torch.distributed as dist
+
+    from hpclm.core import spec as plan
+    from hpclm.engines.megatron.ranks import cpu_standins
+
+    gpu = arguments.device == "cuda"
+    if not gpu:
+        cpu_standins.install()
+    from hpclm.engines.megatron.ranks import groups as process_groups
+    from hpclm.engines.megatron.ranks import trace
+    from hpclm.worker.ranks.devices import set_arithmetic
+
+    layers, hidden, heads, tokens, micro, task = SHAPES[shape]
+    words = 50304 if hidden > 64 else 512
+    model = plan.ModelSpec(
+        layers, hidden, 4 * hidden, heads, heads, hidden // heads, tokens, words, words, position_embedding="rope"
+    )
+    spec = plan.StageSpec(
+        run="bench", stage="bench", stage_dir="", task=task, device="gpu" if gpu else "cpu", model=model,
+        tokenizer=plan.TokenizerSpec("base"), parallel=plan.ParallelSpec(1, 1, 1, 1, 1, 1),
+        batch=plan.BatchSpec(2 * micro, micro, 2), trainer=plan.TrainerSpec("bf16", max_steps=10**6),
+        optim=plan.OptimSpec(lr=1e-5), checkpoint=plan.CheckpointSpec(),
+        text=plan.TextData([], seq_length=tokens) if task == "pretrain" else None,
+        data=plan.PromptData([], [], [], max_seq_length=tokens),
+        templates=[plan.TaskTemplate("task", "", 10, [10])], prompt=plan.PromptSpec("tpmlp", 1024),
+    )  # fmt: skip
+    place = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    set_arithmetic("bf16", deterministic=False)
+    groups = process_groups.initialize(dist.HashStore(), 0, spec.parallel, place, 1)
+    made, batch, _ = (trace._pretraining if task == "pretrain" else trace._prompt_learning)(spec, groups)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            parameter.fill_(1.0) if "norm" in name else parameter.normal_(0.0, 0.02)
+    return spec, groups, (made, batch)
+
+
+def _training(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
+    from types import SimpleNamespace
+
+    import torch
+
+    from hpclm.engines.megatron.ranks import trace
+    from hpclm.engines.megatron.ranks.training import Trainer
+
+    spec, groups, (model, batch) = _world(arguments, shape)
+    ignored: Any = SimpleNamespace(requested=False)
+    count = spec.batch.gradient_accumulation_steps
+    trainer = Trainer(spec, groups, model, trace._Batches([batch] * count), ignored, ignored, ignored)
+    steps = iter(range(10**6))
+    seconds = _seconds(lambda: trainer._step(next(steps)), arguments.steps, arguments)
+    layers, hidden, _, tokens, _, task = SHAPES[shape]
+    sizes = {name: parameter.numel() for name, parameter in model.gpt.named_parameters()}
+    weights = sum(size for name, size in sizes.items() if "position_embeddings" not in name)
+    factor = 6 if task == "pretrain" else 4
+    flops = factor * (weights + layers * hidden * tokens)
+    made = batch.tokens.numel() * count / seconds
+    held = torch.cuda.max_memory_allocated() / 2**30 if arguments.device == "cuda" else 0.0
+    return {
+        "parameters": sum(sizes.values()),
+        "tokens/s": round(made, 1),
+        "TFLOP/s": round(made * flops / 1e12, 4),
+        "seconds/step": round(seconds, 4),
+        "memory GiB": round(held, 2),
+    }
+
+
+def _checkpoint(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
+    from hpclm.formats.ranks import checkpoint_store
+    from hpclm.formats.ranks.shards import sharded_tensors
+
+    _, _, (model, _) = _world(arguments, shape)
+    shards = sharded_tensors(model.gpt)
+    gigabytes = sum(one.data.numel() * one.data.element_size() for one in shards) / 1e9
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        checkpoint_store.save(Path(folder) / "step", shards, {})
+        saved = time.perf_counter()
+        checkpoint_store.load(Path(folder) / "step", shards)
+        loaded = time.perf_counter()
+    return {
+        "GB": round(gigabytes, 3),
+        "saved GB/s": round(gigabytes / (saved - began), 2),
+        "loaded GB/s": round(gigabytes / (loaded - saved), 2),
+    }
+
+
+MEASURES = {"device": _device, "matmul": _matmul, "training": _training, "checkpoint": _checkpoint}
+
+if __name__ == "__main__":
+    main()

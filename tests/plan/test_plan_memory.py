@@ -96,11 +96,12 @@ def test_training_costs_eighteen_bytes_a_weight_in_bf16() -> None:
 
 
 def test_activations_follow_korthikanti() -> None:
-    # s·b·h·(10 + 24/t) bytes per layer, and the logits in fp32 and bf16.
+    # s·b·h·(10 + 24/t) bytes per layer, less 2 of dropout's masks, and the attention's result once more by 2/t; and the
+    # logits in fp32 and bf16.
     split = ParallelSpec(4, 1, 1, 4, 1, 4)
     logits = 2048 * 50304 // 4 * 6
     layers = memory.activation_bytes(GPT20B, split, BATCH, 2048, 2) - logits
-    assert layers == 2048 * 6144 * (10 + 24 // 4) * 44
+    assert layers == 2048 * 6144 * (8 + 26 / 4) * 44
     sequence = memory.activation_bytes(GPT20B, dataclasses.replace(split, sequence_parallel=True), BATCH, 2048, 2)
     assert sequence - logits == 2048 * 6144 * 34 * 44 // 4
 
@@ -134,7 +135,7 @@ def test_answering_keeps_keys_and_values_of_every_layer() -> None:
         for length in (1024, 2048)
     )  # fmt: skip
     cache = 2 * 44 * 16 * 1024 * (48 // 4) * 128 * 2
-    states = 16 * 1024 * (4 * 6144 + 24576 // 4) * 2
+    states = 16 * 1024 * (4 * 6144 + 2 * 24576 // 4) * 2
     mask = 16 * (2048**2 - 1024**2)
     assert long.activations - short.activations == cache + states + mask
     assert (long.gradients, long.optimizer) == (0, 0)

@@ -93,6 +93,29 @@ def prompt_parameters(
     return tables + encoder, tables + encoder
 
 
+def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, frozen: bool) -> float:
+    """Bytes a token that one layer keeps for the backward pass, on one rank.
+
+    With ffn = 4h and trained weights it is h·(8 + 26/TP) at 2 bytes an element: the h·(10 + 24/TP) of arXiv:2205.05198,
+    section 4, without attention scores and the masks of dropout, and with the attention's result twice. Whole on each
+    tensor rank, unless the sequence is split, are the inputs of both norms and, for weights that are trained, of the
+    linear layers after them. Split are queries, keys, values and the attention's result (twice: as its own and as its
+    projection's input), queries and keys again where they are rotated, and what the MLP's activation needs. `hpclm plan
+    --trace` counts the same from the engine's own code; a test compares them.
+    """
+    query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
+    # a gate keeps both halves of what came in, the activated one, and a copy of the other
+    mlp = 4 if model.gated else 1
+    rotated = query + key if model.position_embedding == "rope" else 0
+    whole, split = 2 * model.hidden_size, 2 * query + 2 * key + rotated + mlp * model.ffn_hidden_size
+    if not frozen:
+        whole += 2 * model.hidden_size
+        split += query + model.ffn_hidden_size
+    masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
+    kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
+    return kept * width + (masks / parallel.tensor if parallel.sequence_parallel else masks)
+
+
 def activation_bytes(
     model: ModelSpec,
     parallel: ParallelSpec,
@@ -100,21 +123,22 @@ def activation_bytes(
     seq_length: int,
     width: int,
     recompute: RecomputeSpec | None = None,
+    *,
+    frozen: bool = False,
 ) -> int:
     """Activations kept for the backward pass on the most loaded rank.
 
-    A layer keeps s·b·h·(10 + 24/TP) bytes at 2 bytes an element, /TP whole under sequence parallelism
-    (arXiv:2205.05198, section 4, without the attention scores); the first stage holds min(PP, micro-batches) of them
-    under 1F1B. The logits are kept once in fp32 and once in the compute type. With full recomputation a layer (or group
-    of layers) keeps its input, s·b·h, and one group at a time is whole; what `selective` saves is not kept anyway.
+    The first stage holds those of min(PP, micro-batches) micro-batches under 1F1B. The logits are kept in fp32 and, if
+    that is another type, in the compute type too. With full recomputation a layer (or group of layers) keeps its input,
+    s·b·h, and one group at a time is whole; what `selective` saves is not kept anyway.
+
+    Args:
+        frozen: no weight is trained, so no input of a linear layer is kept for its gradient.
     """
     tokens = seq_length * batch.micro_batch_size
-    ffn_factor = model.ffn_hidden_size / model.hidden_size
-    split = 8 + 4 * ffn_factor
-    layer = (10 + split) / parallel.tensor if parallel.sequence_parallel else 10 + split / parallel.tensor
     in_flight = min(parallel.pipeline, batch.gradient_accumulation_steps)
     count = model.num_layers // parallel.pipeline
-    whole = tokens * model.hidden_size * layer * (width / 2)
+    whole = tokens * layer_activations(model, parallel, width, frozen=frozen)
     layers, working = whole * count, 0.0
     if recompute is not None and recompute.granularity == "full":
         entry = tokens * model.hidden_size * width / (parallel.tensor if parallel.sequence_parallel else 1)
@@ -123,7 +147,7 @@ def activation_bytes(
             layers, working = entry * -(-count // size), whole * size
         else:
             layers, working = entry * size + whole * (count - size), whole
-    logits = tokens * model.padded_vocab_size // parallel.tensor * (4 + width)
+    logits = tokens * model.padded_vocab_size // parallel.tensor * (4 if width == 4 else 4 + width)
     if parallel.pipeline == 1:
         return int(layers) + max(int(working), logits)
     return max(int(layers) * in_flight + int(working), int(layers) + max(int(working), logits))
@@ -139,7 +163,8 @@ def generation_bytes(
     groups = max(1, model.num_query_groups // parallel.tensor)
     layers = model.num_layers // parallel.pipeline
     cache = 2 * layers * generation.batch_size * length * groups * model.kv_channels * width
-    states = generation.batch_size * length * (model.hidden_size * 4 + model.ffn_hidden_size // parallel.tensor) * width
+    mlp = (4 if model.gated else 2) * model.ffn_hidden_size // parallel.tensor
+    states = generation.batch_size * length * (4 * model.hidden_size + mlp) * width
     mask = generation.batch_size * length * length
     logits = generation.batch_size * model.padded_vocab_size * (4 + width)
     return cache + states + mask + logits
@@ -169,7 +194,8 @@ def memory(spec: StageSpec) -> MemoryEstimate | None:
         extra, _ = prompt_parameters(model, False, None, templates, 1)
         held = generation_bytes(model, parallel, spec.generation, length, width)
         return MemoryEstimate(mine * width + extra * 4, 0, 0, held, total + extra, 0)
-    held = activation_bytes(model, parallel, spec.batch, length, width, spec.trainer.recompute)
+    frozen = task.learns_prompts
+    held = activation_bytes(model, parallel, spec.batch, length, width, spec.trainer.recompute, frozen=frozen)
     if task.learns_prompts:
         trainable, own = prompt_parameters(model, task.encodes_prompts, spec.prompt, templates, parallel.tensor)
         return MemoryEstimate(

@@ -87,7 +87,9 @@ def test_gpu_stages_ask_for_gpus_and_every_rank_sees_all_of_its_node(
     monkeypatch.setattr(
         "hpclm.runs.job_building._PREFLIGHT_S", 0
     )  # it would report, correctly, that there is no driver
-    run = start(monkeypatch, runs, Stage("train", device="gpu", devices_per_node=4, behaviour={"seconds": 3}))
+    bound = dataclasses.replace(SLURM, sbatch={"gpu-bind": "single:1"})  # what a site may have for other programs
+    stage = Stage("train", device="gpu", devices_per_node=4, behaviour={"seconds": 3})
+    run = start(monkeypatch, runs, stage, site=bound)
     until(run, "train", "running")
     job_id = run.record.last_submit("train").job_ids["train"]
     shown = cluster.command("scontrol", "show", "job", "--details", job_id)

@@ -68,10 +68,6 @@ def submission_argv(job: StageJob, parents: Mapping[str, str], first: tuple[str,
     return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
 
 
-# A node's ranks see all GPUs of the job there and take one each: bound to the closest, two could get the same.
-_BINDING = {"gpu": ("--gpu-bind=none",), "cpu": ()}
-
-
 def _parameters(job: StageJob, site: Site) -> dict[str, Any]:
     """submitit's parameters. Slurm gives every rank of a node all GPUs of the node: no
     per-task GPU option is ever set."""
@@ -122,6 +118,11 @@ def _gpu_parameters(job: StageJob, site: Site) -> dict[str, Any]:
     return {"gres": f"gpu:{count}"} if site.gpu_request == "gres" else {"gpus_per_node": count}
 
 
+# A node's ranks see all GPUs of the job there and take one each: bound to the closest ones, two could get the same.
+# Not by --gpu-bind=none: with it Slurm (22.05) no longer says which GPUs are the job's, and ranks would see all.
+_UNBOUND = {"gpu": ("unset SLURM_GPU_BIND",), "cpu": ()}
+
+
 def _body(job: StageJob, site: Site) -> str:
     """What follows the header: environment, what to run, and the loop that runs it. Every value is quoted."""
     # srun of 22.05 to 23.02 does not inherit --cpus-per-task from the job.
@@ -130,7 +131,6 @@ def _body(job: StageJob, site: Site) -> str:
         "--unbuffered",
         f"--cpus-per-task={job.cpus_per_task}",
         "--mpi=none",
-        *_BINDING[job.device],
         *job.launch.srun_args,
     ]
     python = [*job.launch.prefix, *job.python, "-u"]
@@ -145,7 +145,7 @@ def _body(job: StageJob, site: Site) -> str:
         "decision_s": str(_DECISION_S),
         "bad_node_list": job.bad_node_list,
     }
-    lines = [*_environment(job, site), EXPORT_RANK_VARIABLES, ""]
+    lines = [*_environment(job, site), EXPORT_RANK_VARIABLES, *_UNBOUND[job.device], ""]
     for name, value in settings.items():
         _refuse_control([value], name)
         lines.append(f"hpclm_{name}={shlex.quote(value)}")

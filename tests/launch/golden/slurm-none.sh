@@ -28,6 +28,7 @@ export OMP_NUM_THREADS=8
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload"${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONNOUSERSITE=1
 export HPCLM_RANK_VARIABLES='SLURM_PROCID SLURM_NTASKS SLURM_LOCALID SLURM_NODEID SLURMD_NODENAME'
+unset SLURM_GPU_BIND
 
 hpclm_stage=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune
 hpclm_submit=002
@@ -37,7 +38,7 @@ hpclm_least_s=300
 hpclm_preflight_s=0
 hpclm_decision_s=300
 hpclm_bad_node_list=/dev/null
-hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none --gpu-bind=none)
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none)
 hpclm_ranks=(/opt/env/bin/python -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
 hpclm_python=(/opt/env/bin/python -u)
 

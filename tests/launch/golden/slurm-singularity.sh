@@ -31,6 +31,7 @@ export SINGULARITY_CLEANENV=false
 export PYTHONPATH=/scratch/me/runs/gpt-20261120-120000-ab12/payload
 export PYTHONNOUSERSITE=1
 export HPCLM_RANK_VARIABLES='SLURM_PROCID SLURM_NTASKS SLURM_LOCALID SLURM_NODEID SLURMD_NODENAME'
+unset SLURM_GPU_BIND
 
 hpclm_stage=/scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune
 hpclm_submit=002
@@ -40,7 +41,7 @@ hpclm_least_s=300
 hpclm_preflight_s=0
 hpclm_decision_s=300
 hpclm_bad_node_list=/dev/null
-hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none --gpu-bind=none)
+hpclm_srun=(srun --unbuffered --cpus-per-task=8 --mpi=none)
 hpclm_ranks=(singularity exec --nv --no-home --bind /scratch/me:/scratch/me --bind /data:/data:ro --pwd /scratch/me docker://nvcr.io/nvidia/nemo:24.07 sh -c 'exec env HF_HOME="${HPCLM_IN_HF_HOME#=}" "$@"' sh python3 -u -m hpclm.worker /scratch/me/runs/gpt-20261120-120000-ab12/stages/ptune 002)
 hpclm_python=(singularity exec --nv --no-home --bind /scratch/me:/scratch/me --bind /data:/data:ro --pwd /scratch/me docker://nvcr.io/nvidia/nemo:24.07 sh -c 'exec env HF_HOME="${HPCLM_IN_HF_HOME#=}" "$@"' sh python3 -u)
 

@@ -45,11 +45,12 @@ def _alone_on(uuid: str, store: dist.Store, facts: RankFacts) -> None:
     store.set(f"{key}/rank", str(facts.rank))
 
 
-def set_arithmetic(precision: str, *, deterministic: bool) -> None:
+def set_arithmetic(precision: str, *, deterministic: bool, trains: bool = True) -> None:
     """How GPUs multiply, said for every precision, since images change torch's defaults.
 
     Args:
         deterministic: only kernels that give the same bits each time; what has none raises.
+        trains: otherwise it warns, for sampling needs a sum that has none.
     """
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -60,4 +61,4 @@ def set_arithmetic(precision: str, *, deterministic: bool) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=not trains)

@@ -45,7 +45,7 @@ def run(launch: RankLaunch) -> None:
         prepare_on_first_rank(launch.attempt, facts, lambda: prepare_text(spec, launch.stage.data))
     store = rendezvous(launch.attempt.rendezvous, facts)
     device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
-    set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic)
+    set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic, trains=spec.task != "evaluate")
     groups = process_groups.initialize(store, facts.rank, spec.parallel, device, spec.trainer.seed)
     progress = Progress(launch.stage.progress, launch.stage.metrics, active=groups.is_reporter)
     progress.update(phase="starting")

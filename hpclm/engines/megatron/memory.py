@@ -104,8 +104,7 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
     --trace` counts the same from the engine's own code; a test compares them.
     """
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
-    # a gate keeps both halves of what came in, the activated one, and a copy of the other
-    mlp = 4 if model.gated else 1
+    mlp = 2 if model.gated else 1  # both halves of what a gate is given
     rotated = query + key if model.position_embedding == "rope" else 0
     whole, split = 2 * model.hidden_size, 2 * query + 2 * key + rotated + mlp * model.ffn_hidden_size
     if not frozen:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import Backends, ModelSpec, ParallelSpec, RecomputeSpec
 from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
+from hpclm.engines.megatron.ranks.gated import Gate
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
@@ -131,6 +132,10 @@ def build_gpt(
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.submodules.core_attention = ATTENTIONS[backends.attention]
+    if config.gated_linear_unit:
+        # the name is of where it came from: the MLP then takes its activation from the layer's parts
+        config.use_te_activation_func = True
+        layer.submodules.mlp.submodules.activation_func = Gate
     block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
     with groups.device:
         gpt = GPTModel(

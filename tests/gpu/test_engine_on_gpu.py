@@ -171,4 +171,4 @@ def test_memory_is_what_the_trace_says(
 def test_what_was_used_is_recorded(tmp_path: Path, rows: Path, run: Run, device: str) -> None:
     found = result(run(stage_spec(tmp_path / "p", rows, "pretrain", steps=2), device))
     assert found["versions"]["torch"]
-    assert (found["versions"]["cuda"] is not None) == (device == "gpu")
+    assert device == "cpu" or found["versions"]["cuda"]

@@ -33,6 +33,7 @@ def main() -> None:
     for name, default in (("batch", 4), ("steps", 10), ("rounds", 3), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    shared.add_place(parser)
     arguments = parser.parse_args()
     if arguments.side:
         warnings.simplefilter("ignore")

@@ -31,7 +31,9 @@ from hpclm.engines.megatron.ranks import groups as process_groups
 from hpclm.engines.megatron.ranks.gpt_model import initialize_weights, transformer_config
 
 HIDDEN, INNER = 64, 48
-SIZES = argparse.Namespace(layers=2, hidden=HIDDEN, heads=4, vocab=512, tokens=22, batch=4)
+SIZES = argparse.Namespace(
+    layers=2, hidden=HIDDEN, heads=4, vocab=512, tokens=22, batch=4, device="cpu", precision="fp32"
+)
 # a large epsilon keeps Adam from turning rounding of tiny gradients into whole steps
 OPTIM = plan.OptimSpec(lr=1e-2, weight_decay=0.0, epsilon=1e-3, schedule="constant")
 

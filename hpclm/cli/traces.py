@@ -8,10 +8,11 @@ from typing import Any
 import typer
 
 from hpclm.core.errors import PlanError, RecipeError
+from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import to_dict
 from hpclm.planning.drawing import size_text
 from hpclm.planning.plan import Plan
-from hpclm.planning.tracing import WORST, RankTrace, trace, worst
+from hpclm.planning.tracing import WORST, trace, worst
 
 _SMALL = 4096  # a few numbers
 

@@ -1,7 +1,7 @@
 """Stages of a plan run without devices, memory or other ranks: the engine's own code on tensors without bytes.
 
 An engine whose `tracer` names a module can be traced: `python -m MODULE` reads `{"spec": …, "rank": n}` on standard
-input and writes what it found, or `{"error": …, "where": […]}`, on standard output.
+input and writes a `RankTrace` on standard output.
 """
 
 from __future__ import annotations
@@ -12,42 +12,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import hpclm
 from hpclm.core.errors import HpclmError
+from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import ParallelSpec
 from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.plan import Plan, StagePlan
 
 WORST = "worst"
-
-
-@dataclass(frozen=True)
-class RankTrace:
-    """What one rank of a stage holds where it holds most.
-
-    Attributes:
-        bytes_by_kind: weights, gradients, optimizer, activations, logits, communication, key/value cache.
-        where: the innermost lines of code there, innermost first; of an error, where it was.
-        assumed: about data that were not read.
-        estimate_bytes: the plan's own estimate, of the most loaded rank.
-        error: why the engine could not run it.
-    """
-
-    stage: str
-    rank: int
-    pipeline_rank: int = 0
-    peak_bytes: int = 0
-    bytes_by_kind: dict[str, int] = field(default_factory=dict)
-    where: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    estimate_bytes: int | None = None
-    error: str | None = None
 
 
 def trace(plan: Plan, rank: int | None, log: Callable[[str], None] = lambda line: None) -> list[RankTrace]:
@@ -117,11 +93,9 @@ def _traced(stage: StagePlan, rank: int) -> RankTrace:
         env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
         check=False,
     )
-    known: dict[str, Any] = {"stage": stage.name, "rank": rank}
     try:
-        answer = json.loads(done.stdout)
+        found = from_dict(RankTrace, json.loads(done.stdout))
     except ValueError:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return RankTrace(**known, error=last)
-    estimate = None if stage.memory is None else stage.memory.total
-    return from_dict(RankTrace, {**answer, **known, "estimate_bytes": estimate}, ignore_unknown=True)
+        return RankTrace(stage.name, rank, error=last)
+    return replace(found, estimate_bytes=None if stage.memory is None else stage.memory.total)

@@ -1,6 +1,6 @@
 """A rank of a stage, run without memory, devices or other ranks: `python -m hpclm.engines.megatron.ranks.trace`.
 
-Reads `{"spec": StageSpec, "rank": n}` on standard input and writes a `Trace` as JSON. The model, its layers, the
+Reads `{"spec": StageSpec, "rank": n}` on standard input and writes a `RankTrace` as JSON. The model, its layers, the
 backward pass, the communication and the optimizer are those of a run. Tensors are torch's FakeTensors, which have a
 shape and a type but no bytes; process groups are torch's fake ones, which answer at once; what the host reads from a
 tensor (a norm, a loss) is 1. Bytes are counted by `worker.ranks.storage_counter`.
@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import FrameType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +29,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpclm.adapters.prompts_card import PromptsCard
+from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
@@ -46,27 +47,7 @@ _CACHE_MAKER = "_allocate_memory"  # of megatron-core's attention, for keys and 
 _FRAMES = 8
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What one rank holds where it holds most.
-
-    Attributes:
-        bytes_by_kind: weights, gradients, optimizer, activations, logits, communication, key/value cache.
-        where: the innermost lines of code there, innermost first.
-        assumed: about data that were not read.
-        seconds: that the trace took.
-    """
-
-    rank: int
-    pipeline_rank: int
-    peak_bytes: int
-    bytes_by_kind: dict[str, int]
-    where: list[str]
-    assumed: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-def trace(spec: StageSpec, rank: int) -> Trace:
+def trace(spec: StageSpec, rank: int) -> RankTrace:
     """Run two steps (or one batch of answers) of this rank. What is wrong with shapes raises as it would in a run."""
     began = time.perf_counter()
     cpu_standins.install()
@@ -81,7 +62,7 @@ def trace(spec: StageSpec, rank: int) -> Trace:
     dist.destroy_process_group()
     kinds = {kind: size for kind, size in sorted(peak.kinds.items()) if size}
     seconds = round(time.perf_counter() - began, 2)
-    return Trace(rank, groups.pipeline_rank, peak.total, kinds, peak.where, assumed, seconds)
+    return RankTrace(spec.stage, rank, groups.pipeline_rank, peak.total, kinds, peak.where, assumed, seconds)
 
 
 def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
@@ -321,13 +302,13 @@ def _between_stages(spec: StageSpec) -> list[int]:
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    spec = from_dict(StageSpec, asked["spec"])
+    spec, rank = from_dict(StageSpec, asked["spec"]), int(asked["rank"])
     try:
-        answer = to_dict(trace(replace(spec, device="cpu"), int(asked["rank"])))
+        found = trace(replace(spec, device="cpu"), rank)
     except Exception as error:
         traceback.print_exc()
-        answer = {"error": f"{type(error).__name__}: {error}", "where": _own_lines(error)}
-    json.dump(answer, sys.stdout)
+        found = RankTrace(spec.stage, rank, where=_own_lines(error), error=f"{type(error).__name__}: {error}")
+    json.dump(to_dict(found), sys.stdout)
     sys.stdout.flush()
     os._exit(0)  # fake groups need no farewell
 

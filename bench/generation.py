@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench import prompt_learning as shared
+    from bench.forked import load
 else:
     # as a script, whose own folder is on the path
     import prompt_learning as shared
+    from forked import load
 
 SIDES = ("hpclm", "hf")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 6), ("hidden", 256), ("heads", 8), ("vocab", 8192), ("prompt", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -39,13 +40,15 @@ def main() -> None:
     shared.add_place(parser)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     # the positions of the mapping's model
     arguments.tokens = arguments.prompt + arguments.new
     if arguments.side:
         warnings.simplefilter("ignore")
-        print(json.dumps((_hpclm if arguments.side == "hpclm" else _hf)(arguments)))
+        print(json.dumps(_SIDES[arguments.side](arguments)))
     else:
+        if arguments.device == "cuda":
+            load()
         _compare(arguments)
 
 
@@ -54,11 +57,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
             for side in SIDES:
-                argv = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--weights", f"{folder}/weights.pt"]
-                done = subprocess.run(argv, capture_output=True, text=True)
-                if done.returncode:
-                    sys.exit(done.stderr[-4000:])
-                found[side].append(json.loads(done.stdout.splitlines()[-1]))
+                weights = Path(folder) / "weights.pt"
+                found[side].append(shared.measured(_SIDES, side, arguments, weights, __file__))
     ours, theirs = (found[side][0]["answers"] for side in SIDES)
     if ours != theirs and arguments.precision == "fp32":  # in bf16 two tokens may be equally likely
         sys.exit(f"{sum(a != b for a, b in zip(ours, theirs, strict=True))} of {len(ours)} rows differ")
@@ -144,6 +144,8 @@ def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
 
     return _timed(answer, arguments)
 
+
+_SIDES = {"hpclm": _hpclm, "hf": _hf}
 
 if __name__ == "__main__":
     main()

@@ -12,15 +12,27 @@ is slowed or saved by what another left on the device.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import importlib
+import io
 import json
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from bench.forked import forked, load
+else:
+    # as a script, whose own folder is on the path
+    from forked import forked, load
+
+PEAK = "matrix products"
 HERE = Path(__file__).parent
 # layers, hidden, heads, sequence, micro-batch, and what is trained; 5b with as many layers as fit beside its optimizer
 SHAPES: dict[str, tuple[int, int, int, int, int, str]] = {
@@ -31,8 +43,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, str]] = {
     "toy-ptune": (2, 64, 4, 32, 2, "p-tuning"),
 }
 PEERS = {
-    "p-tuning against PEFT": ["prompt_learning.py", "--batch", "16", "--steps", "30"],
-    "generation against transformers": ["generation.py", "--batch", "32", "--prompt", "128", "--new", "128"],
+    "p-tuning against PEFT": ["prompt_learning", "--batch", "16", "--steps", "30"],
+    "generation against transformers": ["generation", "--batch", "32", "--prompt", "128", "--new", "128"],
 }
 PEER_SHAPE = ["--layers", "24", "--hidden", "1024", "--heads", "16", "--vocab", "50304", "--precision", "bf16"]
 
@@ -42,46 +54,53 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-report"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        warnings.simplefilter("ignore")
-        what, _, shape = arguments.one.partition(":")
-        print(json.dumps(MEASURES[what](arguments, shape)))
-        return
+    warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    found = _all(arguments)
-    (arguments.out / "measurements.json").write_text(json.dumps(found, indent=2) + "\n")
-    for name, one in found.items():
+    if arguments.device == "cuda":
+        load()
+    found: dict[str, Any] = {}
+    for name, work in _all(arguments, found):
+        try:
+            found[name] = forked(work)
+        except RuntimeError as error:
+            found[name] = f"failed: {error}"
+        _share_of_peak(found, name)
+        # as they come, so that what was measured is there if the time is over
+        (arguments.out / "measurements.json").write_text(json.dumps(found, indent=2) + "\n")
+        one = found[name]
         words = one if isinstance(one, str) else ", ".join(f"{key} {value}" for key, value in one.items())
-        print(f"{name}: {words}")
+        print(f"{name}: {words}", flush=True)
 
 
-def _all(arguments: argparse.Namespace) -> dict[str, Any]:
+def _all(arguments: argparse.Namespace, found: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
     gpu = arguments.device == "cuda"
-    found: dict[str, Any] = {"device": _one(arguments, "device")}
-    peak = found["matrix products"] = _one(arguments, "matmul")
+    yield "device", lambda: _device(arguments)
+    yield PEAK, lambda: _matmul(arguments)
     for shape in ("1.3b", "5b-layers", "20b") if gpu else ("toy", "toy-ptune"):
-        one = _one(arguments, f"training:{shape}")
-        if isinstance(one, dict) and isinstance(peak, dict):
-            one["share of the matrix products"] = round(one["TFLOP/s"] / peak["TFLOP/s"], 3)
-        found[f"{SHAPES[shape][-1]} {shape}"] = one
-    found["checkpoint"] = _one(arguments, f"checkpoint:{'1.3b' if gpu else 'toy'}")
+        yield f"{SHAPES[shape][-1]} {shape}", functools.partial(_training, arguments, shape)
+    yield "checkpoint", lambda: _checkpoint(arguments, "1.3b" if gpu else "toy")
     for name, words in PEERS.items():
-        argv = [sys.executable, str(HERE / words[0]), *words[1:], "--device", arguments.device, "--rounds", "3"]
+        argv = [*words[1:], "--device", arguments.device, "--rounds", "3"]
         argv += PEER_SHAPE if gpu else ["--steps", "2"] if "learning" in words[0] else []
-        found[name] = _words_of(argv)
-    return found
+        if gpu:
+            yield name, functools.partial(_said, words[0], argv)
+        else:
+            yield name, functools.partial(_words_of, [sys.executable, str(HERE / f"{words[0]}.py"), *argv])
 
 
-def _one(arguments: argparse.Namespace, what: str) -> Any:
-    """The measurement, or why there is none."""
-    common = ["--device", arguments.device, "--steps", str(arguments.steps)]
-    said = _words_of([sys.executable, __file__, *common, "--one", what])
-    try:
-        return json.loads(said.splitlines()[-1])
-    except (ValueError, IndexError):
-        return said
+def _share_of_peak(found: dict[str, Any], name: str) -> None:
+    one, peak = found[name], found.get(PEAK)
+    if name != PEAK and isinstance(one, dict) and "TFLOP/s" in one and isinstance(peak, dict):
+        one["share of the matrix products"] = round(one["TFLOP/s"] / peak["TFLOP/s"], 3)
+
+
+def _said(module: str, argv: list[str]) -> str:
+    """What a comparison prints; it forks from this process, in which everything is loaded."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        importlib.import_module(module).main(argv)
+    return said.getvalue().strip()
 
 
 def _words_of(argv: list[str]) -> str:
@@ -91,7 +110,7 @@ def _words_of(argv: list[str]) -> str:
     return done.stdout.strip()
 
 
-def _device(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
+def _device(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     if arguments.device == "cpu":
@@ -104,7 +123,7 @@ def _device(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
     }
 
 
-def _matmul(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
+def _matmul(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     size = 8192 if arguments.device == "cuda" else 256
@@ -216,8 +235,6 @@ def _checkpoint(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
         "loaded GB/s": round(gigabytes / (loaded - saved), 2),
     }
 
-
-MEASURES = {"device": _device, "matmul": _matmul, "training": _training, "checkpoint": _checkpoint}
 
 if __name__ == "__main__":
     main()

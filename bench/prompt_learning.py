@@ -25,12 +25,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bench.forked import forked, load
     from hpclm.data.ranks.batches import TrainingBatch
+else:
+    # as a script, whose own folder is on the path
+    from forked import forked, load
 
 VIRTUAL = 10
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 6), ("hidden", 256), ("heads", 8), ("vocab", 8192), ("tokens", 118)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -39,11 +43,13 @@ def main() -> None:
     add_place(parser)
     parser.add_argument("--side", choices=("hpclm", "peft"), help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.side:
         warnings.simplefilter("ignore")
-        print(json.dumps((_hpclm if arguments.side == "hpclm" else _peft)(arguments)))
+        print(json.dumps(_SIDES[arguments.side](arguments)))
     else:
+        if arguments.device == "cuda":
+            load()
         _compare(arguments)
 
 
@@ -58,7 +64,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         found: dict[str, list[dict[str, Any]]] = {"hpclm": [], "peft": []}
         for _ in range(arguments.rounds):
             for side, results in found.items():
-                results.append(_measured(side, weights))
+                results.append(measured(_SIDES, side, arguments, weights, __file__))
     losses = {side: results[0]["loss"] for side, results in found.items()}
     if abs(losses["hpclm"] - losses["peft"]) > (1e-4 if arguments.precision == "fp32" else 2e-2):
         sys.exit(f"first losses differ: {losses}: not the same work")
@@ -70,11 +76,15 @@ def _compare(arguments: argparse.Namespace) -> None:
         print(f"{title}: hpclm {ours:.2f}, PEFT {theirs:.2f}, ratio {statistics.median(ratios):.2f}")
 
 
-def _measured(side: str, weights: Path) -> dict[str, Any]:
-    argv = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--weights", str(weights)]
+def measured(sides: Any, side: str, arguments: argparse.Namespace, weights: Path, script: str) -> dict[str, Any]:
+    """What a side's function returns in a process of its own."""
+    if arguments.device == "cuda":
+        mine = argparse.Namespace(**{**vars(arguments), "side": side, "weights": weights})
+        return dict(forked(lambda: sides[side](mine)))
+    argv = [sys.executable, script, *sys.argv[1:], "--side", side, "--weights", str(weights)]
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(done.stderr[-4000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -313,6 +323,8 @@ def _copy_prompts(encoder: Any, state: dict[str, Any]) -> None:
         {name.removeprefix("encoder."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
     )
 
+
+_SIDES = {"hpclm": _hpclm, "peft": _peft}
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,13 @@
-"""Tests that need a GPU: `make gpu`. With HPCLM_GPU_TESTS=rehearse they run on the CPU, to try the tests themselves."""
+"""Tests that need a GPU: `make gpu`. With HPCLM_GPU_TESTS=rehearse they run on the CPU, to try the tests themselves.
+
+Ranks are forked from a process that has loaded torch and megatron-core: loading them takes ten times as long as most of
+what is tested here.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
 from hpclm.core.spec import StageSpec
 from tests.support.engine_harness import write_data
-from tests.support.processes import environment, python, start
+from tests.support.processes import environment
+from tests.support.rank_server import RANK, ForkedRank
+from tests.support.waiting import wait_until
 
 REHEARSES = os.environ.get("HPCLM_GPU_TESTS") == "rehearse"
 
@@ -25,19 +29,15 @@ REHEARSES = os.environ.get("HPCLM_GPU_TESTS") == "rehearse"
 @pytest.fixture(scope="session")
 def device() -> str:
     """`gpu`, or `cpu` in a rehearsal; a machine without a GPU skips."""
-    if REHEARSES:
-        return "cpu"
-    if python("-c", "import sys, torch; sys.exit(not torch.cuda.is_available())").returncode:
-        pytest.skip("torch sees no GPU")
-    return "gpu"
+    return "cpu" if REHEARSES else "gpu"
 
 
 @pytest.fixture(scope="session")
 def gpus(device: str) -> int:
     """How many there are; as many ranks can run here."""
-    if REHEARSES:
-        return 2
-    return int(python("-c", "import torch; print(torch.cuda.device_count())").stdout)
+    import torch
+
+    return 2 if REHEARSES else torch.cuda.device_count()
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,20 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def forked(arguments: list[str], log: Path, device: str, *, function: str = RANK, **variables: str) -> ForkedRank:
+    """A process that has torch and megatron-core loaded."""
+    gpu = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if device == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}
+    env = environment(PYTHONWARNINGS="ignore", **gpu, **variables)
+    return ForkedRank(arguments, env, log, gpu=device == "gpu", function=function)
+
+
+def ended(process: ForkedRank) -> int:
+    """Its exit code, once it has one."""
+    wait_until("the process to end", lambda: process.poll() is not None)
+    assert process.returncode is not None
+    return process.returncode
+
+
 Run = Callable[..., StagePaths]
 
 
@@ -54,26 +68,25 @@ Run = Callable[..., StagePaths]
 def run() -> Run:
     """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with."""
 
-    def ranks(spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0, **variables: str) -> StagePaths:
+    def ranks(spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0) -> StagePaths:
         paths = StagePaths(Path(spec.stage_dir))
         write_json(paths.spec, to_dict(replace(spec, device=device)))
         logs = paths.attempt(attempt).logs
         logs.mkdir(parents=True, exist_ok=True)
         count = spec.parallel.world_size
-        with ExitStack() as stack:
-            started = []
-            for rank in range(count):
-                place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
-                given = {f"HPCLM_{name}": str(value) for name, value in place.items()} | variables
-                log = stack.enter_context((logs / f"{rank:05d}.log").open("w"))
-                argv: list[Any] = [*PYTHON, "-m", "hpclm.worker", paths.root, f"{attempt:03d}"]
-                process = start(argv, env=environment(PYTHONWARNINGS="ignore", **given), stdout=log, stderr=log)
-                started.append(stack.enter_context(process))
-            codes = [process.wait() for process in started]
-        assert codes[0] == code, (logs / "00000.log").read_text()[-4000:]
+        started = []
+        for rank in range(count):
+            place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
+            given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
+            log = logs / f"{rank:05d}.log"
+            started.append(forked([str(paths.root), f"{attempt:03d}"], log, device, **given))
+        try:
+            for one in started:
+                ended(one)
+        finally:
+            for one in started:
+                one.kill()
+        assert started[0].returncode == code, (logs / "00000.log").read_text()[-4000:]
         return paths
 
     return ranks
-
-
-PYTHON = [sys.executable]

@@ -139,7 +139,7 @@ class Ranks:
         place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
         given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
         env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **given)
-        return ForkedRank(self.paths.root, attempt, env, self.attempt.log(rank))
+        return ForkedRank([str(self.paths.root), str(attempt)], env, self.attempt.log(rank))
 
     def wait(self) -> list[int]:
         """Exit codes in rank order; ranks that outlast the limit are killed, and the test fails with rank 0's words."""

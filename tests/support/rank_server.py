@@ -4,8 +4,11 @@ Loading both takes seconds of a core in each rank, most of a short test. A forke
 `hpclm.worker.entry` with the same arguments and environment as a started one; the tests on a cluster and the demo's
 start theirs.
 
-A request is a line of JSON on standard input, the answer one on standard output: {"start": [stage_dir, attempt], "env":
-{…}, "log": path} gives {"pid": …}; {"poll": pid} gives {"code": null or the exit code, negative for a signal}.
+With the argument `gpu` its children may use GPUs, and it does not touch them itself: CUDA does not outlive a fork.
+
+A request is a line of JSON on standard input, the answer one on standard output: {"start": [argument, …], "function":
+"module:name", "env": {…}, "log": path} gives {"pid": …}; {"poll": pid} gives {"code": null or the exit code, negative
+for a signal}.
 """
 
 from __future__ import annotations
@@ -23,18 +26,26 @@ from typing import Any
 
 from tests.support.processes import ROOT, environment
 
+RANK = "hpclm.worker.entry:main"
+
 
 class ForkedRank:
-    """A rank, with what the tests use of `subprocess.Popen`."""
+    """A rank, with what the tests use of `subprocess.Popen`.
 
-    def __init__(self, stage_dir: Path, attempt: int, env: dict[str, str], log: Path) -> None:
-        request = {"start": [str(stage_dir), str(attempt)], "env": env, "log": str(log)}
-        self.pid: int = _server().ask(request)["pid"]
+    Args:
+        function: another one than a rank's to call in such a process, `module:name`; it takes `arguments`.
+    """
+
+    def __init__(
+        self, arguments: list[str], env: dict[str, str], log: Path, *, gpu: bool = False, function: str = RANK
+    ) -> None:
+        self.server = _server(gpu)
+        self.pid: int = self.server.ask({"start": arguments, "function": function, "env": env, "log": str(log)})["pid"]
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = _server().ask({"poll": self.pid})["code"]
+            self.returncode = self.server.ask({"poll": self.pid})["code"]
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -46,9 +57,11 @@ class ForkedRank:
 
 
 class _Server:
-    def __init__(self) -> None:
-        argv = [sys.executable, "-m", "tests.support.rank_server"]
-        env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", CUDA_VISIBLE_DEVICES="")
+    def __init__(self, gpu: bool) -> None:
+        argv = [sys.executable, "-m", "tests.support.rank_server", *(["gpu"] * gpu)]
+        # asked through NVML, torch says whether there is a GPU without starting CUDA
+        where = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+        env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **where)
         self.process = subprocess.Popen(
             argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -66,14 +79,12 @@ class _Server:
 
 
 @cache
-def _server() -> _Server:
-    return _Server()
+def _server(gpu: bool) -> _Server:
+    return _Server(gpu)
 
 
-def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
+def _rank(function: str, arguments: list[str], env: dict[str, str], log: str) -> None:
     """The child: a rank with its own environment and log. It does not return."""
-    from hpclm.worker.entry import main
-
     os.environ.clear()
     os.environ.update(env)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
@@ -84,7 +95,9 @@ def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
         os.dup2(mine, standard)
     code = 1
     try:
-        main(*arguments)
+        module, _, name = function.partition(":")
+        _start_again_if_forks_cannot(module, name, arguments)
+        getattr(importlib.import_module(module), name)(*arguments)
         code = 0
     finally:
         sys.stdout.flush()
@@ -92,16 +105,26 @@ def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
         os._exit(code)
 
 
+def _start_again_if_forks_cannot(module: str, name: str, arguments: list[str]) -> None:
+    """A library may have started CUDA while it was loaded; then the process begins anew, without what was loaded."""
+    import torch
+
+    if torch.cuda._is_in_bad_fork():
+        code = f"import sys, {module} as module; module.{name}(*sys.argv[1:])"
+        os.execv(sys.executable, [sys.executable, "-c", code, *arguments])
+
+
 def _poll(pid: int) -> int | None:
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-def serve() -> None:
+def serve(*, gpu: bool) -> None:
     from hpclm.engines.megatron.ranks import cpu_standins, stage_runner
 
-    # as a rank does: the stand-ins before megatron-core's modules
-    cpu_standins.install()
+    if not gpu:
+        # as a rank does: the stand-ins before megatron-core's modules
+        cpu_standins.install()
     for module in ("groups", "rank_context", "tasks"):
         importlib.import_module(f"{stage_runner.__package__}.{module}")
 
@@ -114,11 +137,11 @@ def serve() -> None:
         else:
             pid = os.fork()
             if pid == 0:
-                _rank(request["start"], request["env"], request["log"])
+                _rank(request["function"], request["start"], request["env"], request["log"])
             answer = {"pid": pid}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    serve()
+    serve(gpu="gpu" in sys.argv[1:])

@@ -44,7 +44,6 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     pairs = list(zip(examples, spans, labels, strict=True))
     loss_mask = row((example.loss_mask[label] for example, _, label in pairs), 0.0, torch.float32)
     loss_positions = loss_mask.flatten().nonzero().squeeze(1)
-    starts = [end - (count - shared) for end, count in zip(itertools.accumulate(sizes), counts, strict=True)]
     return TrainingBatch(
         tokens=row((example.tokens[span] for example, span, _ in pairs), pad_id),
         labels=row((example.labels[label] for example, _, label in pairs), pad_id),
@@ -54,7 +53,7 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
         loss_mask=loss_mask,
         loss_positions=loss_positions if len(loss_positions) else torch.zeros(1, dtype=torch.int64),
         real_tokens=sum(counts),
-        layout=Layout.make(shared, starts, [count - shared for count in counts], length),
+        layout=Layout.make(shared, [count - shared for count in counts], length),
     )
 
 

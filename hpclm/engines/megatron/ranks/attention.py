@@ -15,7 +15,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from hpclm.data.ranks.packed_layout import Layout
+from hpclm.data.ranks.packed_layout import Layout, layout_of
+from hpclm.engines.megatron.ranks import flash
 
 
 class SdpaAttention(MegatronModule):
@@ -45,14 +46,19 @@ class SdpaAttention(MegatronModule):
         packed_seq_params: object = None,
     ) -> Tensor:
         if attention_mask is not None and attention_mask.dtype == torch.int64:
-            layout = Layout(attention_mask, query.size(0))
-            return layout.pack(self._attend(layout.unpack(query), layout.unpack(key), layout.unpack(value), None))
+            return self._attend_packed(query, key, value, layout_of(attention_mask, query.size(0)))
         # [s, b, n, d] -> [b, n, s, d], views only
         context = self._attend(
             query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), attention_mask
         )
         # [b, n, sq, d] -> [sq, b, n · d]
         return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.hidden_size_per_partition)
+
+    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+        if flash.usable(query) and not (self.training and self.config.attention_dropout > 0.0):
+            made = flash.attend(query[:, 0], key[:, 0], value[:, 0], layout.segments, self.softmax_scale)
+            return made.view(query.size(0), 1, self.hidden_size_per_partition)
+        return layout.pack(self._attend(layout.unpack(query), layout.unpack(key), layout.unpack(value), None))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         """All [b, n, s, d]."""

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.forked import forked, load
     from hpclm.data.ranks.batches import TrainingBatch
+if TYPE_CHECKING or __package__:
+    from bench.forked import forked, load
 else:
     # as a script, whose own folder is on the path
     from forked import forked, load

@@ -50,7 +50,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forked(arguments: list[str], log: Path, device: str, *, function: str = RANK, **variables: str) -> ForkedRank:
     """A process that has torch and megatron-core loaded."""
     gpu = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if device == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}
-    env = environment(PYTHONWARNINGS="ignore", **gpu, **variables)
+    # several tests run at once, and a process takes all cores otherwise
+    env = environment(PYTHONWARNINGS="ignore", OMP_NUM_THREADS="2", **gpu, **variables)
     return ForkedRank(arguments, env, log, gpu=device == "gpu", function=function)
 
 
@@ -68,7 +69,7 @@ Run = Callable[..., StagePaths]
 def run() -> Run:
     """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with."""
 
-    def ranks(spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0) -> StagePaths:
+    def ranks(spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0, **variables: str) -> StagePaths:
         paths = StagePaths(Path(spec.stage_dir))
         write_json(paths.spec, to_dict(replace(spec, device=device)))
         logs = paths.attempt(attempt).logs
@@ -79,7 +80,7 @@ def run() -> Run:
             place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
             given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
             log = logs / f"{rank:05d}.log"
-            started.append(forked([str(paths.root), f"{attempt:03d}"], log, device, **given))
+            started.append(forked([str(paths.root), f"{attempt:03d}"], log, device, **given, **variables))
         try:
             for one in started:
                 ended(one)

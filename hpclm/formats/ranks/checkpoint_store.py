@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
@@ -40,6 +39,7 @@ from hpclm.formats.checkpoint_manifest import (
     sha256_of,
 )
 from hpclm.formats.ranks.shards import is_main_replica
+from hpclm.formats.ranks.tensor_file import write_tensors
 
 
 def save(
@@ -94,7 +94,7 @@ def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Writt
     data: dict[str, torch.Tensor] = {}
     tensors: dict[str, StoredTensor] = {}
     for number, shard in enumerate(shards):
-        data[str(number)] = shard.data.detach().contiguous().cpu()
+        data[str(number)] = shard.data
         dtype = str(shard.data.dtype).removeprefix("torch.")
         tensor = tensors.setdefault(shard.key, StoredTensor(dtype, list(shard.global_shape), []))
         tensor.pieces.append(Piece(name, str(number), list(shard.global_offset), list(shard.local_shape)))
@@ -102,13 +102,16 @@ def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Writt
         return None
     path = folder / name
 
+    checksum = ""
+
     def write() -> None:
-        save_file(data, str(path))
+        nonlocal checksum
+        checksum = write_tensors(path, data)
         path.chmod(0o666 & ~umask())
         sync(path)
 
     when_there_is_room(write, path)
-    return _Written(name, path.stat().st_size, sha256_of(path), tensors)
+    return _Written(name, path.stat().st_size, checksum, tensors)
 
 
 def _manifest(files: list[_Written | None], state: Mapping[str, object]) -> Manifest:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
-from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
-from torch.nn import functional
 
 from hpclm.core import heartbeat
 from hpclm.core.ranks.seeds import named_generator
@@ -60,7 +55,7 @@ class Generator:
                 a row does not depend on its batch or on the split.
         """
         self.model.eval()
-        with torch.inference_mode(not self.trains_on), torch.no_grad(), plain_linears(self.model.gpt, self.groups):
+        with torch.inference_mode(not self.trains_on), torch.no_grad():
             return self._answer(batch, indices)
 
     def _answer(self, batch: GenerationBatch, indices: Iterable[int]) -> list[list[int]]:
@@ -162,35 +157,6 @@ class Generator:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(chosen, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         return chosen
-
-
-@contextlib.contextmanager
-def plain_linears(gpt: GPTModel, groups: Groups) -> Iterator[None]:
-    """Run linear layers that are not split as plain torch layers.
-
-    megatron-core's go through autograd functions for gradients and communication, which are not needed here: at one
-    token per step their calls took a tenth of the time.
-    """
-    if groups.tensor_size > 1:
-        yield
-        return
-    layers = [one for one in gpt.modules() if isinstance(one, ColumnParallelLinear | RowParallelLinear)]
-    for layer in layers:
-        layer.forward = functools.partial(_linear, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _linear(
-    layer: ColumnParallelLinear | RowParallelLinear, states: Tensor, weight: Tensor | None = None, **_: object
-) -> tuple[Tensor, Tensor | None]:
-    """The layer's output, and its bias where the caller adds it."""
-    own = None if layer.skip_bias_add else layer.bias
-    made = functional.linear(states, layer.weight if weight is None else weight, own)
-    return made, layer.bias if layer.skip_bias_add else None
 
 
 def prefill_mask(real: Tensor) -> Tensor:

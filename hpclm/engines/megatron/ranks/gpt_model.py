@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import Backends, ModelSpec, ParallelSpec, RecomputeSpec
+from hpclm.engines.megatron.ranks import rotary
 from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.gated import Gate
 from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.plain_linear import make_plain
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
 from hpclm.worker.gpu_environment import can_compile
@@ -128,6 +130,7 @@ def build_gpt(
     model: ModelSpec, config: TransformerConfig, groups: Groups, backends: Backends = DEFAULT_BACKENDS
 ) -> GPTModel:
     """This rank's shard of the model, weights not yet set."""
+    rotary.install()
     norm = NORMS[backends.norm]
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
@@ -160,6 +163,8 @@ def build_gpt(
         # the position table does not follow params_dtype
         parameter.data = parameter.data.to(config.params_dtype)
     mark_tensor_parallel(gpt)
+    if groups.tensor_size == 1:
+        make_plain(gpt)
     return gpt
 
 

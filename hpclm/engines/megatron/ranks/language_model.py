@@ -11,6 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn import functional
 
 from hpclm.adapters.ranks.soft_prompts import SoftPrompts
 from hpclm.data.ranks.batches import Batch, TrainingBatch
@@ -105,8 +106,9 @@ def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
         index, task = batch.virtual_index, batch.task
         assert index is not None
         assert task is not None
-        rows = table[task.unsqueeze(1) if task.dim() == 1 else task, index.clamp(min=0)]
-        words = torch.where((index >= 0).unsqueeze(-1), rows.to(words.dtype), words)
+        is_virtual = index >= 0
+        rows = _virtual_rows(table, task.unsqueeze(1) if task.dim() == 1 else task, index, is_virtual)
+        words = torch.where(is_virtual.unsqueeze(-1), rows.to(words.dtype), words)
     if embedding.add_position_embedding:
         words = words + embedding.position_embeddings(batch.position_ids)
     states = words.transpose(0, 1).contiguous()
@@ -117,3 +119,13 @@ def embed(gpt: GPTModel, batch: Batch, table: Tensor | None) -> Tensor:
     with fork:
         dropped: Tensor = embedding.embedding_dropout(states)
     return dropped
+
+
+def _virtual_rows(table: Tensor, task: Tensor, index: Tensor, is_virtual: Tensor) -> Tensor:
+    """Rows [b, s, h] of the soft prompts; where no virtual token is, one that takes no part in the gradient, whose sum
+    over all words would else be made one by one."""
+    tasks, count, _ = table.shape
+    nothing = tasks * count
+    places = torch.where(is_virtual, task * count + index, nothing)
+    padded = functional.pad(table.flatten(0, 1), (0, 0, 0, 1))
+    return functional.embedding(places, padded, padding_idx=nothing)

@@ -167,7 +167,8 @@ class Trainer:
         return step
 
     def _step(self, step: int) -> StepOutcome:
-        self.model.train()
+        if not self.module.training:  # asking all modules takes as long as several layers
+            self.model.train()
         self.model.zero_grad_buffer()
         if self.has_dropout:
             # Seeded by the step, so that a resumed run draws the same masks as an uninterrupted one.

@@ -137,6 +137,11 @@ class AttemptPaths:
         return self.root / "bad-nodes"
 
 
+def member_log(sweep: Path, stage: str, job_id: str) -> Path:
+    """The batch log of a member's stage, in the folder of its sweep."""
+    return sweep / "logs" / f"{stage}-{job_id}_batch.log"
+
+
 @dataclass(frozen=True)
 class StagePaths:
     """One stage of a run."""
@@ -167,12 +172,16 @@ class StagePaths:
         return self.root / "slurm"
 
     def batch_log(self, job_id: str) -> Path:
-        """Output of the batch script and of the command that starts the ranks."""
-        return self.job_folder / f"{job_id}_batch.log"
+        """Output of the batch script and of the command that starts the ranks. The stage of a sweep's member has a link
+        to it in its folder, which its job makes when it starts; until then it is in the sweep alone."""
+        own = self.job_folder / f"{job_id}_batch.log"
+        early = member_log(self.root.parents[2], self.name, job_id) if len(self.root.parents) > 2 else own
+        return early if early.exists() and not own.exists() else own
 
     def batch_logs(self) -> list[Path]:
         """Of every job of the stage, oldest first."""
-        return sorted(self.job_folder.glob("*_batch.log"), key=lambda path: path.stat().st_mtime)
+        logs = [path for path in self.job_folder.glob("*_batch.log") if path.exists()]
+        return sorted(logs, key=lambda path: path.stat().st_mtime)
 
     def job_exit(self, job_id: str) -> Path:
         """Left by the batch script when the stage ends: `<exit code> <unix time> <TERM or ->`."""

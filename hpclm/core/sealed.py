@@ -19,8 +19,17 @@ SEAL = "sha256_of_rest"
 
 def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 2, seal: bool = True) -> None:
     """`write_json` of an object and its checksum; without one (`seal`) for a reader of an earlier version."""
+    write_json(path, _sealed(value) if seal else finite(dict(value)), indent=indent)
+
+
+def sealed_line(value: Mapping[str, Any]) -> str:
+    """What `write_sealed` writes, in one line."""
+    return json.dumps(_sealed(value), ensure_ascii=True) + "\n"
+
+
+def _sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(finite(dict(value)), ensure_ascii=False))
-    write_json(path, {**plain, SEAL: _digest(plain)} if seal else plain, indent=indent)
+    return {**plain, SEAL: _digest(plain)}
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:

@@ -27,12 +27,22 @@ class SweepPaths:
         return self.root / "results"
 
     @property
+    def resolved(self) -> Path:
+        """The recipes of its members with every default: one JSON object a line, compressed."""
+        return self.root / "resolved.jsonl.gz"
+
+    @property
     def payload(self) -> Path:
         """The code of all its members."""
         return self.root / "payload"
 
     def run(self, name: str) -> RunPaths:
         return RunPaths(self.root / name)
+
+    @property
+    def logs(self) -> Path:
+        """Batch logs of its members' jobs; see `layout.member_log`."""
+        return self.root / "logs"
 
     @property
     def queue(self) -> Path:
@@ -53,6 +63,9 @@ class SweepPaths:
         return ArrayPaths(self.root / f"array-{first}")
 
 
+MEMBER = "@HPCLM_MEMBER@"
+
+
 @dataclass(frozen=True)
 class ArrayPaths:
     """One job array of a sweep: `<root>/<index>` points to the run of a member."""
@@ -64,6 +77,14 @@ class ArrayPaths:
 
     def script(self, stage: str) -> Path:
         return self.root / f"{stage}.sh"
+
+    def member_script(self, stage: str) -> Path:
+        """What a member's job makes its job.sh of: that of all members, with `MEMBER` for the name of its run."""
+        return self.root / f"{stage}.job"
+
+    def specs(self, stage: str) -> Path:
+        """What a member's job makes its spec.json of: a line for each member, compressed."""
+        return self.root / f"{stage}.specs.gz"
 
 
 @dataclass(frozen=True)

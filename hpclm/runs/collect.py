@@ -15,6 +15,7 @@ from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import RunPaths, StagePaths
 from hpclm.core.stage_result import result_of
 from hpclm.core.states import StageState
+from hpclm.core.sweep_layout import SweepPaths
 from hpclm.formats.checkpoint_manifest import damage
 from hpclm.formats.checkpoint_pointers import Which, pointed
 from hpclm.planning.task import task_named
@@ -22,6 +23,7 @@ from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
 from hpclm.runs.results_folder import building, refuse_foreign, writable, write_plain
 from hpclm.runs.status import RunStatus, scores_in, status_of
+from hpclm.runs.sweep_recipes import recipe_of
 
 PRED_FILE = "test-results.txt"
 _LARGE_BYTES = 1 << 30
@@ -118,6 +120,10 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
         there = run.paths.shared(source)
         if there.is_file():  # a member of a sweep that was copied alone has not its recipe
             shutil.copyfile(there, folder / source.name)
+    if not (folder / run.paths.resolved.name).exists():
+        recipe = recipe_of(SweepPaths(run.paths.root.parent), run.record.run)
+        if recipe is not None:
+            write_json(folder / run.paths.resolved.name, recipe)
     if chosen is not None:
         write_text(folder / PRED_FILE, _lines(rows))
         write_text(folder / "predictions.jsonl", _json_lines(rows))

@@ -258,10 +258,13 @@ def _was_submitted(paths: RunPaths) -> bool:
     return any(submit.job_ids or submit.error for submit in record.submits) or paths.local(1).state.exists()
 
 
-def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
+def write(prepared: Prepared, image_jobs: tuple[str, ...] = (), *, stages: bool = True) -> Run:
     """The run directory: built under a temporary name, then renamed, so it exists completely or not at all.
 
-    A member of a sweep has its code, recipe and environment in the sweep (`share`).
+    A member of a sweep has its code, recipe and environment in the sweep (`share`), and its resolved recipe.
+
+    Args:
+        stages: with the stages' folders.
     """
     final, member = prepared.paths, prepared.payload != prepared.paths.payload
     indent = None if member else 2
@@ -269,13 +272,13 @@ def write(prepared: Prepared, image_jobs: tuple[str, ...] = ()) -> Run:
     try:
         building.root.mkdir()
         record = _record(prepared, image_jobs)
-        write_json(building.resolved, prepared.loaded.resolved(), indent=indent)
         write_json(building.plan, prepared.plan.to_dict(), indent=indent)
-        for job, spec in zip(prepared.jobs, prepared.specs, strict=True):
+        for job, spec in zip(prepared.jobs, prepared.specs, strict=True) if stages else ():
             stage = building.stage(job.stage)
             write_sealed(stage.spec, to_dict(spec), indent=indent)
             stage.job_folder.mkdir()  # a job whose log folder is missing fails without a message
         if not member:
+            write_json(building.resolved, prepared.loaded.resolved())
             share(prepared, building.root)
             stage_payload(building.payload, shared=RunsFolder(final.root.parent).payloads)
         write_record(building, record)

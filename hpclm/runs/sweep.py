@@ -20,6 +20,7 @@ from hpclm.core.errors import HpclmError, RecipeError, SiteError
 from hpclm.core.files import read_json, write_json
 from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import sealed_line
 from hpclm.core.sweep_layout import RunsFolder, SweepPaths
 from hpclm.planning.task import task_named
 from hpclm.runs.record import Run, entries_of, has_file, read_run
@@ -36,6 +37,7 @@ from hpclm.runs.submit import (
     submission_of,
     write,
 )
+from hpclm.runs.sweep_recipes import write_recipes
 from hpclm.schedulers.interface import SweepSubmission, scheduler_of
 from hpclm.schedulers.jobs import StageJob, member_run
 
@@ -194,7 +196,9 @@ def submit_sweep(sweep: Sweep, made: list[Prepared], log: Callable[[str], None] 
         write_json(sweep.paths.record, to_dict(sweep.record))
         share(made[0], sweep.paths.root)
         stage_payload(sweep.paths.payload, shared=folder.payloads)
-        runs = [write(one, image_jobs) for one in made]
+        write_recipes(sweep.paths, ((one.run, one.loaded.resolved()) for one in made))
+        with_stages = not scheduler_of(made[0].site).makes_member_folders
+        runs = [write(one, image_jobs, stages=with_stages) for one in made]
         handed = True
         _start(sweep, runs, made, image_jobs)
     except BaseException:
@@ -211,7 +215,12 @@ def _start(sweep: Sweep, runs: list[Run], made: list[Prepared], image_jobs: tupl
         runs[index] = run.save(run.record.with_submit(submit))
 
     members = [submission_of(run, one.jobs, {}, image_jobs) for run, one in zip(runs, made, strict=True)]
-    submission = SweepSubmission(sweep.paths, members, sweep.record.max_running, note)
+
+    def spec(index: int, stage: str) -> str:
+        specs = zip(made[index].jobs, made[index].specs, strict=True)
+        return next(sealed_line(to_dict(one)) for job, one in specs if job.stage == stage)
+
+    submission = SweepSubmission(sweep.paths, members, sweep.record.max_running, spec, note)
     scheduler_of(made[0].site).start_sweep(submission)
 
 

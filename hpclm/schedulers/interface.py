@@ -52,11 +52,18 @@ class Submission:
 
 @dataclass(frozen=True)
 class SweepSubmission:
-    """Many similar runs. `members`: each one's submission; `note`: takes a member's index and its job ids."""
+    """Many similar runs.
+
+    Attributes:
+        members: each one's submission.
+        spec: the spec of a member's stage in one line, by the member's index and the stage.
+        note: takes a member's index and its job ids.
+    """
 
     paths: SweepPaths
     members: Sequence[Submission]
     max_running: int | None
+    spec: Callable[[int, str], str]
     note: Callable[[int, dict[str, str]], None]
 
 
@@ -112,6 +119,8 @@ class Scheduler(Protocol):
         has_job_ids: whether jobs have ids that are written into the record.
         is_shared: whether many users query it, so that it is queried less and less often while a run is followed.
         runs_preflight: whether its jobs check their nodes before each start.
+        makes_member_folders: whether a job of a sweep makes the folder of its stage when it starts, with the spec in
+            it; otherwise they are there before.
         rank_variables: what an image must pass on to a rank; the first five tell its rank, world size, local rank, node
             rank and node name. Empty where the job sets HPCLM_RANK and the others itself.
         outside_reason: the reason shown for a job that was cancelled from outside.
@@ -121,6 +130,7 @@ class Scheduler(Protocol):
     has_job_ids: bool
     is_shared: bool
     runs_preflight: bool
+    makes_member_folders: bool
     rank_variables: tuple[str, ...]
     outside_reason: str
 

@@ -74,7 +74,8 @@ def test_a_grid_runs_and_is_gathered_best_first(hpclm: Callable[..., str], tmp_p
     assert "4 runs: 4 completed; by val_loss" in hpclm("status")
     # a member is a run like any other
     assert f"{name}.002  completed" in hpclm("status", f"{name}.002")
-    resolved = json.loads((tmp_path / "runs" / name / f"{name}.003" / "resolved.json").read_text())
+    hpclm("collect", f"{name}.003", "--out", "third")
+    resolved = json.loads((tmp_path / "third" / "resolved.json").read_text())
     assert "0.0003" in json.dumps(resolved)
     out = hpclm("collect", name)
     assert out.splitlines()[-2].startswith(f"best: {name}.")

@@ -25,6 +25,7 @@ class Local:
     has_job_ids = False
     is_shared = False
     runs_preflight = False
+    makes_member_folders = False
     rank_variables = ()
     outside_reason = ""
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from hpclm.containers import LaunchSpec
 from hpclm.core.errors import SiteError
-from hpclm.core.layout import StagePaths
+from hpclm.core.layout import StagePaths, member_log
 from hpclm.core.node_name import VARIABLES
 from hpclm.core.secrets import shell_lines
 from hpclm.core.site import Site
-from hpclm.core.sweep_layout import ArrayPaths
+from hpclm.core.sweep_layout import MEMBER, ArrayPaths
 from hpclm.schedulers.jobs import ArrayJob, StageJob, array_tag
 from hpclm.schedulers.slurm.submitit_adapter import render_script
 
@@ -178,8 +178,8 @@ def _environment(job: StageJob, site: Site) -> list[str]:
 
 
 def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
-    """One script for a stage of many similar runs: each member changes to its own folder
-    and runs its own job.sh there."""
+    """One script for a stage of many similar runs: each member makes the folder of its stage, where it is not there
+    yet, and runs its job.sh there. So a sweep of hundreds is a handful of files until its jobs start."""
     own = dataclasses.replace(
         job, stage_dir=array.folder, run=array.sweep, title=array.sweep, environment={}, python=(), launch=LaunchSpec()
     )
@@ -188,10 +188,39 @@ def render_array(job: StageJob, site: Site, array: ArrayJob) -> str:
     parameters["comment"] = array_tag(array, job.stage)
     parameters["additional_parameters"] |= {
         "array": f"0-{array.count - 1}{limit}",
-        "output": str(ArrayPaths(Path(array.folder)).member("%a").stage(job.stage).batch_log("%A_%a")),
+        "output": str(member_log(Path(array.folder).parent, job.stage, "%A_%a")),
     }
-    member = f'{shlex.quote(array.folder)}/"$SLURM_ARRAY_TASK_ID"/stages/{shlex.quote(job.stage)}'
-    return render_script(array.folder, parameters, f"cd {member} && exec bash ./job.sh")
+    paths = ArrayPaths(Path(array.folder))
+    settings = {
+        "array": array.folder,
+        "stage": job.stage,
+        "specs": str(paths.specs(job.stage)),
+        "script": str(paths.member_script(job.stage)),
+        # from the folder of the stage's jobs, so that a moved sweep has it too
+        "log": "../../../../logs",
+    }
+    lines = [f"hpclm_{name}={shlex.quote(value)}" for name, value in settings.items()]
+    return render_script(array.folder, parameters, "\n".join([*lines, _MEMBER]))
+
+
+# A member's run is named by letters, digits, dots, dashes and underscores.
+_MEMBER = f"""\
+set -e -o pipefail
+cd -P "$hpclm_array/$SLURM_ARRAY_TASK_ID"
+hpclm_member=${{PWD##*/}}
+hpclm_job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+mkdir -p "stages/$hpclm_stage/slurm"
+cd "stages/$hpclm_stage"
+ln -sf "$hpclm_log/$hpclm_stage-${{hpclm_job}}_batch.log" "slurm/${{hpclm_job}}_batch.log"
+if [ ! -e spec.json ]; then
+  gzip -dc "$hpclm_specs" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" >".spec.$hpclm_job"
+  mv ".spec.$hpclm_job" spec.json
+fi
+if [ ! -e job.sh ]; then
+  sed "s/{MEMBER}/$hpclm_member/g" "$hpclm_script" >".job.$hpclm_job"
+  mv ".job.$hpclm_job" job.sh
+fi
+exec bash ./job.sh"""
 
 
 def _refuse_control(texts: list[str], what: str) -> None:

@@ -37,6 +37,7 @@ class Slurm:
     has_job_ids = True
     is_shared = True
     runs_preflight = True
+    makes_member_folders = True
     rank_variables = JOB_VARIABLES
     outside_reason = "outside hpclm (scancel, or an administrator)"
 

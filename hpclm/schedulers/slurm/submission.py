@@ -3,6 +3,7 @@ cancelled if the rest is refused."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hpclm.core.errors import SchedulerError
 from hpclm.core.files import write_text
 from hpclm.core.layout import StagePaths
 from hpclm.core.site import Site
-from hpclm.core.sweep_layout import ArrayPaths
+from hpclm.core.sweep_layout import MEMBER, ArrayPaths
 from hpclm.schedulers.interface import Note, Submission, SweepSubmission
 from hpclm.schedulers.jobs import ArrayJob, StageJob
 from hpclm.schedulers.slurm import client
@@ -28,7 +29,10 @@ def start(submission: Submission, note: Note) -> None:
         try:
             if job.depends_on:
                 verify([known[parent] for parent in job.depends_on], submission.user)
-            script = StagePaths(Path(job.stage_dir)).script
+            stage = StagePaths(Path(job.stage_dir))
+            # a job whose log folder is missing fails without a word
+            stage.job_folder.mkdir(parents=True, exist_ok=True)
+            script = stage.script
             write_text(script, render(job, submission.site))
             taken[job.stage] = client.sbatch([*submission_argv(job, known, submission.wait_for), str(script)])
         except (SchedulerError, KeyboardInterrupt) as error:
@@ -77,9 +81,7 @@ def _take_back(submission: Submission, job: StageJob, taken: dict[str, str], why
 
 def start_sweep(sweep: SweepSubmission) -> None:
     """One job array per stage, or several if the cluster's largest array size is exceeded."""
-    for member in sweep.members:
-        for job in member.jobs:
-            StagePaths(Path(job.stage_dir)).script.write_text(render(job, member.site))
+    sweep.paths.logs.mkdir()
     size = client.max_array_size() - 1
     for first in range(0, len(sweep.members), size):
         _submit_arrays(sweep, first, sweep.members[first : first + size])
@@ -96,6 +98,10 @@ def _submit_arrays(sweep: SweepSubmission, first: int, members: Sequence[Submiss
     for index, member in enumerate(members):
         paths.member(index).root.symlink_to(Path("..") / member.paths.name)
     array = ArrayJob(sweep.paths.name, str(paths.root), first, len(members), sweep.max_running)
+    for stage in (job.stage for job in members[0].jobs):
+        specs = (sweep.spec(first + index, stage) for index in range(len(members)))
+        paths.specs(stage).write_bytes(gzip.compress("".join(specs).encode(), mtime=0))
+        _write_member_scripts(paths, stage, members)
     taken: dict[str, str] = {}
     try:
         for job in members[0].jobs:
@@ -104,6 +110,20 @@ def _submit_arrays(sweep: SweepSubmission, first: int, members: Sequence[Submiss
     finally:
         for index in range(len(members) if taken else 0):
             sweep.note(first + index, {stage: f"{array_id}_{index}" for stage, array_id in taken.items()})
+
+
+def _write_member_scripts(paths: ArrayPaths, stage: str, members: Sequence[Submission]) -> None:
+    """One script for all members, with a word for the name of their runs; those that differ by more have their own."""
+    common: str | None = None
+    for member in members:
+        (job,) = (one for one in member.jobs if one.stage == stage)
+        own = render(job, member.site)
+        general = own.replace(member.paths.name, MEMBER)
+        if common is None and MEMBER not in own:
+            common = general
+            write_text(paths.member_script(stage), common)
+        if general != common or MEMBER in own:
+            write_text(StagePaths(Path(job.stage_dir)).script, own)
 
 
 def _submit_array(job: StageJob, site: Site, array: ArrayJob, paths: ArrayPaths, after: list[str]) -> str:

@@ -123,3 +123,20 @@ def test_members_whose_numbers_were_never_written_are_found(
     status_of(sweep.runs())
     assert [dict(run.record.submits[0].job_ids) for run in sweep.runs()] == noted
     assert until_over(sweep) == {"completed": 3}
+
+
+def test_a_member_that_never_started_is_resumed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+) -> None:
+    """Its job would have made the folders of its stages."""
+    use_fake_worker(monkeypatch, (Stage("pretrain", behaviour={"seconds": 2}), Stage("more")))
+    sweep = start(2, limit=1)
+    second = sweep.runs()[1]
+    assert cli.run(["cancel", second.record.run]) == 0
+    assert not second.paths.stage("pretrain").spec.exists()
+    assert cli.run(["resume", second.record.run]) == 0
+    assert until_over(sweep) == {"completed": 2}
+    for run in sweep.runs():
+        for stage in ("pretrain", "more"):
+            assert "hpclm" in run.paths.stage(stage).script.read_text()
+            assert run.paths.stage(stage).batch_logs()

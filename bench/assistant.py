@@ -189,7 +189,7 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
 
 def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer: Any) -> list[tuple[str, str]]:
     from hpclm.data.examples import rows_to_answer
-    from hpclm.data.ranks.packing import collate_left
+    from hpclm.data.ranks.packing import collate_prompts
     from hpclm.engines.megatron.ranks.generation import Generator
 
     dataset = rows_to_answer(dataclasses.replace(spec, prompts="these"), spec.templates, tokenizer)
@@ -200,7 +200,7 @@ def _hpclm_answers(arguments: Any, spec: Any, groups: Any, model: Any, tokenizer
     pairs: list[tuple[str, str]] = []
     for start in range(0, len(chosen), 32):
         part = chosen[start : start + 32]
-        made = generator(collate_left(part, tokenizer.pad_id), [example.index for example in part])
+        made = generator(collate_prompts(part, tokenizer.pad_id), [example.index for example in part])
         for ids, example in zip(made, part, strict=True):
             assert example.answer is not None
             pairs.append((tokenizer.decode(ids), example.answer))

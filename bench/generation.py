@@ -109,7 +109,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = _rows(arguments)
     batch = GenerationBatch(
         tokens=rows,
-        attention=torch.ones_like(rows, dtype=torch.bool),
+        lengths=(rows.shape[1],) * len(rows),
         position_ids=torch.arange(rows.shape[1], device=rows.device).expand_as(rows),
         virtual_index=torch.full_like(rows, -1),
         task=torch.zeros(len(rows), dtype=torch.int64, device=rows.device),

@@ -57,7 +57,7 @@ def answers(model: LanguageModel, alone: Groups, spec: GenerationSpec, *, eos: i
     rows = torch.tensor(ROWS)
     batch = GenerationBatch(
         tokens=rows,
-        attention=torch.ones_like(rows, dtype=torch.bool),
+        lengths=(rows.shape[1],) * len(rows),
         position_ids=torch.arange(rows.shape[1]).expand_as(rows),
         virtual_index=torch.full_like(rows, -1),
         task=torch.zeros(len(rows), dtype=torch.int64),

@@ -11,7 +11,8 @@ import torch
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
 from hpclm.data.ranks.batches import GenerationBatch
-from hpclm.engines.megatron.ranks.generation import Generator, prefill_mask, sample
+from hpclm.engines.megatron.ranks.end_strings import EndStrings
+from hpclm.engines.megatron.ranks.generation import Generator, sample
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
@@ -21,6 +22,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 EOS = 300
+
+
+class EndsAt(EndStrings):
+    """An answer ends after the first of these tokens."""
+
+    def __init__(self, tokens: set[int]) -> None:
+        self.tokens, self.ids = tokens, list[int]()
+
+    def reached(self, answer: list[int]) -> bool:
+        return answer[-1] in self.tokens
+
+    def shortened(self, answer: list[int]) -> list[int]:
+        return next((answer[: n + 1] for n, token in enumerate(answer) if token in self.tokens), answer)
 
 
 def model_of(spec: ModelSpec, groups: Groups) -> LanguageModel:
@@ -33,15 +47,14 @@ def model_of(spec: ModelSpec, groups: Groups) -> LanguageModel:
     return made
 
 
-def left_padded(prompts: list[list[int]]) -> GenerationBatch:
+def padded(prompts: list[list[int]]) -> GenerationBatch:
     length = max(map(len, prompts))
-    attention = torch.tensor([[False] * (length - len(p)) + [True] * len(p) for p in prompts])
     return GenerationBatch(
-        tokens=torch.tensor([[0] * (length - len(p)) + p for p in prompts]),
-        attention=attention,
-        position_ids=(attention.long().cumsum(1) - 1).clamp(min=0),
+        tokens=torch.tensor([p + [0] * (length - len(p)) for p in prompts]),
+        position_ids=torch.arange(length).repeat(len(prompts), 1),
         virtual_index=torch.full((len(prompts), length), -1),
         task=torch.zeros(len(prompts), dtype=torch.int64),
+        lengths=tuple(map(len, prompts)),
     )
 
 
@@ -60,31 +73,52 @@ def recomputed(model: LanguageModel, prompt: list[int], count: int, vocab_size: 
 def test_cache_and_padding_change_no_answer(alone: Groups, spec: ModelSpec) -> None:
     model = model_of(spec, alone)
     generator = Generator(model, alone, GenerationSpec(max_new_tokens=8), vocab_size=384, eos_id=-7)
-    assert generator(left_padded(PROMPTS), range(3)) == [recomputed(model, prompt, 8, 384) for prompt in PROMPTS]
+    assert generator(padded(PROMPTS), range(3)) == [recomputed(model, prompt, 8, 384) for prompt in PROMPTS]
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(alone: Groups) -> None:
     model = model_of(SMALL, alone)
     generator = Generator(model, alone, GenerationSpec(max_new_tokens=20), vocab_size=16, eos_id=-7)
-    assert max(token for answer in generator(left_padded(PROMPTS), range(3)) for token in answer) < 16
+    assert max(token for answer in generator(padded(PROMPTS), range(3)) for token in answer) < 16
 
 
 def test_an_answer_ends_at_the_end_token_and_the_others_go_on(alone: Groups) -> None:
     model = model_of(SMALL, alone)
     spec = GenerationSpec(max_new_tokens=8)
-    whole = Generator(model, alone, spec, vocab_size=384, eos_id=-7)(left_padded(PROMPTS), range(3))
+    whole = Generator(model, alone, spec, vocab_size=384, eos_id=-7)(padded(PROMPTS), range(3))
     eos = whole[0][3]
-    cut = Generator(model, alone, spec, vocab_size=384, eos_id=eos)(left_padded(PROMPTS), range(3))
+    cut = Generator(model, alone, spec, vocab_size=384, eos_id=eos)(padded(PROMPTS), range(3))
     assert cut == [answer[: answer.index(eos)] if eos in answer else answer for answer in whole]
+
+
+@pytest.mark.parametrize("spec", [SMALL, MODERN], ids=["gpt2", "modern"])
+def test_rows_that_end_are_dropped_and_change_no_other(alone: Groups, spec: ModelSpec) -> None:
+    """Rows of eight lengths, whose answers end one after the other."""
+    model = model_of(spec, alone)
+    prompts = [[20 + n, *range(5, 5 + n)] for n in range(8)]
+    settings = GenerationSpec(max_new_tokens=12)
+    whole = [recomputed(model, prompt, 12, 384) for prompt in prompts]
+    sizes: list[int] = []
+
+    class Counted(Generator):
+        def _choose(self, logits: torch.Tensor | None, rows: int, generators: list[torch.Generator]) -> torch.Tensor:
+            sizes.append(rows)
+            return super()._choose(logits, rows, generators)
+
+    end = EndsAt({row[n] for n, row in enumerate(whole)})
+    made = Counted(model, alone, settings, vocab_size=384, eos_id=-7, ends=end)(padded(prompts), range(8))
+    assert made == [end.shortened(row) for row in whole]
+    assert sizes[0] == 8
+    assert sizes[-1] < 8
 
 
 def test_what_a_row_draws_does_not_depend_on_its_batch(alone: Groups) -> None:
     model = model_of(SMALL, alone)
     spec = GenerationSpec(max_new_tokens=6, greedy=False, temperature=1.5)
     generator = Generator(model, alone, spec, vocab_size=384, eos_id=-7)
-    together = generator(left_padded(PROMPTS), [4, 9, 2])
+    together = generator(padded(PROMPTS), [4, 9, 2])
     assert [
-        generator(left_padded([prompt]), [index])[0] for prompt, index in zip(PROMPTS, (4, 9, 2), strict=True)
+        generator(padded([prompt]), [index])[0] for prompt, index in zip(PROMPTS, (4, 9, 2), strict=True)
     ] == together
 
 
@@ -112,8 +146,3 @@ def test_top_k_and_top_p_bound_the_choice(changes: dict[str, Any], allowed: int)
     shares = drawn(LOGITS, 400, **changes)
     assert (shares > 0).sum() == allowed
     assert (shares[:allowed] > 0).all()
-
-
-def test_a_mask_lets_no_row_look_at_padding_or_ahead() -> None:
-    mask = prefill_mask(torch.tensor([[False, True, True]]))[0, 0]
-    assert mask.tolist() == [[True, False, False], [False, True, False], [False, True, True]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hpclm.core.errors import DataError
 from hpclm.core.spec import PromptData, TaskTemplate
 from hpclm.data.examples import PromptDataset
-from hpclm.data.ranks.packing import collate_left, pack
+from hpclm.data.ranks.packing import collate_prompts, pack
 from hpclm.data.ranks.sampler import FILL, GlobalBatchSampler
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer
@@ -108,12 +108,12 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(rows: list[tuple[int, in
     assert torch.allclose(packed_table.grad, alone_table.grad)  # type: ignore[arg-type]
 
 
-def test_prompts_are_padded_on_the_left_and_counted_from_their_first_token() -> None:
-    batch = collate_left([SHORT, LONG], 0)
-    assert batch.tokens[0].tolist() == [0, 0, 9, 1, 2, 3]
-    assert batch.attention[0].tolist() == [False, False, True, True, True, True]
-    assert batch.position_ids[0].tolist() == [0, 0, 0, 1, 2, 3]
-    assert batch.virtual_index[0].tolist() == [-1, -1, 0, -1, -1, -1]
+def test_prompts_are_padded_behind() -> None:
+    batch = collate_prompts([SHORT, LONG], 0)
+    assert batch.tokens[0].tolist() == [9, 1, 2, 3, 0, 0]
+    assert batch.lengths == (4, 6)
+    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch.virtual_index[0].tolist() == [0, -1, -1, -1, -1, -1]
     assert batch.tokens.dtype == torch.int64
 
 

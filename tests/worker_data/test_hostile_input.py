@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from hpclm.core.errors import DataError
 from hpclm.core.spec import PromptData, TaskTemplate
 from hpclm.data.examples import PromptDataset
-from hpclm.data.ranks.packing import collate_left, pack
+from hpclm.data.ranks.packing import collate_prompts, pack
 from hpclm.data.sources import assistant
 from hpclm.data.templates import Example, Template
 from hpclm.data.tokenizers import Tokenizer
@@ -98,7 +98,7 @@ def test_any_row_gives_ids_within_the_limit(row: dict[str, str], text: str, bos:
             assert whole.tokens[: len(prompt.tokens)] == prompt.tokens
         batch = pack([whole, whole], TOKENIZER.pad_id, multiple_of=4)
         assert batch.tokens.shape[1] % 4 == 0
-    assert collate_left([prompt], TOKENIZER.pad_id).attention.all()
+    assert collate_prompts([prompt], TOKENIZER.pad_id).lengths
 
 
 def test_an_empty_prompt_begins_with_the_begin_token() -> None:

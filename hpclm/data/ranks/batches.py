@@ -53,12 +53,12 @@ class TrainingBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationBatch(Batch):
-    """Left-padded prompts to continue.
+    """Prompts to continue, padded behind.
 
     Attributes:
-        attention: bool [b, s], True at real tokens.
+        lengths: real tokens of each row.
     """
 
     virtual_index: Tensor
     task: Tensor
-    attention: Tensor
+    lengths: tuple[int, ...]

@@ -75,18 +75,17 @@ def _shared_prefix(examples: list[Example]) -> int:
     return count
 
 
-def collate_left(examples: list[Example], pad_id: int) -> GenerationBatch:
-    """Left-padded prompts to continue [b, s], with `position_ids` 0 at the first real token and `task` [b]."""
+def collate_prompts(examples: list[Example], pad_id: int) -> GenerationBatch:
+    """Prompts to continue [b, s], padded behind, with `task` [b]."""
     length = max(len(example.tokens) for example in examples)
 
     def rows(values: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([[fill] * (length - len(row)) + row for row in values], dtype=torch.int64)
+        return torch.tensor([row + [fill] * (length - len(row)) for row in values], dtype=torch.int64)
 
-    attention = rows([[1] * len(example.tokens) for example in examples], 0).bool()
     return GenerationBatch(
         tokens=rows([example.tokens for example in examples], pad_id),
         virtual_index=rows([example.virtual for example in examples], -1),
-        attention=attention,
-        position_ids=(attention.long().cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=torch.arange(length).repeat(len(examples), 1),
         task=torch.tensor([example.task for example in examples]),
+        lengths=tuple(len(example.tokens) for example in examples),
     )

@@ -155,18 +155,15 @@ def activation_bytes(
 def generation_bytes(
     model: ModelSpec, parallel: ParallelSpec, generation: GenerationSpec, length: int, width: int
 ) -> int:
-    """Key/value cache, one layer's states and mask while the prompts are read, and logits of the last position.
-
-    megatron-core's StaticInferenceContext keeps the logits of the last position alone, gathered over tensor ranks.
-    """
+    """Key/value cache, one layer's states while the prompts are read, and logits of each row's last token, which are
+    gathered over tensor ranks."""
     groups = max(1, model.num_query_groups // parallel.tensor)
     layers = model.num_layers // parallel.pipeline
     cache = 2 * layers * generation.batch_size * length * groups * model.kv_channels * width
     mlp = (4 if model.gated else 2) * model.ffn_hidden_size // parallel.tensor
     states = generation.batch_size * length * (4 * model.hidden_size + mlp) * width
-    mask = generation.batch_size * length * length
     logits = generation.batch_size * model.padded_vocab_size * (4 + width)
-    return cache + states + mask + logits
+    return cache + states + logits
 
 
 def sequence_length(spec: StageSpec) -> int | None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from hpclm.core import heartbeat
 from hpclm.core.spec import GenerationSpec
-from hpclm.data.ranks.packing import collate_left
+from hpclm.data.ranks.packing import collate_prompts
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
@@ -68,7 +68,7 @@ class Answerer:
         )
         for chosen in batches[groups.data_rank :: groups.data_size]:
             heartbeat.beat()
-            inputs = collate_left(chosen, self.tokenizer.pad_id).to(groups.device)
+            inputs = collate_prompts(chosen, self.tokenizer.pad_id).to(groups.device)
             with without_sequence_parallelism(self.model):
                 made = generator(inputs, [example.index for example in chosen])
             yield [(example, self._answer(ids)) for example, ids in zip(chosen, made, strict=True)]

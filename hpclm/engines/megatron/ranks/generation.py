@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from hpclm.core import heartbeat
@@ -16,11 +15,15 @@ from hpclm.core.spec import GenerationSpec
 from hpclm.data.ranks.batches import Batch, GenerationBatch
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.engines.megatron.ranks.language_model import LanguageModel, embed
+from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
+from hpclm.engines.megatron.ranks.language_model import LanguageModel, embed, rotated_by_position, without_output_layer
+
+# Rows that have ended are dropped once so many are left: it copies the keys and values of the others.
+_WORTH_DROPPING = 0.75
 
 
 class Generator:
-    """Continues left-padded prompts. Every rank of a model replica calls it with the same batch.
+    """Continues prompts. Every rank of a model replica calls it with the same batch.
 
     Args:
         vocab_size: real vocabulary; the padding rows of the table are never chosen.
@@ -62,37 +65,39 @@ class Generator:
         rows, length = batch.tokens.shape
         if self.table is None and self.groups.is_first_stage and self.model.prompts is not None:
             self.table = self.model.prompts()
-        context = StaticInferenceContext(rows, length + self.spec.max_new_tokens)
+        cache = KeyValueCache(batch.lengths, length + self.spec.max_new_tokens, self.groups.device)
         generators = [named_generator(self.spec.seed, f"row {index}") for index in indices]
-        real = batch.attention
-        positions = batch.position_ids[:, -1:]
-        # prompts of equal length need no mask: causal attention is enough
-        padded = not bool(real.all())
-        logits = self._forward(batch, prefill_mask(real) if padded else None, context)
+        logits = self._forward(batch, cache, None)
         seen = self._seen(batch) if logits is not None and self.spec.repetition_penalty != 1.0 else None
         answers: list[list[int]] = [[] for _ in range(rows)]
         finished = [False] * rows
+        there = list(range(rows))  # the rows that are still computed
         for count in range(1, self.spec.max_new_tokens + 1):
             if logits is not None:
                 logits = self._shaped(logits, seen, may_end=count > self.spec.min_new_tokens)
-            chosen = self._choose(logits, rows, generators)
+            chosen = self._choose(logits, len(there), generators)
             with heartbeat.waiting():
                 tokens = chosen.tolist()
-            self._take(tokens, answers, finished)
+            self._take(tokens, there, answers, finished)
             if all(finished) or count == self.spec.max_new_tokens:
                 break
             if seen is not None:
                 seen.scatter_(1, chosen.unsqueeze(1), True)
-            if padded:
-                real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
-            positions = positions + 1
-            step = Batch(tokens=chosen.unsqueeze(1), position_ids=positions)
-            logits = self._forward(step, real[:, None, None, :] if padded else None, context)
+            left = [place for place, row in enumerate(there) if not finished[row]]
+            if len(left) <= _WORTH_DROPPING * len(there):
+                kept = torch.tensor(left, device=self.groups.device)
+                cache.keep(kept)
+                there, generators = [there[place] for place in left], [generators[place] for place in left]
+                chosen = chosen.index_select(0, kept)
+                seen = seen.index_select(0, kept) if seen is not None else None
+            cache.grow()
+            step = Batch(tokens=chosen.unsqueeze(1), position_ids=cache.places.unsqueeze(1))
+            logits = self._forward(step, cache, cache.mask())
         return answers
 
-    def _take(self, tokens: list[int], answers: list[list[int]], finished: list[bool]) -> None:
-        """Add a token to each unfinished answer. A finished row is still computed, without effect."""
-        for row, token in enumerate(tokens):
+    def _take(self, tokens: list[int], there: list[int], answers: list[list[int]], finished: list[bool]) -> None:
+        """Add a token to each unfinished answer. A finished row may still be computed, without effect."""
+        for row, token in zip(there, tokens, strict=True):
             if finished[row]:
                 continue
             if token in self.end_ids:
@@ -106,7 +111,8 @@ class Generator:
         vocabulary]; virtual tokens do not count."""
         tokens = batch.tokens.clamp(max=self.vocab_size - 1)
         counts = torch.zeros((len(tokens), self.vocab_size), dtype=torch.int32, device=tokens.device)
-        real = batch.attention & (batch.virtual_index < 0)
+        lengths = torch.tensor(batch.lengths, device=tokens.device)
+        real = (batch.position_ids < lengths.unsqueeze(1)) & (batch.virtual_index < 0)
         return counts.scatter_add_(1, tokens, real.int()) > 0
 
     def _shaped(self, logits: Tensor, seen: Tensor | None, *, may_end: bool) -> Tensor:
@@ -119,8 +125,8 @@ class Generator:
             logits[:, self.end_ids] = -torch.inf
         return logits
 
-    def _forward(self, batch: Batch, mask: Tensor | None, context: StaticInferenceContext) -> Tensor | None:
-        """One pass over all stages. Logits fp32 [b, vocabulary] of the last position on the last stage, else None."""
+    def _forward(self, batch: Batch, cache: KeyValueCache, mask: Tensor | None) -> Tensor | None:
+        """One pass over all stages. Logits fp32 [b, vocabulary] after each row's last token, None but on the last."""
         gpt, groups = self.model.gpt, self.groups
         rows, length = batch.tokens.shape
         decoder_input = None
@@ -132,20 +138,24 @@ class Generator:
             gpt.set_input_tensor(states)
         elif batch.virtual_index is not None:
             decoder_input = embed(gpt, batch, self.table)
-        output = gpt(
-            batch.tokens,
-            batch.position_ids,
-            mask,
-            decoder_input=decoder_input,
-            inference_context=context,
-            runtime_gather_output=True,
-        )
-        context.sequence_len_offset += length
+        with rotated_by_position(gpt, batch.position_ids), without_output_layer(gpt):
+            states = gpt(
+                batch.tokens,
+                batch.position_ids,
+                mask,
+                decoder_input=decoder_input,
+                inference_context=cache,
+                runtime_gather_output=True,
+            )
         if not groups.is_last_stage:
-            dist.send(output.contiguous(), dst=parallel_state.get_pipeline_model_parallel_next_rank())
+            dist.send(states.contiguous(), dst=parallel_state.get_pipeline_model_parallel_next_rank())
             return None
-        logits: Tensor = output[:, -1, : self.vocab_size].float()
-        return logits
+        # of prompts, whose positions count from 0, the last real one; of one token, that one
+        last = states[cache.places, cache.rows] if length > 1 else states[0]
+        weight = gpt.shared_embedding_or_output_weight() if gpt.share_embeddings_and_output_weights else None
+        logits, _ = gpt.output_layer(last.unsqueeze(0), weight=weight, runtime_gather_output=True)
+        made: Tensor = logits[0, :, : self.vocab_size].float()
+        return made
 
     def _choose(self, logits: Tensor | None, rows: int, generators: list[torch.Generator]) -> Tensor:
         """The next token of each row, int64 [b], the same on every rank of the replica."""
@@ -157,17 +167,6 @@ class Generator:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(chosen, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         return chosen
-
-
-def prefill_mask(real: Tensor) -> Tensor:
-    """Causal attention over real tokens: bool [b, 1, s, s], True where a position may attend.
-
-    A padding position attends to itself, because a softmax over nothing is NaN.
-    """
-    length = real.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-    own = torch.eye(length, dtype=torch.bool, device=real.device)
-    return ((causal & real[:, None, :]) | own)[:, None]
 
 
 def sample(logits: Tensor, spec: GenerationSpec, generators: list[torch.Generator]) -> Tensor:

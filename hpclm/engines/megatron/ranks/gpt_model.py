@@ -20,6 +20,7 @@ from hpclm.engines.megatron.ranks import rotary
 from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.gated import Gate
 from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.key_value_cache import CachedAttention
 from hpclm.engines.megatron.ranks.plain_linear import make_plain
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
@@ -134,6 +135,7 @@ def build_gpt(
     norm = NORMS[backends.norm]
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+    layer.submodules.self_attention.module = CachedAttention
     layer.submodules.self_attention.submodules.core_attention = ATTENTIONS[backends.attention]
     if config.gated_linear_unit:
         # the name is of where it came from: the MLP then takes its activation from the layer's parts

@@ -68,23 +68,40 @@ class LanguageModel(MegatronModule):
 
     def _states(self, batch: TrainingBatch, decoder_input: Tensor | None) -> Tensor:
         """The input of the output layer."""
-        self.gpt.post_process = False
-        try:
+        with without_output_layer(self.gpt):
             states: Tensor = self.gpt(batch.tokens, batch.position_ids, batch.layout, decoder_input=decoder_input)
-        finally:
-            self.gpt.post_process = True
         return states
 
 
 @contextlib.contextmanager
-def positions_of_rows(gpt: GPTModel, batch: TrainingBatch) -> Iterator[None]:
+def without_output_layer(gpt: GPTModel) -> Iterator[None]:
+    """Let the model's last stage give the input of its output layer."""
+    had = gpt.post_process
+    gpt.post_process = False
+    try:
+        yield
+    finally:
+        gpt.post_process = had
+
+
+def positions_of_rows(gpt: GPTModel, batch: TrainingBatch) -> contextlib.AbstractContextManager[None]:
     """Rotary embeddings of a packed sequence by each token's position in its row, not by that in the sequence."""
-    if batch.layout is None or gpt.position_embedding_type != "rope":
+    return contextlib.nullcontext() if batch.layout is None else rotated_by_position(gpt, batch.position_ids)
+
+
+@contextlib.contextmanager
+def rotated_by_position(gpt: GPTModel, positions: Tensor) -> Iterator[None]:
+    """Rotary embeddings by these positions, int64 [b, s], and not by the places in the sequence."""
+    if gpt.position_embedding_type != "rope":
         yield
         return
-    positions = batch.position_ids[0]
-    rotary = gpt.rotary_pos_emb
-    hook = rotary.register_forward_hook(lambda _module, _inputs, table: table.index_select(0, positions))
+    rows, length = positions.shape
+    flat = positions.t().reshape(-1)
+
+    def chosen(_module: object, _inputs: object, table: Tensor) -> Tensor:
+        return table.index_select(0, flat).view(length, rows, 1, -1)
+
+    hook = gpt.rotary_pos_emb.register_forward_hook(chosen)
     try:
         yield
     finally:

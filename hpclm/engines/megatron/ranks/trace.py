@@ -43,7 +43,7 @@ _MAKERS = {
     "pipeline_parallel/p2p_communication.py": "communication",
     "torch/distributed/distributed_c10d.py": "communication",
 }
-_CACHE_MAKER = "_allocate_memory"  # of megatron-core's attention, for keys and values
+_CACHE_MAKER = "_allocate"  # of `key_value_cache`
 _FRAMES = 8
 # cuBLAS's, for the forward and the backward thread, as torch sets them on Hopper (ATen/cuda/CublasHandlePool.cpp;
 # older GPUs have a quarter); measured on an H200: 64 to 75 MiB above what the tensors hold, in eleven shapes.
@@ -170,7 +170,7 @@ def _answers(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]
         position_ids=numbers.clone(),
         virtual_index=numbers.clone(),
         task=torch.zeros(rows, dtype=torch.int64),
-        attention=torch.ones((rows, length), dtype=torch.bool),
+        lengths=(length,) * rows,
     )
     model = LanguageModel(config, gpt, prompts, frozen=True)
     # torch's inference mode and FakeTensors do not go together

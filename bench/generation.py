@@ -2,16 +2,22 @@
 
     python bench/generation.py                 # alternates both, prints medians and the ratio
     python bench/generation.py --layers 12 --hidden 768 --heads 12 --batch 4
+    python bench/generation.py --rows assistant-data/assistant_test_ground_truth.jsonl --count 160 --batch 32
 
-Each measurement is a process of its own with the same threads; both must give the same tokens, and neither ends a row
-early.
+With --rows, prompts and answers have the lengths of a test file's (a token for four characters), a batch has rows of
+similar length on both sides, and a row ends where its answer does.
+
+Each measurement is a process of its own with the same threads; both must give the same tokens, and without --rows
+neither ends a row early.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -37,12 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("batch", 16), ("new", 64), ("rounds", 5), ("threads", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rows", type=Path, help="JSON lines with utterance and label")
+    parser.add_argument("--count", type=int, default=160, help="how many of them")
     shared.add_place(parser)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     # the positions of the mapping's model
-    arguments.tokens = arguments.prompt + arguments.new
+    arguments.tokens = max(sum(map(max, zip(*batch, strict=True))) for batch in _lengths(arguments))
     if arguments.side:
         warnings.simplefilter("ignore")
         print(json.dumps(_SIDES[arguments.side](arguments)))
@@ -67,23 +75,33 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"tokens per second: hpclm {mine:.0f}, Hugging Face {other:.0f}, ratio {statistics.median(ratios):.2f}")
 
 
-def _rows(arguments: argparse.Namespace) -> Any:
-    import torch
+def _lengths(arguments: argparse.Namespace) -> list[list[tuple[int, int]]]:
+    """Tokens of prompt and answer of each row, in batches."""
+    if arguments.rows is None:
+        return [[(arguments.prompt, arguments.new)] * arguments.batch]
+    with arguments.rows.open() as file:
+        rows = [json.loads(line) for line in itertools.islice(file, arguments.count)]
+    found = sorted((len(row["utterance"]) // 4 + 8, len(row["label"]) // 4 + 1) for row in rows)
+    return [found[start : start + arguments.batch] for start in range(0, len(found), arguments.batch)]
 
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, arguments.vocab, (arguments.batch, arguments.prompt), generator=generator).to(
-        arguments.device
-    )
+
+def _prompts(arguments: argparse.Namespace) -> list[list[list[int]]]:
+    draw = random.Random(1)
+    return [[[draw.randrange(arguments.vocab) for _ in range(n)] for n, _ in batch] for batch in _lengths(arguments)]
 
 
 def _timed(answer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    answers = answer()
+    """`answer`: the answers to a batch, by its number."""
+    count = len(_lengths(arguments))
+    answers = [answer(number) for number in range(count)]
     began = time.perf_counter()
     for _ in range(2):
-        answer()
+        for number in range(count):
+            answer(number)
     seconds = (time.perf_counter() - began) / 2
-    assert all(len(row) == arguments.new for row in answers)
-    return {"answers": answers, "tokens_per_s": arguments.batch * arguments.new / seconds}
+    wanted = [[new for _, new in batch] for batch in _lengths(arguments)]
+    assert [[len(row) for row in batch] for batch in answers] == wanted
+    return {"answers": list(itertools.chain.from_iterable(answers)), "tokens_per_s": sum(map(sum, wanted)) / seconds}
 
 
 def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -91,7 +109,8 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
 
     parallel, groups, model = shared._world(arguments, init_std=0.2)
     from hpclm.core import spec as plan
-    from hpclm.data.ranks.batches import GenerationBatch
+    from hpclm.data.ranks.packing import collate_prompts
+    from hpclm.data.templates import Example
     from hpclm.engines.megatron.ranks.generation import Generator
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
@@ -102,24 +121,38 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     initialize_weights(gpt, model, 1)
     if not arguments.weights.exists():
         torch.save(gpt.state_dict(), arguments.weights)
-    spec = plan.GenerationSpec(max_new_tokens=arguments.new, batch_size=arguments.batch)
-    generator = Generator(
+    lengths = _lengths(arguments)
+    longest = max(new for batch in lengths for _, new in batch)
+    spec = plan.GenerationSpec(max_new_tokens=longest, batch_size=arguments.batch)
+
+    class Ending(Generator):
+        """Ends each row at its length."""
+
+        wanted: list[int]
+
+        def _take(self, tokens: list[int], there: list[int], answers: list[list[int]], finished: list[bool]) -> None:
+            super()._take(tokens, there, answers, finished)
+            finished[:] = [len(row) >= self.wanted[n] for n, row in enumerate(answers)]
+
+    generator = Ending(
         LanguageModel(config, gpt, None, frozen=True), groups, spec, vocab_size=arguments.vocab, eos_id=-1
     )
-    rows = _rows(arguments)
-    batch = GenerationBatch(
-        tokens=rows,
-        lengths=(rows.shape[1],) * len(rows),
-        position_ids=torch.arange(rows.shape[1], device=rows.device).expand_as(rows),
-        virtual_index=torch.full_like(rows, -1),
-        task=torch.zeros(len(rows), dtype=torch.int64, device=rows.device),
-    )
-    return _timed(lambda: generator(batch, range(len(rows))), arguments)
+    prompts = _prompts(arguments)
+
+    def answer(number: int) -> list[list[int]]:
+        rows = prompts[number]
+        examples = [
+            Example(row, [-1] * len(row), [0.0] * len(row), "task", 0, n, "", None) for n, row in enumerate(rows)
+        ]
+        generator.wanted = [new for _, new in lengths[number]]
+        return generator(collate_prompts(examples, 0).to(groups.device), range(len(rows)))
+
+    return _timed(answer, arguments)
 
 
 def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
     torch.set_num_threads(arguments.threads)
     weights = torch.load(arguments.weights, weights_only=True, map_location="cpu")
@@ -127,20 +160,35 @@ def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
     model.load_state_dict(shared._as_gpt2(weights, arguments), strict=False)
     model.to(arguments.device, torch.bfloat16 if arguments.precision == "bf16" else torch.float32)
     model.generation_config.eos_token_id = None
-    rows = _rows(arguments)
+    prompts, lengths = _prompts(arguments), _lengths(arguments)
 
-    def answer() -> list[list[int]]:
+    class AtLength(StoppingCriteria):
+        """Ends each row at its length."""
+
+        def __init__(self, ends: torch.Tensor) -> None:
+            self.ends = ends
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **unused: Any) -> Any:
+            return self.ends <= input_ids.shape[1]
+
+    def answer(number: int) -> list[list[int]]:
+        rows, news = prompts[number], [new for _, new in lengths[number]]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=arguments.device)
+        real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=arguments.device)
+        ends = torch.tensor([width + new for new in news], device=arguments.device)
         with torch.inference_mode():
             made = model.generate(
-                input_ids=rows,
-                attention_mask=torch.ones_like(rows),
-                max_new_tokens=arguments.new,
+                input_ids=ids,
+                attention_mask=real,
+                max_new_tokens=max(news),
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([AtLength(ends)]),
             )
-        tokens: list[list[int]] = made[:, rows.shape[1] :].tolist()
-        return tokens
+        tokens: list[list[int]] = made[:, width:].tolist()
+        return [row[:new] for row, new in zip(tokens, news, strict=True)]
 
     return _timed(answer, arguments)
 

@@ -64,6 +64,9 @@ _TYPES = {
 }
 
 
+LARGEST_GIB = max(size for one in _TYPES.values() for size in one.memory_gib)
+
+
 def gpu_type(name: str) -> GpuType | None:
     """The product behind a GRES type (`a100`, `nvidia_a100-sxm4-80gb`, `a100_1g.5gb`) or NVML's name; None: unknown.
 

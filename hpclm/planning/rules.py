@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import lcm
 
+from hpclm.core.gpu_types import LARGEST_GIB
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.core.spec import ModelSpec
 from hpclm.planning import lowering
@@ -98,6 +99,33 @@ def split_model(stage: StageContext, model: ModelSpec) -> None:
             tensor,
             choices,
         )
+    elif 2 * groups * model.kv_channels % tensor:
+        fitting = [t for t in range(1, tensor) if not 2 * groups * model.kv_channels % t and not tensor % t]
+        choices = closest(fitting, tensor)
+        stage.error(
+            ("parallel", "tensor"),
+            f"{tensor} does not divide the width of keys and values, 2 · {groups} groups · {model.kv_channels}; "
+            f"choose {either(choices)}",
+            "2 · num_query_groups · kv_channels % tensor == 0",
+            tensor,
+            choices,
+        )
+
+
+def recompute(stage: StageContext, model: ModelSpec) -> None:
+    """Whole groups of layers a pipeline stage (transformer_block.py, _checkpointed_forward, fails on a part of one)."""
+    wanted = lowering.trainer(stage).recompute
+    layers, rest = divmod(model.num_layers, stage.recipe.parallel.pipeline)
+    if wanted is None or wanted.method != "uniform" or not wanted.num_layers or rest or not layers % wanted.num_layers:
+        return
+    choices = closest(divisors(layers), wanted.num_layers)
+    stage.error(
+        ("trainer", "recompute", "num_layers"),
+        f"{wanted.num_layers} does not divide the {layers} layers of a pipeline stage; choose {either(choices)}",
+        "layers of a stage % recompute.num_layers == 0",
+        wanted.num_layers,
+        choices,
+    )
 
 
 def _divides(stage: StageContext, keys: tuple[str, ...], degree: int, name: str, number: int) -> None:
@@ -281,6 +309,22 @@ def prompt_encoder(stage: StageContext) -> None:
             prompt.encoder_layers,
             (2,),
         )
+
+
+def device_memory(stage: StageContext, rank_bytes: int) -> None:
+    """A rank that no GPU can hold. Of a known type of GPU the scheduler's or the node's check tells more."""
+    largest = LARGEST_GIB * GIB
+    if stage.recipe.resources.device != "gpu" or rank_bytes <= largest:
+        return
+    parallel = stage.recipe.parallel
+    least = -(-rank_bytes * parallel.tensor * parallel.pipeline // largest)
+    stage.error(
+        ("parallel", "tensor"),
+        f"a rank needs an estimated {rank_bytes / GIB:.0f} GiB, and no GPU has more than {LARGEST_GIB}; raise tensor "
+        f"or pipeline (tensor · pipeline to {least} or more), or lower batch.micro",
+        "memory estimate <= memory of a GPU",
+        parallel.tensor,
+    )
 
 
 def host_memory(stage: StageContext, node_bytes: int) -> None:

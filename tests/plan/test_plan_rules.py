@@ -21,6 +21,11 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("num_layers % pipeline == 0", "parallel.pipeline", 3, (1, 2, 4), {"resources.devices_per_node": 6}),
     ("num_query_groups % tensor == 0 or tensor % num_query_groups == 0", "parallel.tensor", 2, (1, 3, 6, 9),
      {"model.num_attention_heads": 6, "model.hidden_size": 96, "model.num_query_groups": 3}),
+    ("2 · num_query_groups · kv_channels % tensor == 0", "parallel.tensor", 8, (1, 2, 4),
+     {"resources.devices_per_node": 8, "model.num_query_groups": 1, "model.num_attention_heads": 8,
+      "model.kv_channels": 2}),
+    ("layers of a stage % recompute.num_layers == 0", "trainer.recompute.num_layers", 3, (1, 2, 4),
+     {"trainer.recompute.granularity": "full", "trainer.recompute.method": "uniform"}),
     ("hidden_size % num_attention_heads == 0", "model.num_attention_heads", 6, (1, 2, 4, 8), {}),
     ("num_attention_heads % num_query_groups == 0", "model.num_query_groups", 3, (1, 2, 4), {}),
     ("global % (micro · data) == 0", "batch.global", 10, (8, 12), {}),
@@ -108,6 +113,22 @@ def test_a_pipeline_says_how_long_it_idles(tmp_path: Path) -> None:
 def test_a_schedule_longer_than_the_run_is_a_warning(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, {"optim.schedule.warmup_steps": 11})
     assert of_rule(plan, "warmup_steps + constant_steps <= steps")[0].severity == "warning"
+
+
+def test_what_no_gpu_can_hold_is_refused(tmp_path: Path) -> None:
+    large = {"model.num_layers": 96, "model.hidden_size": 12288, "model.num_attention_heads": 96}
+    gpu = {"resources.device": "gpu", "trainer.precision": "bf16", "resources.nodes": 16, "batch.global": 128}
+    (found, *_) = of_rule(plan_of(tmp_path, {**large, **gpu}), "memory estimate <= memory of a GPU")
+    assert found.severity == "error"
+    assert "no GPU has more than 288" in found.message
+    split = {"parallel.pipeline": 8, "parallel.tensor": 8, "resources.devices_per_node": 8}
+    assert not of_rule(plan_of(tmp_path, {**large, **gpu, **split}), "memory estimate <= memory of a GPU")
+
+
+def test_more_pipeline_stages_than_layers_are_refused_with_recomputation(tmp_path: Path) -> None:
+    recompute = {"trainer.recompute.granularity": "full", "trainer.recompute.method": "uniform"}
+    changes = {"parallel.pipeline": 8, "resources.devices_per_node": 16, **recompute}
+    assert of_rule(plan_of(tmp_path, changes), "num_layers % pipeline == 0")
 
 
 def test_memory_of_a_node_is_compared(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def activation_bytes(
     """
     tokens = seq_length * batch.micro_batch_size
     in_flight = min(parallel.pipeline, batch.gradient_accumulation_steps)
-    count = model.num_layers // parallel.pipeline
+    count = max(1, model.num_layers // parallel.pipeline)  # fewer than one is refused elsewhere
     whole = tokens * layer_activations(model, parallel, width, frozen=frozen)
     layers, working = whole * count, 0.0
     if recompute is not None and recompute.granularity == "full":

@@ -51,6 +51,7 @@ class StagePlanner:
         length = seq_length if data is None else data.max_seq_length
         if model is not None:
             rules.split_model(stage, model)
+            rules.recompute(stage, model)
             rules.lengths(stage, model, length, seq_keys)
             self._room_for_answers(model, templates)
         rules.sequence_parallel(stage, length, seq_keys)
@@ -277,6 +278,7 @@ class StagePlanner:
         estimate = memory(spec) if spec is not None else None
         if spec is not None and estimate is not None:
             rules.host_memory(self.stage, estimate.total * spec.parallel.devices_per_node)
+            rules.device_memory(self.stage, estimate.total)
         return estimate
 
 

@@ -13,7 +13,9 @@ Standard library only: the ranks import this too.
     events.jsonl                   what the job did between attempts
     attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, decision.json
     data/  checkpoints/  predictions/
-<runs_dir>/<sweep>/sweep.json    and <sweep>.<index:03d>/ for each of its runs
+<runs_dir>/<sweep>/              sweep.json, and <sweep>.<index:03d>/ for each of its runs; what these share:
+  recipe.yaml  environment.json  payload/  resolved.jsonl.gz
+  array-<first>/  logs/            under Slurm: what a member's job makes its stage's folder of, and its batch log
 <runs_dir>/nodes.jsonl           the bad-node list
 ```
 """

@@ -1,7 +1,8 @@
 """A sweep: one recipe run many times, each time with other values; on Slurm one job array per stage.
 
 `<runs_dir>/<sweep>/sweep.json` is its record, `<runs_dir>/<sweep>/<sweep>.<index:03d>/` is each member's run, a run
-like any other but for its code, which all members share. Everything is planned and checked before anything is written,
+like any other but for its code and recipe, which all members share, and on Slurm its stages' folders, which its jobs
+make. Everything is planned and checked before anything is written,
 and written before anything is submitted.
 """
 

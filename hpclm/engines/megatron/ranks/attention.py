@@ -62,6 +62,14 @@ class SdpaAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         """All [b, n, s, d]."""
+        if self.grouped and query.size(2) == 1 and not self.training:
+            # One token: the heads of a group are queries of one head, which more kernels take (of those for a mask on
+            # GPUs none takes groups). [b, n, 1, d] -> [b, groups, n / groups, d]
+            folded = query.reshape(query.size(0), key.size(1), -1, query.size(3))
+            made = functional.scaled_dot_product_attention(
+                folded, key, value, attn_mask=attention_mask, scale=self.softmax_scale
+            )
+            return made.reshape(query.shape)
         dropout = self.config.attention_dropout if self.training else 0.0
         attend = functools.partial(
             functional.scaled_dot_product_attention,

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,18 +91,21 @@ def _prompts(arguments: argparse.Namespace) -> list[list[list[int]]]:
     return [[[draw.randrange(arguments.vocab) for _ in range(n)] for n, _ in batch] for batch in _lengths(arguments)]
 
 
-def _timed(answer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`answer`: the answers to a batch, by its number."""
-    count = len(_lengths(arguments))
-    answers = [answer(number) for number in range(count)]
+def _wanted(arguments: argparse.Namespace) -> list[int]:
+    """Tokens of each answer."""
+    return [new for batch in _lengths(arguments) for _, new in batch]
+
+
+def _timed(answers: Callable[[], list[list[int]]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """`answers`: to all rows."""
+    found = answers()
     began = time.perf_counter()
     for _ in range(2):
-        for number in range(count):
-            answer(number)
+        answers()
     seconds = (time.perf_counter() - began) / 2
-    wanted = [[new for _, new in batch] for batch in _lengths(arguments)]
-    assert [[len(row) for row in batch] for batch in answers] == wanted
-    return {"answers": list(itertools.chain.from_iterable(answers)), "tokens_per_s": sum(map(sum, wanted)) / seconds}
+    wanted = _wanted(arguments)
+    assert [len(row) for row in found] == wanted
+    return {"answers": found, "tokens_per_s": sum(wanted) / seconds}
 
 
 def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +113,6 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
 
     parallel, groups, model = shared._world(arguments, init_std=0.2)
     from hpclm.core import spec as plan
-    from hpclm.data.ranks.packing import collate_prompts
     from hpclm.data.templates import Example
     from hpclm.engines.megatron.ranks.generation import Generator
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
@@ -121,33 +124,29 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, Any]:
     initialize_weights(gpt, model, 1)
     if not arguments.weights.exists():
         torch.save(gpt.state_dict(), arguments.weights)
-    lengths = _lengths(arguments)
-    longest = max(new for batch in lengths for _, new in batch)
-    spec = plan.GenerationSpec(max_new_tokens=longest, batch_size=arguments.batch)
+    wanted = _wanted(arguments)
+    spec = plan.GenerationSpec(max_new_tokens=max(wanted), batch_size=arguments.batch)
 
     class Ending(Generator):
         """Ends each row at its length."""
 
-        wanted: list[int]
-
-        def _take(self, tokens: list[int], there: list[int], answers: list[list[int]], finished: list[bool]) -> None:
-            super()._take(tokens, there, answers, finished)
-            finished[:] = [len(row) >= self.wanted[n] for n, row in enumerate(answers)]
+        def _is_whole(self, name: int, answer: list[int]) -> bool:
+            return len(answer) == wanted[name]
 
     generator = Ending(
         LanguageModel(config, gpt, None, frozen=True), groups, spec, vocab_size=arguments.vocab, eos_id=-1
     )
-    prompts = _prompts(arguments)
+    prompts = list(itertools.chain.from_iterable(_prompts(arguments)))
+    nothing = [([-1] * len(row), [0.0] * len(row)) for row in prompts]
+    examples = [Example(row, *nothing[n], "task", 0, n, "", None) for n, row in enumerate(prompts)]
 
-    def answer(number: int) -> list[list[int]]:
-        rows = prompts[number]
-        examples = [
-            Example(row, [-1] * len(row), [0.0] * len(row), "task", 0, n, "", None) for n, row in enumerate(rows)
-        ]
-        generator.wanted = [new for _, new in lengths[number]]
-        return generator(collate_prompts(examples, 0).to(groups.device), range(len(rows)))
+    def answers() -> list[list[int]]:
+        made: dict[int, list[int]] = {}
+        for some in generator.stream(examples, 0):
+            made |= some
+        return [made[n] for n in range(len(examples))]
 
-    return _timed(answer, arguments)
+    return _timed(answers, arguments)
 
 
 def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -190,7 +189,7 @@ def _hf(arguments: argparse.Namespace) -> dict[str, Any]:
         tokens: list[list[int]] = made[:, width:].tolist()
         return [row[:new] for row, new in zip(tokens, news, strict=True)]
 
-    return _timed(answer, arguments)
+    return _timed(lambda: [row for number in range(len(prompts)) for row in answer(number)], arguments)
 
 
 _SIDES = {"hpclm": _hpclm, "hf": _hf}

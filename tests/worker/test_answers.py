@@ -109,7 +109,7 @@ def test_an_answer_ends_before_the_first_of_the_end_strings(model: LanguageModel
     spec = GenerationSpec(max_new_tokens=12, batch_size=2, end_strings=[end, "\x00never"])
     answerer = Answerer(alone, model, TOKENIZER, spec)
     assert answerer.texts(examples) == [text.split(end)[0] for text in whole]
-    made = {e.index: answer for batch in answerer.batches(answerer.partition(examples)) for e, answer in batch}
+    made = {e.index: answer for some in answerer.stream(examples) for e, answer in some}
     assert made[0].tokens < 12
     assert not made[0].at_limit
 

@@ -11,6 +11,7 @@ import torch
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
 from hpclm.data.ranks.batches import GenerationBatch
+from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.generation import Generator, sample
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
@@ -91,12 +92,16 @@ def test_an_answer_ends_at_the_end_token_and_the_others_go_on(alone: Groups) -> 
     assert cut == [answer[: answer.index(eos)] if eos in answer else answer for answer in whole]
 
 
+def asked(prompts: list[list[int]]) -> list[Example]:
+    return [Example(p, [-1] * len(p), [0.0] * len(p), "task", 0, n, "", None) for n, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 20])
 @pytest.mark.parametrize("spec", [SMALL, MODERN], ids=["gpt2", "modern"])
-def test_rows_that_end_are_dropped_and_change_no_other(alone: Groups, spec: ModelSpec) -> None:
-    """Rows of eight lengths, whose answers end one after the other."""
+def test_rows_take_the_places_of_those_that_end_and_change_no_other(alone: Groups, spec: ModelSpec, size: int) -> None:
+    """Rows of many lengths, whose answers end one after the other."""
     model = model_of(spec, alone)
-    prompts = [[20 + n, *range(5, 5 + n)] for n in range(8)]
-    settings = GenerationSpec(max_new_tokens=12)
+    prompts = [[20 + n, *range(5, 5 + n % 7)] for n in range(16)]
     whole = [recomputed(model, prompt, 12, 384) for prompt in prompts]
     sizes: list[int] = []
 
@@ -105,11 +110,40 @@ def test_rows_that_end_are_dropped_and_change_no_other(alone: Groups, spec: Mode
             sizes.append(rows)
             return super()._choose(logits, rows, generators)
 
-    end = EndsAt({row[n] for n, row in enumerate(whole)})
-    made = Counted(model, alone, settings, vocab_size=384, eos_id=-7, ends=end)(padded(prompts), range(8))
-    assert made == [end.shortened(row) for row in whole]
-    assert sizes[0] == 8
-    assert sizes[-1] < 8
+    end = EndsAt({row[n % 12] for n, row in enumerate(whole[:8])})
+    settings = GenerationSpec(max_new_tokens=12, batch_size=size)
+    generator = Counted(model, alone, settings, vocab_size=384, eos_id=-7, ends=end)
+    made: dict[int, list[int]] = {}
+    for some in generator.stream(asked(prompts), 0):
+        assert not set(some) & set(made)
+        made |= some
+    assert [made[n] for n in range(16)] == [end.shortened(row) for row in whole]
+    assert max(sizes) <= size
+    steps = max(len(end.shortened(row)) for row in whole)
+    if size == 20:
+        assert min(sizes) < 16
+        assert len(sizes) == steps
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.3}, {"min_new_tokens": 6}, {"greedy": False}])
+def test_settings_of_a_row_hold_where_rows_come_and_go(alone: Groups, settings: dict[str, Any]) -> None:
+    model = model_of(SMALL, alone)
+    prompts = [[20 + n, *range(5, 5 + n % 5)] for n in range(9)]
+    plain = Generator(model, alone, GenerationSpec(max_new_tokens=10), vocab_size=384, eos_id=-7)
+    ends = EndsAt({answer[3] for answer in plain(padded(prompts), range(9))})
+    eos = plain(padded(prompts), range(9))[0][2]
+    spec = GenerationSpec(max_new_tokens=10, batch_size=3, **settings)
+    generator = Generator(model, alone, spec, vocab_size=384, eos_id=eos, ends=ends)
+    made: dict[int, list[int]] = {}
+    for some in generator.stream(asked(prompts), 0):
+        made |= some
+    alone_each = [generator(padded([prompt]), [n])[0] for n, prompt in enumerate(prompts)]
+    assert [made[n] for n in range(9)] == alone_each
+
+
+def test_no_rows_need_no_answers(alone: Groups) -> None:
+    generator = Generator(model_of(SMALL, alone), alone, GenerationSpec(), vocab_size=384, eos_id=-7)
+    assert list(generator.stream([], 0)) == []
 
 
 def test_what_a_row_draws_does_not_depend_on_its_batch(alone: Groups) -> None:

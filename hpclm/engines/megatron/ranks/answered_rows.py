@@ -1,7 +1,7 @@
 """Predictions written as they come, so that an evaluation that is stopped goes on where it was.
 
-A batch's rows are appended together by one rank of its replica. What is there already counts only if it was made in the
-same way (`made-from.json`): of the same rows, model, prompts and settings.
+One rank of a replica appends them. What is there already counts only if it was made in the same way
+(`made-from.json`): of the same rows, model, prompts and settings.
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ def _facts(path: Path) -> list[object]:
     return [str(path), found.st_size, found.st_mtime_ns]
 
 
-def answered(paths: StagePaths, key: str, batches: list[list[int]]) -> set[int]:
-    """The rows whose batches are complete in the predictions so far; all others are removed. For one rank, before any
-    writes. `batches`: the rows of each batch."""
+def answered(paths: StagePaths, key: str, wanted: list[int]) -> set[int]:
+    """Of the `wanted` rows those in the predictions so far; all others are removed. For one rank, before any writes."""
     try:
         known = (read_sealed(paths.made_from) or {}).get("key") == key
     except (DamagedError, OSError):
@@ -67,13 +66,12 @@ def answered(paths: StagePaths, key: str, batches: list[list[int]]) -> set[int]:
         return set()
     files = sorted(paths.predictions.glob("rank-*.jsonl"))
     lines = {file: _lines_of(file) for file in files}
-    there = {index for rows in lines.values() for index, _ in rows if index is not None}
-    complete = {index for batch in batches if there.issuperset(batch) for index in batch}
+    there = set(wanted)
     kept: set[int] = set()
     for file, rows in lines.items():
         own = []
         for index, line in rows:
-            if index is not None and index in complete and index not in kept:
+            if index is not None and index in there and index not in kept:
                 kept.add(index)
                 own.append(line)
         if len(own) < len(rows):

@@ -1,4 +1,4 @@
-"""Answers to rows: batches of similar length, generation, text; divided among the model's replicas and gathered."""
+"""Answers to rows: generation and text; divided among the model's replicas and gathered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from hpclm.core import heartbeat
 from hpclm.core.spec import GenerationSpec
-from hpclm.data.ranks.packing import collate_prompts
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
@@ -48,14 +46,8 @@ class Answerer:
         self.groups, self.model, self.tokenizer, self.spec = groups, model, tokenizer, spec
         self.ends = EndStrings(spec.end_strings, tokenizer)
 
-    def partition(self, examples: list[Example]) -> list[list[Example]]:
-        """Rows of similar length together: less padding, and batches that do not depend on the number of replicas."""
-        size = self.spec.batch_size
-        ordered = sorted(examples, key=lambda example: len(example.tokens))
-        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-    def batches(self, batches: list[list[Example]]) -> Iterator[list[tuple[Example, Answer]]]:
-        """This replica's share of the batches, one at a time."""
+    def stream(self, examples: list[Example]) -> Iterator[list[tuple[Example, Answer]]]:
+        """This replica's share of the rows, as their answers end."""
         groups = self.groups
         generator = Generator(
             self.model,
@@ -66,12 +58,16 @@ class Answerer:
             ends=self.ends,
             trains_on=self.trains_on,
         )
-        for chosen in batches[groups.data_rank :: groups.data_size]:
-            heartbeat.beat()
-            inputs = collate_prompts(chosen, self.tokenizer.pad_id).to(groups.device)
+        # rows of similar length together: less padding
+        ordered = sorted(examples, key=lambda example: len(example.tokens))[groups.data_rank :: groups.data_size]
+        by_index = {example.index: example for example in ordered}
+        answers = generator.stream(ordered, self.tokenizer.pad_id)
+        while True:
             with without_sequence_parallelism(self.model):
-                made = generator(inputs, [example.index for example in chosen])
-            yield [(example, self._answer(ids)) for example, ids in zip(chosen, made, strict=True)]
+                made = next(answers, None)
+            if made is None:
+                return
+            yield [(by_index[index], self._answer(ids)) for index, ids in made.items()]
 
     def _answer(self, ids: list[int]) -> Answer:
         text, cut = self.ends.cut(self.tokenizer.decode(ids))
@@ -79,9 +75,7 @@ class Answerer:
 
     def texts(self, examples: list[Example]) -> list[str]:
         """The answers to all rows, in their order, on every rank."""
-        mine = {
-            example.index: answer.text for batch in self.batches(self.partition(examples)) for example, answer in batch
-        }
+        mine = {example.index: answer.text for made in self.stream(examples) for example, answer in made}
         found: list[dict[int, str] | None] = [None] * self.groups.world_size
         dist.all_gather_object(found, mine)
         every: dict[int, str] = {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,13 +16,19 @@ from hpclm.core import heartbeat
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec
 from hpclm.data.ranks.batches import Batch, GenerationBatch
+from hpclm.data.ranks.packing import collate_prompts
+from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
 from hpclm.engines.megatron.ranks.language_model import LanguageModel, embed, rotated_by_position, without_output_layer
 
-# Rows that have ended are dropped once so many are left: it copies the keys and values of the others.
+# Rows that have ended are dropped once so many are left, and others take their places once so many are free: both copy
+# the keys and values of those that go on.
 _WORTH_DROPPING = 0.75
+_WORTH_FILLING = 0.25
+# Tokens a row between two looks at what has ended.
+_TICK = 16
 
 
 class Generator:
@@ -50,61 +59,102 @@ class Generator:
         self.table: Tensor | None = None
         self.trains_on = trains_on
 
-    def __call__(self, batch: GenerationBatch, indices: Iterable[int]) -> list[list[int]]:
+    def __call__(self, batch: GenerationBatch, indices: Sequence[int]) -> list[list[int]]:
         """The new tokens of each row, without the end token.
 
         Args:
             indices: each row's place in the test set. Sampling draws from a generator named after it, so the result of
                 a row does not depend on its batch or on the split.
         """
+        made: dict[int, list[int]] = {}
+        capacity = batch.tokens.shape[1] + self.spec.max_new_tokens
+        with self._generating():
+            rows: _Rows | None = self._begin(batch, indices, capacity, made)
+            while rows is not None:
+                rows = self._step(rows, made)
+        return [made[index] for index in indices]
+
+    def stream(self, examples: Sequence[Example], pad_id: int) -> Iterator[dict[int, list[int]]]:
+        """Answers by the rows' places in the test set, as they end; after every few tokens, so sometimes none.
+
+        `GenerationSpec.batch_size` rows are computed at a time, and others take the place of those that have ended.
+        """
+        waiting, rows, size = deque(examples), None, self.spec.batch_size
+        capacity = max((len(one.tokens) for one in examples), default=0) + self.spec.max_new_tokens
+        while waiting or rows is not None:
+            made: dict[int, list[int]] = {}
+            with self._generating():
+                for _ in range(_TICK):
+                    free = size if rows is None else size - rows.running
+                    if waiting and (rows is None or free >= _WORTH_FILLING * size):
+                        new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                        batch = collate_prompts(new, pad_id).to(self.groups.device)
+                        rows = _joined(rows, self._begin(batch, [one.index for one in new], capacity, made))
+                    elif rows is not None:
+                        rows = self._step(rows, made)
+                    else:
+                        break
+            yield made
+
+    @contextlib.contextmanager
+    def _generating(self) -> Iterator[None]:
         self.model.eval()
         with torch.inference_mode(not self.trains_on), torch.no_grad():
-            return self._answer(batch, indices)
+            yield
 
-    def _answer(self, batch: GenerationBatch, indices: Iterable[int]) -> list[list[int]]:
-        rows, length = batch.tokens.shape
+    def _begin(
+        self, batch: GenerationBatch, names: Sequence[int], capacity: int, made: dict[int, list[int]]
+    ) -> _Rows | None:
+        """Read prompts and choose the first token of each answer; None if all have ended with it."""
         if self.table is None and self.groups.is_first_stage and self.model.prompts is not None:
             self.table = self.model.prompts()
-        cache = KeyValueCache(batch.lengths, length + self.spec.max_new_tokens, self.groups.device)
-        generators = [named_generator(self.spec.seed, f"row {index}") for index in indices]
+        cache = KeyValueCache(batch.lengths, capacity, self.groups.device)
         logits = self._forward(batch, cache, None)
         seen = self._seen(batch) if logits is not None and self.spec.repetition_penalty != 1.0 else None
-        answers: list[list[int]] = [[] for _ in range(rows)]
-        finished = [False] * rows
-        there = list(range(rows))  # the rows that are still computed
-        for count in range(1, self.spec.max_new_tokens + 1):
-            if logits is not None:
-                logits = self._shaped(logits, seen, may_end=count > self.spec.min_new_tokens)
-            chosen = self._choose(logits, len(there), generators)
-            with heartbeat.waiting():
-                tokens = chosen.tolist()
-            self._take(tokens, there, answers, finished)
-            if all(finished) or count == self.spec.max_new_tokens:
-                break
-            if seen is not None:
-                seen.scatter_(1, chosen.unsqueeze(1), True)
-            left = [place for place, row in enumerate(there) if not finished[row]]
-            if len(left) <= _WORTH_DROPPING * len(there):
-                kept = torch.tensor(left, device=self.groups.device)
-                cache.keep(kept)
-                there, generators = [there[place] for place in left], [generators[place] for place in left]
-                chosen = chosen.index_select(0, kept)
-                seen = seen.index_select(0, kept) if seen is not None else None
-            cache.grow()
-            step = Batch(tokens=chosen.unsqueeze(1), position_ids=cache.places.unsqueeze(1))
-            logits = self._forward(step, cache, cache.mask())
-        return answers
+        rows = _Rows(
+            names=list(names),
+            answers=[[] for _ in names],
+            ended=[False] * len(names),
+            tokens=batch.tokens[:, 0],
+            cache=cache,
+            generators=[named_generator(self.spec.seed, f"row {name}") for name in names],
+            seen=seen,
+        )
+        return self._take(rows, logits, made)
 
-    def _take(self, tokens: list[int], there: list[int], answers: list[list[int]], finished: list[bool]) -> None:
-        """Add a token to each unfinished answer. A finished row may still be computed, without effect."""
-        for row, token in zip(there, tokens, strict=True):
-            if finished[row]:
+    def _step(self, rows: _Rows, made: dict[int, list[int]]) -> _Rows | None:
+        """One more token for each row; None when all have ended."""
+        heartbeat.beat()
+        rows.cache.grow()
+        batch = Batch(tokens=rows.tokens.unsqueeze(1), position_ids=rows.cache.places.unsqueeze(1))
+        return self._take(rows, self._forward(batch, rows.cache, rows.cache.mask()), made)
+
+    def _take(self, rows: _Rows, logits: Tensor | None, made: dict[int, list[int]]) -> _Rows | None:
+        """Choose each row's next token. Answers that it ends are `made`; a row that has ended may still be computed,
+        without effect."""
+        if logits is not None:
+            logits = self._shaped(logits, rows)
+        rows.tokens = self._choose(logits, len(rows.names), rows.generators)
+        with heartbeat.waiting():
+            tokens = rows.tokens.tolist()
+        for place, token in enumerate(tokens):
+            if rows.ended[place]:
                 continue
-            if token in self.end_ids:
-                finished[row] = True
-                continue
-            answers[row].append(token)
-            finished[row] = self.ends is not None and self.ends.reached(answers[row])
+            answer = rows.answers[place]
+            if token not in self.end_ids:
+                answer.append(token)
+            if token in self.end_ids or self._is_whole(rows.names[place], answer):
+                rows.ended[place] = True
+                made[rows.names[place]] = answer
+        if rows.seen is not None:
+            rows.seen.scatter_(1, rows.tokens.unsqueeze(1), True)
+        if not rows.running:
+            return None
+        return _without_ended(rows) if rows.running <= _WORTH_DROPPING * len(rows.names) else rows
+
+    def _is_whole(self, name: int, answer: list[int]) -> bool:
+        """Whether an answer ends with its newest token, which is no end token."""
+        return len(answer) == self.spec.max_new_tokens or (self.ends is not None and self.ends.reached(answer))
 
     def _seen(self, batch: GenerationBatch) -> Tensor:
         """Which tokens of the vocabulary each row's prompt contains, bool [b,
@@ -115,14 +165,15 @@ class Generator:
         real = (batch.position_ids < lengths.unsqueeze(1)) & (batch.virtual_index < 0)
         return counts.scatter_add_(1, tokens, real.int()) > 0
 
-    def _shaped(self, logits: Tensor, seen: Tensor | None, *, may_end: bool) -> Tensor:
+    def _shaped(self, logits: Tensor, rows: _Rows) -> Tensor:
         """Logits after the repetition penalty (Keskar et al. 2019, arXiv:1909.05858: what was seen is divided by it,
-        or multiplied below 0), without the end tokens while the answer is shorter than the minimum."""
-        if seen is not None:
+        or multiplied below 0), without the end tokens while an answer is shorter than the minimum."""
+        if rows.seen is not None:
             penalty = self.spec.repetition_penalty
-            logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-        if not may_end:
-            logits[:, self.end_ids] = -torch.inf
+            logits = torch.where(rows.seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        short = [place for place, answer in enumerate(rows.answers) if len(answer) < self.spec.min_new_tokens]
+        for end in self.end_ids if short else ():
+            logits[short, end] = -torch.inf
         return logits
 
     def _forward(self, batch: Batch, cache: KeyValueCache, mask: Tensor | None) -> Tensor | None:
@@ -167,6 +218,61 @@ class Generator:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(chosen, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         return chosen
+
+
+@dataclass
+class _Rows:
+    """Rows that are computed together.
+
+    Attributes:
+        names: their places in the test set.
+        tokens: int64 [b], each row's newest token, which the model has not read yet.
+        seen: bool [b, vocabulary], what the repetition penalty counts; None: nothing.
+    """
+
+    names: list[int]
+    answers: list[list[int]]
+    ended: list[bool]
+    tokens: Tensor
+    cache: KeyValueCache
+    generators: list[torch.Generator]
+    seen: Tensor | None
+
+    @property
+    def running(self) -> int:
+        return self.ended.count(False)
+
+
+def _without_ended(rows: _Rows) -> _Rows:
+    left = [place for place, ended in enumerate(rows.ended) if not ended]
+    kept = torch.tensor(left, device=rows.tokens.device)
+    rows.cache.keep(left, kept)
+    return _Rows(
+        names=[rows.names[place] for place in left],
+        answers=[rows.answers[place] for place in left],
+        ended=[False] * len(left),
+        tokens=rows.tokens.index_select(0, kept),
+        cache=rows.cache,
+        generators=[rows.generators[place] for place in left],
+        seen=None if rows.seen is None else rows.seen.index_select(0, kept),
+    )
+
+
+def _joined(rows: _Rows | None, new: _Rows | None) -> _Rows | None:
+    """Both, without those that have ended."""
+    if rows is None or new is None:
+        return rows or new
+    rows, new = (_without_ended(one) if any(one.ended) else one for one in (rows, new))
+    rows.cache.join(new.cache)
+    return _Rows(
+        names=rows.names + new.names,
+        answers=rows.answers + new.answers,
+        ended=rows.ended + new.ended,
+        tokens=torch.cat([rows.tokens, new.tokens]),
+        cache=rows.cache,
+        generators=rows.generators + new.generators,
+        seen=None if rows.seen is None or new.seen is None else torch.cat([rows.seen, new.seen]),
+    )
 
 
 def sample(logits: Tensor, spec: GenerationSpec, generators: list[torch.Generator]) -> Tensor:

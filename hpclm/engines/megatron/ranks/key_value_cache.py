@@ -42,13 +42,22 @@ class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-co
         self.lengths = [length + 1 for length in self.lengths]
         self.places = self.places + 1
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all but these rows, int64 [b']."""
-        self.lengths = [self.lengths[row] for row in rows.tolist()]
-        self.places = self.places.index_select(0, rows)
+    def keep(self, rows: list[int], index: Tensor) -> None:
+        """Drop all but these rows; `index`: the same as int64 [b']."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self.places = self.places.index_select(0, index)
         self.rows = self.rows[: len(rows)]
         for layer, pair in self._layers.items():
-            key, value = (states.index_select(1, rows) for states in pair)
+            key, value = (states.index_select(1, index) for states in pair)
+            self._layers[layer] = key, value
+
+    def join(self, other: KeyValueCache) -> None:
+        """Append the rows of a cache of the same capacity."""
+        self.lengths += other.lengths
+        self.places = torch.cat([self.places, other.places])
+        self.rows = torch.arange(len(self.lengths), device=self.places.device)
+        for layer, pair in self._layers.items():
+            key, value = (torch.cat(both, dim=1) for both in zip(pair, other._layers.pop(layer), strict=True))
             self._layers[layer] = key, value
 
     def mask(self) -> Tensor | None:

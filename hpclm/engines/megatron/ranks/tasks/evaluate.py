@@ -80,36 +80,37 @@ def _sampling(spec: StageSpec) -> GenerationSpec:
 
 
 def _generate(context: StageContext, dataset: PromptDataset, answerer: Answerer, key: str) -> int:
-    """Answer the rows that have no answer yet and write each batch's predictions at once.
+    """Answer the rows that have no answer yet and write predictions as they come.
 
     Returns the number of tokens generated, over all replicas. Raises StoppedError on all ranks together when one was
     asked to stop.
     """
     groups, tokens = context.groups, 0
-    batches = answerer.partition(dataset.examples)
-    done = _answered(context, key, batches)
-    left = [batch for batch in batches if batch[0].index not in done]
-    answers = answerer.batches(left)
+    done = _answered(context, key, dataset.examples)
+    answers = answerer.stream([example for example in dataset.examples if example.index not in done])
+    count, going = len(done), True
     with Writer(context.paths.prediction(groups.data_rank), groups.is_last_stage and groups.tensor_rank == 0) as writer:
-        for first in range(0, len(left), groups.data_size):
-            rows = [_row(example, answer) for example, answer in next(answers, [])]
+        while going:
+            made = next(answers, None)
+            rows = [_row(example, answer) for example, answer in made or ()]
             writer.add(rows)
             tokens += sum(row[TOKENS] for row in rows)
-            count = len(done) + sum(map(len, left[: first + groups.data_size]))
+            stops, going, new = _agree(context, made is not None, len(rows) if writer.active else 0)
+            count += new
             context.progress.update(phase="generating", step=count, total_steps=len(dataset))
-            if _any_stops(context) and count < len(dataset):
+            if stops and count < len(dataset):
                 raise StoppedError(f"stop requested; {count} of {len(dataset)} rows are answered")
     counts = [0] * groups.world_size
     dist.all_gather_object(counts, tokens if writer.active else 0)
     return sum(counts)
 
 
-def _answered(context: StageContext, key: str, batches: list[list[Example]]) -> set[int]:
+def _answered(context: StageContext, key: str, examples: list[Example]) -> set[int]:
     """The rows that an earlier job of this evaluation has answered, the same on every rank."""
     found: list[set[int]] = [set()]
 
     def look() -> None:
-        found[0] = answered(context.paths, key, [[example.index for example in batch] for batch in batches])
+        found[0] = answered(context.paths, key, [example.index for example in examples])
 
     context.on_first_rank(look)
     dist.broadcast_object_list(found, src=0)
@@ -118,11 +119,14 @@ def _answered(context: StageContext, key: str, batches: list[list[Example]]) -> 
     return found[0]
 
 
-def _any_stops(context: StageContext) -> bool:
-    flag = torch.tensor(float(context.stop.requested), device=context.groups.device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
+def _agree(context: StageContext, goes_on: bool, rows: int) -> tuple[bool, bool, int]:
+    """Over all ranks: whether one was asked to stop, whether one goes on, and how many rows were answered."""
+    words = [float(context.stop.requested), float(goes_on), float(rows)]
+    sums = torch.tensor(words, device=context.groups.device)
+    dist.all_reduce(sums)
     with heartbeat.waiting():
-        return bool(flag.item())
+        stops, going, new = sums.tolist()
+    return stops > 0, going > 0, int(new)
 
 
 def _row(example: Example, answer: Answer) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 megatron-core's static cache has one length for all rows, so prompts are padded in front, under a mask that rules flash
 kernels out; and it stores keys before their rotation, so that each token rotates all of them again. Here a row's prompt
-begins at 0 and its tokens follow it, keys are stored rotated, and rows that have ended are dropped.
+begins at 0 and its tokens follow it, keys are stored rotated, and rows come and go.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_a_recipe_that_the_gpus_fit_has_no_fault_of_theirs(tmp_path: Path) -> No
 
 
 def test_fewer_gpus_and_less_memory_than_a_recipe_needs(tmp_path: Path) -> None:
-    large = recipe(tmp_path, "fp16", num_layers=48, hidden_size=12288, num_attention_heads=48)
+    large = recipe(tmp_path, "fp16", num_layers=6, hidden_size=12288, num_attention_heads=48)
     _, out, _ = doctor("v100,x1", tmp_path, "--recipe", large, "--json")
     wrong = {row["check"]: row["found"] for row in json.loads(out)["findings"] if row["severity"] == "error"}
     assert wrong["gpu count"] == "2 GPUs are needed, 1 found"

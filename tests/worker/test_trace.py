@@ -167,7 +167,8 @@ WIDE = (("model.hidden_size", 512), ("model.num_layers", 4), ("text.seq_length",
 def test_the_plans_estimate_is_what_the_engine_holds(tmp_path: Path, changes: tuple[tuple[str, Any], ...]) -> None:
     made = plan_of(tmp_path, *WIDE, ("batch", {"global": 16, "micro": 8}), *changes)
     for one in tracing.worst(tracing.trace(made, None)).values():
-        assert one.estimate_bytes == pytest.approx(one.peak_bytes, rel=0.15), (one.stage, one.bytes_by_kind)
+        held = one.peak_bytes - one.bytes_by_kind.get("workspaces", 0)  # these come on top of the estimate
+        assert one.estimate_bytes == pytest.approx(held, rel=0.15), (one.stage, one.bytes_by_kind)
 
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("gpt*.yaml"))

@@ -113,17 +113,17 @@ def _submit_arrays(sweep: SweepSubmission, first: int, members: Sequence[Submiss
 
 
 def _write_member_scripts(paths: ArrayPaths, stage: str, members: Sequence[Submission]) -> None:
-    """One script for all members, with a word for the name of their runs; those that differ by more have their own."""
+    """One script for all members, with a word for the name of their runs; those whose jobs differ by more have their
+    own. A job is compared, not its script, which takes a hundred times as long to make."""
     common: str | None = None
     for member in members:
         (job,) = (one for one in member.jobs if one.stage == stage)
-        own = render(job, member.site)
-        general = own.replace(member.paths.name, MEMBER)
-        if common is None and MEMBER not in own:
+        general = repr(job).replace(member.paths.name, MEMBER)
+        if common is None and MEMBER not in repr(job):
             common = general
-            write_text(paths.member_script(stage), common)
-        if general != common or MEMBER in own:
-            write_text(StagePaths(Path(job.stage_dir)).script, own)
+            write_text(paths.member_script(stage), render(job, member.site).replace(member.paths.name, MEMBER))
+        if general != common or MEMBER in repr(job):
+            write_text(StagePaths(Path(job.stage_dir)).script, render(job, member.site))
 
 
 def _submit_array(job: StageJob, site: Site, array: ArrayJob, paths: ArrayPaths, after: list[str]) -> str:

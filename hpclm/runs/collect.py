@@ -216,12 +216,16 @@ def _facts(run: Run, status: RunStatus, chosen: str | None) -> dict[str, Any]:
         "evaluation": chosen,
         "scores": scores,
         "stages": stages,
-        "parallel": {
-            one["name"]: {key: one.get(key) for key in ("tensor_parallel", "pipeline_parallel", "data_parallel")}
-            for one in plan.get("stages", [])
-        },
+        "parallel": _splits(plan.get("stages")),
         "environment": _environment(run.paths),
     }
+
+
+def _splits(stages: object) -> dict[str, dict[str, Any]]:
+    """By stage, as a plan has them; a damaged one has not all."""
+    keys = ("tensor_parallel", "pipeline_parallel", "data_parallel")
+    found = [one for one in stages if isinstance(one, dict)] if isinstance(stages, list) else []
+    return {one["name"]: {key: one.get(key) for key in keys} for one in found if isinstance(one.get("name"), str)}
 
 
 def _environment(paths: RunPaths) -> dict[str, Any]:

@@ -169,3 +169,10 @@ def test_a_failed_collect_leaves_the_earlier_one(run: Run) -> None:
 def test_a_stage_that_is_no_evaluation_is_refused(run: Run) -> None:
     with pytest.raises(RunNotFoundError, match=r"no evaluate stage 'ptune'; it has evaluate"):
         collect(run, stage="ptune")
+
+
+@pytest.mark.parametrize("stages", [7, [7], [{"name": {}}], [{}], {"name": "evaluate"}])
+def test_a_damaged_plan_does_not_keep_the_results_back(run: Run, tmp_path: Path, stages: object) -> None:
+    run.paths.plan.write_text(json.dumps({"stages": stages}))
+    collect(run, out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["parallel"] == {}

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import hpclm
+from hpclm.cli.corpus_commands import inspect_data, tokenize
 from hpclm.cli.data_commands import data_app
 from hpclm.cli.doctor_command import doctor
 from hpclm.cli.guard import guarded
@@ -37,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=None)
+data_app.command()(tokenize)
+data_app.command("inspect")(inspect_data)
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(image_app, name="image")

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hpclm.core.errors import DataError
 from hpclm.core.files import open_file
@@ -41,13 +42,26 @@ def documents(text: TextData, files: list[Path], on_file: Callable[[], None]) ->
     """
     left = float("inf") if text.max_mib is None else text.max_mib * (1 << 20)
     for path in files:
-        for document in _cut(_chunks(path, on_file), text.document):
-            if not document.strip():
-                continue
-            if left <= 0:
-                return
-            left -= len(document.encode())
-            yield document
+        try:
+            stream = open_file(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        with stream:
+            for document in file_documents(path, stream, text.document, lambda count: on_file()):
+                if not document.strip():
+                    continue
+                if left <= 0:
+                    return
+                left -= len(document.encode())
+                yield document
+
+
+def file_documents(path: Path, stream: BinaryIO, document: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
+    """The documents of one file's text: all of it, its lines or its paragraphs. `on_bytes` is given what was read.
+
+    Raises DataError where it cannot be read or is not UTF-8.
+    """
+    return _cut(_chunks(path, stream, on_bytes), document)
 
 
 def split(text: TextData, found: Iterator[str]) -> Iterator[tuple[str, str]]:
@@ -77,25 +91,24 @@ def split(text: TextData, found: Iterator[str]) -> Iterator[tuple[str, str]]:
         yield ("train" if validation else "validation"), held
 
 
-def _chunks(path: Path, on_file: Callable[[], None]) -> Iterator[str]:
+def _chunks(path: Path, stream: BinaryIO, on_bytes: Callable[[int], None]) -> Iterator[str]:
     """A file's text piece by piece, line ends as `\\n`."""
     utf8 = codecs.getincrementaldecoder("utf-8")()
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
     offset = 0
     try:
-        with open_file(path) as stream:
-            while True:
-                on_file()
-                data = stream.read(_CHUNK_BYTES)
-                pending = len(utf8.getstate()[0])
-                piece = decoder.decode(data, final=not data)
-                offset += len(data)
-                if piece:
-                    yield piece
-                if not data:
-                    return
+        while True:
+            data = stream.read(_CHUNK_BYTES)
+            on_bytes(len(data))
+            pending = len(utf8.getstate()[0])
+            piece = decoder.decode(data, final=not data)
+            offset += len(data)
+            if piece:
+                yield piece
+            if not data:
+                return
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         place = offset - pending + error.start
         raise DataError(f"{path}: not UTF-8 at byte {place}; convert it or narrow text.pattern") from None

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.spec import TokenizerSpec
+from hpclm.data import tiktoken_files
 from hpclm.formats.checkpoint_manifest import is_altered
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
@@ -110,6 +111,8 @@ class Tokenizer:
             raise DataError(f"{path}: does not exist")
         if path.suffix == SUFFIX:
             return SentencePieceTokenizer.read(path)
+        if path.suffix == tiktoken_files.SUFFIX:
+            return cls(tiktoken_files.read_tiktoken(path), str(path))
         try:
             return cls(Backend.from_file(str(path)), str(path))
         except DataError:

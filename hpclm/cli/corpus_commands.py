@@ -1,0 +1,250 @@
+"""`hpclm data tokenize` and `hpclm data inspect`: Megatron's indexed data sets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hpclm.core.spec import TokenizerSpec
+    from hpclm.data.corpus.tokenizing import Progress, Tokenized
+
+
+class Format(str, Enum):
+    jsonl = "jsonl"
+    parquet = "parquet"
+    text = "text"
+
+
+class Unit(str, Enum):
+    file = "file"
+    line = "line"
+    paragraph = "paragraph"
+
+
+class Encoder(str, Enum):
+    auto = "auto"
+    gigatoken = "gigatoken"
+    tiktoken = "tiktoken"
+    tokenizers = "tokenizers"
+
+
+_VOCAB = Annotated[Path | None, typer.Option("--vocab-file", help="GPT-2 style vocab.json.")]
+_MERGES = Annotated[
+    Path | None, typer.Option("--merges-file", "--merge-file", help="GPT-2 style merges.txt, with --vocab-file.")
+]
+_TOKENIZER = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", help="A tokenizer.json (or its folder), SentencePiece .model or .tiktoken file."),
+]
+
+
+_INPUTS = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files and folders.", show_default=False)]
+_OUT = Annotated[Path, typer.Option("--out", "--output-prefix", help="Prefix of PREFIX_KEY_document.bin and .idx.")]
+_KEYS = Annotated[list[str] | None, typer.Option("--json-keys", help="Key of each object's text; may be repeated.")]
+_EOD = Annotated[bool, typer.Option("--append-eod", help="End each document with the end token.")]
+_BOS = Annotated[bool, typer.Option("--prepend-bos", help="Begin each document with the begin token.")]
+_SPECIAL = Annotated[
+    bool, typer.Option("--special-tokens", help="Names of special tokens in texts become these tokens.")
+]
+_SKIP = Annotated[bool, typer.Option("--skip-bad", help="Leave malformed lines out and count them.")]
+_PATTERN = Annotated[str | None, typer.Option("--pattern", help="Names taken from folders, as in *.py.")]
+_FORMAT = Annotated[
+    Format | None, typer.Option("--format", help="Of the files; default: by their names.", show_default=False)
+]
+_DOCUMENT = Annotated[Unit, typer.Option("--document", help="Plain text: what one document is.")]
+_WORKERS = Annotated[
+    int | None, typer.Option("--workers", min=1, max=4096, help="Processes; default: one for each processor.")
+]
+_ENCODER = Annotated[
+    Encoder, typer.Option("--encoder", help="auto: the fastest installed that agrees with tokenizers on a sample.")
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def tokenize(
+    inputs: _INPUTS,
+    out: _OUT,
+    vocab_file: _VOCAB = None,
+    merges_file: _MERGES = None,
+    tokenizer: _TOKENIZER = None,
+    json_keys: _KEYS = None,
+    append_eod: _EOD = False,
+    prepend_bos: _BOS = False,
+    special_tokens: _SPECIAL = False,
+    skip_bad: _SKIP = False,
+    pattern: _PATTERN = None,
+    form: _FORMAT = None,
+    document: _DOCUMENT = Unit.file,
+    workers: _WORKERS = None,
+    encoder: _ENCODER = Encoder.auto,
+    as_json: _JSON = False,
+) -> None:
+    """Tokenise JSONL (.gz, .zst), parquet or plain text into Megatron's indexed .bin and .idx files.
+
+    Interrupted, the same command goes on where it was."""
+    from hpclm.cli.output import print_json
+    from hpclm.core.records import to_dict
+
+    _need_engine()
+    from hpclm.data.corpus.job import CorpusSpec
+    from hpclm.data.corpus.tokenizing import tokenize as make
+
+    spec = CorpusSpec(
+        inputs=[str(Path(one).absolute()) for one in inputs],
+        tokenizer=_tokenizer_spec(vocab_file, merges_file, tokenizer),
+        prefix=str(out.absolute()),
+        pattern=pattern,
+        form=form.value if form else None,
+        keys=json_keys or ["text"],
+        document=document.value,
+        append_eod=append_eod,
+        prepend_bos=prepend_bos,
+        special_tokens=special_tokens,
+        skip_bad=skip_bad,
+        encoder=encoder.value,
+    )
+    shown = _Shown(active=not as_json)
+    try:
+        made, notes = make(spec, workers or len(os.sched_getaffinity(0)), shown.show)
+    except KeyboardInterrupt:
+        shown.end()
+        typer.echo("interrupted; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        shown.end()
+    if as_json:
+        print_json({**to_dict(made), "notes": notes})
+    else:
+        typer.echo("\n".join(_lines(made, notes)))
+
+
+def _need_engine() -> None:
+    from hpclm.core.errors import HpclmError
+
+    try:
+        import numpy  # noqa: F401
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise HpclmError(f"tokenising needs numpy and tokenizers ({error}); install hpclm[data]") from None
+
+
+def _tokenizer_spec(vocab: Path | None, merges: Path | None, file: Path | None) -> TokenizerSpec:
+    from hpclm.core.errors import HpclmError
+    from hpclm.core.spec import TokenizerSpec
+
+    if (vocab is None) != (merges is None):
+        raise HpclmError("--vocab-file and --merges-file go together; give both")
+    if (vocab is None) == (file is None):
+        raise HpclmError("give one tokenizer: --tokenizer, or --vocab-file with --merges-file")
+    if file is not None:
+        path = file.absolute()
+        return TokenizerSpec("json", tokenizer_file=str(path / "tokenizer.json" if path.is_dir() else path))
+    assert vocab is not None
+    assert merges is not None
+    return TokenizerSpec("bpe", vocab_file=str(vocab.absolute()), merges_file=str(merges.absolute()))
+
+
+class _Shown:
+    """One line of progress that is written over on a terminal, and a line every half minute elsewhere."""
+
+    def __init__(self, *, active: bool) -> None:
+        self.active, self.over = active, sys.stderr.isatty()
+        self.next_s = 0.0 if self.over else 30.0
+        self.open = False
+
+    def show(self, progress: Progress) -> None:
+        if not self.active or progress.seconds < self.next_s:
+            return
+        self.next_s = progress.seconds + (0.5 if self.over else 30.0)
+        left = progress.seconds_left
+        line = (
+            f"{progress.documents:,} documents, {progress.tokens:,} tokens, {progress.bytes / 1e6:,.0f} of "
+            f"{progress.size / 1e6:,.0f} MB, {progress.rate / 1e6:,.1f} MB/s, "
+            f"{'' if left is None else _time(left)} left"
+        )
+        # a terminal's line is written over by the next one
+        raw: Any = getattr(sys.stderr, "raw", sys.stderr)
+        raw.write(f"\r\x1b[K{line}" if self.over else f"{line}\n")
+        raw.flush()
+        self.open = self.over
+
+    def end(self) -> None:
+        if self.open:
+            raw: Any = getattr(sys.stderr, "raw", sys.stderr)
+            raw.write("\n")
+            raw.flush()
+            self.open = False
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _lines(made: Tokenized, notes: list[str]) -> list[str]:
+    counts = made.counts
+    lines = [f"{one}.bin and .idx" for one in made.outputs]
+    lines.append(
+        f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes / 1e6:,.1f} MB of text in "
+        f"{_time(made.seconds)} ({counts.text_bytes / 1e6 / max(made.seconds, 1e-9):,.1f} MB/s, {made.encoder})"
+    )
+    if counts.empty:
+        lines.append(f"{counts.empty:,} documents are empty: they have no tokens")
+    if counts.bad:
+        lines.append(f"{counts.bad:,} malformed lines were left out, among them")
+        lines += [f"  {one}" for one in counts.examples]
+    return [*lines, *(f"note: {note}" for note in notes)]
+
+
+def inspect_data(
+    prefix: Annotated[str, typer.Argument(help="Prefix of a .bin and an .idx file.", show_default=False)],
+    vocab_file: _VOCAB = None,
+    merges_file: _MERGES = None,
+    tokenizer: _TOKENIZER = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, max=1000, help="Documents to show.")] = 3,
+    shown: Annotated[int, typer.Option("--tokens", min=1, max=10**6, help="Tokens of each to show.")] = 40,
+    whole: Annotated[bool, typer.Option("--all", help="Read every token, and check its id.")] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Show what an indexed data set contains, and whether it is whole."""
+    from hpclm.cli.output import print_json
+    from hpclm.core.records import to_dict
+
+    _need_engine()
+    from hpclm.data.corpus.inspecting import contents
+    from hpclm.data.tokenizers import load_tokenizer
+
+    given = None
+    if tokenizer is not None or vocab_file is not None or merges_file is not None:
+        given = load_tokenizer(_tokenizer_spec(vocab_file, merges_file, tokenizer), None)
+    found = contents(prefix.removesuffix(".idx").removesuffix(".bin"), given, samples, shown, whole=whole)
+    if as_json:
+        print_json(to_dict(found))
+        return
+    lines = [
+        f"{found.prefix}",
+        f"  documents  {found.documents:,}" + (f" ({found.empty_documents:,} empty)" if found.empty_documents else ""),
+        f"  sequences  {found.sequences:,}",
+        f"  tokens     {found.tokens:,} ({found.dtype})",
+    ]
+    if found.lengths:
+        words = ", ".join(f"{name} {value:,.0f}" for name, value in found.lengths.items())
+        lines.append(f"  lengths    {words}")
+    if found.largest_id is not None:
+        ends = "" if found.ends is None else f", {found.ends:,} end tokens"
+        lines.append(f"  ids        up to {found.largest_id:,}{ends}")
+    if found.tokenizer is not None:
+        lines.append(f"  tokenizer  {found.tokenizer}")
+    for sample in found.samples:
+        text = " ".join(map(str, sample.ids)) if sample.text is None else repr(sample.text)
+        lines.append(f"  document {sample.document:,} ({sample.tokens:,} tokens): {text}")
+    if any(sample.text is None for sample in found.samples):
+        lines.append("  (give --tokenizer, or --vocab-file and --merges-file, to see text)")
+    typer.echo("\n".join(lines))

@@ -1,0 +1,1 @@
+"""A corpus of documents: read, tokenised by many processes, and written as Megatron's indexed data set."""

@@ -1,0 +1,180 @@
+"""Parts of a tokenised corpus, each written whole by one worker, and their concatenation into an indexed data set.
+
+A part has the tokens (`….bin`), the lengths of its sequences (`….lengths`, int32) and the sequence at which each of its
+documents ends (`….ends`, int64), all as the final files have them, so that merging copies bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hpclm.core.errors import DamagedError
+from hpclm.core.files import sync
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import read_sealed, write_sealed
+from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION, bin_path, code_of, idx_path
+
+_ITEMS = 1 << 20
+_COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a part, or the whole, contains. `empty`: documents without tokens; `bad`: lines left out; `text_bytes`: of
+    the texts in UTF-8; `examples`: places of the first bad lines."""
+
+    documents: int = 0
+    tokens: int = 0
+    empty: int = 0
+    bad: int = 0
+    text_bytes: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.empty + other.empty,
+            self.bad + other.bad,
+            self.text_bytes + other.text_bytes,
+            [*self.examples, *other.examples][:3],
+        )
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Where the part of a number lies in a folder of parts."""
+
+    folder: Path
+    number: int
+
+    @property
+    def done(self) -> Path:
+        """Its counts, written last."""
+        return self.folder / f"part-{self.number:06d}.json"
+
+    def data(self, key: int) -> Path:
+        return self.folder / f"part-{self.number:06d}.{key}.bin"
+
+    def lengths(self, key: int) -> Path:
+        return self.folder / f"part-{self.number:06d}.{key}.lengths"
+
+    def ends(self, key: int) -> Path:
+        return self.folder / f"part-{self.number:06d}.{key}.ends"
+
+    def counts(self) -> Counts | None:
+        """None where it is not complete."""
+        try:
+            raw = read_sealed(self.done)
+            return None if raw is None else from_dict(Counts, raw)
+        except (DamagedError, OSError, ValueError):
+            return None
+
+
+class PartWriter:
+    """Writes the sequences of one key, a batch of documents at a time."""
+
+    def __init__(self, files: PartFiles, key: int, dtype: str) -> None:
+        self.dtype = dtype
+        self.paths = files.data(key), files.lengths(key), files.ends(key)
+        self.data, self.lengths, self.ends = (path.open("wb") for path in self.paths)
+        self.sequences = 0
+
+    def add(self, tokens: np.ndarray, counts: np.ndarray, owner: np.ndarray, documents: int, end: int | None) -> int:
+        """Add documents. Returns how many tokens were written.
+
+        Args:
+            tokens: of all sequences, one after the other [n].
+            counts: how many each sequence has [s]; one without tokens is left out.
+            owner: the document of each sequence [s], ascending, from 0.
+            documents: how many there are.
+            end: the token behind each document that has any.
+        """
+        kept = counts > 0
+        counts, owner = counts[kept], owner[kept]
+        if end is not None and len(counts):
+            last = np.append(owner[1:] != owner[:-1], True)
+            tokens = np.insert(tokens, np.cumsum(counts)[last], end)
+            counts = counts + last
+        self.data.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self.lengths.write(np.ascontiguousarray(counts, dtype="<i4").data)
+        ends = self.sequences + np.cumsum(np.bincount(owner, minlength=documents))
+        self.ends.write(np.ascontiguousarray(ends, dtype="<i8").data)
+        self.sequences += len(counts)
+        return int(tokens.size)
+
+    def close(self) -> None:
+        """The files are on disk."""
+        for file in (self.data, self.lengths, self.ends):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+def finish_part(files: PartFiles, counts: Counts) -> None:
+    write_sealed(files.done, to_dict(counts))
+
+
+def merge(parts: list[PartFiles], key: int, prefix: str, dtype: str) -> None:
+    """Concatenate parts into `prefix`.bin and .idx, byte by byte as one writer would have written them. Memory does not
+    grow with them. The index appears last."""
+    data, index = bin_path(prefix), idx_path(prefix)
+    with _fresh(data) as (partial, file):
+        for part in parts:
+            _append(part.data(key), file)
+    partial.replace(data)
+    sequences = sum(part.lengths(key).stat().st_size for part in parts) // 4
+    documents = sum(part.ends(key).stat().st_size for part in parts) // 8
+    with _fresh(index) as (partial, file):
+        file.write(HEADER.pack(MAGIC, VERSION, code_of(dtype), sequences, documents + 1))
+        for part in parts:
+            _append(part.lengths(key), file)
+        place, itemsize = 0, np.dtype(dtype).itemsize
+        for part in parts:
+            for lengths in _blocks(part.lengths(key), "<i4"):
+                ends = place + np.cumsum(lengths, dtype=np.int64) * itemsize
+                file.write(np.ascontiguousarray(np.concatenate([[place], ends[:-1]]), dtype="<i8").data)
+                place = int(ends[-1])
+        file.write(np.zeros(1, dtype="<i8").data)
+        before = 0
+        for part in parts:
+            for ends in _blocks(part.ends(key), "<i8"):
+                file.write(np.ascontiguousarray(ends + before, dtype="<i8").data)
+            before += part.lengths(key).stat().st_size // 4
+    partial.replace(index)
+    sync(index.parent)
+
+
+class _fresh:  # noqa: N801 - used as a function
+    """A new file beside `path`, on disk when the block ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.partial = path.with_name(path.name + ".partial")
+
+    def __enter__(self) -> tuple[Path, BinaryIO]:
+        self.file = self.partial.open("wb")
+        return self.partial, self.file
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self.file.flush()
+        if kind is None:
+            os.fsync(self.file.fileno())
+        self.file.close()
+
+
+def _append(path: Path, file: BinaryIO) -> None:
+    with path.open("rb") as part:
+        shutil.copyfileobj(part, file, _COPY_BYTES)
+
+
+def _blocks(path: Path, dtype: str) -> Iterator[np.ndarray]:
+    with path.open("rb") as file:
+        while len(block := np.fromfile(file, dtype=dtype, count=_ITEMS)):
+            yield block

@@ -1,0 +1,205 @@
+"""`hpclm data tokenize`: a corpus tokenised by many processes of one machine; killed, it goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import SynchronizedArray
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import DataError, HpclmError
+from hpclm.core.locks import exclusive
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.sealed import read_sealed, write_sealed
+from hpclm.data.corpus.job import CorpusSpec, Job, Worker, make_job
+from hpclm.data.corpus.parts import Counts, merge
+from hpclm.formats.indexed_dataset import bin_path, idx_path, read_header
+
+_POLL_S = 0.5
+_FIELDS = 3  # bytes, documents, tokens
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """`PREFIX.tokenized.json`: the record of what was made. `outputs`: the prefixes of the data sets."""
+
+    mark: str
+    spec: CorpusSpec
+    encoder: str
+    outputs: list[str]
+    counts: Counts
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far it is. `size`: bytes of input in all; `reused`: of them done in an earlier call."""
+
+    bytes: int
+    size: int
+    documents: int
+    tokens: int
+    seconds: float
+    reused: int
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second in this call."""
+        return (self.bytes - self.reused) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.size - self.bytes) / self.rate if self.rate > 0 else None
+
+
+def tokenize(spec: CorpusSpec, workers: int, on_progress: Callable[[Progress], None]) -> tuple[Tokenized, list[str]]:
+    """Tokenise a corpus into indexed data sets. Returns the record, and notes for people.
+
+    The same call again goes on with the parts that are not complete; once all is made it returns what is known.
+
+    Raises DataError for bad input, an empty result, and outputs that something else has made.
+    """
+    began = time.monotonic()
+    folder = Path(spec.prefix).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror})") from error
+    job = make_job(spec)
+    known = _known(spec, job.mark)
+    if known is not None:
+        return known, ["was made by an earlier call, and nothing has changed since"]
+    spec.parts_folder.mkdir(exist_ok=True)
+    with exclusive(spec.parts_folder, f"{spec.parts_folder}: another process is tokenising to this prefix"):
+        counts = _run(job, workers, on_progress, began)
+        return finish(job, counts, time.monotonic() - began), job.notes
+
+
+def finish(job: Job, counts: Counts, seconds: float) -> Tokenized:
+    """Merge all parts, write the record and remove the parts."""
+    spec = job.spec
+    if not counts.tokens:
+        raise DataError(
+            f"{', '.join(spec.inputs)}: {counts.documents} documents, {counts.bad} lines left out, and no token; "
+            "is it the right key (--json-keys)?"
+        )
+    parts = [job.part(number) for number in range(len(job.pieces))]
+    for place, key in enumerate(spec.keys):
+        merge(parts, place, spec.output(key), job.dtype)
+    outputs = [spec.output(key) for key in spec.keys]
+    made = Tokenized(job.mark, spec, job.encoder, outputs, counts, seconds)
+    write_sealed(spec.record, to_dict(made))
+    shutil.rmtree(spec.parts_folder, ignore_errors=True)
+    return made
+
+
+def _known(spec: CorpusSpec, mark: str) -> Tokenized | None:
+    """The record of the same job, complete. Raises DataError where the outputs are of another."""
+    try:
+        raw = read_sealed(spec.record)
+        found = None if raw is None else from_dict(Tokenized, raw)
+    except (HpclmError, OSError, ValueError):
+        found = None
+    if found is not None and found.mark == mark:
+        try:
+            for prefix in found.outputs:
+                read_header(prefix)
+            return found
+        except DataError:
+            return None
+    for key in spec.keys:
+        for path in (bin_path(spec.output(key)), idx_path(spec.output(key))):
+            if path.exists():
+                raise DataError(f"{path}: already exists, made from something else; give another --out or remove it")
+    return None
+
+
+def _run(job: Job, workers: int, on_progress: Callable[[Progress], None], began: float) -> Counts:
+    """All pieces that are not complete; returns the sum of all."""
+    context = multiprocessing.get_context("spawn")
+    count = max(1, min(workers, len(job.pieces)))
+    shared = context.Array("d", count * _FIELDS)
+    places = context.Value("i", 0)
+    done = [job.part(number).counts() for number in range(len(job.pieces))]
+    reused = sum(piece.size for piece, counts in zip(job.pieces, done, strict=True) if counts is not None)
+    before = sum((counts for counts in done if counts is not None), Counts())
+
+    def tell() -> None:
+        sums = [sum(shared[place::_FIELDS]) for place in range(_FIELDS)]
+        on_progress(
+            Progress(
+                min(job.size, reused + int(sums[0])),
+                job.size,
+                before.documents + int(sums[1]),
+                before.tokens + int(sums[2]),
+                time.monotonic() - began,
+                reused,
+            )
+        )
+
+    todo = [number for number, counts in enumerate(done) if counts is None]
+    found = before
+    with _pool(count, context, (job, shared, places)) as pool:
+        running: set[Future[Counts]] = {pool.submit(_piece, number) for number in todo}
+        while running:
+            ended, running = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in ended:
+                try:
+                    found += future.result()
+                except BrokenProcessPool:
+                    raise HpclmError(
+                        "a worker was killed (out of memory?); the same command goes on where it was, with fewer "
+                        "--workers"
+                    ) from None
+            tell()
+    return found
+
+
+@contextlib.contextmanager
+def _pool(count: int, context: Any, arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
+    # each worker is one of as many as there are processors; threads of the libraries would only get in their way
+    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("RAYON_NUM_THREADS", "1")):
+        os.environ.setdefault(name, value)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+_worker: Worker | None = None
+
+
+def _start(job: Job, shared: SynchronizedArray[float], places: Any) -> None:
+    """In a new worker."""
+    import signal
+
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers
+    with places.get_lock():
+        place = places.value
+        places.value += 1
+
+    def tell(count: int, documents: int, tokens: int) -> None:
+        if place * _FIELDS < len(shared):
+            for offset, value in enumerate((count, documents, tokens)):
+                shared[place * _FIELDS + offset] += value
+
+    _worker = Worker(job, tell)
+
+
+def _piece(number: int) -> Counts:
+    assert _worker is not None
+    return _worker.run(number)

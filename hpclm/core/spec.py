@@ -202,6 +202,38 @@ class TextData:
     max_mib: float | None = None
 
 
+@dataclass(frozen=True)
+class IndexedData:
+    """Megatron's indexed data sets to pre-train on.
+
+    Attributes:
+        paths: prefixes of .bin and .idx files; weights: how much is taken of each, None: every sample once.
+        validation: data sets for validation alone; `split` is then not used.
+        split: shares of each data set's sequences for training, validation and test.
+        cache: folder of the indices; None: the stage's own.
+        reset_positions, reset_attention: positions, and what is attended to, begin anew after each end token.
+        mask_end_loss: no loss where the token is an end token.
+    """
+
+    paths: list[str]
+    weights: list[float] | None = None
+    validation: list[str] = field(default_factory=list)
+    validation_weights: list[float] | None = None
+    split: list[float] = field(default_factory=lambda: [969.0, 30.0, 1.0])
+    seq_length: int = 1024
+    cache: str | None = None
+    reset_positions: bool = False
+    reset_attention: bool = False
+    mask_end_loss: bool = False
+
+    def bounds(self, part: Literal["train", "validation"]) -> tuple[float, float]:
+        """From and to which share of the sequences a part has (`convert_split_vector_to_split_matrix`)."""
+        if self.validation:
+            return 0.0, 1.0
+        shares = [share / sum(self.split) for share in self.split]
+        return (0.0, shares[0]) if part == "train" else (shares[0], shares[0] + shares[1])
+
+
 Semantics = Literal["strict", "nemo", "nemo-1.21"]
 
 
@@ -348,6 +380,7 @@ class StageSpec:
     optim: OptimSpec
     checkpoint: CheckpointSpec
     text: TextData | None = None
+    indexed: IndexedData | None = None
     data: PromptData | None = None
     templates: list[TaskTemplate] = field(default_factory=list)
     prompt: PromptSpec | None = None
@@ -360,6 +393,12 @@ class StageSpec:
     engine: str = "megatron"
     runner: str = "hpclm.engines.megatron.ranks.stage_runner:run"
     spec_version: int = SPEC_VERSION
+
+    @property
+    def pretraining_length(self) -> int | None:
+        """Tokens of a sample of pre-training; None for other tasks."""
+        source = self.text or self.indexed
+        return None if source is None else source.seq_length
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def program_plan(
     parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
     spec = None
     if parallel is not None and program is not None:
-        read = stage_inputs(roles=stage.task.roles, data=data, text=None, tokenizer=None, base=None, prompts=None)
+        read = stage_inputs(roles=stage.task.roles, data=data)
         spec = ProgramStageSpec(
             run="",
             stage=recipe.name,

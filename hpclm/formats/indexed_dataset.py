@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from hpclm.core.errors import DataError
 from hpclm.core.files import open_file
+from hpclm.core.indexed_files import bin_path, idx_path
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -32,14 +33,6 @@ DTYPES = {
     8: ("uint16", 2),
 }
 _LENGTH, _PLACE = 4, 8
-
-
-def bin_path(prefix: str) -> Path:
-    return Path(f"{prefix}.bin")
-
-
-def idx_path(prefix: str) -> Path:
-    return Path(f"{prefix}.idx")
 
 
 def dtype_for(vocab_size: int) -> str:

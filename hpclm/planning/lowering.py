@@ -13,6 +13,7 @@ from hpclm.core.spec import (
     BatchSpec,
     CheckpointSpec,
     GenerationSpec,
+    IndexedData,
     OptimSpec,
     ParallelSpec,
     PromptData,
@@ -115,6 +116,19 @@ def text(stage: StageContext) -> TextData | None:
     """Text to pre-train on."""
     written = stage.recipe.text
     return None if written is None or "text" not in stage.task.sections else taken(TextData, written)
+
+
+def indexed(stage: StageContext) -> IndexedData | None:
+    """Indexed data sets to pre-train on; weights of a single one say nothing."""
+    written = stage.recipe.indexed
+    if written is None or "indexed" not in stage.task.sections:
+        return None
+    found = taken(IndexedData, written)
+    return replace(
+        found,
+        weights=found.weights if len(found.paths) > 1 else None,
+        validation_weights=found.validation_weights if len(found.validation) > 1 else None,
+    )
 
 
 def data(owner: StageContext, positions: int | None) -> PromptData | None:

@@ -64,9 +64,8 @@ def _upgraded(run: Run, stage: str) -> StageSpec | ProgramStageSpec:
         roles=task_named(spec.task).roles,
         data=spec.data,
         text=spec.text,
+        indexed=spec.indexed,
         tokenizer=spec.tokenizer,
-        base=None,
-        prompts=None,
     )
     needs = NodeNeeds(
         packages=list(engine_named(spec.engine).packages),

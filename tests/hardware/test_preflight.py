@@ -147,8 +147,15 @@ def test_a_stage_on_the_cpu_asks_for_no_gpu(node: Node) -> None:
 def test_what_the_stage_reads_and_this_node_does_not_see_is_named(node: Node, section: str, value: Any) -> None:
     node.spec[section] = value
     spec = from_dict(StageSpec, node.spec)
-    where = {"base": spec.base, "prompts": spec.prompts}
-    read = stage_inputs(roles=("train",), data=spec.data, text=spec.text, tokenizer=spec.tokenizer, **where)
+    read = stage_inputs(
+        roles=("train",),
+        data=spec.data,
+        text=spec.text,
+        indexed=spec.indexed,
+        tokenizer=spec.tokenizer,
+        base=spec.base,
+        prompts=spec.prompts,
+    )
     node.spec["needs"]["inputs"] = [one.path for one in read]
     code, report = node.check("a100")
     assert (code, faults(report)) == (60, [("inputs", "node")])

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from hpclm.core.errors import DataError, HpclmError
+from hpclm.core.indexed_files import bin_path, idx_path
 from hpclm.core.records import from_dict
 from hpclm.core.sealed import read_sealed
 from hpclm.core.spec import TokenizerSpec
 from hpclm.data.corpus.tokenizing import Tokenized
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
-from hpclm.formats.indexed_dataset import IndexHeader, bin_path, idx_path, read_header
+from hpclm.formats.indexed_dataset import IndexHeader, read_header
 
 _BLOCK = 1 << 20
 _COUNTED = 1 << 26  # lengths that are counted one by one

@@ -17,9 +17,10 @@ import numpy as np
 
 from hpclm.core.errors import DamagedError
 from hpclm.core.files import sync
+from hpclm.core.indexed_files import bin_path, idx_path
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
-from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION, bin_path, code_of, idx_path
+from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION, code_of
 
 _ITEMS = 1 << 20
 _COPY_BYTES = 8 << 20

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import DataError, HpclmError
+from hpclm.core.indexed_files import bin_path, idx_path
 from hpclm.core.locks import exclusive
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.data.corpus.job import CorpusSpec, Job, Worker, make_job
 from hpclm.data.corpus.parts import Counts, merge
-from hpclm.formats.indexed_dataset import bin_path, idx_path, read_header
+from hpclm.formats.indexed_dataset import read_header
 
 _POLL_S = 0.5
 _FIELDS = 3  # bytes, documents, tokens

@@ -99,6 +99,17 @@ def _ends(counts: Tensor) -> Tensor:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
+def documents_layout(tokens: Tensor, end: int) -> Tensor:
+    """The layout in which each document of rows int64 [b, s], up to and with its end token, attends to itself alone;
+    the rows then are one sequence of b · s tokens. The mask of megatron-core's gpt_dataset.py with
+    reset_attention_mask."""
+    rows, length = tokens.shape
+    stops = (tokens == end).flatten().nonzero().flatten() + 1
+    stops = torch.unique(torch.cat([stops, torch.arange(1, rows + 1) * length]))
+    counts = torch.diff(stops, prepend=torch.zeros(1, dtype=stops.dtype))
+    return Layout.make(0, counts.tolist(), rows * length)
+
+
 _latest: tuple[Tensor, Layout] | None = None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from hpclm.core import heartbeat
 from hpclm.core.errors import DamagedError, DataError
@@ -145,24 +145,3 @@ def _write_indexed(folder: Path, parts: Iterator[tuple[str, str]], tokenizer: To
             open_parts[name] = _Part(folder, name, tokenizer)
         open_parts[name].add(document)
     return {name: part.close() for name, part in sorted(open_parts.items())}
-
-
-class TextDataset:
-    """Windows of seq_length + 1 tokens over the concatenated documents; neighbours overlap by one token, so every
-    token is predicted once an epoch (as megatron-core's GPTDataset, whose shuffled index our sampler replaces).
-    """
-
-    def __init__(self, folder: Path, spec: StageSpec, name: str) -> None:
-        assert spec.text is not None
-        self.seq_length = spec.text.seq_length
-        indexed = IndexedDataset(str(folder / name))
-        # documents lie one after another in the file, so the whole of it is one array of tokens
-        self.tokens = np.memmap(f"{folder / name}.bin", dtype=indexed.index.dtype, mode="r")
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.seq_length
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        """Tokens [seq_length + 1] of the vocabulary's integer type."""
-        start = number * self.seq_length
-        return self.tokens[start : start + self.seq_length + 1]

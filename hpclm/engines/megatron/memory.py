@@ -168,8 +168,8 @@ def generation_bytes(
 
 def sequence_length(spec: StageSpec) -> int | None:
     """Tokens of a sample: of text, or of a prompt with its answer; None for a stage that reads neither."""
-    if spec.text is not None:
-        return spec.text.seq_length
+    if spec.pretraining_length is not None:
+        return spec.pretraining_length
     return spec.data.max_seq_length if spec.data is not None else None
 
 

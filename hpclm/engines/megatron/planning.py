@@ -11,6 +11,7 @@ from hpclm.engines.megatron.memory import memory
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning import (
     base_model,
+    indexed_checks,
     input_checks,
     lowering,
     rules,
@@ -54,6 +55,9 @@ class StagePlanner:
             rules.recompute(stage, model)
             rules.lengths(stage, model, length, seq_keys)
             self._room_for_answers(model, templates)
+        indexed = lowering.indexed(stage)
+        if indexed is not None:
+            indexed_checks.check(stage, indexed, model)
         rules.sequence_parallel(stage, length, seq_keys)
         rules.precision(stage, lowering.precision(stage))
         rules.prompt_encoder(stage)
@@ -107,7 +111,9 @@ class StagePlanner:
         """The sequence length as the recipe has it, and its key."""
         recipe = self.stage.recipe
         if "text" in self.stage.task.sections:
-            return recipe.text.seq_length if recipe.text else None, ("text", "seq_length")
+            section = "indexed" if recipe.indexed is not None else "text"
+            source = recipe.text or recipe.indexed
+            return source.seq_length if source else None, (section, "seq_length")
         owner = recipe.data or (prompts.context.recipe.data if prompts else None)
         return owner.max_seq_length if owner else None, ("data", "max_seq_length")
 
@@ -247,6 +253,7 @@ class StagePlanner:
             optim=lowering.optim(stage),
             checkpoint=lowering.checkpoint(stage),
             text=lowering.text(stage),
+            indexed=lowering.indexed(stage),
             data=data,
             templates=list(templates),
             prompt=lowering.prompt(stage),
@@ -269,6 +276,7 @@ class StagePlanner:
             roles=self.stage.task.roles,
             data=data,
             text=lowering.text(self.stage),
+            indexed=lowering.indexed(self.stage),
             tokenizer=self.base_model.tokenizer,
             base=base.path if base else None,
             prompts=prompts.path if prompts else None,

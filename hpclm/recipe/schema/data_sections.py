@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from hpclm.core.spec import Semantics
 from hpclm.recipe.schema.base import (
@@ -40,6 +40,61 @@ class Text(Section):
         if "/" in pattern:
             raise fault(f"{shown(pattern)} contains '/'; a pattern is for file names, folders go to text.paths")
         return pattern
+
+
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1e9)]
+
+
+def _shares(value: object) -> tuple[float, ...]:
+    """`969,30,1`, as Megatron-LM writes it, or a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if isinstance(parts, list | tuple) and 1 <= len(parts) <= 3:
+        try:
+            numbers = tuple(float(part) for part in parts if not isinstance(part, bool))
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) == len(parts) and all(0 <= one < 1e9 for one in numbers) and numbers[0] > 0:
+            return (*numbers, 0.0, 0.0)[:3]
+    raise fault(f"{shown(str(value))} is not a split; write the shares of training, validation and test: 969,30,1")
+
+
+class Indexed(Section):
+    """Megatron's indexed data sets to pre-train on, as `hpclm data tokenize` writes them."""
+
+    paths: tuple[PathText, ...] = Field(min_length=1, max_length=32_000, description="prefixes of .bin and .idx files")
+    weights: tuple[Positive, ...] | None = Field(
+        default=None, description="how much is taken of each path; null: every sample of all once"
+    )
+    validation: tuple[PathText, ...] = Field(
+        default=(), max_length=32_000, description="prefixes for validation alone; then nothing is split"
+    )
+    validation_weights: tuple[Positive, ...] | None = Field(default=None, description="of these")
+    split: Annotated[
+        tuple[float, ...],
+        PlainValidator(_shares),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "number"}}]}),
+    ] = Field(
+        default=(969.0, 30.0, 1.0),
+        description="shares of each path's documents, in their order: training, validation, test (not used)",
+    )
+    seq_length: Annotated[int, Field(ge=2, le=10**7)] = Field(default=1024, description="tokens per sample")
+    cache: PathText | None = Field(
+        default=None, description="folder of the samples' indices, for many runs; null: the run's own"
+    )
+    reset_positions: bool = Field(default=False, description="positions begin anew after each end token")
+    reset_attention: bool = Field(default=False, description="tokens see their own document alone")
+    mask_end_loss: bool = Field(default=False, description="no loss where the input is an end token")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Indexed:
+        for name, weights, paths in (
+            ("weights", self.weights, self.paths),
+            ("validation_weights", self.validation_weights, self.validation),
+        ):
+            if weights is not None and len(weights) != len(paths):
+                raise fault(f"{name} has {len(weights)} numbers for {len(paths)} paths; give one for each")
+        return self
 
 
 class Data(Section):

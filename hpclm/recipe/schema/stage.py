@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, create_model
 from hpclm.core.registries import ENGINES, TASKS
 from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, plain_name, registered
 from hpclm.recipe.schema.container_section import Container
-from hpclm.recipe.schema.data_sections import Data, Generation, Prompt, TaskTemplate, Text
+from hpclm.recipe.schema.data_sections import Data, Generation, Indexed, Prompt, TaskTemplate, Text
 from hpclm.recipe.schema.model_section import Model
 from hpclm.recipe.schema.recovery_section import Recovery
 from hpclm.recipe.schema.resource_sections import Parallel, Resources
@@ -55,7 +55,8 @@ class Stage(Section):
     trainer: Trainer | None = Field(default=None, description="needed to train")
     optim: Optim | None = Field(default=None, description="needed to train")
     checkpoint: Checkpointing = Field(default=Checkpointing(), description="saving")
-    text: Text | None = Field(default=None, description="needed by pretrain")
+    text: Text | None = Field(default=None, description="pretrain needs this or indexed")
+    indexed: Indexed | None = Field(default=None, description="pretrain: data that is already tokenised")
     data: Data | None = Field(
         default=None, description="needed by the other tasks; evaluate may inherit it from its prompts stage"
     )

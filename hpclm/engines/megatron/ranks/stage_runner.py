@@ -39,10 +39,10 @@ def run(launch: RankLaunch) -> None:
     from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
 
-    if spec.text is not None:
-        from hpclm.data.ranks.text_corpus import prepare_text
+    if spec.pretraining_length is not None:
+        from hpclm.data.ranks.pretraining_data import prepare
 
-        prepare_on_first_rank(launch.attempt, facts, lambda: prepare_text(spec, launch.stage.data))
+        prepare_on_first_rank(launch.attempt, facts, lambda: prepare(spec, launch.stage.data))
     store = rendezvous(launch.attempt.rendezvous, facts)
     device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
     set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic, trains=spec.task != "evaluate")

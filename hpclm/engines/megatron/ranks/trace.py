@@ -101,10 +101,10 @@ def _pretraining(spec: StageSpec, groups: Any) -> tuple[Any, TrainingBatch, list
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
     from hpclm.engines.megatron.ranks.stage_models import config_for
 
-    assert spec.text is not None
+    assert spec.pretraining_length is not None
     config = config_for(_context(spec, groups), variable_lengths=False)
     gpt = build_gpt(spec.model, config, groups, spec.backends)
-    shape = (spec.batch.micro_batch_size, spec.text.seq_length)
+    shape = (spec.batch.micro_batch_size, spec.pretraining_length)
     numbers = torch.zeros(shape, dtype=torch.int64)
     batch = TrainingBatch(
         tokens=numbers, labels=numbers.clone(), position_ids=numbers.clone(), loss_mask=torch.ones(shape)

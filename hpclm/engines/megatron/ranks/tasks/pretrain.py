@@ -1,19 +1,19 @@
-"""Train a whole GPT on text."""
+"""Train a whole GPT on text or on indexed data sets."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hpclm.core.logging import log
 from hpclm.data.ranks.batches import TrainingBatch
+from hpclm.data.ranks.gpt_datasets import Datasets, Samples
+from hpclm.data.ranks.packed_layout import documents_layout
+from hpclm.data.ranks.pretraining_data import open_prepared
 from hpclm.data.ranks.sampler import GlobalBatchSampler
-from hpclm.data.ranks.text_corpus import TextDataset
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -25,9 +25,10 @@ from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 def run(context: StageContext) -> dict[str, object]:
     """Tokenizer, data, model, training; returns the stage's result."""
     spec = context.spec
-    assert spec.text is not None
     context.progress.update(phase="data")
-    tokenizer, train, validation = _data(context)
+    tokenizer = Tokenizer.load(context.paths.data)
+    data = open_prepared(spec, context.paths.data, tokenizer)
+    batches = PretrainingBatches(context, data, tokenizer.eos_id)
     config = config_for(context, variable_lengths=False)
     model = LanguageModel(config, start_weights(context, config), None, frozen=False)
 
@@ -36,70 +37,73 @@ def run(context: StageContext) -> dict[str, object]:
         tokenizer.save(folder)
 
     context.on_first_rank(lambda: finish(context.paths.checkpoints))
-    batches = TextBatches(context, train, validation)
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
     result = Trainer(spec, context.groups, model, batches, manager, context.progress, context.stop).fit()
-    return {**result, "train_samples": len(train), "validation_samples": 0 if validation is None else len(validation)}
+    return {
+        **result,
+        "train_samples": data.epoch_samples,
+        "validation_samples": 0 if data.validation is None else len(data.validation),
+    }
 
 
-def _data(context: StageContext) -> tuple[Tokenizer, TextDataset, TextDataset | None]:
-    """The tokenizer and both datasets (no validation at a fraction of 0), prepared before the ranks met."""
-    spec, folder = context.spec, context.paths.data
-    tokenizer = Tokenizer.load(folder)
-    train = TextDataset(folder, spec, "train")
-    assert spec.text is not None
-    validation = TextDataset(folder, spec, "validation") if spec.text.validation_fraction > 0 else None
-    if context.groups.rank == 0 and len(train) < spec.batch.global_batch_size:
-        log(
-            f"{len(train)} samples of text do not fill a global batch of {spec.batch.global_batch_size}; "
-            "they are repeated"
-        )
-    return tokenizer, train, validation
+class PretrainingBatches:
+    """Samples as micro-batches (see `training.Batches`): those of the data set in its order, which is shuffled, global
+    batch after global batch, as Megatron-LM's MegatronPretrainingSampler takes them.
+    """
 
-
-class TextBatches:
-    """Windows of text as micro-batches (see `training.Batches`)."""
-
-    def __init__(self, context: StageContext, train: TextDataset, validation: TextDataset | None) -> None:
+    def __init__(self, context: StageContext, data: Datasets, end: int) -> None:
         spec, groups = context.spec, context.groups
-        self.train_set, self.validation_set, self.device = train, validation, groups.device
+        self.data, self.device, self.end = data, groups.device, end
+        self.resets = spec.indexed is not None and spec.indexed.reset_attention
         batch = spec.batch
-        sampler = functools.partial(
-            GlobalBatchSampler,
-            global_batch_size=batch.global_batch_size,
+        self.size = batch.global_batch_size
+        self.share = GlobalBatchSampler(
+            len(data.train),
+            global_batch_size=self.size,
             micro_batch_size=batch.micro_batch_size,
             data_rank=groups.data_rank,
             data_size=groups.data_size,
-        )
-        self.order = sampler(len(train), seed=spec.trainer.seed)
-        if validation is not None:
-            self.validation_order = sampler(len(validation), seed=None)
+            seed=None,
+        ).share
         self.val_batches = spec.trainer.val_batches
-        self.steps_per_epoch = self.order.steps_per_epoch
+        self.steps_per_epoch = max(1, data.epoch_samples // self.size)
+        if groups.rank == 0 and data.epoch_samples < self.size:
+            log(f"{data.epoch_samples} samples do not fill a global batch of {self.size}; they are repeated")
 
     def train(self, step: int) -> list[TrainingBatch]:
-        return [self._batch(self.train_set, rows) for rows in self.order.step(step)]
+        count = len(self.data.train)
+        rows = [number % count for number in range(step * self.size, (step + 1) * self.size)]
+        return [self._batch(self.data.train, rows) for rows in self.share(rows)]
 
     def weight(self, step: int) -> None:
-        """Every micro-batch has the same number of tokens: the mean of their means is the mean."""
+        """Every micro-batch counts the same, as in Megatron-LM: the mean of their means is the mean."""
 
     def validation(self) -> Iterator[list[TrainingBatch]]:
-        if self.validation_set is None:
+        """The same samples each time; a row of -1 fills the last batch up and does not count."""
+        samples = self.data.validation
+        if samples is None:
             return
-        groups = self.validation_order.all_rows()
-        for micro_batches in itertools.islice(groups, self.val_batches):
-            yield [self._batch(self.validation_set, rows) for rows in micro_batches]
+        for start in itertools.islice(range(0, len(samples), self.size), self.val_batches):
+            rows = list(range(start, min(start + self.size, len(samples))))
+            rows += [-1] * (self.size - len(rows))
+            yield [self._batch(samples, micro_batch) for micro_batch in self.share(rows)]
 
-    def _batch(self, dataset: TextDataset, rows: list[int]) -> TrainingBatch:
-        """Rows of a micro-batch; a row of -1 is padding and does not count."""
-        windows = torch.from_numpy(np.stack([dataset[max(row, 0)] for row in rows]).astype(np.int64))
-        tokens, labels = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-        weight = torch.tensor([float(row >= 0) for row in rows]).unsqueeze(1)
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    def _batch(self, samples: Samples, rows: list[int]) -> TrainingBatch:
+        found = [samples[max(row, 0)] for row in rows]
+        stacked = {name: torch.stack([one[name] for one in found]) for name in _FIELDS}
+        counted = torch.tensor([float(row >= 0) for row in rows]).unsqueeze(1)
+        stacked["loss_mask"] = stacked["loss_mask"] * counted
+        layout = documents_layout(stacked["tokens"], self.end) if self.resets else None
+        if layout is not None:
+            stacked = {name: one.view(1, -1) for name, one in stacked.items()}
         batch = TrainingBatch(
-            tokens=tokens,
-            labels=labels,
-            loss_mask=weight.expand_as(tokens).contiguous(),
-            position_ids=positions.contiguous(),
+            tokens=stacked["tokens"],
+            labels=stacked["labels"],
+            position_ids=stacked["position_ids"],
+            loss_mask=stacked["loss_mask"],
+            layout=layout,
         )
         return batch.to(self.device)
+
+
+_FIELDS = ("tokens", "labels", "position_ids", "loss_mask")

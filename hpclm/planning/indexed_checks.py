@@ -1,0 +1,111 @@
+"""Indexed data sets that a stage pre-trains on: there, whole, and enough for what is wanted of them."""
+
+from __future__ import annotations
+
+from hpclm.core.errors import DataError
+from hpclm.core.spec import IndexedData, ModelSpec
+from hpclm.formats.indexed_dataset import IndexHeader, read_header
+from hpclm.planning.stage_context import StageContext
+
+
+def check(stage: StageContext, source: IndexedData, model: ModelSpec | None) -> None:
+    """Findings for what would end the job, and how often the data is read."""
+    _sections(stage, source, model)
+    if not stage.files:
+        return
+    headers = {key: _headers(stage, key, paths) for key, paths in _paths(source).items()}
+    train = [header for header in headers["paths"] if header is not None]
+    if len(train) == len(source.paths):
+        _parts(stage, source, train)
+        _epochs(stage, source, train)
+
+
+def _paths(source: IndexedData) -> dict[str, list[str]]:
+    return {"paths": source.paths, "validation": source.validation}
+
+
+def _sections(stage: StageContext, source: IndexedData, model: ModelSpec | None) -> None:
+    recipe = stage.recipe
+    if recipe.tokenizer is not None and recipe.tokenizer.train is not None:
+        stage.error(
+            ("tokenizer", "train"),
+            "the indexed data is already tokenised; give the tokenizer it was made with",
+            "tokenizer.train is for text",
+        )
+    weighted = source.validation_weights if source.validation else source.weights
+    if weighted is not None and recipe.trainer is not None and recipe.trainer.val_batches is None:
+        stage.error(
+            ("trainer", "val_batches"),
+            "is missing: of a weighted blend there is no whole validation set; add it",
+            "weights need val_batches",
+        )
+    rotated = model is not None and model.position_embedding == "rope"
+    if rotated and source.reset_positions and not source.reset_attention:
+        stage.warning(
+            ("indexed", "reset_positions"),
+            "has no effect with rope unless reset_attention is true: only distances count",
+            "reset_positions needs learned positions",
+        )
+
+
+def _headers(stage: StageContext, key: str, paths: list[str]) -> list[IndexHeader | None]:
+    found: list[IndexHeader | None] = []
+    for index, prefix in enumerate(paths):
+        try:
+            header = read_header(prefix)
+        except DataError as error:
+            stage.error(("indexed", key, index), str(error), "indexed data exists", prefix)
+            found.append(None)
+            continue
+        if header.dtype.startswith("float"):
+            stage.error(("indexed", key, index), f"{prefix}: contains {header.dtype}, not tokens", "tokens", prefix)
+        found.append(header)
+    return found
+
+
+def _parts(stage: StageContext, source: IndexedData, headers: list[IndexHeader]) -> None:
+    """A part without documents."""
+    if source.validation:
+        return
+    for part in ("train", "validation"):
+        low, high = source.bounds(part)
+        counts = [round(high * header.sequences) - round(low * header.sequences) for header in headers]
+        empty = [prefix for prefix, count in zip(source.paths, counts, strict=True) if count <= 0]
+        if low >= high or not empty:
+            continue
+        sizes = f"{headers[source.paths.index(empty[0])].sequences} documents"
+        if part == "train" or len(empty) < len(source.paths):
+            stage.error(
+                ("indexed", "split"),
+                f"leaves no document of {empty[0]} ({sizes}) for {part}; choose another, or give indexed.validation",
+                "every part has documents",
+            )
+        else:
+            stage.warning(
+                ("indexed", "split"),
+                f"leaves no document of {sizes} for validation, so there is none; choose another",
+                "every part has documents",
+            )
+
+
+def _epochs(stage: StageContext, source: IndexedData, headers: list[IndexHeader]) -> None:
+    """Samples that the data gives, and how often the training reads it."""
+    low, high = source.bounds("train")
+    tokens = int(sum(header.tokens for header in headers) * (high - low))
+    if tokens <= source.seq_length:
+        stage.error(
+            ("indexed", "seq_length"),
+            f"{source.seq_length} is more than the {tokens} tokens there are to train on; give more data, or a "
+            "shorter one",
+            "one sample",
+            source.seq_length,
+        )
+        return
+    recipe = stage.recipe
+    if recipe.trainer is None or recipe.batch is None or recipe.trainer.max_steps is None:
+        return
+    wanted = recipe.trainer.max_steps * recipe.batch.global_size * source.seq_length
+    note = f"{tokens:,} tokens to train on (about); {recipe.trainer.max_steps:,} steps read {wanted:,}"
+    if source.weights is None:
+        note += f", {wanted / tokens:.2g} epochs"
+    stage.info(("indexed", "paths"), note, "epochs", wanted / tokens)

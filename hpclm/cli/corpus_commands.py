@@ -12,6 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from hpclm.core.spec import TokenizerSpec
+    from hpclm.data.corpus.inspecting import Contents
+    from hpclm.data.corpus.job import CorpusSpec
     from hpclm.data.corpus.tokenizing import Progress, Tokenized
 
 
@@ -93,7 +95,6 @@ def tokenize(
 
     _need_engine()
     from hpclm.data.corpus.job import CorpusSpec
-    from hpclm.data.corpus.tokenizing import tokenize as make
 
     spec = CorpusSpec(
         inputs=[str(Path(one).absolute()) for one in inputs],
@@ -109,19 +110,26 @@ def tokenize(
         skip_bad=skip_bad,
         encoder=encoder.value,
     )
-    shown = _Shown(active=not as_json)
-    try:
-        made, notes = make(spec, workers or len(os.sched_getaffinity(0)), shown.show)
-    except KeyboardInterrupt:
-        shown.end()
-        typer.echo("interrupted; the same command goes on where it was", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        shown.end()
+    made, notes = _watched(spec, workers, shown=not as_json)
     if as_json:
         print_json({**to_dict(made), "notes": notes})
     else:
         typer.echo("\n".join(_lines(made, notes)))
+
+
+def _watched(spec: CorpusSpec, workers: int | None, *, shown: bool) -> tuple[Tokenized, list[str]]:
+    """Tokenise with a line of progress."""
+    from hpclm.data.corpus.tokenizing import tokenize as make
+
+    line = _Shown(active=shown)
+    try:
+        return make(spec, workers or len(os.sched_getaffinity(0)), line.show)
+    except KeyboardInterrupt:
+        line.end()
+        typer.echo("interrupted; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        line.end()
 
 
 def _need_engine() -> None:
@@ -228,6 +236,10 @@ def inspect_data(
     if as_json:
         print_json(to_dict(found))
         return
+    typer.echo("\n".join(_contents_lines(found)))
+
+
+def _contents_lines(found: Contents) -> list[str]:
     lines = [
         f"{found.prefix}",
         f"  documents  {found.documents:,}" + (f" ({found.empty_documents:,} empty)" if found.empty_documents else ""),
@@ -247,4 +259,4 @@ def inspect_data(
         lines.append(f"  document {sample.document:,} ({sample.tokens:,} tokens): {text}")
     if any(sample.text is None for sample in found.samples):
         lines.append("  (give --tokenizer, or --vocab-file and --merges-file, to see text)")
-    typer.echo("\n".join(lines))
+    return lines

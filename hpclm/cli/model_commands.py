@@ -16,13 +16,16 @@ model_app = typer.Typer(
 
 class Form(str, Enum):
     hpclm = "hpclm"
+    huggingface = "huggingface"
     nemo = "nemo"
     peft = "peft"
 
 
 @model_app.command("inspect")
 def inspect_model(
-    path: Annotated[Path, typer.Argument(help="A .nemo archive, checkpoint folder or adapter.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(help="A .nemo archive, checkpoint, Hugging Face folder or adapter.", show_default=False)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model, checkpoint or archive contains; nothing in it is executed."""
@@ -44,7 +47,8 @@ def convert(
     to: Annotated[Form, typer.Option("--to", help="Output format.", show_default=False)],
     task: Annotated[str | None, typer.Option("--task", help="peft: the task (needed if there are several).")] = None,
 ) -> None:
-    """Between hpclm's checkpoints, NeMo's archives (GPT models and prompts) and PEFT's adapters (prompts)."""
+    """Between hpclm's checkpoints and transformers' folders (GPT-2, Llama, Mistral, Qwen2, Qwen3), NeMo's archives (GPT
+    models and prompts) and PEFT's adapters (prompts)."""
     from hpclm.core.errors import HpclmError
 
     if out.exists():

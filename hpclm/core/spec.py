@@ -9,6 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpclm.core.data_spec import IndexedData as IndexedData
+from hpclm.core.data_spec import PromptData as PromptData
+from hpclm.core.data_spec import Semantics as Semantics
+from hpclm.core.data_spec import TaskTemplate as TaskTemplate
+from hpclm.core.data_spec import TextData as TextData
+
 SPEC_VERSION = 2
 
 
@@ -26,6 +32,9 @@ class ModelSpec:
         position_embedding: `learned` (GPT-2) or `rope`.
         rotary_percent: share of a head's width that is rotated (Black et al. 2022, arXiv:2204.06745, section 2.1.1).
         rotary_interpolation: positions are divided by it before they are rotated (Chen et al. 2023, arXiv:2306.15595).
+        rotary_scaling_factor: Llama 3.1's scaling of low frequencies, for contexts of more than 8,192 tokens.
+        add_qkv_bias: biases of queries, keys and values where the linear layers have none (Qwen2).
+        qk_norm: queries and keys of each head are normalised before they are rotated (Qwen3).
         normalization: `layernorm1p` is a layer norm whose scale is stored less one (NeMo's LayerNorm1P).
         activation: of the MLP. `gelu` and `geglu` are the tanh form, `_exact` the error function; in the `glu`s the
             first half of the layer's rows is the gate (Shazeer 2020, arXiv:2002.05202).
@@ -52,6 +61,9 @@ class ModelSpec:
     init_std: float = 0.02
     rotary_percent: float = 1.0
     rotary_interpolation: float = 1.0
+    rotary_scaling_factor: float | None = None
+    add_qkv_bias: bool = False
+    qk_norm: bool = False
 
     @property
     def gated(self) -> bool:
@@ -187,96 +199,6 @@ class CheckpointSpec:
     save_interval_steps: int | None = None
     keep_last: int = 2
     keep_best: int | None = 2
-
-
-@dataclass(frozen=True)
-class TextData:
-    """Text to pre-train on: every file under `paths` that matches `pattern`, one document a file, a line, or
-    a paragraph (separated by blank lines)."""
-
-    paths: list[str]
-    pattern: str = "*"
-    document: Literal["file", "line", "paragraph"] = "file"
-    seq_length: int = 1024
-    validation_fraction: float = 0.02
-    max_mib: float | None = None
-
-
-@dataclass(frozen=True)
-class IndexedData:
-    """Megatron's indexed data sets to pre-train on.
-
-    Attributes:
-        paths: prefixes of .bin and .idx files; weights: how much is taken of each, None: every sample once.
-        validation: data sets for validation alone; `split` is then not used.
-        split: shares of each data set's sequences for training, validation and test.
-        cache: folder of the indices; None: the stage's own.
-        reset_positions, reset_attention: positions, and what is attended to, begin anew after each end token.
-        mask_end_loss: no loss where the token is an end token.
-    """
-
-    paths: list[str]
-    weights: list[float] | None = None
-    validation: list[str] = field(default_factory=list)
-    validation_weights: list[float] | None = None
-    split: list[float] = field(default_factory=lambda: [969.0, 30.0, 1.0])
-    seq_length: int = 1024
-    cache: str | None = None
-    reset_positions: bool = False
-    reset_attention: bool = False
-    mask_end_loss: bool = False
-
-    def bounds(self, part: Literal["train", "validation"]) -> tuple[float, float]:
-        """From and to which share of the sequences a part has (`convert_split_vector_to_split_matrix`)."""
-        if self.validation:
-            return 0.0, 1.0
-        shares = [share / sum(self.split) for share in self.split]
-        return (0.0, shares[0]) if part == "train" else (shares[0], shares[0] + shares[1])
-
-
-Semantics = Literal["strict", "nemo", "nemo-1.21"]
-
-
-@dataclass(frozen=True)
-class PromptData:
-    """JSONL rows, one object per line, each with `taskname` and the template's fields.
-
-    `semantics`: `strict`, or `nemo` for token ids, masks and dropped rows as NeMo makes them, including its bugs;
-    `nemo-1.21` as NeMo made them up to r1.21.
-    """
-
-    train: list[str] = field(default_factory=list)
-    validation: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    max_seq_length: int = 1024
-    min_seq_length: int = 1
-    add_bos: bool = False
-    add_eos: bool = True
-    semantics: Semantics = "strict"
-
-    @property
-    def as_nemo(self) -> bool:
-        return self.semantics != "strict"
-
-
-@dataclass(frozen=True)
-class TaskTemplate:
-    """NeMo's task template. `<|VIRTUAL_PROMPT_i|>` marks the i-th split of the virtual tokens.
-
-    Attributes:
-        stored_as: the task whose table of the trained prompts it uses, where that is another's.
-    """
-
-    taskname: str
-    prompt_template: str
-    total_virtual_tokens: int
-    virtual_token_splits: list[int]
-    truncate_field: str | None = None
-    answer_only_loss: bool = True
-    answer_field: str | None = "answer"
-    prompt_init: Literal["random", "text"] = "random"
-    prompt_init_text: str | None = None
-    stored_as: str | None = None
 
 
 @dataclass(frozen=True)

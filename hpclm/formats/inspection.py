@@ -1,32 +1,34 @@
-"""What a file or folder contains, without torch: NeMo archives, hpclm checkpoints, PEFT adapters."""
+"""What a file or folder contains, without torch: NeMo archives, hpclm checkpoints, models of
+transformers, PEFT adapters."""
 
 from __future__ import annotations
 
-import json
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import open_file, read_json
-from hpclm.core.records import from_dict, to_dict
+from hpclm.core.files import read_json
+from hpclm.core.records import to_dict
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
 from hpclm.formats.format_guard import guarded
+from hpclm.formats.huggingface.architectures import is_huggingface
+from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
+from hpclm.formats.huggingface.weights import stored_tensors
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
 from hpclm.formats.nemo.prompt_tables import is_prompt_archive, read_tables
+from hpclm.formats.safetensors_header import header
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-_MAX_HEADER = 100 << 20
 
 
 @guarded("an archive, a checkpoint or an adapter")
 def look(path: Path) -> dict[str, Any]:
-    """`kind` (nemo-gpt, nemo-prompts, hpclm-checkpoint, peft-adapter), `facts` and `tensors` [name, dtype, shape].
+    """`kind` (nemo-gpt, nemo-prompts, hpclm-checkpoint, huggingface, peft-adapter), `facts` and `tensors` [name, dtype,
+    shape].
 
     Raises CheckpointError for anything else.
     """
@@ -36,10 +38,13 @@ def look(path: Path) -> dict[str, Any]:
         return _nemo_prompts(path) if is_prompt_archive(str(path)) else _nemo_gpt(path)
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path)
+    if is_huggingface(str(path)):
+        tensors = [[one.name, one.dtype, list(one.shape)] for _, one in sorted(stored_tensors(path).items())]
+        return {"kind": "huggingface", "facts": to_dict(huggingface_spec(path)), "tensors": tensors}
     for folder in (path, pointed(path, "best"), pointed(path, "latest")):
         if folder is not None and CheckpointFolder(folder).manifest.is_file():
             return _checkpoint(folder)
-    raise CheckpointError(f"{path}: not a .nemo archive, hpclm checkpoint or PEFT adapter")
+    raise CheckpointError(f"{path}: not a .nemo archive, hpclm checkpoint, Hugging Face model or PEFT adapter")
 
 
 def _nemo_gpt(path: Path) -> dict[str, Any]:
@@ -79,28 +84,6 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 def _adapter(path: Path) -> dict[str, Any]:
     tensors = [[name, one.dtype, one.shape] for name, one in header(path / ADAPTER).items()]
     return {"kind": "peft-adapter", "facts": _json(path / ADAPTER_CONFIG), "tensors": tensors}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in the header of a safetensors file."""
-
-    dtype: str
-    shape: list[int]
-
-
-def header(path: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file by name. Raises CheckpointError."""
-    try:
-        with open_file(path) as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            if size > _MAX_HEADER:
-                raise ValueError("its header is too large")
-            found = json.loads(stream.read(size))
-        tensors = ((name, one) for name, one in found.items() if name != "__metadata__")
-        return {name: from_dict(Entry, one, ignore_unknown=True, where=name) for name, one in tensors}
-    except (OSError, ValueError, struct.error, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from hpclm.core.files import open_file
 from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.records import from_dict
 from hpclm.core.spec import GATED, ModelSpec
+from hpclm.core.vocabulary_size import padded_vocab_size
 from hpclm.formats.checkpoint_manifest import inside, read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
+from hpclm.formats.huggingface.architectures import is_huggingface, model_spec
+from hpclm.formats.huggingface.weights import located
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
-from hpclm.planning.rules import padded_vocab_size
 from hpclm.planning.stage_context import StageContext
 
 # Keys that concern training and not the weights: a stage may set its own.
@@ -112,6 +114,8 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
     keys = ("model", "checkpoint")
     if is_archive(path):
         return _from_archive(stage, path)
+    if is_huggingface(path):
+        return _from_huggingface(stage, path)
     file = CheckpointFolder(Path(path)).model
     if not Path(path).is_dir():
         stage.error(
@@ -164,12 +168,25 @@ def _broken(path: Path) -> str | None:
 
 def _from_archive(stage: StageContext, path: str) -> ModelSpec | None:
     """The architecture of a NeMo archive, its table padded for the stage's split."""
-    from hpclm.formats.nemo.model_config import model_spec
+    from hpclm.formats.nemo.model_config import model_spec as archived_spec
 
     written = stage.recipe.model.vocab_size if stage.recipe.model else None
     try:
         with Archive(Path(path)) as archive:
-            model = model_spec(archive, written)
+            model = archived_spec(archive, written)
+    except CheckpointError as error:
+        stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
+        return None
+    padded = padded_vocab_size(model.vocab_size, stage.recipe.parallel.tensor)
+    return dataclasses.replace(model, padded_vocab_size=padded)
+
+
+def _from_huggingface(stage: StageContext, path: str) -> ModelSpec | None:
+    """The architecture of a folder in transformers' format, its weights complete, its table padded for the split."""
+    written = stage.recipe.model.vocab_size if stage.recipe.model else None
+    try:
+        model = model_spec(Path(path), written)
+        located(Path(path), model)
     except CheckpointError as error:
         stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
         return None

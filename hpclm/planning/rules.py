@@ -7,8 +7,6 @@ megatron_gpt_prompt_learning_model.py and megatron_gpt_prompt_learning_eval.py.
 
 from __future__ import annotations
 
-from math import lcm
-
 from hpclm.core.gpu_types import LARGEST_GIB
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.core.spec import ModelSpec
@@ -16,19 +14,6 @@ from hpclm.planning import lowering
 from hpclm.planning.memory_estimate import GIB
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
-
-VOCABULARY_MULTIPLE = 128
-
-
-def padded_vocab_size(vocab_size: int, tensor: int) -> int:
-    """Rows of the embedding table: `vocab_size` rounded up to a multiple of lcm(128, tensor).
-
-    Megatron-LM pads to a multiple of 128·TP, which makes a model's shape depend on the split it was created with.
-    The least common multiple is the same 128 for every power of two up to 128, so that one checkpoint loads at any
-    usual split and all splits train the same weights; the table still divides evenly over the tensor ranks.
-    """
-    multiple = lcm(VOCABULARY_MULTIPLE, tensor)
-    return -(-vocab_size // multiple) * multiple
 
 
 def split_devices(stage: StageContext) -> Topology | None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpclm.core.nearest import closest, divisors, either, multiples
-from hpclm.planning.rules import padded_vocab_size
+from hpclm.core.vocabulary_size import padded_vocab_size
 from hpclm.planning.topology import RankPlace, Topology
 
 

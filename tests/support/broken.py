@@ -37,6 +37,7 @@ def _wrong_types() -> Iterator[Case]:
     for key, wrong in _leaves():
         # these sections need one key whatever else is wrong with them
         owned = {"program": ("argv", ["a"]), "nemo": ("model", "/a.nemo"), "megatron": ("data_path", ["a"])}
+        owned["indexed"] = ("paths", ["a"])
         owned["trainer.recompute"] = ("granularity", "full")
         section = key.rpartition(".")[0]
         needed = [(f"{section}.{owned[section][0]}", owned[section][1])] if section in owned else []

@@ -12,6 +12,7 @@ checksums, and megatron-core's writer starts processes of its own, each importin
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -144,6 +145,38 @@ def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[
                     f"{directory}: contains no tensor {key}; is it a checkpoint of this kind of model?"
                 )
             _fill(directory, shard, tensors[key], files)
+
+
+class WholeTensors:
+    """The tensors of a checkpoint, each put together from its pieces when it is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.stored = read_manifest(directory).tensors
+        self.files = _Files(directory)
+
+    def dtype(self, name: str) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self._entry(name).dtype)
+        return found
+
+    def tensor(self, name: str, rows: int | None = None) -> torch.Tensor:
+        """The whole tensor, or its first rows. Raises CheckpointError."""
+        entry = self._entry(name)
+        whole = torch.empty(entry.shape, dtype=self.dtype(name))
+        filled = 0
+        for piece in entry.pieces:
+            sizes = tuple(slice(size) for size in piece.shape)
+            place = tuple(slice(start, start + size) for start, size in zip(piece.offset, piece.shape, strict=True))
+            whole[place] = self.files.slice(piece.file, piece.name, sizes)
+            filled += math.prod(piece.shape)
+        if filled != whole.numel():
+            raise CheckpointError(f"{self.directory}: {name}: {filled} of {whole.numel()} values found")
+        return whole if rows is None else whole[:rows]
+
+    def _entry(self, name: str) -> StoredTensor:
+        if name not in self.stored:
+            raise CheckpointError(f"{self.directory}: contains no tensor {name}; is it a checkpoint of a whole model?")
+        return self.stored[name]
 
 
 @torch.no_grad()

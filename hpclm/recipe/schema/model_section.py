@@ -18,7 +18,8 @@ class Model(Section):
 
     checkpoint: PathText | None = Field(
         default=None,
-        description="an hpclm checkpoint folder, or a GPT .nemo archive (file or unpacked), which gives the rest",
+        description="an hpclm checkpoint, a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2, Qwen3), or a GPT .nemo "
+        "archive (file or unpacked), which gives the rest",
     )
     num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="transformer layers")
     hidden_size: Width | None = Field(default=None, description="width of the hidden states")
@@ -44,6 +45,9 @@ class Model(Section):
     rotary_interpolation: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         default=None, description="positions are divided by it; default 1"
     )
+    rotary_scaling_factor: Annotated[float, Field(ge=1, le=1e6)] | None = Field(
+        default=None, description="Llama 3.1's scaling of rope (8; 32 in Llama 3.2); default none"
+    )
     normalization: Normalization | None = Field(
         default=None, description="default layernorm; layernorm1p is NeMo's, its scale stored less one"
     )
@@ -52,6 +56,10 @@ class Model(Section):
         default=None, description="of the MLP; default gelu (tanh form; gelu_exact is the error function's)"
     )
     add_bias_linear: bool | None = Field(default=None, description="biases in the linear layers; default true")
+    add_qkv_bias: bool | None = Field(
+        default=None, description="biases of queries, keys and values alone (Qwen2); default false"
+    )
+    qk_norm: bool | None = Field(default=None, description="norm of each head's queries and keys; default false")
     tie_embeddings: bool | None = Field(default=None, description="output layer shares the embedding; default true")
     hidden_dropout: Fraction | None = Field(default=None, description="default 0")
     attention_dropout: Fraction | None = Field(default=None, description="default 0")

@@ -27,7 +27,8 @@ class Tokenizer(Section):
     vocab_file: PathText | None = Field(default=None, description="GPT-2 style vocab.json")
     merges_file: PathText | None = Field(default=None, description="GPT-2 style merges.txt")
     tokenizer_file: PathText | None = Field(
-        default=None, description="a tokenizer.json of the tokenizers library, or a SentencePiece .model"
+        default=None,
+        description="a tokenizer.json of the tokenizers library, a SentencePiece .model or a .tiktoken file",
     )
 
     @model_validator(mode="after")

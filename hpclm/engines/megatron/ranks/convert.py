@@ -22,6 +22,7 @@ from hpclm.core.files import read_object, write_json
 from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, to_huggingface
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.inspection import ADAPTER, ADAPTER_CONFIG, look
 from hpclm.formats.nemo.archive import Archive
@@ -48,6 +49,8 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
     _here()
     folder = _checkpoint(source) if kind == "hpclm-checkpoint" else source
     holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
+    if holds_prompts and form == "huggingface":
+        raise CheckpointError(f"{source}: contains prompts, not a model; convert them with --to peft")
     if holds_prompts:
         writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
             "nemo": functools.partial(_prompts_to_nemo, trained=_trained_with(folder, kind)),
@@ -55,6 +58,12 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
             "peft": _prompts_to_peft,
         }
         return writers[form](out, _tables(folder, kind), task)
+    if (kind, form) == ("huggingface", "hpclm"):
+        return from_huggingface(source, out)
+    if (kind, form) == ("hpclm-checkpoint", "huggingface"):
+        return to_huggingface(folder, out)
+    if "huggingface" in (kind, form):
+        raise CheckpointError(f"{source}: convert it to hpclm first (--to hpclm), and that to {form}")
     if form == "peft":
         raise CheckpointError(f"{source}: is a model, but a PEFT adapter contains prompts; give trained prompts")
     if kind == "nemo-gpt" and form == "hpclm":

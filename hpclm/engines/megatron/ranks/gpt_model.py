@@ -84,6 +84,8 @@ def transformer_config(
         activation_func=_ACTIVATIONS[model.activation],
         gated_linear_unit=model.gated,
         add_bias_linear=model.add_bias_linear,
+        add_qkv_bias=model.add_qkv_bias,
+        qk_layernorm=model.qk_norm,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         init_method_std=model.init_std,
@@ -133,7 +135,10 @@ def build_gpt(
     """This rank's shard of the model, weights not yet set."""
     rotary.install()
     norm = NORMS[backends.norm]
-    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=model.qk_norm)
+    if model.qk_norm:
+        attention = layer.submodules.self_attention.submodules
+        attention.q_layernorm = attention.k_layernorm = norm
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
     layer.submodules.self_attention.module = CachedAttention
     layer.submodules.self_attention.submodules.core_attention = ATTENTIONS[backends.attention]
@@ -155,6 +160,8 @@ def build_gpt(
             rotary_base=int(model.rotary_base),
             rotary_percent=model.rotary_percent,
             seq_len_interpolation_factor=None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
+            rope_scaling=model.rotary_scaling_factor is not None,
+            rope_scaling_factor=model.rotary_scaling_factor or 1.0,
         )
     # Soft prompts are inserted between the embedding lookup and the scatter over the sequence, so the lookup must give
     # the whole sequence (with learned positions it always does).

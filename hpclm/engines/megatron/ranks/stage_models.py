@@ -19,10 +19,11 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import StageSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.rank_context import StageContext
+from hpclm.formats.huggingface.architectures import is_huggingface
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.nemo.prompt_tables import read_tables
-from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks import checkpoint_store, huggingface_weights
 from hpclm.formats.ranks.checkpoint_manager import resolve
 from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
@@ -57,6 +58,8 @@ def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
     path = base_checkpoint(context.spec)
     if is_archive(str(path)):
         load_gpt(path, sharded_tensors(gpt), context.spec.model)
+    elif is_huggingface(str(path)):
+        huggingface_weights.load_gpt(path, sharded_tensors(gpt), context.spec.model)
     else:
         checkpoint_store.load(path, sharded_tensors(gpt))
     return gpt
@@ -65,7 +68,7 @@ def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
 def base_checkpoint(spec: StageSpec) -> Path:
     """The checkpoint or archive that the stage's model starts from."""
     assert spec.base is not None
-    if is_archive(spec.base):
+    if is_archive(spec.base) or is_huggingface(spec.base):
         return Path(spec.base)
     return resolve(Path(spec.base), prefer="latest")
 

@@ -1,0 +1,218 @@
+"""Models between hpclm's checkpoints and transformers' folders: tensor by tensor, never the model in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hpclm
+from hpclm.core.checkpoint_layout import CheckpointFolder
+from hpclm.core.errors import CheckpointError, HpclmError
+from hpclm.core.files import read_object, sync, write_json
+from hpclm.core.records import from_dict, to_dict
+from hpclm.core.spec import ModelSpec
+from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
+from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, sha256_of
+from hpclm.formats.huggingface.architectures import CONFIG, huggingface_config, model_spec
+from hpclm.formats.huggingface.names import shapes, sources
+from hpclm.formats.huggingface.weights import INDEX, SINGLE
+from hpclm.formats.ranks.checkpoint_store import WholeTensors
+from hpclm.formats.ranks.huggingface_weights import HuggingFaceWeights, parted
+from hpclm.formats.ranks.tensor_file import Shape, write_streamed
+
+FILE_BYTES = 5_000_000_000
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that appears under its name when all of it is written."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _in_files(tensors: dict[str, Shape]) -> list[dict[str, Shape]]:
+    """As many tensors to a file as fit into `FILE_BYTES`."""
+    files: list[dict[str, Shape]] = [{}]
+    size = 0
+    for name, shape in tensors.items():
+        if files[-1] and size + shape.bytes > FILE_BYTES:
+            files.append({})
+            size = 0
+        files[-1][name] = shape
+        size += shape.bytes
+    return files
+
+
+def from_huggingface(source: Path, out: Path) -> str:
+    """A checkpoint of hpclm's. Raises CheckpointError."""
+    model = model_spec(source)
+    weights = HuggingFaceWeights(source, model)
+    wanted = {name: Shape(_dtype(weights, name), sizes) for name, sizes in shapes(model).items()}
+    with _new_folder(out) as folder:
+        files: dict[str, StoredFile] = {}
+        tensors: dict[str, StoredTensor] = {}
+        for number, group in enumerate(_in_files(wanted)):
+            name = f"shard-{number:05d}.safetensors"
+            digest = write_streamed(folder / name, group, lambda key: weights.tensor(key).contiguous())
+            files[name] = StoredFile((folder / name).stat().st_size, digest)
+            for key, shape in group.items():
+                sizes = list(shape.sizes)
+                piece = Piece(name, key, [0] * len(sizes), sizes)
+                tensors[key] = StoredTensor(str(shape.dtype).removeprefix("torch."), sizes, [piece])
+        paths = CheckpointFolder(folder)
+        write_json(paths.model, to_dict(model))
+        note = _take_tokenizer(source, folder)
+        for path in sorted(folder.iterdir()):
+            if path.name not in files:
+                files[path.name] = StoredFile(path.stat().st_size, sha256_of(path))
+        state: dict[str, object] = {"step": 0, "val_loss": None, "best": []}
+        write_json(paths.manifest, to_dict(Manifest(files, tensors, state)))
+    return "\n".join([f"{out}: a checkpoint of {model.num_layers} layers", *note])
+
+
+def _dtype(weights: HuggingFaceWeights, name: str) -> torch.dtype:
+    stored = weights.sources[name][1]
+    known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+    kinds = {one.dtype for one in stored}
+    if len(kinds) != 1 or not kinds <= set(known):
+        raise CheckpointError(f"{weights.folder}: {stored[0].name} is {', '.join(sorted(kinds))}; it must be a float")
+    return known[kinds.pop()]
+
+
+def _take_tokenizer(source: Path, folder: Path) -> list[str]:
+    try:
+        tokenizer_in(source).save(folder)
+    except HpclmError as error:
+        return [f"without a tokenizer: {error}"]
+    return []
+
+
+def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder in transformers' format. Raises DataError."""
+    paths = CheckpointFolder(folder)
+    if not paths.tokenizer.is_file() and paths.sentencepiece.is_file():
+        return Tokenizer.from_json(paths.sentencepiece)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not paths.tokenizer.is_file() and vocab.is_file() and merges.is_file():
+        return Tokenizer.from_bpe(vocab, merges)
+    return Tokenizer.from_json(paths.tokenizer)
+
+
+def to_huggingface(source: Path, out: Path) -> str:
+    """A folder as transformers' save_pretrained writes one. Raises CheckpointError."""
+    raw = read_object(CheckpointFolder(source).model)
+    if raw is None:
+        raise CheckpointError(f"{source}: contains no model.json; give a checkpoint of a whole model")
+    model = from_dict(ModelSpec, raw)
+    stored = WholeTensors(source)
+    plan = sources(model)
+    dtype = stored.dtype("embedding.word_embeddings.weight")
+    try:
+        tokenizer, missing = Tokenizer.load(source), ""
+    except HpclmError as error:
+        tokenizer, missing = None, f"without a tokenizer: {error}"
+    tokens = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id}
+    config = huggingface_config(model, str(dtype).removeprefix("torch."), tokens)
+    origin: dict[str, tuple[str, int]] = {}
+    wanted: dict[str, Shape] = {}
+    for name, one in plan.items():
+        whole = torch.empty(shapes(model)[name], dtype=stored.dtype(name), device="meta")
+        for place, part in enumerate(parted(one, whole, model)):
+            wanted[one.names[place]] = Shape(part.dtype, tuple(part.shape))
+            origin[one.names[place]] = name, place
+    latest: tuple[str, list[torch.Tensor]] | None = None
+
+    def tensor(name: str) -> torch.Tensor:
+        nonlocal latest
+        key, place = origin[name]
+        if latest is None or latest[0] != key:
+            rows = model.vocab_size if plan[key].vocabulary else None
+            latest = key, parted(plan[key], stored.tensor(key, rows), model)
+        return latest[1][place]
+
+    with _new_folder(out) as folder:
+        _write_weights(folder, wanted, tensor)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if tokenizer is not None:
+            _write_tokenizer(folder, tokenizer, model)
+        _write_cards(folder, out.name, model, tokens)
+    return "\n".join(filter(None, [f"{out}: {config['architectures'][0]} for transformers", missing]))
+
+
+def _write_weights(folder: Path, wanted: dict[str, Shape], tensor: Callable[[str], torch.Tensor]) -> None:
+    groups = _in_files(wanted)
+    names = [SINGLE]
+    if len(groups) > 1:
+        names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    for name, group in zip(names, groups, strict=True):
+        write_streamed(folder / name, group, tensor, {"format": "pt"})
+        sync(folder / name)
+    if len(groups) > 1:
+        total = sum(shape.bytes for shape in wanted.values())
+        mapping = {key: name for name, group in zip(names, groups, strict=True) for key in group}
+        index = {"metadata": {"total_size": total}, "weight_map": mapping}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, model: ModelSpec) -> None:
+    tokenizer.save(folder)
+    sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
+    by_id = {number: text for text, number in tokenizer.special_ids.items()}
+    settings: dict[str, Any] = {
+        "tokenizer_class": "LlamaTokenizer" if sentencepiece else "PreTrainedTokenizerFast",
+        "model_max_length": model.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": by_id.get(tokenizer.eos_id),
+        "bos_token": by_id.get(tokenizer.bos_id),
+        "pad_token": by_id.get(tokenizer.pad_id),
+    }
+    kept = {key: value for key, value in settings.items() if value is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n")
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {name}
+
+{size:,} parameters, {layers} layers of width {hidden}, {positions:,} positions, {vocabulary:,} tokens.
+Trained with hpclm {version} on megatron-core and converted to {architecture}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+```
+"""
+
+
+def _write_cards(folder: Path, name: str, model: ModelSpec, tokens: dict[str, int]) -> None:
+    """generation_config.json and README.md."""
+    (folder / "generation_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
+    size = sum(torch.Size(sizes).numel() for sizes in shapes(model).values())
+    config = json.loads((folder / CONFIG).read_text())
+    text = _CARD.format(
+        name=name,
+        size=size,
+        layers=model.num_layers,
+        hidden=model.hidden_size,
+        positions=model.max_position_embeddings,
+        vocabulary=model.vocab_size,
+        version=hpclm.__version__,
+        architecture=config["architectures"][0],
+    )
+    (folder / "README.md").write_text(text)

@@ -1,0 +1,93 @@
+"""Where the tensors of a folder in transformers' format lie: one safetensors file, or several with an index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import read_object
+from hpclm.core.spec import ModelSpec
+from hpclm.formats.huggingface.names import Source, shapes, sources
+from hpclm.formats.safetensors_header import header
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its dtype as safetensors calls it, and its shape."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor by its name. Raises CheckpointError where files are missing, damaged or pickles."""
+    files = _files(folder)
+    found: dict[str, Stored] = {}
+    for file in files:
+        for name, entry in header(folder / file).items():
+            found[name] = Stored(file, name, entry.dtype, tuple(entry.shape))
+    return found
+
+
+def _files(folder: Path) -> list[str]:
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    try:
+        index = read_object(folder / INDEX)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX}: cannot be read ({error})") from None
+    if index is None:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle: save it with safe_serialization=True" if pickled else ""
+        raise CheckpointError(f"{folder}: has neither {SINGLE} nor {INDEX}{hint}")
+    mapping = index.get("weight_map")
+    names = sorted(set(mapping.values())) if isinstance(mapping, dict) else []
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{folder / INDEX}: names the file {name!r}, which is not in the folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: is missing, and {INDEX} names it; copy the model again")
+    if not names:
+        raise CheckpointError(f"{folder / INDEX}: names no file")
+    return names
+
+
+def located(folder: Path, model: ModelSpec) -> dict[str, tuple[Source, list[Stored]]]:
+    """For each of hpclm's tensors where its parts lie, their shapes compared with the configuration.
+
+    Raises CheckpointError that names the first tensor that is missing or of another shape.
+    """
+    stored, wanted = stored_tensors(folder), shapes(model)
+    made: dict[str, tuple[Source, list[Stored]]] = {}
+    for name, source in sources(model).items():
+        parts = []
+        for one in source.names:
+            # GPT-2's own files on the hub have no prefix
+            part = stored.get(one) or stored.get(one.removeprefix("transformer.").removeprefix("model."))
+            if part is None:
+                raise CheckpointError(f"{folder}: contains no tensor {one}, which config.json requires")
+            parts.append(part)
+        _check_shape(folder, source, parts, wanted[name])
+        made[name] = source, parts
+    return made
+
+
+def _check_shape(folder: Path, source: Source, parts: list[Stored], wanted: tuple[int, ...]) -> None:
+    shape = parts[0].shape
+    if source.rule in ("transposed", "fused_qkv"):
+        shape = shape[::-1]
+    elif source.rule in ("qkv", "joined"):
+        shape = (sum(part.shape[0] if part.shape else 0 for part in parts), *parts[0].shape[1:])
+    same_rest = all(part.shape[1:] == parts[0].shape[1:] for part in parts)
+    # a vocabulary may have more rows than the configuration's, for the sake of divisibility
+    fits = shape[1:] == wanted[1:] and (shape[0] >= wanted[0] if source.vocabulary and shape else shape == wanted)
+    if not fits or not same_rest:
+        raise CheckpointError(
+            f"{folder}: {parts[0].name} has shape {list(parts[0].shape)}, which does not fit config.json ({wanted} is "
+            "needed in all)"
+        )

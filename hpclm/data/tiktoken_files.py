@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from hpclm.core.errors import DataError
 from hpclm.core.files import open_file
+from hpclm.formats.tiktoken_encodings import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from hpclm.data.tokenizers import Tokenizer
@@ -42,35 +42,16 @@ _O200K = "|".join(
 )
 
 
-@dataclass(frozen=True)
-class Encoding:
-    pattern: str
-    special: dict[str, int]
-
-
-ENCODINGS = {
-    "r50k_base": Encoding(_GPT2, {"<|endoftext|>": 50256}),
-    "cl100k_base": Encoding(
-        _CL100K,
-        {
-            "<|endoftext|>": 100257,
-            "<|fim_prefix|>": 100258,
-            "<|fim_middle|>": 100259,
-            "<|fim_suffix|>": 100260,
-            "<|endofprompt|>": 100276,
-        },
-    ),
-    "o200k_base": Encoding(_O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
-}
+PATTERNS = {"r50k_base": _GPT2, "cl100k_base": _CL100K, "o200k_base": _O200K}
 
 
 def read_tiktoken(path: Path) -> Backend:
     """The tokenizer in a `.tiktoken` file, as one of the `tokenizers` library. Raises DataError."""
-    encoding = ENCODINGS.get(path.name.removesuffix(SUFFIX))
-    if encoding is None:
+    name = path.name.removesuffix(SUFFIX)
+    if name not in PATTERNS:
         raise DataError(
             f"{path}: a .tiktoken file does not say how words are cut; name it as its encoding is called "
-            f"({', '.join(ENCODINGS)}), or give a tokenizer.json"
+            f"({', '.join(PATTERNS)}), or give a tokenizer.json"
         )
     ranks = _read_ranks(path)
     names = _byte_names()
@@ -79,16 +60,16 @@ def read_tiktoken(path: Path) -> Backend:
     written = [tuple("".join(names[byte] for byte in half) for half in pair) for pair in merges]
     # special tokens are entries too, so that the library keeps their numbers, which leave gaps; tokens that merging
     # does not reach are taken as they are
-    spelled.update(encoding.special)
+    spelled.update(SPECIAL_TOKENS[name])
     backend = Backend(models.BPE(vocab=spelled, merges=written, ignore_merges=True))  # type: ignore[arg-type]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(encoding.pattern), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PATTERNS[name]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(encoding.special))
+    backend.add_special_tokens(list(SPECIAL_TOKENS[name]))
     return backend
 
 

@@ -14,6 +14,7 @@ from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.sentencepiece_model import SUFFIX, count_entries
+from hpclm.formats.tiktoken_encodings import SPECIAL_TOKENS
 from hpclm.planning.stage_context import StageContext
 
 _MAX_BYTES = 256 << 20
@@ -112,6 +113,8 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
             content = file.read(_MAX_BYTES)
         if path.endswith(SUFFIX):
             return count_entries(content)
+        if path.endswith(".tiktoken"):
+            return _tiktoken_entries(path, content)
         raw = json.loads(content)
         ids = list(_ids(raw, whole=key == "tokenizer_file"))
         if not ids:
@@ -121,7 +124,7 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         _no_file(stage, key, path)
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         stage.error(
             ("tokenizer", key),
             f"{path}: cannot be read as a vocabulary ({error}); give a complete one",
@@ -130,6 +133,15 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
         )
         return None
     return max(ids) + 1
+
+
+def _tiktoken_entries(path: str, content: bytes) -> int:
+    """With the special tokens of the encoding that the file is called after. Raises ValueError."""
+    special = SPECIAL_TOKENS.get(Path(path).name.removesuffix(".tiktoken"))
+    if special is None:
+        raise ValueError(f"its name is not that of an encoding: {', '.join(SPECIAL_TOKENS)}")
+    ranks = [int(line.split()[1]) for line in content.splitlines() if line.strip()]
+    return max([*ranks, *special.values()]) + 1
 
 
 def _refuse_broken(content: str) -> None:

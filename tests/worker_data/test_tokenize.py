@@ -341,7 +341,8 @@ def test_a_faster_encoder_that_differs_is_not_used(tmp_path: Path, monkeypatch: 
 
 def test_a_tiktoken_file_has_the_tokens_of_its_package(tmp_path: Path) -> None:
     own = Tokenizer.from_bpe(VOCAB, MERGES)
-    from hpclm.data.tiktoken_files import ENCODINGS, ranks_of
+    from hpclm.data.tiktoken_files import PATTERNS, ranks_of
+    from hpclm.formats.tiktoken_encodings import SPECIAL_TOKENS
 
     pattern, ranks = ranks_of(own)
     for name in ("r50k_base", "cl100k_base"):
@@ -349,14 +350,14 @@ def test_a_tiktoken_file_has_the_tokens_of_its_package(tmp_path: Path) -> None:
         lines = (b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
         path.write_bytes(b"".join(lines))
         ours = Tokenizer.from_json(path)
-        known = ENCODINGS[name]
-        theirs = tiktoken.Encoding(name, pat_str=known.pattern, mergeable_ranks=ranks, special_tokens=known.special)
+        special = SPECIAL_TOKENS[name]
+        theirs = tiktoken.Encoding(name, pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens=special)
         texts = [*encoding.HARD_TEXTS, *(Path(os.__file__).read_text()[i : i + 997] for i in range(0, 30_000, 997))]
         for text in texts:
             assert ours.encode(text) == theirs.encode_ordinary(text), repr(text)
-        assert ours.eos_id == known.special["<|endoftext|>"]
-        assert ours.special_ids == known.special
-    assert pattern == ENCODINGS["r50k_base"].pattern
+        assert ours.eos_id == special["<|endoftext|>"]
+        assert ours.special_ids == special
+    assert pattern == PATTERNS["r50k_base"]
     path = tmp_path / "unknown.tiktoken"
     path.write_bytes(b"")
     with pytest.raises(DataError, match="does not say how words are cut"):

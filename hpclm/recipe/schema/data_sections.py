@@ -56,7 +56,7 @@ def _shares(value: object) -> tuple[float, ...]:
             numbers = ()
         if len(numbers) == len(parts) and all(0 <= one < 1e9 for one in numbers) and numbers[0] > 0:
             return (*numbers, 0.0, 0.0)[:3]
-    raise fault(f"{shown(str(value))} is not a split; write the shares of training, validation and test: 969,30,1")
+    raise fault(f"must be up to three shares, not {shown(str(value))}; write training, validation and test: 969,30,1")
 
 
 class Indexed(Section):

@@ -13,6 +13,7 @@ import hpclm
 from hpclm.cli.corpus_commands import inspect_data, tokenize
 from hpclm.cli.data_commands import data_app
 from hpclm.cli.doctor_command import doctor
+from hpclm.cli.generate_command import generate
 from hpclm.cli.guard import guarded
 from hpclm.cli.model_commands import model_app
 from hpclm.cli.output import (
@@ -239,6 +240,7 @@ def logs(
 
 
 app.command()(doctor)
+app.command()(generate)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.spec import TokenizerSpec
 from hpclm.data import tiktoken_files
 from hpclm.formats.checkpoint_manifest import is_altered
+from hpclm.formats.huggingface.architectures import end_token_id, is_huggingface
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
@@ -150,6 +151,21 @@ class Tokenizer:
         return cls(_byte_level(model), str(path))
 
     @classmethod
+    def from_huggingface(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a folder in transformers' format, with the end token of its generation_config.json or
+        config.json. Raises DataError."""
+        paths = CheckpointFolder(folder)
+        vocab, merges = folder / "vocab.json", folder / "merges.txt"
+        if paths.tokenizer.is_file() or not (vocab.is_file() or paths.sentencepiece.is_file()):
+            found = cls.from_json(paths.tokenizer)
+        else:
+            found = cls.from_json(paths.sentencepiece) if paths.sentencepiece.is_file() else cls.from_bpe(vocab, merges)
+        end = end_token_id(folder)
+        if end is not None and end < found.vocab_size:
+            found.eos_id = end
+        return found
+
+    @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Train a byte-level BPE of at most `vocab_size` entries, the end token among them."""
         backend = _byte_level(models.BPE())
@@ -246,4 +262,6 @@ def load_tokenizer(spec: TokenizerSpec, base: Path | None) -> Tokenizer:
         assert spec.tokenizer_file is not None
         return Tokenizer.from_json(Path(spec.tokenizer_file))
     assert base is not None
+    if is_huggingface(str(base)):
+        return Tokenizer.from_huggingface(base)
     return Tokenizer.from_archive(base) if is_archive(str(base)) else Tokenizer.load(base)

@@ -36,5 +36,9 @@ def source_of(spec: StageSpec, folder: Path) -> IndexedData:
     assert spec.text is not None
     validation = [str(folder / "validation")] if spec.text.validation_fraction > 0 else []
     return IndexedData(
-        [str(folder / "train")], validation=validation, split=[1.0, 0.0, 0.0], seq_length=spec.text.seq_length
+        [str(folder / "train")],
+        validation=validation,
+        split=[1.0, 0.0, 0.0],
+        seq_length=spec.text.seq_length,
+        reshuffle=True,
     )

@@ -41,6 +41,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def end_token_id(folder: Path) -> int | None:
+    """The (first) end token that a model's configuration names."""
+    for name in ("generation_config.json", CONFIG):
+        try:
+            found = read_json(folder / name)
+        except (OSError, ValueError, RecursionError):
+            continue
+        value = found.get("eos_token_id") if isinstance(found, dict) else None
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, int) and not isinstance(first, bool) and first >= 0:
+            return first
+    return None
+
+
 class _Keys:
     """The keys of a config.json, each with a check of its type. Raises CheckpointError that names the key."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from hpclm.core.spec import Semantics
 from hpclm.recipe.schema.base import (
@@ -72,7 +72,7 @@ class Indexed(Section):
     validation_weights: tuple[Positive, ...] | None = Field(default=None, description="of these")
     split: Annotated[
         tuple[float, ...],
-        PlainValidator(_shares),
+        BeforeValidator(_shares),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "number"}}]}),
     ] = Field(
         default=(969.0, 30.0, 1.0),

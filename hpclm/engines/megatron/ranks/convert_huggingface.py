@@ -94,21 +94,10 @@ def _dtype(weights: HuggingFaceWeights, name: str) -> torch.dtype:
 
 def _take_tokenizer(source: Path, folder: Path) -> list[str]:
     try:
-        tokenizer_in(source).save(folder)
+        Tokenizer.from_huggingface(source).save(folder)
     except HpclmError as error:
         return [f"without a tokenizer: {error}"]
     return []
-
-
-def tokenizer_in(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder in transformers' format. Raises DataError."""
-    paths = CheckpointFolder(folder)
-    if not paths.tokenizer.is_file() and paths.sentencepiece.is_file():
-        return Tokenizer.from_json(paths.sentencepiece)
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not paths.tokenizer.is_file() and vocab.is_file() and merges.is_file():
-        return Tokenizer.from_bpe(vocab, merges)
-    return Tokenizer.from_json(paths.tokenizer)
 
 
 def to_huggingface(source: Path, out: Path) -> str:

@@ -9,6 +9,7 @@ operation of the training loop and a factory is called only a few times a step.
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,8 @@ def install() -> None:
         setattr(owner, name, stand_in)
     # of Apex, Transformer Engine and CUDA graphs, which no CPU has
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    # with dropout it says at each layer that the CPU's generator moved, as it must
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
 
     from megatron.core.tensor_parallel import random as megatron_random
 

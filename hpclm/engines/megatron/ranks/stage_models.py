@@ -16,7 +16,7 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
 from hpclm.core.records import from_dict, to_dict
-from hpclm.core.spec import StageSpec, TaskTemplate
+from hpclm.core.spec import ModelSpec, StageSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.formats.huggingface.architectures import is_huggingface
@@ -55,22 +55,32 @@ def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
     """The base model's shard of this rank, read piece by piece from its checkpoint."""
     assert context.spec.base is not None
     gpt = build_gpt(context.spec.model, config, context.groups, context.spec.backends)
-    path = base_checkpoint(context.spec)
-    if is_archive(str(path)):
-        load_gpt(path, sharded_tensors(gpt), context.spec.model)
-    elif is_huggingface(str(path)):
-        huggingface_weights.load_gpt(path, sharded_tensors(gpt), context.spec.model)
-    else:
-        checkpoint_store.load(path, sharded_tensors(gpt))
+    load_weights(gpt, context.spec.model, context.spec.base)
     return gpt
 
 
+def load_weights(gpt: GPTModel, model: ModelSpec, base: str) -> None:
+    """Fill a shard from a checkpoint of hpclm's, a folder of transformers' or an archive."""
+    path = base_weights(base)
+    if is_archive(base):
+        load_gpt(path, sharded_tensors(gpt), model)
+    elif is_huggingface(base):
+        huggingface_weights.load_gpt(path, sharded_tensors(gpt), model)
+    else:
+        checkpoint_store.load(path, sharded_tensors(gpt))
+
+
 def base_checkpoint(spec: StageSpec) -> Path:
-    """The checkpoint or archive that the stage's model starts from."""
+    """What the stage's model starts from."""
     assert spec.base is not None
-    if is_archive(spec.base) or is_huggingface(spec.base):
-        return Path(spec.base)
-    return resolve(Path(spec.base), prefer="latest")
+    return base_weights(spec.base)
+
+
+def base_weights(base: str) -> Path:
+    """The archive, the folder, or the newest checkpoint of a stage."""
+    if is_archive(base) or is_huggingface(base):
+        return Path(base)
+    return resolve(Path(base), prefer="latest")
 
 
 def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:

@@ -47,8 +47,9 @@ def run(context: StageContext) -> dict[str, object]:
 
 
 class PretrainingBatches:
-    """Samples as micro-batches (see `training.Batches`): those of the data set in its order, which is shuffled, global
-    batch after global batch, as Megatron-LM's MegatronPretrainingSampler takes them.
+    """Samples as micro-batches (see `training.Batches`): those of an indexed data set in its order, which is shuffled,
+    global batch after global batch, as Megatron-LM's MegatronPretrainingSampler takes them; those of plain text in
+    another order each epoch.
     """
 
     def __init__(self, context: StageContext, data: Datasets, end: int) -> None:
@@ -57,14 +58,16 @@ class PretrainingBatches:
         self.resets = spec.indexed is not None and spec.indexed.reset_attention
         batch = spec.batch
         self.size = batch.global_batch_size
-        self.share = GlobalBatchSampler(
+        self.order = GlobalBatchSampler(
             len(data.train),
             global_batch_size=self.size,
             micro_batch_size=batch.micro_batch_size,
             data_rank=groups.data_rank,
             data_size=groups.data_size,
-            seed=None,
-        ).share
+            seed=spec.trainer.seed,
+        )
+        self.reshuffles = spec.indexed is None
+        self.share = self.order.share
         self.val_batches = spec.trainer.val_batches
         self.steps_per_epoch = max(1, data.epoch_samples // self.size)
         if groups.rank == 0 and data.epoch_samples < self.size:
@@ -72,6 +75,8 @@ class PretrainingBatches:
 
     def train(self, step: int) -> list[TrainingBatch]:
         count = len(self.data.train)
+        if self.reshuffles:
+            return [self._batch(self.data.train, rows) for rows in self.order.step(step)]
         rows = [number % count for number in range(step * self.size, (step + 1) * self.size)]
         return [self._batch(self.data.train, rows) for rows in self.share(rows)]
 

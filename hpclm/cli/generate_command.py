@@ -1,0 +1,168 @@
+"""`hpclm generate`: text from a trained model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hpclm.core.spec import GenerationSpec
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+_MODEL = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_MODEL",
+        help="A run (its last model), a checkpoint, a Hugging Face folder or a .nemo archive.",
+        show_default=False,
+    ),
+]
+_PROMPTS = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts.", show_default=False)]
+_FILE = Annotated[Path | None, typer.Option("--file", help="Prompts, one a line; of .jsonl the key prompt.")]
+
+
+_MOST = Annotated[int, typer.Option("--max-new-tokens", min=1, max=10**6)]
+_LEAST = Annotated[int, typer.Option("--min-new-tokens", min=0)]
+_SAMPLE = Annotated[bool, typer.Option("--sample", help="Draw tokens; default: the most likely.")]
+_TEMPERATURE = Annotated[float, typer.Option("--temperature", min=1e-6, max=100, help="With --sample.")]
+_TOP_K = Annotated[int, typer.Option("--top-k", min=0, help="With --sample; 0: all.")]
+_TOP_P = Annotated[float, typer.Option("--top-p", min=1e-6, max=1, help="With --sample.")]
+_PENALTY = Annotated[float, typer.Option("--repetition-penalty", min=1e-6, max=100)]
+_ENDS = Annotated[list[str] | None, typer.Option("--end-string", help="Ends the text; may be repeated.")]
+_BOS = Annotated[bool, typer.Option("--add-bos", help="Begin prompts with the BOS token.")]
+_SEED = Annotated[int, typer.Option("--seed", min=0)]
+_BATCH = Annotated[int, typer.Option("--batch-size", min=1, max=10**5, help="Prompts at the same time.")]
+_TENSOR = Annotated[int, typer.Option("--tensor", min=1, max=1024, help="Tensor parallel processes.")]
+_PIPELINE = Annotated[int, typer.Option("--pipeline", min=1, max=1024, help="Pipeline stages.")]
+_DEVICE = Annotated[Device, typer.Option("--device", help="auto: GPUs where there are enough.")]
+_RUNS = Annotated[Path | None, typer.Option("--runs-dir", help="Folder of the runs.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def generate(
+    model: _MODEL,
+    prompts: _PROMPTS = None,
+    file: _FILE = None,
+    max_new_tokens: _MOST = 100,
+    min_new_tokens: _LEAST = 0,
+    sample: _SAMPLE = False,
+    temperature: _TEMPERATURE = 1.0,
+    top_k: _TOP_K = 0,
+    top_p: _TOP_P = 1.0,
+    repetition_penalty: _PENALTY = 1.0,
+    end_string: _ENDS = None,
+    add_bos: _BOS = False,
+    batch_size: _BATCH = 16,
+    seed: _SEED = 1234,
+    tensor: _TENSOR = 1,
+    pipeline: _PIPELINE = 1,
+    device: _DEVICE = Device.auto,
+    runs_dir: _RUNS = None,
+    as_json: _JSON = False,
+) -> None:
+    """Continue prompts with a trained model on this machine."""
+    from hpclm.cli.output import print_json
+    from hpclm.core.errors import HpclmError
+    from hpclm.core.spec import GenerationSpec
+
+    texts = [*(prompts or ()), *(_prompts_in(file) if file else ())]
+    if not texts:
+        raise HpclmError("give a prompt, or --file")
+    spec = GenerationSpec(
+        max_new_tokens,
+        min_new_tokens,
+        not sample,
+        temperature,
+        top_k,
+        top_p,
+        repetition_penalty,
+        end_string or [],
+        add_bos,
+        batch_size,
+        seed,
+    )
+    found = _generated(_model_at(model, runs_dir), texts, spec, (tensor, pipeline), device)
+    if as_json:
+        print_json({"answers": found})
+    else:
+        typer.echo("\n".join(f"{one['prompt']}{one['text']}" for one in found))
+
+
+def _generated(
+    model: str, texts: list[str], spec: GenerationSpec, split: tuple[int, int], device: Device
+) -> list[dict[str, Any]]:
+    from hpclm.core.errors import HpclmError
+
+    needed = split[0] * split[1]
+    if device is Device.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if device is Device.gpu and gpus < needed:
+            raise HpclmError(
+                f"{needed} GPUs are needed, and torch sees {gpus}; choose a smaller split, or --device cpu"
+            )
+        on_gpu = gpus >= needed
+        if not on_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+        from hpclm.engines.megatron.ranks.generate import Request, generate
+    except ImportError as error:
+        raise HpclmError(f"generating needs the engine ({error}); install hpclm[engine]") from None
+    return generate(Request(model, texts, spec, *split, "gpu" if on_gpu else "cpu"))
+
+
+def _prompts_in(file: Path) -> list[str]:
+    import json
+
+    from hpclm.core.errors import DataError
+    from hpclm.core.files import open_text
+
+    found = []
+    try:
+        with open_text(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                text = line.rstrip("\n")
+                if file.suffix == ".jsonl" and text.strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+                        raise DataError(f"{file}:{number}: not an object with a text called prompt")
+                    text = row["prompt"]
+                if text.strip():
+                    found.append(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}:{number}: not JSON ({error})") from None
+    return found
+
+
+def _model_at(name: str, runs_dir: Path | None) -> str:
+    """A path as it is, unless it is a run's folder; else the checkpoints of a run's last stage that has a model."""
+    from hpclm.core.errors import HpclmError
+    from hpclm.recipe.sites import load_site
+    from hpclm.runs.record import find_run
+    from hpclm.runs.runs_folder import runs_folder
+
+    path = Path(name)
+    if path.exists() and not (path / "run.json").is_file():
+        return str(path.absolute())
+    run = find_run(runs_folder(runs_dir, load_site("local")), name)
+    for stage in reversed(run.record.stages):
+        checkpoints = run.paths.stage(stage.name).checkpoints
+        if (checkpoints / "model.json").is_file():
+            return str(checkpoints)
+    raise HpclmError(f"{run.record.run}: no stage of it has saved a model yet")

@@ -1,6 +1,6 @@
 """Tokenising a corpus: `hpclm data tokenize` against Megatron-LM's tools/preprocess_data.py, whole commands, in turn.
 
-    python -m bench.tokenizing CORPUS.jsonl --key content --vocab-file V --merges-file M --megatron-lm FOLDER [--rounds 3]
+    python -m bench.tokenizing CORPUS.jsonl --key content --vocab-file V --merges-file M --megatron-lm FOLDER
 
 FOLDER is a checkout of Megatron-LM (core_v0.14.0 runs without a GPU). Both use as many workers; the files must be equal
 byte by byte. Prints documents a second of each and the ratio, the median of the rounds, and the spread.

@@ -104,25 +104,14 @@ def _generated(
 ) -> list[dict[str, Any]]:
     from hpclm.core.errors import HpclmError
 
-    needed = split[0] * split[1]
     if device is Device.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     try:
-        import torch
-
-        gpus = torch.cuda.device_count()
-        if device is Device.gpu and gpus < needed:
-            raise HpclmError(
-                f"{needed} GPUs are needed, and torch sees {gpus}; choose a smaller split, or --device cpu"
-            )
-        on_gpu = gpus >= needed
-        if not on_gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
         from hpclm.engines.megatron.ranks.generate import Request, generate
     except ImportError as error:
         raise HpclmError(f"generating needs the engine ({error}); install hpclm[engine]") from None
-    return generate(Request(model, texts, spec, *split, "gpu" if on_gpu else "cpu"))
+    return generate(Request(model, texts, spec, *split, device.value))
 
 
 def _prompts_in(file: Path) -> list[str]:

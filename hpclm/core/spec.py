@@ -163,12 +163,18 @@ class TrainerSpec:
     deterministic: bool = False
 
 
+ScheduleName = Literal["cosine", "linear", "constant", "inverse-square-root", "wsd"]
+Anneal = Literal["linear", "cosine", "exponential", "minus_sqrt"]
+
+
 @dataclass(frozen=True)
 class OptimSpec:
     """AdamW and its schedule: linear warm-up, then `schedule` down to `min_lr`, which it keeps for the constant steps.
 
     Attributes:
         warmup_ratio: share of all steps instead of `warmup_steps`; `constant_ratio` likewise.
+        from_zero: the first step has a rate of 0, as in Megatron-LM.
+        anneal_steps: of `wsd`, the steps before the constant ones in which the rate falls, and how.
     """
 
     lr: float
@@ -177,11 +183,14 @@ class OptimSpec:
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-8
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: ScheduleName = "cosine"
     warmup_steps: int = 0
     constant_steps: int = 0
     warmup_ratio: float | None = None
     constant_ratio: float | None = None
+    from_zero: bool = False
+    anneal_steps: int = 0
+    anneal: Anneal = "exponential"
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of so many; NeMo's int(ratio · steps)."""

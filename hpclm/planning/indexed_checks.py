@@ -32,19 +32,24 @@ def _sections(stage: StageContext, source: IndexedData, model: ModelSpec | None)
             "the indexed data is already tokenised; give the tokenizer it was made with",
             "tokenizer.train is for text",
         )
-    weighted = source.validation_weights if source.validation else source.weights
-    if weighted is not None and recipe.trainer is not None and recipe.trainer.val_batches is None:
-        stage.error(
-            ("trainer", "val_batches"),
-            "is missing: of a weighted blend there is no whole validation set; add it",
-            "weights need val_batches",
-        )
     rotated = model is not None and model.position_embedding == "rope"
     if rotated and source.reset_positions and not source.reset_attention:
         stage.warning(
             ("indexed", "reset_positions"),
             "has no effect with rope unless reset_attention is true: only distances count",
             "reset_positions needs learned positions",
+        )
+
+
+def check_whole_validation(stage: StageContext, source: IndexedData) -> None:
+    """Of a weighted blend there is no whole validation set."""
+    recipe = stage.recipe
+    weighted = source.validation_weights if source.validation else source.weights
+    if weighted is not None and recipe.trainer is not None and recipe.trainer.val_batches is None:
+        stage.error(
+            ("trainer", "val_batches"),
+            "is missing: of a weighted blend there is no whole validation set; add it",
+            "weights need val_batches",
         )
 
 

@@ -103,6 +103,9 @@ def optim(stage: StageContext) -> OptimSpec:
         constant_steps=schedule.constant_steps,
         warmup_ratio=schedule.warmup_ratio,
         constant_ratio=schedule.constant_ratio,
+        from_zero=schedule.from_zero,
+        anneal_steps=schedule.anneal_steps,
+        anneal=schedule.anneal,
     )
 
 

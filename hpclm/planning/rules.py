@@ -210,11 +210,12 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
         return
     spec = lowering.optim(stage)
     warmup, constant = spec.warmup(total_steps), spec.constant(total_steps)
-    planned = warmup + constant
+    planned = warmup + constant + spec.anneal_steps
     if planned > total_steps:
+        falling = f", {spec.anneal_steps} annealing" if spec.anneal_steps else ""
         stage.warning(
             ("optim", "schedule", "warmup_steps"),
-            f"{warmup} warm-up and {constant} constant steps are more than "
+            f"{warmup} warm-up{falling} and {constant} constant steps are more than "
             f"the {total_steps} steps of the run; choose fewer",
             "warmup_steps + constant_steps <= steps",
             planned,

@@ -12,6 +12,7 @@ import pytest
 
 from hpclm.cli import app as cli
 from hpclm.engines.nemo.config import as_yaml
+from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION
 from hpclm.planning import make_plan
 from hpclm.recipe import load
 from tests.support.samples import changed, write
@@ -159,6 +160,17 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ((("megatron", None),), "engine: megatron-lm needs it"),
         ((("trainer", {"max_epochs": 2}),), "counts steps, not epochs"),
         ((("tokenizer", None),), "--tokenizer-type"),
+        ((("trainer.val_check_interval", 0.5),), "val_check_interval: is a fraction of an epoch"),
+        ((("trainer.early_stopping", {"patience": 2}),), "early_stopping: has no flag of Megatron-LM"),
+        ((("trainer.seed", 0),), "seed: is 0, and Megatron-LM refuses it"),
+        ((("tokenizer", {"train": {"vocab_size": 512}}),), "Megatron-LM trains no tokenizer"),
+        ((("optim.schedule.warmup_steps", 10),), "10 warm-up steps are not less than the 10"),
+        ((("megatron.data_path", []),), "indexed: is missing; add indexed with paths"),
+        ((("indexed", {"paths": ["x"]}),), "indexed.paths are both given; keep indexed"),
+        ((("stages.0.text", {"paths": ["."]}),), "text: is not read by Megatron-LM"),
+        ((("megatron.arguments", ["--lr", "1"]),), "--lr is made from optim.lr; set that instead"),
+        ((("megatron.arguments", ["--context-parallel-size=2"]),), "context parallelism changes which ranks there are"),
+        ((("parallel.sequence", True), ("model.max_position_embeddings", 63)), "63 is not a multiple of tensor 2"),
         ((("parallel.tensor", 3), ("resources.devices_per_node", 3)), "3"),
     ],
 )
@@ -169,6 +181,70 @@ def test_what_megatron_lm_cannot_do_is_said_with_its_line(
     said = hpclm("submit", "recipe.yaml", code=3)
     assert words in said
     assert "recipe.yaml:" in said
+
+
+def builder(prefix: Path) -> None:
+    """An indexed data set of twenty documents of ten tokens."""
+    Path(f"{prefix}.bin").write_bytes(bytes(20 * 10 * 2))
+    places = b"".join((number * 20).to_bytes(8, "little") for number in range(20))
+    ends = b"".join(number.to_bytes(8, "little") for number in range(21))
+    head = HEADER.pack(MAGIC, VERSION, 8, 20, 21)
+    Path(f"{prefix}.idx").write_bytes(head + (10).to_bytes(4, "little") * 20 + places + ends)
+
+
+def test_every_key_has_its_flag(tmp_path: Path) -> None:
+    """What Megatron-LM's parser of core_v0.14.0 takes, key by key."""
+    indexed = {
+        "paths": ["a", "b"],
+        "weights": [0.25, 0.75],
+        "split": "90,10",
+        "seq_length": 32,
+        "cache": "cache",
+        "reset_positions": True,
+        "reset_attention": True,
+        "mask_end_loss": True,
+    }
+    changes: tuple[tuple[str, Any], ...] = (
+        ("megatron.data_path", []),
+        ("indexed", indexed),
+        ("trainer.max_steps", 100),
+        ("trainer.recompute", {"granularity": "full", "method": "block", "num_layers": 1}),
+        (
+            "optim.schedule",
+            {"name": "wsd", "warmup_ratio": 0.1, "constant_steps": 5, "anneal_steps": 20, "anneal": "cosine"},
+        ),
+        ("model.position_embedding", "rope"),
+        ("model.rotary_base", 5e5),
+        ("model.rotary_scaling_factor", 8.0),
+        ("model.qk_norm", True),
+        ("model.add_bias_linear", False),
+        ("model.add_qkv_bias", True),
+        ("model.num_query_groups", 2),
+    )
+    plan = make_plan(load(megatron_recipe(tmp_path, *changes)))
+    assert {one.rule for one in plan.errors} == {"indexed data exists"}
+    for name in "ab":
+        builder(tmp_path / name)
+    plan = make_plan(load(tmp_path / "recipe.yaml"))
+    assert plan.errors == ()
+    program = plan.stages[0].program
+    assert program is not None
+    words = " ".join(program.argv).replace(str(tmp_path), "")
+    for expected in (
+        "--data-path 0.25 /a 0.75 /b ",
+        "--split 90,10,0 --data-cache-path /cache",
+        "--seq-length 32",
+        "--reset-position-ids --reset-attention-mask --eod-mask-loss",
+        "--recompute-granularity full --recompute-method block --recompute-num-layers 1",
+        "--lr-decay-style WSD --lr-decay-iters 95 --lr-warmup-fraction 0.1",
+        "--lr-wsd-decay-style cosine --lr-wsd-decay-iters 20",
+        "--rotary-base 500000 --rope-scaling-factor 8.0",
+        "--use-rope-scaling",
+        "--qk-layernorm",
+        "--add-qkv-bias",
+        "--group-query-attention --num-query-groups 2",
+    ):
+        assert expected in words, expected
 
 
 def test_a_trainer_that_cannot_read_our_checkpoints_takes_no_base(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ SMALLER = [
     *("model.hidden_dropout=0", "model.attention_dropout=0", "indexed.seq_length=64", "trainer.precision=fp32"),
     *("trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.val_batches=2", "optim.lr=5e-3"),
     *("batch.global=16", "batch.micro=4", "optim.schedule.warmup_steps=5", "checkpoint.save_interval_steps=30"),
-    "resources.device=cpu",
+    *("resources.device=cpu", "model.vocab_size=1000"),
 ]
 # greedy, as generate() is where generation_config.json says nothing else
 GENERATED = """

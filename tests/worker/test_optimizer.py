@@ -6,9 +6,11 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from hpclm.core.spec import OptimSpec
 from hpclm.engines.megatron.ranks.groups import Groups
@@ -114,6 +116,46 @@ def test_the_rate_warms_up_falls_and_stays() -> None:
     linear = OptimSpec(lr=1.0, schedule="linear")
     assert [learning_rate(linear, step, 4) for step in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert learning_rate(OptimSpec(lr=1.0, schedule="constant"), 99, 100) == 1.0
+
+
+def test_the_curves_are_megatrons() -> None:
+    """Every style, warm-up, length of decay and annealing against megatron-core's own scheduler."""
+    draw = random.Random(4)
+    styles = {"cosine": "cosine", "linear": "linear", "constant": "constant"}
+    styles |= {"inverse-square-root": "inverse-square-root", "wsd": "WSD"}
+    for _ in range(300):
+        total, constant = draw.randrange(8, 60), draw.choice([0, 0, 5])
+        name = draw.choice(list(styles))
+        warmup, anneal = draw.choice([0, 1, 3]), draw.choice([1, 2, 4]) if name == "wsd" else 0
+        how = draw.choice(["linear", "cosine", "exponential", "minus_sqrt"])
+        optim = OptimSpec(
+            lr=1.0,
+            min_lr=draw.choice([0.0, 0.1]),
+            warmup_steps=warmup,
+            constant_steps=constant,
+            schedule=name,  # type: ignore[arg-type] # one of its words
+            from_zero=True,
+            anneal_steps=anneal,
+            anneal=how,  # type: ignore[arg-type] # one of its words
+        )
+        theirs = OptimizerParamScheduler(
+            SimpleNamespace(param_groups=[]),
+            init_lr=0.0,
+            max_lr=optim.lr,
+            min_lr=optim.min_lr,
+            lr_warmup_steps=warmup,
+            lr_decay_steps=total - constant,
+            lr_decay_style=styles[name],
+            start_wd=0.0,
+            end_wd=0.0,
+            wd_incr_steps=1,
+            wd_incr_style="constant",
+            wsd_decay_steps=anneal,
+            lr_wsd_decay_style=how,
+        )
+        for step in range(total):
+            theirs.num_steps = step
+            assert learning_rate(optim, step, total) == pytest.approx(theirs.get_lr({}), abs=1e-12), (optim, step)
 
 
 def test_the_loss_is_the_mean_over_what_counts() -> None:

@@ -58,6 +58,7 @@ class StagePlanner:
         indexed = lowering.indexed(stage)
         if indexed is not None:
             indexed_checks.check(stage, indexed, model)
+            indexed_checks.check_whole_validation(stage, indexed)
         rules.sequence_parallel(stage, length, seq_keys)
         rules.precision(stage, lowering.precision(stage))
         rules.prompt_encoder(stage)

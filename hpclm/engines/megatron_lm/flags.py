@@ -1,29 +1,35 @@
 """Megatron-LM's pretrain_gpt.py as an external program: its flags, from the sections of a recipe.
 
-Source: NVIDIA/Megatron-LM core_r0.12 and later, megatron/training/arguments.py.
+Source: NVIDIA/Megatron-LM core_r0.12 to core_r0.16, megatron/training/arguments.py. What has no flag is refused by
+`support`.
 """
 
 from __future__ import annotations
 
-from hpclm.core.spec import ModelSpec, ParallelSpec, ProgramSpec
+from hpclm.core.spec import IndexedData, ModelSpec, ParallelSpec, ProgramSpec
 from hpclm.engines.megatron_lm.section import Megatron
+from hpclm.planning import lowering
 from hpclm.planning.stage_context import StageContext
-from hpclm.recipe.schema.training_sections import Schedule
 
 # As Megatron-LM's logger prints a step.
 PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
+_STYLES = {"wsd": "WSD"}
 
 
 def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> ProgramSpec:
     """pretrain_gpt.py for a pretrain stage."""
     megatron = stage.recipe.own_section("megatron", Megatron)
     assert megatron is not None
+    indexed = lowering.indexed(stage)
     flags = {
         "tensor-model-parallel-size": split.tensor,
         "pipeline-model-parallel-size": split.pipeline,
-        **_architecture(stage, model),
+        **_architecture(model),
+        "seq-length": indexed.seq_length if indexed else model.max_position_embeddings,
         **_training(stage),
-        "split": megatron.split,
+        **_schedule(stage),
+        **_recompute(stage),
+        **({"split": megatron.split} if indexed is None else _indexed(indexed)),
         "distributed-backend": "nccl" if stage.recipe.resources.device == "gpu" else "gloo",
         **_tokenizer(stage),
     }
@@ -31,20 +37,18 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> P
     for name, value in flags.items():
         argv += [f"--{name}", _braces(str(value))]
     argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
-    argv += ["--data-path", *map(_braces, megatron.data_path), *_switches(stage, split, model)]
+    argv += [*_paths(megatron, indexed), *_switches(stage, split, model, indexed)]
     argv += map(_braces, megatron.arguments)
     return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
 
 
-def _architecture(stage: StageContext, model: ModelSpec) -> dict[str, object]:
-    text = stage.recipe.text
+def _architecture(model: ModelSpec) -> dict[str, object]:
     return {
         "num-layers": model.num_layers,
         "hidden-size": model.hidden_size,
         "ffn-hidden-size": model.ffn_hidden_size,
         "num-attention-heads": model.num_attention_heads,
         "kv-channels": model.kv_channels,
-        "seq-length": text.seq_length if text else model.max_position_embeddings,
         "max-position-embeddings": model.max_position_embeddings,
         "position-embedding-type": "rope" if model.position_embedding == "rope" else "learned_absolute",
         "normalization": "RMSNorm" if model.normalization == "rmsnorm" else "LayerNorm",
@@ -62,6 +66,7 @@ def _rotary(model: ModelSpec) -> dict[str, object]:
         "rotary-base": (int(model.rotary_base), 10000),
         "rotary-percent": (model.rotary_percent, 1.0),
         "rotary-seq-len-interpolation-factor": (model.rotary_interpolation, 1.0),
+        "rope-scaling-factor": (model.rotary_scaling_factor, None),
     }
     return {flag: value for flag, (value, default) in values.items() if value != default}
 
@@ -72,6 +77,7 @@ def _training(stage: StageContext) -> dict[str, object]:
     assert trainer.max_steps is not None
     assert batch is not None
     assert optim is not None
+    # the default, each epoch, is the end of the run: Megatron-LM knows no epochs
     interval = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else trainer.max_steps
     return {
         "micro-batch-size": batch.micro_size,
@@ -79,8 +85,6 @@ def _training(stage: StageContext) -> dict[str, object]:
         "train-iters": trainer.max_steps,
         "lr": optim.lr,
         "min-lr": optim.min_lr,
-        "lr-decay-style": optim.schedule.name,
-        **_warmup(optim.schedule),
         "weight-decay": optim.weight_decay,
         "adam-beta1": optim.betas[0],
         "adam-beta2": optim.betas[1],
@@ -94,13 +98,67 @@ def _training(stage: StageContext) -> dict[str, object]:
     }
 
 
-def _warmup(schedule: Schedule) -> dict[str, object]:
-    if schedule.warmup_ratio is not None:
-        return {"lr-warmup-fraction": schedule.warmup_ratio}
-    return {"lr-warmup-iters": schedule.warmup_steps}
+def _schedule(stage: StageContext) -> dict[str, object]:
+    """The decay ends where the constant steps begin."""
+    trainer, spec = stage.recipe.trainer, lowering.optim(stage)
+    assert trainer is not None
+    assert trainer.max_steps is not None
+    constant = spec.constant(trainer.max_steps)
+    found: dict[str, object] = {"lr-decay-style": _STYLES.get(spec.schedule, spec.schedule)}
+    if constant:
+        found["lr-decay-iters"] = trainer.max_steps - constant
+    if spec.warmup_ratio is not None:
+        found["lr-warmup-fraction"] = spec.warmup_ratio
+    else:
+        found["lr-warmup-iters"] = spec.warmup_steps
+    if spec.schedule == "wsd":
+        found |= {"lr-wsd-decay-style": spec.anneal, "lr-wsd-decay-iters": spec.anneal_steps}
+    return found
 
 
-def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> list[str]:
+def _recompute(stage: StageContext) -> dict[str, object]:
+    wanted = lowering.trainer(stage).recompute
+    if wanted is None:
+        return {}
+    if wanted.method is None:
+        return {"recompute-granularity": wanted.granularity}
+    return {
+        "recompute-granularity": wanted.granularity,
+        "recompute-method": wanted.method,
+        "recompute-num-layers": wanted.num_layers,
+    }
+
+
+def _indexed(source: IndexedData) -> dict[str, object]:
+    found: dict[str, object] = {}
+    if not source.validation:
+        found["split"] = ",".join(f"{share:g}" for share in source.split)
+    if source.cache is not None:
+        found["data-cache-path"] = source.cache
+    return found
+
+
+def _paths(megatron: Megatron, source: IndexedData | None) -> list[str]:
+    """Prefixes, each behind its weight where it has one."""
+    if source is None:
+        return ["--data-path", *map(_braces, megatron.data_path)]
+    if not source.validation:
+        return ["--data-path", *_weighted(source.paths, source.weights)]
+    return [
+        "--train-data-path",
+        *_weighted(source.paths, source.weights),
+        "--valid-data-path",
+        *_weighted(source.validation, source.validation_weights),
+    ]
+
+
+def _weighted(paths: list[str], weights: list[float] | None) -> list[str]:
+    if weights is None:
+        return [_braces(path) for path in paths]
+    return [word for weight, path in zip(weights, paths, strict=True) for word in (f"{weight:g}", _braces(path))]
+
+
+def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec, source: IndexedData | None) -> list[str]:
     precision = stage.recipe.trainer.precision if stage.recipe.trainer else "fp32"
     grouped = model.num_query_groups != model.num_attention_heads
     chosen = {
@@ -113,7 +171,13 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> lis
         "--no-bias-gelu-fusion": model.activation == "gelu_exact",
         "--apply-layernorm-1p": model.normalization == "layernorm1p",
         "--disable-bias-linear": not model.add_bias_linear,
+        "--add-qkv-bias": model.add_qkv_bias,
+        "--qk-layernorm": model.qk_norm,
+        "--use-rope-scaling": model.rotary_scaling_factor is not None,
         "--untie-embeddings-and-output-weights": not model.tie_embeddings,
+        "--reset-position-ids": source is not None and source.reset_positions,
+        "--reset-attention-mask": source is not None and source.reset_attention,
+        "--eod-mask-loss": source is not None and source.mask_end_loss,
     }
     groups = ["--group-query-attention", "--num-query-groups", str(model.num_query_groups)] if grouped else []
     return [*(flag for flag, wanted in chosen.items() if wanted), *groups]
@@ -127,6 +191,8 @@ def _tokenizer(stage: StageContext) -> dict[str, str]:
             "vocab-file": written.vocab_file,
             "merge-file": written.merges_file,
         }
+    if written is not None and written.tokenizer_file and written.tokenizer_file.endswith(".model"):
+        return {"tokenizer-type": "GPTSentencePieceTokenizer", "tokenizer-model": written.tokenizer_file}
     return {}
 
 

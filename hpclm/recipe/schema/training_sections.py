@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from hpclm.core.registries import METRICS
+from hpclm.core.spec import Anneal, ScheduleName
 from hpclm.recipe.schema.base import Count, Fraction, NotNegative, Section, described, fault, registered
 
 
@@ -100,17 +101,24 @@ class Trainer(Section):
 class Schedule(Section):
     """Learning rate over the steps: linear warm-up, then the curve down to `min_lr`, then constant."""
 
-    name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="the curve after the warm-up")
+    name: ScheduleName = Field(
+        default="cosine", description="the curve after the warm-up; wsd: constant, then down in anneal_steps"
+    )
     warmup_steps: NotNegative = Field(default=0, description="steps from 0 to lr")
     warmup_ratio: Fraction | None = Field(default=None, description="the same as a share of all steps")
     constant_steps: NotNegative = Field(default=0, description="steps at min_lr at the end")
     constant_ratio: Fraction | None = Field(default=None, description="the same as a share of all steps")
+    from_zero: bool = Field(default=False, description="the first step has a rate of 0, as in Megatron-LM")
+    anneal_steps: NotNegative = Field(default=0, description="wsd: steps from lr to min_lr, before the constant ones")
+    anneal: Anneal = Field(default="exponential", description="wsd: how the rate falls")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Schedule:
         for name in ("warmup", "constant"):
             if getattr(self, f"{name}_steps") and getattr(self, f"{name}_ratio") is not None:
                 raise fault(f"{name}_steps and {name}_ratio are both given; keep one")
+        if (self.name == "wsd") != (self.anneal_steps > 0):
+            raise fault("anneal_steps belongs to name: wsd, which needs it; give both or neither")
         return self
 
 

@@ -34,7 +34,7 @@ class Request:
     Attributes:
         model: a checkpoint or a stage's checkpoints folder, a folder of transformers' or an archive.
         tensor, pipeline: the split; one process each.
-        device: cpu or gpu.
+        device: cpu, gpu, or auto: GPUs where there are enough.
     """
 
     model: str
@@ -53,6 +53,7 @@ def generate(request: Request) -> list[dict[str, Any]]:
     """`prompt`, `text`, `tokens` and `at_limit` of each prompt. Raises CheckpointError, DataError or HpclmError."""
     model, tokenizer = _opened(request.model, request.tensor)
     _check(request, model, tokenizer)
+    request = replace(request, device=_device(request))
     with tempfile.TemporaryDirectory(prefix="hpclm-generate-") as folder:
         out = Path(folder) / "answers.json"
         if request.world_size == 1:
@@ -61,6 +62,19 @@ def generate(request: Request) -> list[dict[str, Any]]:
             _spawn(request, folder, str(out))
         found: list[dict[str, Any]] = read_json(out)
     return found
+
+
+def _device(request: Request) -> str:
+    """cpu or gpu; GPUs that are not used are hidden."""
+    gpus = 0 if request.device == "cpu" else torch.cuda.device_count()
+    if request.device == "gpu" and gpus < request.world_size:
+        raise HpclmError(
+            f"{request.world_size} GPUs are needed, and torch sees {gpus}; choose a smaller split, or --device cpu"
+        )
+    if gpus >= request.world_size:
+        return "gpu"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return "cpu"
 
 
 def _opened(path: str, tensor: int) -> tuple[ModelSpec, Tokenizer]:

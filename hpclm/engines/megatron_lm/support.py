@@ -1,0 +1,194 @@
+"""What a recipe may say to the engine megatron-lm: every key is passed on or refused, and Megatron-LM's own checks
+(megatron/training/arguments.py, validate_args) are made before the queue."""
+
+from __future__ import annotations
+
+from hpclm.core.nearest import either
+from hpclm.core.spec import ModelSpec
+from hpclm.engines.megatron_lm.section import Megatron
+from hpclm.planning import indexed_checks, lowering, rules
+from hpclm.planning.stage_context import StageContext
+
+_ACTIVATIONS = ("gelu", "gelu_exact", "squared_relu", "swiglu")
+# Flags whose meaning is a recipe's key: given twice, the plan would be of another job.
+_OF_KEYS = {
+    "--tensor-model-parallel-size": "parallel.tensor",
+    "--pipeline-model-parallel-size": "parallel.pipeline",
+    "--sequence-parallel": "parallel.sequence",
+    "--num-layers": "model.num_layers",
+    "--hidden-size": "model.hidden_size",
+    "--ffn-hidden-size": "model.ffn_hidden_size",
+    "--num-attention-heads": "model.num_attention_heads",
+    "--num-query-groups": "model.num_query_groups",
+    "--kv-channels": "model.kv_channels",
+    "--seq-length": "indexed.seq_length",
+    "--max-position-embeddings": "model.max_position_embeddings",
+    "--micro-batch-size": "batch.micro",
+    "--global-batch-size": "batch.global",
+    "--train-iters": "trainer.max_steps",
+    "--lr": "optim.lr",
+    "--min-lr": "optim.min_lr",
+    "--lr-decay-style": "optim.schedule.name",
+    "--lr-warmup-iters": "optim.schedule.warmup_steps",
+    "--lr-warmup-fraction": "optim.schedule.warmup_ratio",
+    "--weight-decay": "optim.weight_decay",
+    "--clip-grad": "trainer.gradient_clip_norm",
+    "--seed": "trainer.seed",
+    "--bf16": "trainer.precision",
+    "--fp16": "trainer.precision",
+    "--eval-interval": "trainer.val_check_interval",
+    "--eval-iters": "trainer.val_batches",
+    "--save-interval": "checkpoint.save_interval_steps",
+    "--recompute-granularity": "trainer.recompute",
+    "--data-path": "indexed.paths",
+    "--split": "indexed.split",
+    "--save": "(the stage's folder)",
+    "--load": "(the stage's folder)",
+}
+# Flags that split the devices further than tensor and pipeline: a plan that did not know them would be wrong.
+_SPLITS = {
+    "--context-parallel-size": "context parallelism",
+    "--expert-model-parallel-size": "expert parallelism",
+    "--expert-tensor-parallel-size": "expert parallelism",
+    "--num-layers-per-virtual-pipeline-stage": "interleaved pipeline stages",
+    "--num-virtual-stages-per-pipeline-rank": "interleaved pipeline stages",
+    "--decoder-first-pipeline-num-layers": "uneven pipeline stages",
+    "--decoder-last-pipeline-num-layers": "uneven pipeline stages",
+    "--pipeline-model-parallel-layout": "uneven pipeline stages",
+}
+
+
+def check(stage: StageContext) -> None:
+    """Keys that Megatron-LM has no flag for, and arguments that contradict keys."""
+    recipe = stage.recipe
+    own = recipe.own_section("megatron", Megatron)
+    trainer = recipe.trainer
+    if trainer is not None:
+        if trainer.max_steps is None:
+            stage.error(("trainer", "max_steps"), "is missing; Megatron-LM counts steps, not epochs", "max_steps")
+        if isinstance(trainer.val_check_interval, float) and _is_written(stage, "trainer", "val_check_interval"):
+            stage.error(
+                ("trainer", "val_check_interval"),
+                "is a fraction of an epoch, and Megatron-LM counts steps; write a whole number",
+                "val_check_interval in steps",
+                trainer.val_check_interval,
+            )
+        if trainer.early_stopping is not None:
+            _no_flag(stage, ("trainer", "early_stopping"))
+        if trainer.seed < 1:
+            stage.error(("trainer", "seed"), "is 0, and Megatron-LM refuses it; choose 1 or more", "seed > 0", 0)
+        if trainer.precision == "tf32":
+            _no_flag(stage, ("trainer", "precision"), "tf32")
+    for key in ("keep_last", "keep_best"):
+        if _is_written(stage, "checkpoint", key):
+            stage.warning(
+                ("checkpoint", key),
+                "has no effect: Megatron-LM keeps every checkpoint; leave it out",
+                "kept checkpoints",
+            )
+    if recipe.text is not None:
+        # of the recipe's top level it may be another stage's
+        tell = stage.error if "text" in stage.loaded.own else stage.warning
+        tell(("text",), "is not read by Megatron-LM; tokenise it (`hpclm data tokenize`), give indexed", "indexed data")
+    _check_data(stage, own)
+    _check_tokenizer(stage, own)
+    _check_arguments(stage, own)
+
+
+def _is_written(stage: StageContext, *keys: str) -> bool:
+    return stage.loaded.tree.get(*keys) is not None
+
+
+def _no_flag(stage: StageContext, keys: tuple[str, ...], value: str = "") -> None:
+    name = f"{value} " if value else ""
+    stage.error(
+        keys, f"{name}has no flag of Megatron-LM; leave it out, or choose engine: megatron", "Megatron-LM's flags"
+    )
+
+
+def _check_data(stage: StageContext, own: Megatron | None) -> None:
+    indexed = stage.recipe.indexed is not None
+    if own is None or bool(own.data_path) != indexed:
+        return
+    if indexed:
+        stage.error(("megatron", "data_path"), "and indexed.paths are both given; keep indexed", "one source of data")
+    else:
+        stage.error(("indexed",), "is missing; add indexed with paths, or megatron.data_path", "needed section")
+
+
+def _check_tokenizer(stage: StageContext, own: Megatron | None) -> None:
+    words = own.arguments if own else ()
+    written = stage.recipe.tokenizer
+    by_hand = any(word.startswith("--tokenizer-type") for word in words)
+    if written is not None and written.train is not None:
+        stage.error(
+            ("tokenizer", "train"), "Megatron-LM trains no tokenizer; give vocab_file and merges_file", "tokenizer"
+        )
+    elif written is not None and written.tokenizer_file and not written.tokenizer_file.endswith(".model"):
+        if not by_hand:
+            stage.error(
+                ("tokenizer", "tokenizer_file"),
+                "Megatron-LM reads no tokenizer.json by itself; give --tokenizer-type HuggingFaceTokenizer and "
+                "--tokenizer-model FOLDER as megatron.arguments",
+                "tokenizer",
+            )
+    elif written is None and not by_hand:
+        stage.error(
+            ("tokenizer",),
+            "is missing; give vocab_file and merges_file, or --tokenizer-type and its flags as megatron.arguments",
+            "tokenizer",
+        )
+
+
+def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
+    """Arguments that say what a key says, or that split the devices otherwise than the plan."""
+    for index, word in enumerate(own.arguments if own else ()):
+        flag = word.partition("=")[0].replace("_", "-")
+        where = ("megatron", "arguments", index)
+        if flag in _OF_KEYS:
+            stage.error(where, f"{flag} is made from {_OF_KEYS[flag]}; set that instead", "flags of keys", word)
+        elif flag in _SPLITS:
+            stage.error(
+                where,
+                f"{flag}: {_SPLITS[flag]} changes which ranks there are, but plans have tensor and pipeline alone; use "
+                "engine: command for such a job",
+                "flags of the split",
+                word,
+            )
+
+
+def check_model(stage: StageContext, model: ModelSpec) -> None:
+    """The checks that hpclm's own engine makes, for Megatron-LM's rules."""
+    if model.activation not in _ACTIVATIONS:
+        stage.error(
+            ("model", "activation"),
+            f"{model.activation} has no flag of Megatron-LM; choose {either(_ACTIVATIONS)}, or engine: megatron",
+            "Megatron-LM's activations",
+            model.activation,
+            _ACTIVATIONS,
+        )
+    indexed = lowering.indexed(stage)
+    length = indexed.seq_length if indexed else model.max_position_embeddings
+    keys = ("indexed", "seq_length") if indexed else ("model", "max_position_embeddings")
+    rules.split_model(stage, model)
+    rules.recompute(stage, model)
+    rules.lengths(stage, model, length, keys)
+    rules.sequence_parallel(stage, length, keys)
+    if indexed is not None:
+        indexed_checks.check(stage, indexed, model)
+
+
+def check_schedule(stage: StageContext) -> None:
+    """lr_warmup_steps < lr_decay_steps (OptimizerParamScheduler)."""
+    trainer, spec = stage.recipe.trainer, lowering.optim(stage)
+    if trainer is None or trainer.max_steps is None or stage.recipe.optim is None:
+        return
+    warmup, decay = spec.warmup(trainer.max_steps), trainer.max_steps - spec.constant(trainer.max_steps)
+    if warmup >= decay:
+        stage.error(
+            ("optim", "schedule", "warmup_steps"),
+            f"{warmup} warm-up steps are not less than the {decay} in which Megatron-LM's rate falls; choose fewer",
+            "warm-up < decay",
+            warmup,
+            (max(0, decay - 1),),
+        )

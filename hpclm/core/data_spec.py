@@ -30,8 +30,6 @@ class IndexedData:
         cache: folder of the indices; None: the stage's own.
         reset_positions, reset_attention: positions, and what is attended to, begin anew after each end token.
         mask_end_loss: no loss where the token is an end token.
-        reshuffle: every epoch has the same samples in an order of its own, whatever the number of steps (plain text).
-            Megatron's order, otherwise, is another one when more steps are wanted.
     """
 
     paths: list[str]
@@ -44,7 +42,6 @@ class IndexedData:
     reset_positions: bool = False
     reset_attention: bool = False
     mask_end_loss: bool = False
-    reshuffle: bool = False
 
     def bounds(self, part: Literal["train", "validation"]) -> tuple[float, float]:
         """From and to which share of the sequences a part has (`convert_split_vector_to_split_matrix`)."""

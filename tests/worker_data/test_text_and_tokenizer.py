@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpclm.core import spec as plan
 from hpclm.core.errors import DataError
-from hpclm.data.ranks.text_corpus import prepare_text
+from hpclm.data.ranks.text_corpus import Windows, prepare_text
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 
 TOKENIZER = Tokenizer.train(["hello world, this is a text"] * 10, 300)
@@ -91,12 +91,18 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("document", ["file", "line", "paragraph"])
-def test_each_document_is_ended(corpus: Path, tmp_path: Path, document: str) -> None:
+def test_windows_cover_the_text_and_overlap_by_one(corpus: Path, tmp_path: Path, document: str) -> None:
     spec, folder = spec_of(corpus, document), tmp_path / "data"
     prepare_text(spec, folder)
     tokenizer = Tokenizer.load(folder)
+    for name in ("train", "validation"):
+        windows = Windows(folder, name, 8)
+        samples = [windows[number] for number in range(len(windows))]
+        assert all(len(one["tokens"]) == len(one["labels"]) == 8 for one in samples)
+        assert all(one["tokens"].tolist()[1:] == one["labels"].tolist()[:-1] for one in samples)
+        assert all(left["labels"][-1] == right["tokens"][0] for left, right in itertools.pairwise(samples))
     # of `validation`, the last: a quarter of the documents, each with its end
-    ends = np.fromfile(folder / "validation.bin", dtype=np.uint16).tolist().count(tokenizer.eos_id)
+    ends = windows.tokens.tolist().count(tokenizer.eos_id)
     assert ends == {"file": 1, "line": 24, "paragraph": 12}[document]
 
 

@@ -15,7 +15,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -73,13 +73,31 @@ class Prepared:
     files: dict[str, int] = field(default_factory=dict)
 
 
+class Samples(Protocol):
+    """The samples of a part; neighbours in the text overlap by one token.
+
+    A sample has `tokens`, `labels` and `position_ids` int64 and `loss_mask` fp32, each [seq_length].
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Datasets:
-    """`train` and `validation` (None: there is none) by sample; `epoch_samples` as in `Prepared`."""
+    """Both parts by sample.
+
+    Attributes:
+        validation: None where there is none.
+        epoch_samples: training samples when every document is read once.
+        is_shuffled: whether `train` is in the order in which it is to be read.
+    """
 
     train: Samples
     validation: Samples | None
     epoch_samples: int
+    is_shuffled: bool
 
 
 def index_record(folder: Path) -> Path:
@@ -135,8 +153,8 @@ def _missing(prepared: Prepared) -> str | None:
 
 def _mark(spec: StageSpec, source: IndexedData, end: int) -> str:
     own = {**to_dict(source), "cache": None}
-    facts: list[object] = [own, end, spec.trainer.seed, spec.trainer.val_batches, spec.batch.global_batch_size]
-    facts += [] if source.reshuffle else [spec.trainer.max_steps, spec.trainer.max_epochs]
+    facts: list[object] = [own, end, spec.trainer.seed, spec.trainer.max_steps, spec.trainer.max_epochs]
+    facts += [spec.batch.global_batch_size, spec.trainer.val_batches]
     for prefix in [*source.paths, *source.validation]:
         for path in (bin_path(prefix), idx_path(prefix)):
             if not path.is_file():
@@ -171,8 +189,8 @@ def parts_of(spec: StageSpec, source: IndexedData, epoch_samples: int) -> dict[s
     """Which part takes what from which data set."""
     size = spec.batch.global_batch_size
     epochs = (spec.trainer.max_epochs or 1) * max(1, epoch_samples // size)
-    samples = None if source.reshuffle else size * (spec.trainer.max_steps or epochs)
-    train = Part(source.paths, _normalised(source.weights), source.bounds("train"), samples)
+    steps = spec.trainer.max_steps or epochs
+    train = Part(source.paths, _normalised(source.weights), source.bounds("train"), size * steps)
     found = {"train": train}
     wanted = None if spec.trainer.val_batches is None else spec.trainer.val_batches * size
     if source.validation:
@@ -313,8 +331,8 @@ def _write_blend(cache: Path, mark: str, name: str, part: Part, members: list[An
     np.save(sample_file, sample, allow_pickle=False)
 
 
-class Samples:
-    """The samples of a part: tokens of `seq_length` + 1, neighbours of which overlap by one token."""
+class Blend:
+    """Samples of one or several data sets; which of them each is, megatron-core's blending says."""
 
     def __init__(self, members: list[Any], blend: tuple[np.ndarray, np.ndarray] | None) -> None:
         self.members, self.blend = members, blend
@@ -323,7 +341,6 @@ class Samples:
         return len(self.members[0]) if self.blend is None else len(self.blend[0])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """`tokens`, `labels`, `position_ids` int64 and `loss_mask` fp32, each [seq_length]."""
         found: dict[str, Any]
         if self.blend is None:
             found = self.members[0][number]
@@ -339,15 +356,15 @@ def open_datasets(spec: StageSpec, folder: Path, source: IndexedData, end: int) 
     cache = Path(prepared.cache)
     _refuse_pickles(cache, prepared)
     config = _config(spec, source, end, cache)
-    opened: dict[str, Samples] = {}
+    opened: dict[str, Blend] = {}
     for name, part in parts_of(spec, source, prepared.epoch_samples).items():
         members = _members(config, part, _PARTS[name])
         blend = None
         if len(members) > 1:
             dataset, sample = (np.load(path, mmap_mode="r") for path in _blend_files(cache, mark, name))
             blend = dataset, sample
-        opened[name] = Samples(members, blend)
-    return Datasets(opened["train"], opened.get("validation"), prepared.epoch_samples)
+        opened[name] = Blend(members, blend)
+    return Datasets(opened["train"], opened.get("validation"), prepared.epoch_samples, is_shuffled=True)
 
 
 def _seen(record: Path, mark: str) -> Prepared:

@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,6 +28,7 @@ from hpclm.core.spec import StageSpec
 from hpclm.data.documents import documents, split, text_files
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.formats.checkpoint_manifest import StoredFile, inside, sha256_of
+from hpclm.formats.indexed_dataset import read_header
 
 PREPARED = "prepared.json"
 _BATCH = 256
@@ -145,3 +148,23 @@ def _write_indexed(folder: Path, parts: Iterator[tuple[str, str]], tokenizer: To
             open_parts[name] = _Part(folder, name, tokenizer)
         open_parts[name].add(document)
     return {name: part.close() for name, part in sorted(open_parts.items())}
+
+
+class Windows:
+    """Windows over the documents one after another (see `gpt_datasets.Samples`): every token is predicted once an
+    epoch. They are in the text's order, which does not depend on how many are wanted."""
+
+    def __init__(self, folder: Path, name: str, seq_length: int) -> None:
+        self.seq_length = seq_length
+        header = read_header(str(folder / name))
+        self.tokens = np.memmap(folder / f"{name}.bin", dtype=header.dtype, mode="r")
+        self.positions = torch.arange(seq_length)
+        self.mask = torch.ones(seq_length)
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.seq_length
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        start = number * self.seq_length
+        window = torch.from_numpy(self.tokens[start : start + self.seq_length + 1].astype(np.int64))
+        return {"tokens": window[:-1], "labels": window[1:], "position_ids": self.positions, "loss_mask": self.mask}

@@ -66,7 +66,6 @@ class PretrainingBatches:
             data_size=groups.data_size,
             seed=spec.trainer.seed,
         )
-        self.reshuffles = spec.indexed is None
         self.share = self.order.share
         self.val_batches = spec.trainer.val_batches
         self.steps_per_epoch = max(1, data.epoch_samples // self.size)
@@ -75,7 +74,7 @@ class PretrainingBatches:
 
     def train(self, step: int) -> list[TrainingBatch]:
         count = len(self.data.train)
-        if self.reshuffles:
+        if not self.data.is_shuffled:
             return [self._batch(self.data.train, rows) for rows in self.order.step(step)]
         rows = [number % count for number in range(step * self.size, (step + 1) * self.size)]
         return [self._batch(self.data.train, rows) for rows in self.share(rows)]

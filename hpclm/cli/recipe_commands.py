@@ -19,16 +19,24 @@ def root() -> None:
 @recipe_app.command("import")
 def import_recipe(
     file: Annotated[
-        Path, typer.Argument(help="A prompt-learning YAML file of NeMo 1.x or its launcher.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A prompt-learning YAML file of NeMo 1.x or its launcher, or a script with pretrain_gpt.py's flags.",
+            show_default=False,
+        ),
     ],
     assignments: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The same as --set.", show_default=False)
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a value, using NeMo's key.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a value, using the tool's key.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file; default: standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Translate NeMo's file into a recipe, and report how each of its keys was handled."""
+    """Translate NeMo's file or Megatron-LM's script into a recipe, and report how each of its keys was handled.
+
+    Nothing of a script is run."""
     from hpclm.cli.output import print_json
     from hpclm.core.errors import HpclmError
     from hpclm.core.files import write_text

@@ -84,7 +84,7 @@ METRICS: Registry[Metric] = Registry(
 IMPORTERS: Registry[Importer] = Registry(
     "hpclm.importers",
     "importer",
-    {"nemo": "hpclm.recipe.importers.nemo:IMPORTER"},
+    {"nemo": "hpclm.recipe.importers.nemo:IMPORTER", "megatron": "hpclm.recipe.importers.megatron:IMPORTER"},
     of="hpclm.recipe.importers.importer:Importer",
 )
 

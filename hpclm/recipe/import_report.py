@@ -15,7 +15,11 @@ from hpclm.core.registries import IMPORTERS
 from hpclm.recipe.importers import KeyFate, KeyNote
 from hpclm.recipe.loading import translated
 
-_PATHS = (("model", "checkpoint"), ("prompts",), ("data", "train"), ("data", "validation"), ("data", "test"))
+_PATHS = (
+    *(("model", "checkpoint"), ("prompts",), ("data", "train"), ("data", "validation"), ("data", "test")),
+    *(("indexed", "paths"), ("indexed", "validation"), ("indexed", "cache")),
+    *(("tokenizer", "vocab_file"), ("tokenizer", "merges_file"), ("tokenizer", "tokenizer_file")),
+)
 _ORDER = (KeyFate.UNKNOWN, KeyFate.NOT_SUPPORTED, KeyFate.NO_EFFECT, KeyFate.TAKEN)
 _WORDS = {
     KeyFate.UNKNOWN: "is not known",

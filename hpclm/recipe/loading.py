@@ -14,12 +14,12 @@ from hpclm.core.errors import RecipeError
 from hpclm.core.registries import TASKS
 from hpclm.recipe.error_messages import faults, unknown_key
 from hpclm.recipe.extends import read_extended
-from hpclm.recipe.importers import KeyFate, KeyNote, importer_for
+from hpclm.recipe.importers import KeyFate, KeyNote, importer_for, parser_for
 from hpclm.recipe.inheritance import merge
 from hpclm.recipe.overrides import Override, apply, flag, parse_override
 from hpclm.recipe.schema.base import plain_name
 from hpclm.recipe.schema.stage import VERSION, Stage, section_names, stage_model
-from hpclm.recipe.tree import Node, Place, with_keys
+from hpclm.recipe.tree import Node, Place, file_text, with_keys
 
 MAX_STAGES = 50
 OURS = "hpclm."
@@ -115,7 +115,12 @@ def translated(
     For such a file `--set` takes the tool's own keys, as its users know them; `--set
     hpclm.KEY=…` changes the translated recipe.
     """
-    text, root = read_extended(path)
+    reader = parser_for(path)
+    if reader is None:
+        text, root = read_extended(path)
+    else:
+        text = file_text(path, "script")
+        root = reader(text, str(path))
     wanted = _overrides(overrides, nodes, devices_per_node)
     importer = importer_for(root)
     if importer is None:

@@ -33,8 +33,9 @@ files override earlier ones, and the recipe itself overrides all of them. Mappin
 values are replaced, stages are matched by name. All paths are relative to the folder of the submitted recipe.
 
 A NeMo 1.x YAML file for prompt learning or its evaluation can be used as a recipe: `--set` then takes NeMo's keys
-(`--set model.optim.lr=1e-4`), and `--set hpclm.KEY=…` the keys below. `hpclm recipe
-import FILE` translates such a file into a recipe.
+(`--set model.optim.lr=1e-4`), and `--set hpclm.KEY=…` the keys below. So can a Megatron-LM launch script of
+pretrain_gpt.py (`.sh`, `.slurm`, …), or a file of its flags (`.args`): `--set num_layers=24` and `--set ~fp16` then
+take its flags. `hpclm recipe import FILE` translates such a file into a recipe.
 
 ## Several stages
 

@@ -111,6 +111,16 @@ def read_tree(path: Path, kind: str = "recipe") -> tuple[str, Node]:
 
     Raises RecipeError with the line unless the file is one plain YAML mapping.
     """
+    text = file_text(path, kind)
+    root = parse(text, str(path))
+    if not isinstance(root.value, dict):
+        keys = "name, task and model; see docs/recipe.md" if kind == "recipe" else "scheduler and partition"
+        raise RecipeError(f"{path}:1: a {kind} is a mapping of keys such as {keys}")
+    return text, root
+
+
+def file_text(path: Path, kind: str) -> str:
+    """A small file's text. Raises RecipeError."""
     try:
         with open_file(path) as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -119,15 +129,10 @@ def read_tree(path: Path, kind: str = "recipe") -> tuple[str, Node]:
     if len(raw) > MAX_FILE_BYTES:
         raise RecipeError(f"{path}:1: larger than {MAX_FILE_BYTES >> 20} MiB; is this a {kind}?")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{path}:{line}: not UTF-8 text; save the {kind} as UTF-8") from None
-    root = parse(text, str(path))
-    if not isinstance(root.value, dict):
-        keys = "name, task and model; see docs/recipe.md" if kind == "recipe" else "scheduler and partition"
-        raise RecipeError(f"{path}:1: a {kind} is a mapping of keys such as {keys}")
-    return text, root
 
 
 def parse(text: str, file: str, *, numbered: bool = True) -> Node:

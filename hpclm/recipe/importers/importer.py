@@ -54,6 +54,7 @@ class Importer:
         resolve: fills in what the tool itself would before it reads the values, such as `${…}`. Given the tree and the
             path of the file.
         own_key: a key of the tool's command line as the file has it.
+        suffixes, parse: of files that are no YAML, and how their text (and the file's name) becomes a tree.
         read: the recipe. Given the tree and the folder of the file. Raises RecipeError with every error at its line.
     """
 
@@ -62,6 +63,15 @@ class Importer:
     resolve: Callable[[Node, Path], Node]
     read: Callable[[Node, Path], Imported]
     own_key: Callable[[Node, str], str] = _unchanged
+    suffixes: tuple[str, ...] = ()
+    parse: Callable[[str, str], Node] | None = None
+
+
+def parser_for(path: Path) -> Callable[[str, str], Node] | None:
+    """How a file that is no YAML becomes a tree, by the end of its name."""
+    return next(
+        (one.parse for _, one in IMPORTERS.items() if one.parse is not None and path.suffix in one.suffixes), None
+    )
 
 
 def importer_for(root: Node) -> Importer | None:

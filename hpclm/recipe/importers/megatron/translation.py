@@ -1,0 +1,345 @@
+"""From Megatron-LM's flags to a recipe: values, Megatron-LM's own defaults, and a note for each flag."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import RecipeError
+from hpclm.core.nearest import nearest_name
+from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
+from hpclm.recipe.importers.megatron.keys import NO_EFFECT, REFUSED, TAKEN
+from hpclm.recipe.tree import Node, Place
+
+# Flags that another one needs, or whose default is not hpclm's (arguments.py of core_r0.16).
+_DEFAULTS: dict[str, Any] = {
+    "model.hidden_dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "trainer.val_check_interval": 1000,
+    "trainer.val_batches": 100,
+    "trainer.log_interval_steps": 100,
+    "optim.betas": [0.9, 0.999],
+    "optim.schedule.name": "linear",
+    "optim.schedule.from_zero": True,
+}
+_STYLES = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "inverse-square-root": "inverse-square-root",
+    "WSD": "wsd",
+}
+_POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
+_NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}
+_SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+_NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "max_position_embeddings")
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_WEIGHT = re.compile(r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
+_TRUE = ("True", "true", True)
+
+
+class Flags:
+    """The flags of one script, by argparse's names."""
+
+    def __init__(self, flags: dict[str, Node], place: Place) -> None:
+        self.flags, self.place = flags, place
+        self.out: dict[str, Node] = {"version": Node(1, place)}
+        self.faults: list[str] = []
+        self.fates: dict[str, tuple[KeyFate, str]] = {}
+
+    def translated(self) -> Imported:
+        """The recipe. Raises RecipeError with every fault at its line."""
+        self._fates()
+        stem = _NAME.sub("-", Path(self.place.origin.rpartition(":")[0]).stem).strip("-.") or "megatron"
+        self._put("name", self.place, stem[:64])
+        self._put("task", self.place, "pretrain")
+        self._model()
+        self._split_and_batch()
+        self._training()
+        self._schedule()
+        self._data()
+        self._tokenizer()
+        for name in _NEEDED:
+            if name not in self.flags and not (name == "max_position_embeddings" and self._rope()):
+                self.faults.append(f"{self.place}: --{name.replace('_', '-')} is missing; add it")
+        if self.faults:
+            raise RecipeError("\n".join(self.faults))
+        notes = [
+            KeyNote(f"--{name.replace('_', '-')}", str(self.flags[name].place.origin), *fate)
+            for name, fate in self.fates.items()
+        ]
+        return Imported(Node(self.out, self.place), notes)
+
+    def _fates(self) -> None:
+        """What becomes of each flag; refused ones are faults."""
+        for name, node in self.flags.items():
+            if name in TAKEN:
+                self.fates[name] = KeyFate.TAKEN, TAKEN[name][0]
+            elif name in NO_EFFECT:
+                self.fates[name] = KeyFate.NO_EFFECT, NO_EFFECT[name].strip("()")
+            elif name in REFUSED:
+                harmless, why = REFUSED[name]
+                if harmless is not None and str(node.value) == harmless:
+                    self.fates[name] = KeyFate.NO_EFFECT, f"{harmless} is what there is"
+                else:
+                    self.faults.append(f"{node.place}: {why}")
+            else:
+                near = nearest_name(name, [*TAKEN, *NO_EFFECT, *REFUSED])
+                hint = f"did you mean --{near.replace('_', '-')}?" if near else "remove it if it does not matter"
+                self.faults.append(f"{node.place}: is not a flag of pretrain_gpt.py that hpclm knows; {hint}")
+
+    # values
+
+    def _node(self, name: str) -> Node | None:
+        node = self.flags.get(name)
+        return None if node is None or node.value is None or node.value is False else node
+
+    def _put(self, key: str, place: Place, value: Any) -> None:
+        *sections, last = key.split(".")
+        entries = self.out
+        for section in sections:
+            inner = entries.setdefault(section, Node({}, place)).value
+            assert isinstance(inner, dict)
+            entries = inner
+        entries[last] = _noded(value, place)
+
+    def _text(self, name: str) -> str | None:
+        """A flag's one value; a fault where it is several, or known only when the script runs."""
+        node = self._node(name)
+        if node is None:
+            return None
+        if isinstance(node.value, list) or node.value is True:
+            self.faults.append(f"{node.place}: needs one value")
+            return None
+        text = str(node.value)
+        if re.search(r"[$`]", text):
+            self.faults.append(f"{node.place}: {text} is known only when the script runs; give {name}=VALUE")
+            return None
+        return text
+
+    def _number(self, name: str) -> float | None:
+        text = self._text(name)
+        if text is None:
+            return None
+        whole = TAKEN[name][1] == "whole"
+        try:
+            return int(text.replace("_", "")) if whole else float(text)
+        except ValueError:
+            kind = "a whole number" if whole else "a number"
+            self.faults.append(f"{self.flags[name].place}: {text!r} is not {kind}")
+            return None
+
+    def _is_on(self, name: str) -> bool:
+        node = self._node(name)
+        return node is not None and node.value in _TRUE
+
+    def _take(self, *names: str) -> None:
+        """Numbers, texts and switches whose value is the recipe's."""
+        for name in names:
+            key, kind = TAKEN[name]
+            value: Any = None
+            if kind == "switch":
+                value = True if self._is_on(name) else None
+            else:
+                value = self._number(name) if kind in ("whole", "number") else self._text(name)
+            if value is not None:
+                self._put(key, self.flags[name].place, value)
+
+    def _default(self, key: str) -> None:
+        if _at(self.out, key) is None:
+            self._put(key, self.place, _DEFAULTS[key])
+
+    def _choice(self, name: str, words: dict[str, str]) -> str | None:
+        text = self._text(name)
+        if text is None:
+            return None
+        if text not in words:
+            self.faults.append(f"{self.flags[name].place}: {text} is not supported; choose {', '.join(words)}")
+            return None
+        return words[text]
+
+    # sections
+
+    def _rope(self) -> bool:
+        return self._text("position_embedding_type") == "rope" or self._is_on("use_rotary_position_embeddings")
+
+    def _model(self) -> None:
+        self._take("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels")
+        self._take("max_position_embeddings", "hidden_dropout", "attention_dropout", "init_method_std", "vocab_size")
+        self._take(
+            "rotary_base", "rotary_percent", "rotary_seq_len_interpolation_factor", "add_qkv_bias", "qk_layernorm"
+        )
+        self._take("norm_epsilon", "layernorm_epsilon")
+        if self._is_on("group_query_attention"):
+            self._put("model.num_query_groups", self.flags["group_query_attention"].place, 1)
+            self._take("num_query_groups")
+        elif "num_query_groups" in self.flags:
+            self.fates["num_query_groups"] = KeyFate.NO_EFFECT, "without --group-query-attention"
+        kind = self._choice("position_embedding_type", _POSITIONS)
+        if kind is not None or self._rope():
+            place = self._place_of("position_embedding_type", "use_rotary_position_embeddings")
+            self._put("model.position_embedding", place, "rope" if self._rope() else kind)
+        if self._is_on("use_rope_scaling"):
+            self._put("model.rotary_scaling_factor", self.flags["use_rope_scaling"].place, 8.0)
+            self._take("rope_scaling_factor")
+        norm = self._choice("normalization", _NORMS)
+        if norm is not None:
+            self._put("model.normalization", self.flags["normalization"].place, norm)
+        if self._is_on("apply_layernorm_1p"):
+            if norm == "rmsnorm":
+                self.faults.append(
+                    f"{self.flags['apply_layernorm_1p'].place}: there is no RMSNorm with a scale less one"
+                )
+            self._put("model.normalization", self.flags["apply_layernorm_1p"].place, "layernorm1p")
+        for name in ("swiglu", "squared_relu"):
+            if self._is_on(name):
+                self._put("model.activation", self.flags[name].place, name)
+        for name in ("disable_bias_linear", "untie_embeddings_and_output_weights"):
+            if self._is_on(name):
+                self._put(TAKEN[name][0], self.flags[name].place, False)
+        self._default("model.hidden_dropout")
+        self._default("model.attention_dropout")
+
+    def _split_and_batch(self) -> None:
+        self._take("nproc_per_node", "nnodes", "tensor_model_parallel_size", "pipeline_model_parallel_size")
+        self._take("sequence_parallel", "micro_batch_size", "global_batch_size")
+        micro = self._number("micro_batch_size")
+        if micro is None:
+            self.faults.append(f"{self.place}: --micro-batch-size is missing; add it")
+        elif "global_batch_size" not in self.flags:
+            devices = int(self._number("nproc_per_node") or 1) * int(self._number("nnodes") or 1)
+            model = int(self._number("tensor_model_parallel_size") or 1) * int(
+                self._number("pipeline_model_parallel_size") or 1
+            )
+            self._put("batch.global", self.flags["micro_batch_size"].place, int(micro) * max(1, devices // model))
+
+    def _training(self) -> None:
+        steps = self._steps("train_iters", "train_samples")
+        if steps is None:
+            self.faults.append(f"{self.place}: --train-iters is missing; add it")
+        else:
+            self._put("trainer.max_steps", self._place_of("train_iters", "train_samples"), steps)
+        self._take("eval_interval", "eval_iters", "log_interval", "clip_grad", "seed", "deterministic_mode")
+        self._take("save_interval", "recompute_granularity", "recompute_method", "recompute_num_layers")
+        if self._is_on("recompute_activations"):
+            self._put("trainer.recompute.granularity", self.flags["recompute_activations"].place, "selective")
+        precision = [name for name in ("bf16", "fp16") if self._is_on(name)]
+        if precision:
+            self._put("trainer.precision", self.flags[precision[0]].place, precision[0])
+        for key in ("trainer.val_check_interval", "trainer.val_batches", "trainer.log_interval_steps"):
+            self._default(key)
+
+    def _steps(self, iterations: str, samples: str) -> int | None:
+        """A length in steps, of steps or of samples."""
+        if iterations in self.flags:
+            found = self._number(iterations)
+            return None if found is None else int(found)
+        count = self._number(samples) if samples in self.flags else None
+        size = self._number("global_batch_size") if count is not None else None
+        if count is None or not size:
+            return None
+        steps = int(count // size)
+        if count % size:
+            self.fates[samples] = KeyFate.TAKEN, f"{TAKEN[samples][0]}; {count:g} samples are {count / size:.1f} steps"
+        return steps
+
+    def _place_of(self, *names: str) -> Place:
+        return next((self.flags[name].place for name in names if name in self.flags), self.place)
+
+    def _schedule(self) -> None:
+        self._take("lr", "min_lr", "weight_decay", "adam_eps")
+        if "lr" not in self.flags:
+            self.faults.append(f"{self.place}: --lr is missing; add it")
+        betas = [self._number("adam_beta1"), self._number("adam_beta2")]
+        if any(beta is not None for beta in betas):
+            made = [default if beta is None else beta for beta, default in zip(betas, (0.9, 0.999), strict=True)]
+            self._put("optim.betas", self._place_of("adam_beta1", "adam_beta2"), made)
+        self._default("optim.betas")
+        style = self._choice("lr_decay_style", _STYLES)
+        if style is not None:
+            self._put("optim.schedule.name", self.flags["lr_decay_style"].place, style)
+        self._default("optim.schedule.name")
+        self._default("optim.schedule.from_zero")
+        total = self._steps("train_iters", "train_samples")
+        decay = self._steps("lr_decay_iters", "lr_decay_samples") or total
+        if total is None or decay is None:
+            return
+        place = self._place_of("lr_decay_iters", "lr_decay_samples")
+        if decay > total:
+            self.faults.append(f"{place}: the rate would fall for {decay} steps, more than the {total} of the training")
+        elif decay < total:
+            self._put("optim.schedule.constant_steps", place, total - decay)
+        warmup = self._steps("lr_warmup_iters", "lr_warmup_samples")
+        fraction = self._number("lr_warmup_fraction")
+        if fraction is not None:
+            warmup = int(fraction * decay)
+        if warmup:
+            at = self._place_of("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples")
+            self._put("optim.schedule.warmup_steps", at, warmup)
+        if style == "wsd":
+            anneal = self._steps("lr_wsd_decay_iters", "lr_wsd_decay_samples")
+            if anneal is None:
+                self.faults.append(f"{self.flags['lr_decay_style'].place}: WSD needs --lr-wsd-decay-iters")
+            else:
+                self._put("optim.schedule.anneal_steps", self._place_of("lr_wsd_decay_iters"), anneal)
+            self._take("lr_wsd_decay_style")
+
+    def _data(self) -> None:
+        self._take("seq_length", "reset_position_ids", "reset_attention_mask", "eod_mask_loss", "data_cache_path")
+        self._blend("data_path" if "data_path" in self.flags else "train_data_path", "paths", "weights")
+        if "valid_data_path" in self.flags:
+            self._blend("valid_data_path", "validation", "validation_weights")
+        self._take("split")
+        if "data_path" not in self.flags and "train_data_path" not in self.flags and "mock_data" not in self.flags:
+            self.faults.append(f"{self.place}: --data-path is missing; give data_path=PREFIX")
+
+    def _blend(self, name: str, paths: str, weights: str) -> None:
+        """Prefixes, each behind its weight where there are weights."""
+        node = self._node(name)
+        if node is None:
+            return
+        items = node.value if isinstance(node.value, list) else [node]
+        words = [word for item in items for word in str(item.value).split()]
+        unknown = [word for word in words if re.search(r"[$`]", word)]
+        if unknown:
+            self.faults.append(f"{node.place}: {unknown[0]} is known only when the script runs; give {name}=PREFIX")
+            return
+        weighted = len(words) % 2 == 0 and all(_WEIGHT.fullmatch(word) for word in words[::2])
+        self._put(f"indexed.{paths}", node.place, words[1::2] if weighted else words)
+        if weighted and len(words) > 2:
+            self._put(f"indexed.{weights}", node.place, [float(word) for word in words[::2]])
+
+    def _tokenizer(self) -> None:
+        kind = self._text("tokenizer_type")
+        place = self._place_of("tokenizer_type", "vocab_file", "tokenizer_model")
+        if kind is None or kind == "GPT2BPETokenizer":
+            self._take("vocab_file", "merge_file")
+            if "vocab_file" not in self.flags or "merge_file" not in self.flags:
+                self.faults.append(f"{place}: --vocab-file and --merge-file are missing; add them")
+        elif kind == "HuggingFaceTokenizer" or kind in _SENTENCEPIECE:
+            model = self._text("tokenizer_model")
+            if model is None:
+                if "tokenizer_model" not in self.flags:
+                    self.faults.append(f"{place}: --tokenizer-model is missing; add it")
+                return
+            is_file = model.endswith((".json", ".model"))
+            file = model if is_file or kind in _SENTENCEPIECE else f"{model.rstrip('/')}/tokenizer.json"
+            self._put("tokenizer.tokenizer_file", self.flags["tokenizer_model"].place, file)
+        else:
+            self.faults.append(
+                f"{place}: {kind} is not supported; give tokenizer_type=HuggingFaceTokenizer and tokenizer_model=FOLDER"
+            )
+
+
+def _noded(value: Any, place: Place) -> Node:
+    if isinstance(value, list):
+        return Node([_noded(item, place) for item in value], place)
+    return Node(value, place)
+
+
+def _at(entries: dict[str, Node], key: str) -> Node | None:
+    node: Node | None = Node(entries, Place(""))
+    for part in key.split("."):
+        node = node.get(part) if node is not None else None
+    return node

@@ -1,0 +1,307 @@
+"""Megatron-LM's launch scripts as recipes: read without running them, every flag taken, without effect, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpclm import cli
+from hpclm.core.errors import RecipeError
+from hpclm.core.spec import StageSpec
+from hpclm.planning import make_plan
+from hpclm.recipe import load
+from hpclm.recipe.import_report import imported
+from hpclm.recipe.importers.megatron import parse
+from hpclm.recipe.importers.megatron.keys import NO_EFFECT, REFUSED, TAKEN
+from hpclm.recipe.importers.megatron.shell import Script
+
+ROOT = Path(__file__).parents[2]
+
+# The flags and variables of the post "How to train a Language Model with Megatron-LM", its numbers and its layout.
+POST = """#!/bin/bash
+GPUS_PER_NODE=8
+NNODES=1
+NODE_RANK=0
+WORLD_SIZE=$(($GPUS_PER_NODE*$NNODES))
+DISTRIBUTED_ARGS="--nproc_per_node $GPUS_PER_NODE --nnodes $NNODES --node_rank $NODE_RANK --master_addr localhost"
+CHECKPOINT_PATH=/workspace/experiments/codeparrot-small
+VOCAB_FILE=vocab.json
+MERGE_FILE=merges.txt
+DATA_PATH=codeparrot_content_document
+GPT_ARGS="--num-layers 12
+--hidden-size 768
+--num-attention-heads 12
+--seq-length 1024
+--max-position-embeddings 1024
+--micro-batch-size 12
+--global-batch-size 192
+--lr 0.0005
+--train-iters 150000
+--lr-decay-iters 150000
+--lr-decay-style cosine
+--lr-warmup-iters 2000
+--weight-decay .1
+--adam-beta2 .999
+--fp16
+--log-interval 10
+--save-interval 2000
+--eval-interval 200
+--eval-iters 10
+"
+TENSORBOARD_ARGS="--tensorboard-dir experiments/tensorboard"
+python3 -m torch.distributed.launch $DISTRIBUTED_ARGS \\
+        pretrain_gpt.py \\
+        --tensor-model-parallel-size 1 \\
+        --pipeline-model-parallel-size 1 \\
+        $GPT_ARGS \\
+        --vocab-file $VOCAB_FILE \\
+        --merge-file $MERGE_FILE \\
+        --save $CHECKPOINT_PATH \\
+        --load $CHECKPOINT_PATH \\
+        --data-path $DATA_PATH \\
+        $TENSORBOARD_ARGS
+"""
+
+# As the scripts of the releases are made: arrays, arguments of the script with defaults, conditions, additions.
+RELEASE = """#!/bin/bash
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+CHECKPOINT_PATH=${1:-"checkpoints/llama"}   # where to
+DATA_PATH=$2
+mkdir -p "$(dirname "$CHECKPOINT_PATH")"
+GPUS_PER_NODE=8
+NUM_NODES=4
+DTYPE="bf16"
+MODEL_ARGS=(
+    --num-layers 32      # a comment
+    --hidden-size 4096
+    --ffn-hidden-size 14336
+    --num-attention-heads 32
+    --group-query-attention --num-query-groups 8
+    --seq-length 8192
+    --max-position-embeddings 8192
+    --position-embedding-type rope
+    --rotary-base 500000
+    --normalization RMSNorm
+    --swiglu
+    --attention-dropout 0.0 --hidden-dropout 0.0
+    --untie-embeddings-and-output-weights
+    --disable-bias-linear
+    # --num-layers 99
+)
+TRAINING_ARGS=(
+    --micro-batch-size 1
+    --global-batch-size 128
+    --train-samples 12800000
+    --lr-decay-samples 11520000
+    --lr-warmup-samples 128000
+    --lr 1.5e-4
+    --min-lr 1e-5
+    --lr-decay-style WSD
+    --lr-wsd-decay-style cosine
+    --lr-wsd-decay-samples 1280000
+)
+DTYPE_ARGS=()
+if [[ "$DTYPE" == "fp8" ]] || [[ -z "$DTYPE" ]]; then
+    DTYPE_ARGS+=("--fp8-format hybrid")
+elif [[ "$DTYPE" == "bf16" ]]; then
+    DTYPE_ARGS+=("--bf16")
+else
+    DTYPE_ARGS+=("--fp16")
+fi
+TRAINING_ARGS+=("${DTYPE_ARGS[@]}")
+DATA=("--data-path 0.3 $DATA_PATH 0.7 other_document" "--split '99,1,0'")
+if [ ! -f pretrain_gpt.py ]; then
+    echo "no pretrain_gpt.py here"
+    exit 1
+fi
+torchrun --nproc-per-node $GPUS_PER_NODE --nnodes=$NUM_NODES "pretrain_gpt.py" ${MODEL_ARGS[@]} "${TRAINING_ARGS[@]}" \\
+    ${DATA[@]} --tensor-model-parallel-size $((2*2)) --sequence-parallel --use-distributed-optimizer \\
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model /models/llama --context-parallel-size 1
+"""
+
+
+def written(folder: Path, text: str, name: str = "pretrain.sh") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def spec_of(path: Path, *overrides: str) -> StageSpec:
+    plan = make_plan(load(path, list(overrides)), files=False)
+    assert plan.errors == ()
+    spec = plan.stages[0].spec
+    assert isinstance(spec, StageSpec)
+    return spec
+
+
+def test_the_posts_script_is_the_shipped_recipe(tmp_path: Path) -> None:
+    ours = spec_of(written(tmp_path, POST), "hpclm.model.vocab_size=50257")
+    (tmp_path / "recipes").mkdir()
+    shipped = written(tmp_path / "recipes", (ROOT / "recipes" / "codeparrot_small.yaml").read_text(), "recipe.yaml")
+    theirs = spec_of(shipped)
+    assert dataclasses.replace(ours, stage="", needs=theirs.needs) == dataclasses.replace(theirs, stage="")
+
+
+def test_arrays_conditions_and_samples(tmp_path: Path) -> None:
+    path = written(tmp_path, RELEASE)
+    spec = spec_of(path, "data_path=[0.3,one_document,0.7,two_document]", "hpclm.model.vocab_size=128256")
+    model = spec.model
+    assert (model.num_layers, model.ffn_hidden_size, model.num_query_groups) == (32, 14336, 8)
+    assert (model.rotary_base, model.normalization, model.activation) == (500000.0, "rmsnorm", "swiglu")
+    assert not model.tie_embeddings
+    assert not model.add_bias_linear
+    assert model.hidden_dropout == 0.0
+    parallel = spec.parallel
+    assert (parallel.nodes, parallel.tensor, parallel.data, parallel.sequence_parallel) == (4, 4, 8, True)
+    assert spec.trainer.precision == "bf16"
+    assert spec.trainer.max_steps == 100_000
+    optim = spec.optim
+    assert (optim.schedule, optim.anneal, optim.anneal_steps) == ("wsd", "cosine", 10_000)
+    assert (optim.warmup_steps, optim.constant_steps, optim.from_zero) == (1000, 10_000, True)
+    assert spec.indexed is not None
+    assert [Path(one).name for one in spec.indexed.paths] == ["one_document", "two_document"]
+    assert spec.indexed.weights == [0.3, 0.7]
+    assert spec.indexed.split == [99.0, 1.0, 0.0]
+    assert spec.tokenizer.tokenizer_file == "/models/llama/tokenizer.json"
+
+
+def test_what_is_known_only_when_it_runs_is_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path, RELEASE)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    line = next(number for number, text in enumerate(RELEASE.split("\n"), 1) if "--data-path" in text)
+    expected = f"{path}:{line} --data-path: $2 is known only when the script runs; give data_path=PREFIX"
+    assert str(caught.value) == expected
+
+
+def test_every_refused_flag_is_told_at_its_line(tmp_path: Path) -> None:
+    text = POST.replace(
+        "--fp16", "--fp16\n--num-experts 8\n--rampup-batch-size 16 16 1000\n--fancy-new-flag\n--num-layer 3"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load(written(tmp_path, text))
+    lines = str(caught.value).split("\n")
+    first = text.split("\n").index("--num-experts 8") + 1
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"{tmp_path}/pretrain.sh:{first} --num-experts",
+        f"{tmp_path}/pretrain.sh:{first + 1} --rampup-batch-size",
+        f"{tmp_path}/pretrain.sh:{first + 2} --fancy-new-flag",
+        f"{tmp_path}/pretrain.sh:{first + 3} --num-layer",
+    ]
+    assert "did you mean --num-layers?" in lines[3]
+    # without them it is what it was
+    left_out = ("~num_experts", "~rampup_batch_size", "~fancy_new_flag", "~num_layer")
+    assert spec_of(written(tmp_path, text), *left_out, "hpclm.model.vocab_size=9") == spec_of(
+        written(tmp_path, POST), "hpclm.model.vocab_size=9"
+    )
+
+
+def test_the_recipe_says_what_became_of_each_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, POST)
+    assert cli.run(["recipe", "import", "pretrain.sh", "--out", "recipe.yaml"]) == 0
+    said = capsys.readouterr().out
+    flags = {word for word in POST.replace("\n", " ").replace('"', " ").split() if word.startswith("--")}
+    for flag in flags:
+        assert flag.replace("_", "-") in said
+    assert "--tensorboard-dir had no effect: metrics are in the run's folder" in said
+    again = spec_of(tmp_path / "recipe.yaml", "model.vocab_size=50257")
+    assert again == spec_of(tmp_path / "pretrain.sh", "hpclm.model.vocab_size=50257")
+
+
+def test_a_file_of_flags(tmp_path: Path) -> None:
+    words = Script(POST).command
+    flags = [word.text for word in words[words.index(next(w for w in words if w.text == "pretrain_gpt.py")) + 1 :]]
+    text = "\n".join(flags).replace("\n--", "\x00--").replace("\n", " ").replace("\x00", "\n")
+    ours = spec_of(written(tmp_path, text, "flags.args"), "hpclm.model.vocab_size=9")
+    theirs = spec_of(written(tmp_path, POST, "flags.sh"), "hpclm.model.vocab_size=9", "nproc_per_node=1")
+    assert dataclasses.replace(ours, parallel=theirs.parallel) == theirs
+
+
+def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:
+    text = POST.replace("NNODES=1", f"NNODES=$(touch {tmp_path}/pwned; echo 1)").replace(
+        "VOCAB_FILE=vocab.json", f"VOCAB_FILE=`touch {tmp_path}/pwned`"
+    )
+    with pytest.raises(RecipeError, match="known only when the script runs"):
+        load(written(tmp_path, text))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_what_cannot_be_read_without_running_is_said(tmp_path: Path) -> None:
+    loop = POST.replace(
+        'TENSORBOARD_ARGS="', 'for n in 1 2; do\n  GPT_ARGS="$GPT_ARGS --seed $n"\ndone\nTENSORBOARD_ARGS="'
+    )
+    with pytest.raises(RecipeError, match=r"pretrain.sh:\d+: a condition or loop around this cannot be read"):
+        load(written(tmp_path, loop))
+    with pytest.raises(RecipeError, match="has no flags of Megatron-LM"):
+        load(written(tmp_path, "echo hello\n"))
+    grows = 'A="x x x x x x x x x x"\n' + 'A="$A $A $A $A $A $A $A $A"\n' * 12 + "echo $A\n"
+    with pytest.raises(RecipeError, match="more than 200000 characters"):
+        load(written(tmp_path, grows))
+
+
+WORDS = ["A=1", "B=(x", ")", "--lr 1", "$A", '"$B"', "'", '"', "${A:-2}", "$((A*3))", "if", "then", "fi", "else"]
+WORDS += ["\n"]
+WORDS += [
+    "[[ $A == 1 ]]",
+    "&&",
+    ";",
+    "#",
+    "\\\n",
+    "$(",
+    "`",
+    "pretrain_gpt.py",
+    "for",
+    "do",
+    "done",
+    "A+=(y)",
+    "${",
+    "=",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=4)), max_size=40))
+def test_any_text_is_a_script_or_one_message(parts: list[str]) -> None:
+    message = "x.sh:"
+    try:
+        parse(" ".join(parts), "x.sh")
+    except RecipeError as error:
+        message = str(error)
+    assert message.startswith("x.sh:")
+
+
+ASSIGNED = ["A=1", 'B="two words"', "C=(a b 'c d')", "D=$A-${B}", 'E="$C"', "F=(${C[@]} $B)", "A+=x", "C+=(e)"]
+SHOWN = ["$A", "${B}", '"$B"', "${C[@]}", '"${C[@]}"', "$D", "'$A'", "x$A.y", '"a ${D} b"', "${G:-none}", "$((2*3+4))"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from(ASSIGNED), max_size=6), st.lists(st.sampled_from(SHOWN), min_size=1, max_size=5))
+def test_expansions_are_those_of_bash(assignments: list[str], words: list[str]) -> None:
+    """Against bash itself, for assignments and words that run nothing, with every variable set before."""
+    before = ["A=0", "B=b", "C=(c)", "D=d", "E=e", "F=(f)"]
+    script = "\n".join([*before, *assignments, f"printf '%s\\n' {' '.join(words)}"])
+    ours = [word.text for word in Script(script.replace("printf '%s\\n'", "command.py")).command[1:]]
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert ours == done.stdout.split("\n")[:-1]
+
+
+def test_each_flag_has_one_fate() -> None:
+    assert not set(TAKEN) & set(NO_EFFECT)
+    assert not set(REFUSED) & (set(TAKEN) | set(NO_EFFECT))
+
+
+def test_notes_are_json(tmp_path: Path) -> None:
+    text, notes = imported(written(tmp_path, POST), [], tmp_path)
+    assert text.startswith("# Made by `hpclm recipe import` from pretrain.sh.")
+    made: list[Any] = json.loads(json.dumps([dataclasses.asdict(note) for note in notes]))
+    assert {one["fate"] for one in made} == {"taken", "no effect"}

@@ -6,16 +6,18 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.files import write_json
 from hpclm.core.spec import TokenizerSpec
 from hpclm.data import tiktoken_files
 from hpclm.formats.checkpoint_manifest import is_altered
-from hpclm.formats.huggingface.architectures import end_token_id, is_huggingface
+from hpclm.formats.huggingface.architectures import GENERATION_CONFIG, end_token_id, is_huggingface
 from hpclm.formats.nemo import archive_tokenizer as archived
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
@@ -28,6 +30,9 @@ _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]")
 _BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 
 
+AnyTokenizer = TypeVar("AnyTokenizer", bound="Tokenizer")
+
+
 class Tokenizer:
     """Text to ids and back.
 
@@ -36,7 +41,10 @@ class Tokenizer:
         special_ids: special tokens by their text, which `encode` never returns.
         eos_id, bos_id, pad_id: special tokens; where a vocabulary has no begin or padding token of its own, the end
             token is used instead, as in GPT-2.
+        names_end: whether the end token was named by a model's configuration.
     """
+
+    names_end = False
 
     def __init__(self, backend: Backend, source: str) -> None:
         self.backend = backend
@@ -96,6 +104,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(CheckpointFolder(folder).tokenizer))
+        self.save_end(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -104,7 +113,7 @@ class Tokenizer:
         chosen = paths.sentencepiece if paths.sentencepiece.is_file() else paths.tokenizer
         if chosen.is_file() and is_altered(chosen):
             raise DataError(f"{chosen}: its contents have changed since the checkpoint was written; copy it again")
-        return cls.from_json(chosen)
+        return cls.from_json(chosen).ended_as_in(folder)
 
     @classmethod
     def from_json(cls, path: Path) -> Tokenizer:
@@ -160,10 +169,19 @@ class Tokenizer:
             found = cls.from_json(paths.tokenizer)
         else:
             found = cls.from_json(paths.sentencepiece) if paths.sentencepiece.is_file() else cls.from_bpe(vocab, merges)
+        return found.ended_as_in(folder)
+
+    def ended_as_in(self: AnyTokenizer, folder: Path) -> AnyTokenizer:
+        """With the end token that a model's configuration names, where it names one."""
         end = end_token_id(folder)
-        if end is not None and end < found.vocab_size:
-            found.eos_id = end
-        return found
+        if end is not None and end < self.vocab_size:
+            self.eos_id, self.names_end = end, True
+        return self
+
+    def save_end(self, folder: Path) -> None:
+        """What `ended_as_in` reads, where the vocabulary alone would give another end token."""
+        if self.names_end:
+            write_json(folder / GENERATION_CONFIG, {"eos_token_id": self.eos_id})
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -233,6 +251,7 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         CheckpointFolder(folder).sentencepiece.write_bytes(self.model)
+        self.save_end(folder)
 
     @classmethod
     def read(cls, path: Path) -> SentencePieceTokenizer:

@@ -40,7 +40,9 @@ from tests.support.gpt_models import gpt_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+ENDS = {"eos_token_id": 0, "bos_token_id": 0}  # of the tokenizer that `saved` trains
 SIZES: dict[str, Any] = {
+    **ENDS,
     "vocab_size": 300,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -58,7 +60,7 @@ LLAMA3_ROPE: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-GPT2_SIZES: dict[str, Any] = {"vocab_size": 300, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}
+GPT2_SIZES: dict[str, Any] = {**ENDS, "vocab_size": 300, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}
 GPT2_OTHERS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "activation_function": "gelu",

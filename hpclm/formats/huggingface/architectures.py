@@ -16,7 +16,7 @@ from hpclm.core.files import read_json
 from hpclm.core.spec import ModelSpec
 from hpclm.core.vocabulary_size import padded_vocab_size
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 KINDS = ("gpt2", *LLAMA_KINDS)
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def end_token_id(folder: Path) -> int | None:
     """The (first) end token that a model's configuration names."""
-    for name in ("generation_config.json", CONFIG):
+    for name in (GENERATION_CONFIG, CONFIG):
         try:
             found = read_json(folder / name)
         except (OSError, ValueError, RecursionError):

@@ -19,7 +19,7 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import ModelSpec
 from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, sha256_of
-from hpclm.formats.huggingface.architectures import CONFIG, huggingface_config, model_spec
+from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec
 from hpclm.formats.huggingface.names import shapes, sources
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
@@ -191,7 +191,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 
 def _write_cards(folder: Path, name: str, model: ModelSpec, tokens: dict[str, int]) -> None:
     """generation_config.json and README.md."""
-    (folder / "generation_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(tokens, indent=2) + "\n")
     size = sum(torch.Size(sizes).numel() for sizes in shapes(model).values())
     config = json.loads((folder / CONFIG).read_text())
     text = _CARD.format(

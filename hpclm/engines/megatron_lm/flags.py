@@ -168,7 +168,8 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec, source
         "--sequence-parallel": split.sequence_parallel,
         "--swiglu": model.activation == "swiglu",
         "--squared-relu": model.activation == "squared_relu",
-        "--no-bias-gelu-fusion": model.activation == "gelu_exact",
+        # the fused one is the tanh form, and there is none of squared ReLU
+        "--no-bias-gelu-fusion": model.activation in ("gelu_exact", "squared_relu"),
         "--apply-layernorm-1p": model.normalization == "layernorm1p",
         "--disable-bias-linear": not model.add_bias_linear,
         "--add-qkv-bias": model.add_qkv_bias,

@@ -167,6 +167,14 @@ def check_model(stage: StageContext, model: ModelSpec) -> None:
             model.activation,
             _ACTIVATIONS,
         )
+    groups, tensor = model.num_query_groups, stage.recipe.parallel.tensor
+    if groups % tensor and tensor % groups == 0:
+        stage.warning(
+            ("model", "num_query_groups"),
+            f"{groups} is less than tensor {tensor}, which Megatron-LM takes from core_r0.16 on; check the image's",
+            "groups >= tensor before core_r0.16",
+            groups,
+        )
     indexed = lowering.indexed(stage)
     length = indexed.seq_length if indexed else model.max_position_embeddings
     keys = ("indexed", "seq_length") if indexed else ("model", "max_position_embeddings")

@@ -125,29 +125,51 @@ def _known(spec: CorpusSpec, mark: str) -> Tokenized | None:
 
 def _run(job: Job, workers: int, on_progress: Callable[[Progress], None], began: float) -> Counts:
     """All pieces that are not complete; returns the sum of all."""
-    context = multiprocessing.get_context("spawn")
-    count = max(1, min(workers, len(job.pieces)))
-    shared = context.Array("d", count * _FIELDS)
-    places = context.Value("i", 0)
     done = [job.part(number).counts() for number in range(len(job.pieces))]
     reused = sum(piece.size for piece, counts in zip(job.pieces, done, strict=True) if counts is not None)
     before = sum((counts for counts in done if counts is not None), Counts())
+    todo = [number for number, counts in enumerate(done) if counts is None]
 
-    def tell() -> None:
-        sums = [sum(shared[place::_FIELDS]) for place in range(_FIELDS)]
+    def tell(size: float, documents: float, tokens: float) -> None:
         on_progress(
             Progress(
-                min(job.size, reused + int(sums[0])),
+                min(job.size, reused + int(size)),
                 job.size,
-                before.documents + int(sums[1]),
-                before.tokens + int(sums[2]),
+                before.documents + int(documents),
+                before.tokens + int(tokens),
                 time.monotonic() - began,
                 reused,
             )
         )
 
-    todo = [number for number, counts in enumerate(done) if counts is None]
-    found = before
+    if min(workers, len(todo)) > 1:
+        return before + _by_many(job, todo, min(workers, len(todo)), tell)
+    return before + _here(job, todo, tell)
+
+
+def _here(job: Job, todo: list[int], tell: Callable[[float, float, float], None]) -> Counts:
+    """In this process."""
+    sums = [0, 0, 0]
+
+    def add(*counts: int) -> None:
+        sums[:] = [one + other for one, other in zip(sums, counts, strict=True)]
+        tell(*sums)
+
+    worker = Worker(job, add) if todo else None
+    found = Counts()
+    for number in todo:
+        assert worker is not None
+        found += worker.run(number)
+    tell(*sums)
+    return found
+
+
+def _by_many(job: Job, todo: list[int], count: int, tell: Callable[[float, float, float], None]) -> Counts:
+    """In as many processes."""
+    context = multiprocessing.get_context("spawn")
+    shared = context.Array("d", count * _FIELDS)
+    places = context.Value("i", 0)
+    found = Counts()
     with _pool(count, context, (job, shared, places)) as pool:
         running: set[Future[Counts]] = {pool.submit(_piece, number) for number in todo}
         while running:
@@ -160,7 +182,8 @@ def _run(job: Job, workers: int, on_progress: Callable[[Progress], None], began:
                         "a worker was killed (out of memory?); the same command goes on where it was, with fewer "
                         "--workers"
                     ) from None
-            tell()
+            first, second, third = (sum(shared[place::_FIELDS]) for place in range(_FIELDS))
+            tell(first, second, third)
     return found
 
 

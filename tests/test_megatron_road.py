@@ -30,5 +30,5 @@ def test_the_post_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "--json",
     )
     whole = json.loads(hpclm(*words))
-    assert json.loads(hpclm(*words, "--tensor", "2", "--pipeline", "2")) == whole
+    assert json.loads(hpclm(*words, "--tensor", "2")) == whole
     assert len(whole["answers"]) == 2

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.plan import Plan, StagePlan
 
 WORST = "worst"
+_AT_ONCE = 4
 
 
 def trace(plan: Plan, rank: int | None, log: Callable[[str], None] = lambda line: None) -> list[RankTrace]:
@@ -36,15 +38,17 @@ def trace(plan: Plan, rank: int | None, log: Callable[[str], None] = lambda line
         raise HpclmError("--trace: no stage of this recipe runs on an engine that can be traced (engine: megatron)")
     for stage in stages:
         _refuse_missing(stage)
-    found = []
+    wanted: list[tuple[StagePlan, int]] = []
     for stage in stages:
         if stage.spec is None:
             log(f"stage {stage.name} is not traced: its errors come first")
             continue
         for one in _ranks(stage.name, stage.spec.parallel, rank):
             log(f"tracing stage {stage.name}, rank {one} of {stage.spec.parallel.world_size}")
-            found.append(_traced(stage, one))
-    return found
+            wanted.append((stage, one))
+    # each is a process of its own, busy with one core for seconds
+    with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(os.sched_getaffinity(0))))) as pool:
+        return list(pool.map(lambda one: _traced(*one), wanted))
 
 
 def worst(traces: list[RankTrace]) -> dict[str, RankTrace]:

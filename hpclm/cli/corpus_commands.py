@@ -143,6 +143,7 @@ def _need_engine() -> None:
 
 
 def _tokenizer_spec(vocab: Path | None, merges: Path | None, file: Path | None) -> TokenizerSpec:
+    from hpclm.core.checkpoint_layout import CheckpointFolder
     from hpclm.core.errors import HpclmError
     from hpclm.core.spec import TokenizerSpec
 
@@ -152,7 +153,7 @@ def _tokenizer_spec(vocab: Path | None, merges: Path | None, file: Path | None) 
         raise HpclmError("give one tokenizer: --tokenizer, or --vocab-file with --merges-file")
     if file is not None:
         path = file.absolute()
-        return TokenizerSpec("json", tokenizer_file=str(path / "tokenizer.json" if path.is_dir() else path))
+        return TokenizerSpec("json", tokenizer_file=str(CheckpointFolder(path).tokenizer if path.is_dir() else path))
     assert vocab is not None
     assert merges is not None
     return TokenizerSpec("bpe", vocab_file=str(vocab.absolute()), merges_file=str(merges.absolute()))

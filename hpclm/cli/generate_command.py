@@ -141,17 +141,19 @@ def _prompts_in(file: Path) -> list[str]:
 
 def _model_at(name: str, runs_dir: Path | None) -> str:
     """A path as it is, unless it is a run's folder; else the checkpoints of a run's last stage that has a model."""
+    from hpclm.core.checkpoint_layout import CheckpointFolder
     from hpclm.core.errors import HpclmError
+    from hpclm.core.layout import RunPaths
     from hpclm.recipe.sites import load_site
     from hpclm.runs.record import find_run
     from hpclm.runs.runs_folder import runs_folder
 
     path = Path(name)
-    if path.exists() and not (path / "run.json").is_file():
+    if path.exists() and not RunPaths(path).record.is_file():
         return str(path.absolute())
     run = find_run(runs_folder(runs_dir, load_site("local")), name)
     for stage in reversed(run.record.stages):
         checkpoints = run.paths.stage(stage.name).checkpoints
-        if (checkpoints / "model.json").is_file():
+        if CheckpointFolder(checkpoints).model.is_file():
             return str(checkpoints)
     raise HpclmError(f"{run.record.run}: no stage of it has saved a model yet")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_json
 from hpclm.core.spec import ModelSpec
@@ -27,7 +28,7 @@ _LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_ma
 def is_huggingface(path: str) -> bool:
     """Whether a folder has transformers' config.json (and is no checkpoint of hpclm's)."""
     folder = Path(path)
-    return (folder / CONFIG).is_file() and not (folder / "model.json").exists()
+    return (folder / CONFIG).is_file() and not CheckpointFolder(folder).model.exists()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

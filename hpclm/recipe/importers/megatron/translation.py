@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import RecipeError
 from hpclm.core.nearest import nearest_name
 from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
@@ -324,7 +325,7 @@ class Flags:
                     self.faults.append(f"{place}: --tokenizer-model is missing; add it")
                 return
             is_file = model.endswith((".json", ".model"))
-            file = model if is_file or kind in _SENTENCEPIECE else f"{model.rstrip('/')}/tokenizer.json"
+            file = model if is_file or kind in _SENTENCEPIECE else str(CheckpointFolder(Path(model)).tokenizer)
             self._put("tokenizer.tokenizer_file", self.flags["tokenizer_model"].place, file)
         else:
             self.faults.append(

@@ -21,8 +21,8 @@ PROMPT = "import os\n\ndef "
 SMALLER = [
     *("model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", "model.max_position_embeddings=128"),
     *("model.hidden_dropout=0", "model.attention_dropout=0", "indexed.seq_length=64", "trainer.precision=fp32"),
-    *("trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.val_batches=2", "optim.lr=5e-3"),
-    *("batch.global=16", "batch.micro=4", "optim.schedule.warmup_steps=5", "checkpoint.save_interval_steps=30"),
+    *("trainer.max_steps=40", "trainer.val_check_interval=20", "trainer.val_batches=2", "optim.lr=5e-3"),
+    *("batch.global=16", "batch.micro=4", "optim.schedule.warmup_steps=5", "checkpoint.save_interval_steps=20"),
     *("resources.device=cpu", "model.vocab_size=1000"),
 ]
 # greedy, as generate() is where generation_config.json says nothing else
@@ -51,8 +51,8 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(ROOT / "recipes" / "codeparrot_small.yaml", folder / "recipes")
 
 
-def road(folder: Path, *where: str) -> None:
-    """Every command of the post."""
+def road(folder: Path, *where: str) -> str:
+    """Every command of the post. Returns what the model says after `PROMPT`."""
     tokenizer = ("--vocab-file", "vocab.json", "--merges-file", "merges.txt")
     hpclm(
         *("data", "tokenize", "codeparrot_data.json", "--json-keys", "content", "--append-eod", *tokenizer),
@@ -78,3 +78,4 @@ def road(folder: Path, *where: str) -> None:
     (answer,) = json.loads(made)["answers"]
     assert answer["text"] == theirs.stdout
     assert answer["text"].strip()
+    return str(answer["text"])

@@ -135,7 +135,7 @@ def test_samples_are_those_of_megatrons_builder(alone: Any, corpora: list[str], 
             continue
         assert mine is not None
         assert len(mine) == len(other) > 0
-        for number in range(len(other)):
+        for number in range(0, len(other), 1 + len(other) // 80):
             for key in ("tokens", "labels", "loss_mask", "position_ids"):
                 assert torch.equal(mine[number][key], other[number][key]), (number, key)
 

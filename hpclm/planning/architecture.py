@@ -177,8 +177,7 @@ def _from_archive(stage: StageContext, path: str) -> ModelSpec | None:
     except CheckpointError as error:
         stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
         return None
-    padded = padded_vocab_size(model.vocab_size, stage.recipe.parallel.tensor)
-    return dataclasses.replace(model, padded_vocab_size=padded)
+    return _padded(stage, model)
 
 
 def _from_huggingface(stage: StageContext, path: str) -> ModelSpec | None:
@@ -190,6 +189,11 @@ def _from_huggingface(stage: StageContext, path: str) -> ModelSpec | None:
     except CheckpointError as error:
         stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
         return None
+    return _padded(stage, model)
+
+
+def _padded(stage: StageContext, model: ModelSpec) -> ModelSpec:
+    """With as many rows in its table as the stage's split needs."""
     padded = padded_vocab_size(model.vocab_size, stage.recipe.parallel.tensor)
     return dataclasses.replace(model, padded_vocab_size=padded)
 

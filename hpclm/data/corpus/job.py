@@ -105,10 +105,10 @@ def make_job(spec: CorpusSpec) -> Job:
     chosen, notes = encoding.choose(tokenizer, spec.encoder, _sample(spec, cut), special_tokens=spec.special_tokens)
     facts = to_dict(spec)
     del facts["encoder"]
-    stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path, _ in files]
     own = spec.tokenizer
     read = [Path(name) for name in (own.vocab_file, own.merges_file, own.tokenizer_file) if name]
-    stats += [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in read]
+    found = [(path, path.stat()) for path in (*(path for path, _ in files), *read)]
+    stats = [[str(path), facts_of.st_size, facts_of.st_mtime_ns] for path, facts_of in found]
     layout = [[segment.path, segment.start] for piece in cut for segment in piece.segments]
     mark = hashlib.sha256(json.dumps([facts, stats, layout]).encode()).hexdigest()
     return Job(spec, cut, mark, dtype_for(tokenizer.vocab_size), chosen, notes)

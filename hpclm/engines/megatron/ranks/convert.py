@@ -25,6 +25,7 @@ from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, to_huggingface
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.inspection import ADAPTER, ADAPTER_CONFIG, look
+from hpclm.formats.model_card import read_model_card
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
 from hpclm.formats.nemo.gpt_weights import nemo_name
@@ -136,10 +137,7 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
     from hpclm.formats.ranks import checkpoint_store
     from hpclm.formats.ranks.shards import sharded_tensors
 
-    raw = read_object(CheckpointFolder(folder).model)
-    if raw is None:
-        raise CheckpointError(f"{folder}: contains no model.json; give a complete checkpoint")
-    model = from_dict(ModelSpec, raw)
+    model = read_model_card(folder, "give a complete checkpoint")
     gpt = _build(model)
     shards = sharded_tensors(gpt)
     checkpoint_store.load(folder, shards)

@@ -14,14 +14,15 @@ import torch
 import hpclm
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError, HpclmError
-from hpclm.core.files import read_object, sync, write_json
-from hpclm.core.records import from_dict, to_dict
+from hpclm.core.files import sync, write_json
+from hpclm.core.records import to_dict
 from hpclm.core.spec import ModelSpec
 from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, sha256_of
 from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec
 from hpclm.formats.huggingface.names import shapes, sources
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
+from hpclm.formats.model_card import read_model_card
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from hpclm.formats.ranks.huggingface_weights import HuggingFaceWeights, parted
 from hpclm.formats.ranks.tensor_file import Shape, write_streamed
@@ -102,10 +103,7 @@ def _take_tokenizer(source: Path, folder: Path) -> list[str]:
 
 def to_huggingface(source: Path, out: Path) -> str:
     """A folder as transformers' save_pretrained writes one. Raises CheckpointError."""
-    raw = read_object(CheckpointFolder(source).model)
-    if raw is None:
-        raise CheckpointError(f"{source}: contains no model.json; give a checkpoint of a whole model")
-    model = from_dict(ModelSpec, raw)
+    model = read_model_card(source, "give a checkpoint of a whole model")
     stored = WholeTensors(source)
     plan = sources(model)
     dtype = stored.dtype("embedding.word_embeddings.weight")

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpclm.core.checkpoint_layout import CheckpointFolder
-from hpclm.core.errors import CheckpointError, HpclmError
-from hpclm.core.files import read_json, read_object, write_json
-from hpclm.core.records import from_dict
+from hpclm.core.errors import HpclmError
+from hpclm.core.files import read_json, write_json
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
 from hpclm.core.vocabulary_size import padded_vocab_size
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.formats.huggingface.architectures import is_huggingface
 from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
+from hpclm.formats.model_card import read_model_card
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.nemo.model_config import model_spec as archived_spec
@@ -87,10 +86,8 @@ def _opened(path: str, tensor: int) -> tuple[ModelSpec, Tokenizer]:
         model, tokenizer = huggingface_spec(Path(path)), Tokenizer.from_huggingface(Path(path))
     else:
         folder = resolve(Path(path), prefer="latest")
-        raw = read_object(CheckpointFolder(folder).model)
-        if raw is None:
-            raise CheckpointError(f"{folder}: contains no model.json; prompts alone cannot answer, give their model")
-        model, tokenizer = from_dict(ModelSpec, raw), Tokenizer.load(folder)
+        model = read_model_card(folder, "prompts alone cannot answer, give their model")
+        tokenizer = Tokenizer.load(folder)
     return replace(model, padded_vocab_size=padded_vocab_size(model.vocab_size, tensor)), tokenizer
 
 

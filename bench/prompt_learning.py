@@ -221,7 +221,7 @@ class _Batches:
         # PEFT's first real token has no prediction: its labels start with the second
         mask = [0.0] * (VIRTUAL + 1) + [1.0] * (len(rows[0]) - 1)
         examples = [Example([0] * VIRTUAL + row, virtual, mask, "task", 0, n, "", None) for n, row in enumerate(rows)]
-        self.batch = pack(examples, 0)
+        self.batch = pack(examples, 0, few_shapes=arguments.device == "cuda")
         self.device = arguments.device
 
     def train(self, step: int) -> list[TrainingBatch]:

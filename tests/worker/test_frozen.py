@@ -18,6 +18,7 @@ from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
+from hpclm.engines.megatron.ranks.step_graphs import GraphedPasses
 from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.worker.report import Progress
@@ -38,12 +39,12 @@ class OneBatch:
 
     steps_per_epoch = 1
 
-    def __init__(self, answer: int) -> None:
+    def __init__(self, answer: int, *, few_shapes: bool = False) -> None:
         tokens = [list(range(10 + row, 10 + row + LENGTH)) for row in range(ROWS)]
         mask = [0.0] * (LENGTH - answer) + [1.0] * answer
         virtual = [0, 1, 2, 3] + [-1] * (LENGTH - 4)
         examples = [Example(row, virtual, mask, "task", 0, place, "", None) for place, row in enumerate(tokens)]
-        self.batch = pack(examples, 0)
+        self.batch = pack(examples, 0, few_shapes=few_shapes)
 
     def train(self, step: int) -> list[TrainingBatch]:
         return [self.batch]
@@ -116,6 +117,24 @@ def test_the_output_layer_works_at_loss_positions_alone(alone: Groups) -> None:
     # each position costs a product with the output table, forward and backward
     spared = (LENGTH - 4 - 3) * ROWS * 2 * 2 * MODEL.hidden_size * MODEL.padded_vocab_size
     assert all_of_it - some == spared
+
+
+@pytest.mark.parametrize("share", [None, 20.0])
+def test_passes_as_graphs_take_them_train_the_same(alone: Groups, share: float | None) -> None:
+    """Sizes rounded to few shapes, gradients taken without megatron-core's schedule; here kernel by kernel."""
+    plain, rounded = trainer(alone, frozen=True), trainer(alone, frozen=True)
+    batches = OneBatch(LENGTH - 4, few_shapes=True)
+    assert batches.batch.tokens.numel() % 64 == 0
+    assert batches.batch.loss_positions is not None
+    assert len(batches.batch.loss_positions) % 64 == 0
+    for one, weight in ((plain, share), (rounded, share)):
+        one.batches.weight = lambda step, weight=weight: weight  # type: ignore[method-assign,misc]
+    rounded.batches.train = lambda step: [batches.batch]  # type: ignore[method-assign]
+    rounded.graphed = GraphedPasses(rounded.model, alone.device)
+    expected, found = ([one._step(step) for step in range(4)] for one in (plain, rounded))
+    assert [step.loss for step in found] == pytest.approx([step.loss for step in expected], rel=1e-5)
+    assert [step.grad_norm for step in found] == pytest.approx([step.grad_norm for step in expected], rel=1e-4)
+    assert expected[-1].loss < expected[0].loss
 
 
 @pytest.mark.parametrize("frozen", [True, False])

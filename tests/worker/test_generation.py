@@ -16,6 +16,7 @@ from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.generation import Generator, sample
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from tests.support.engine_harness import MODERN, SMALL
 
@@ -75,6 +76,24 @@ def test_cache_and_padding_change_no_answer(alone: Groups, spec: ModelSpec) -> N
     model = model_of(spec, alone)
     generator = Generator(model, alone, GenerationSpec(max_new_tokens=8), vocab_size=384, eos_id=-7)
     assert generator(padded(PROMPTS), range(3)) == [recomputed(model, prompt, 8, 384) for prompt in PROMPTS]
+
+
+def test_attending_to_a_rounded_number_of_keys_changes_no_answer(alone: Groups) -> None:
+    """As generation by CUDA graphs does, in whose shapes the number does not change with each token."""
+    model = model_of(MODERN, alone)
+    generator = Generator(model, alone, GenerationSpec(max_new_tokens=80), vocab_size=384, eos_id=-7)
+    whole = generator(padded(PROMPTS), range(3))
+    decode = generator._decode
+    spans = set()
+
+    def rounded(tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor | None:
+        cache.round_span()
+        spans.add(cache.span)
+        return decode(tokens, cache)
+
+    generator._decode = rounded
+    assert generator(padded(PROMPTS), range(3)) == whole
+    assert spans == {64, 85}
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(alone: Groups) -> None:

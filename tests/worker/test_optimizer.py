@@ -14,8 +14,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from hpclm.core.spec import OptimSpec
 from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.masked_loss import masked_mean
 from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
-from hpclm.engines.megatron.ranks.training import masked_mean
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

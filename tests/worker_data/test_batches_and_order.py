@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,26 @@ def test_no_rows_are_a_batch_in_which_nothing_counts() -> None:
     assert batch.loss_mask.sum() == 0
     assert batch.loss_positions is not None
     assert len(batch.loss_positions) == 1
+
+
+def test_micro_batches_of_many_sizes_have_few_shapes() -> None:
+    draw = random.Random(5)
+    shapes = set()
+    for _ in range(400):
+        count = draw.choice([8, 8, 8, 5])
+        rows = [[7] * 12 + [draw.randrange(20, 90) for _ in range(draw.randrange(20, 60))] for _ in range(count)]
+        examples = [
+            Example(row, [-1] * len(row), [0.0] * (len(row) - 6) + [1.0] * 6, "t", 0, 0, "", None) for row in rows
+        ]
+        batch, exact = pack(examples, 0, few_shapes=True), pack(examples, 0)
+        assert batch.layout is not None
+        assert batch.loss_positions is not None
+        assert exact.loss_positions is not None
+        counted = batch.loss_mask.flatten()[batch.loss_positions]
+        assert counted.sum() == exact.loss_mask.sum() == len(exact.loss_positions)
+        assert exact.tokens.numel() < batch.tokens.numel() <= max(64, 1.3 * exact.tokens.numel() + 64)
+        shapes.add((batch.tokens.shape, batch.layout.shape, batch.loss_positions.shape))
+    assert len(shapes) <= 20
 
 
 @given(

@@ -48,12 +48,13 @@ class Layout:
         self.counts = table[:, -1]
 
     @staticmethod
-    def make(shared: int, counts: list[int], length: int) -> Tensor:
+    def make(shared: int, counts: list[int], length: int, *, few_widths: bool = False) -> Tensor:
         """The tensor, on the CPU, for rows of `counts` own tokens that follow the prefix one after the other in a
-        sequence of `length`."""
+        sequence of `length`; with `few_widths` the width is a power of two."""
         counts = list(counts) or [0]
         counts[-1] = length - shared - sum(counts[:-1])
         rows, width = len(counts), max(1, *counts)
+        width = 1 << (width - 1).bit_length() if few_widths else width
         whole = shared + width
         unpack = torch.zeros((rows, width), dtype=torch.int64)
         pack = torch.zeros(rows * -(-length // rows), dtype=torch.int64)

@@ -17,18 +17,24 @@ from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.ranks.packed_layout import Layout
 from hpclm.data.templates import Example
 
+# a shorter prefix is as true, and each length is another shape
+_PREFIX_STEP = 8
 
-def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> TrainingBatch:
+
+def pack(examples: list[Example], pad_id: int, multiple_of: int = 1, *, few_shapes: bool = False) -> TrainingBatch:
     """A training batch [1, s]: at each position the next token of its row is the label.
 
     Args:
         examples: an empty list gives a batch with a zero loss mask (a replica without a row of the last batch).
         multiple_of: s is rounded up to it (sequence parallelism).
+        few_shapes: round sizes, s by an eighth at most, so that micro-batches have few different ones (CUDA graphs).
 
     Returns:
         All of it [1, s]; `loss_positions` are one at least.
     """
     shared = _shared_prefix(examples)
+    if few_shapes:
+        shared -= shared % _PREFIX_STEP
     # the shared prefix is stored with the first row
     starts_in_row = [0] + [shared] * (len(examples) - 1)
     counts = [len(example.tokens) - 1 for example in examples]
@@ -36,7 +42,8 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     labels = [slice(span.start + 1, span.stop + 1) for span in spans]
     sizes = [span.stop - span.start for span in spans]
     real = sum(sizes)
-    length = -(-max(1, real) // multiple_of) * multiple_of
+    # rounded positions of the loss need one that does not count
+    length = -(-max(1, _rounded(real + 1) if few_shapes else real) // multiple_of) * multiple_of
 
     def row(parts: Iterable[Iterable[float]], fill: float, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor([[*itertools.chain.from_iterable(parts), *[fill] * (length - real)]], dtype=dtype)
@@ -44,6 +51,9 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
     pairs = list(zip(examples, spans, labels, strict=True))
     loss_mask = row((example.loss_mask[label] for example, _, label in pairs), 0.0, torch.float32)
     loss_positions = loss_mask.flatten().nonzero().squeeze(1)
+    if few_shapes:
+        missing = _rounded(len(loss_positions)) - len(loss_positions)
+        loss_positions = torch.cat([loss_positions, torch.full((missing,), length - 1)])
     return TrainingBatch(
         tokens=row((example.tokens[span] for example, span, _ in pairs), pad_id),
         labels=row((example.labels[label] for example, _, label in pairs), pad_id),
@@ -53,8 +63,14 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1) -> Training
         loss_mask=loss_mask,
         loss_positions=loss_positions if len(loss_positions) else torch.zeros(1, dtype=torch.int64),
         real_tokens=sum(counts),
-        layout=Layout.make(shared, [count - shared for count in counts], length),
+        layout=Layout.make(shared, [count - shared for count in counts], length, few_widths=few_shapes),
     )
+
+
+def _rounded(count: int) -> int:
+    """Up to a multiple of a sixteenth to an eighth of it, of 64 at least."""
+    step = max(64, 1 << (max(1, count).bit_length() - 4))
+    return -(-max(1, count) // step) * step
 
 
 def _shared_prefix(examples: list[Example]) -> int:

@@ -19,10 +19,10 @@ def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tens
     if device.type == "cpu":
         return dict(tensors)
     if device.type != "cuda":
-        return {name: _expanded(_base(one).to(device), one) for name, one in tensors.items()}
+        return {name: expanded(base_of(one).to(device), one) for name, one in tensors.items()}
     staged, places = stage(tensors, pin=True)
     there = staged.to(device, non_blocking=True)
-    return {name: _expanded(placed(there, tensors[name], start), tensors[name]) for name, start in places.items()}
+    return {name: expanded(placed(there, tensors[name], start), tensors[name]) for name, start in places.items()}
 
 
 def stage(tensors: Mapping[str, Tensor], *, pin: bool) -> tuple[Tensor, dict[str, int]]:
@@ -30,25 +30,27 @@ def stage(tensors: Mapping[str, Tensor], *, pin: bool) -> tuple[Tensor, dict[str
     places, end = {}, 0
     for name, tensor in tensors.items():
         places[name] = end
-        size = _base(tensor).numel() * tensor.element_size()
+        size = base_of(tensor).numel() * tensor.element_size()
         end += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
     staged = torch.empty(end, dtype=torch.uint8, pin_memory=pin)
     for name, tensor in tensors.items():
-        placed(staged, tensor, places[name]).copy_(_base(tensor))
+        placed(staged, tensor, places[name]).copy_(base_of(tensor))
     return staged, places
 
 
 def placed(staged: Tensor, like: Tensor, start: int) -> Tensor:
     """The part of `staged` that is a tensor as `like` (without its stride-0 axis)."""
-    base = _base(like)
+    base = base_of(like)
     return staged[start : start + base.numel() * like.element_size()].view(like.dtype).view(base.shape)
 
 
-def _base(tensor: Tensor) -> Tensor:
+def base_of(tensor: Tensor) -> Tensor:
+    """Without the repeats of a view of many equal entries."""
     return tensor[0] if _is_repeated(tensor) else tensor
 
 
-def _expanded(base: Tensor, like: Tensor) -> Tensor:
+def expanded(base: Tensor, like: Tensor) -> Tensor:
+    """`base_of` undone."""
     return base.expand(like.shape) if _is_repeated(like) else base
 
 

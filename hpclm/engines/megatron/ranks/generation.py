@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from hpclm.core.spec import GenerationSpec
 from hpclm.data.ranks.batches import Batch, GenerationBatch
 from hpclm.data.ranks.packing import collate_prompts
 from hpclm.data.templates import Example
+from hpclm.engines.megatron.ranks import decode_graph
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
@@ -58,6 +59,8 @@ class Generator:
         self.end_ids = [number for number in (eos_id, *(ends.ids if ends else ())) if 0 <= number < vocab_size]
         self.table: Tensor | None = None
         self.trains_on = trains_on
+        decode: Callable[[Tensor, KeyValueCache], Tensor | None] = self._next_logits
+        self._decode = decode_graph.DecodeGraph(decode) if decode_graph.usable(groups) else decode
 
     def __call__(self, batch: GenerationBatch, indices: Sequence[int]) -> list[list[int]]:
         """The new tokens of each row, without the end token.
@@ -126,8 +129,12 @@ class Generator:
         """One more token for each row; None when all have ended."""
         heartbeat.beat()
         rows.cache.grow()
-        batch = Batch(tokens=rows.tokens.unsqueeze(1), position_ids=rows.cache.places.unsqueeze(1))
-        return self._take(rows, self._forward(batch, rows.cache, rows.cache.mask()), made)
+        return self._take(rows, self._decode(rows.tokens, rows.cache), made)
+
+    def _next_logits(self, tokens: Tensor, cache: KeyValueCache) -> Tensor | None:
+        """Of one more token of each row, see `_forward`."""
+        batch = Batch(tokens=tokens.unsqueeze(1), position_ids=cache.places.unsqueeze(1))
+        return self._forward(batch, cache, cache.mask())
 
     def _take(self, rows: _Rows, logits: Tensor | None, made: dict[int, list[int]]) -> _Rows | None:
         """Choose each row's next token. Answers that it ends are `made`; a row that has ended may still be computed,

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hpclm.engines.megatron.ranks.rotary import rotate
 
+_SPAN_STEP = 64
+
 
 class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-core has no types here
     """What `CachedAttention` reads and adds to; as megatron-core's context it only says that this is generation.
@@ -26,7 +28,9 @@ class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-co
         capacity: tokens of a row, prompt and answer.
 
     Attributes:
-        places: int64 [b], the position of each row's newest token.
+        places: int64 [b], the position of each row's newest token; its memory changes with `version` alone.
+        version: how often rows came or went.
+        span: how many keys are attended to; None: as many as the longest row has.
     """
 
     def __init__(self, lengths: Sequence[int], capacity: int, device: torch.device) -> None:
@@ -35,15 +39,22 @@ class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-co
         self.lengths = list(lengths)
         self.places = torch.tensor(self.lengths, device=device) - 1
         self.rows = torch.arange(len(lengths), device=device)
+        self.version = 0
+        self.span: int | None = None
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def grow(self) -> None:
         """Make room for one more token in each row; the next forward pass fills it."""
         self.lengths = [length + 1 for length in self.lengths]
-        self.places = self.places + 1
+        self.places += 1
+
+    def round_span(self) -> None:
+        """Attend to a rounded number of keys, the same one over many tokens."""
+        self.span = min(self.max_sequence_length, -(-max(self.lengths) // _SPAN_STEP) * _SPAN_STEP)
 
     def keep(self, rows: list[int], index: Tensor) -> None:
         """Drop all but these rows; `index`: the same as int64 [b']."""
+        self.version += 1
         self.lengths = [self.lengths[row] for row in rows]
         self.places = self.places.index_select(0, index)
         self.rows = self.rows[: len(rows)]
@@ -53,6 +64,7 @@ class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-co
 
     def join(self, other: KeyValueCache) -> None:
         """Append the rows of a cache of the same capacity."""
+        self.version += 1
         self.lengths += other.lengths
         self.places = torch.cat([self.places, other.places])
         self.rows = torch.arange(len(self.lengths), device=self.places.device)
@@ -61,8 +73,8 @@ class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-co
             self._layers[layer] = key, value
 
     def mask(self) -> Tensor | None:
-        """Which keys each row's newest token sees, bool [b, 1, 1, k]; None where all rows are as long."""
-        longest = max(self.lengths)
+        """Which keys each row's newest token sees, bool [b, 1, 1, k]; None where all rows are as long as these are."""
+        longest = self.span or max(self.lengths)
         if min(self.lengths) == longest:
             return None
         return (torch.arange(longest, device=self.places.device) <= self.places.unsqueeze(1))[:, None, None, :]
@@ -76,7 +88,7 @@ class KeyValueCache(StaticInferenceContext):  # type: ignore[misc] # megatron-co
             return key, value
         for kept, new in zip(stored, (key, value), strict=True):
             kept[self.places, self.rows] = new[0]
-        longest = max(self.lengths)
+        longest = self.span or max(self.lengths)
         return stored[0][:longest], stored[1][:longest]
 
     def _allocate(self, states: Tensor) -> Tensor:

@@ -44,11 +44,16 @@ class LanguageModel(MegatronModule):
         weight: Tensor = self.gpt.shared_embedding_or_output_weight()
         return weight
 
-    def forward(self, batch: TrainingBatch) -> Tensor:
-        """Per-token losses fp32 [b, s] on the last stage, activations [s, b, h] (or their share) on the others."""
+    def forward(self, batch: TrainingBatch, table: Tensor | None = None) -> Tensor:
+        """Per-token losses fp32 [b, s] on the last stage, activations [s, b, h] (or their share) on the others.
+
+        Args:
+            table: the soft prompts, where the caller has made them.
+        """
         decoder_input = None
         if self.pre_process and batch.virtual_index is not None:
-            table = self.prompts() if self.prompts is not None else None
+            if table is None and self.prompts is not None:
+                table = self.prompts()
             decoder_input = embed(self.gpt, batch, table)
         with positions_of_rows(self.gpt, batch):
             return self._losses(batch, decoder_input)

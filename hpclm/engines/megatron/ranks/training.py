@@ -19,10 +19,12 @@ from hpclm.core import heartbeat
 from hpclm.core.logging import log
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
+from hpclm.engines.megatron.ranks import step_graphs
 from hpclm.engines.megatron.ranks.backend_modules import OPTIMIZERS
 from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
+from hpclm.engines.megatron.ranks.masked_loss import masked_mean
 from hpclm.engines.megatron.ranks.optimizer import LossScale, learning_rate
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
@@ -115,7 +117,9 @@ class Trainer:
         trainer = spec.trainer
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
-        self.has_dropout = _has_dropout(model, spec)
+        self.has_dropout = step_graphs.has_dropout(spec, frozen=model.frozen)
+        graphs = step_graphs.usable(spec, groups, frozen=model.frozen)
+        self.graphed = step_graphs.GraphedPasses(self.model, groups.device) if graphs else None
         self.early_stopping = EarlyStopping(trainer.early_stopping)
         self.val_loss: float | None = None
         self.loss: float | None = None
@@ -176,7 +180,10 @@ class Trainer:
         micro_batches = self._next.pop(step, None) or self.batches.train(step)
         weight = self.batches.weight(step)
         share = None if weight is None else max(1.0, weight) / (len(micro_batches) * self.groups.data_size)
-        losses = self._forward_backward(micro_batches, forward_only=False, weight=share)
+        if self.graphed is None:
+            losses = self._forward_backward(micro_batches, forward_only=False, weight=share)
+        else:
+            losses = self.graphed(micro_batches, share=share, loss_scale=self.optimizer.loss_scale.scale)
         self._prefetch(step + 1)
         norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
         owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
@@ -299,29 +306,9 @@ def forward_step(
     return model(batch), functools.partial(masked_mean, batch.loss_mask, share=weight)
 
 
-def masked_mean(loss_mask: Tensor, losses: Tensor, *, share: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many.
-
-    Args:
-        share: divisor instead of Σmask: the global batch's tokens that count over its number of micro-batches, so
-            that the mean over the micro-batches is the mean over all those tokens.
-    """
-    losses = losses.float()
-    total, weight = (losses * loss_mask).sum(), loss_mask.sum()
-    loss = total / (weight.clamp(min=1.0) if share is None else share)
-    # megatron-core divides the returned loss in place
-    return loss, {"loss": loss.detach().clone(), "total": total.detach(), "weight": weight.detach()}
-
-
 def _interval(setting: int | float, steps_per_epoch: int) -> int:
     return setting if isinstance(setting, int) else max(1, int(setting * steps_per_epoch))
 
 
 def _real_tokens(batch: TrainingBatch) -> int:
     return batch.tokens.numel() if batch.real_tokens is None else batch.real_tokens
-
-
-def _has_dropout(model: LanguageModel, spec: StageSpec) -> bool:
-    base = 0.0 if model.frozen else max(spec.model.hidden_dropout, spec.model.attention_dropout)
-    prompts = spec.prompt.encoder_dropout if spec.prompt is not None else 0.0
-    return max(base, prompts) > 0.0

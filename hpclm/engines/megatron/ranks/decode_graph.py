@@ -1,0 +1,63 @@
+"""One token of each row as a CUDA graph: a step of generation starts thousands of kernels that each do very little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hpclm.core.logging import log
+from hpclm.engines.megatron.ranks.groups import Groups
+from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
+
+
+def usable(groups: Groups) -> bool:
+    """A graph has no communication here."""
+    return groups.device.type == "cuda" and groups.tensor_size == groups.pipeline_size == 1
+
+
+class DecodeGraph:
+    """Calls `forward(tokens int64 [b], cache)`, logits [b, vocabulary], and captures its second call with the same rows
+    and as many keys to attend to; the third one on replays it.
+
+    The result is valid up to the next call.
+    """
+
+    def __init__(self, forward: Callable[[Tensor, KeyValueCache], Tensor | None]) -> None:
+        self.forward = forward
+        self.works = True
+        self.state: tuple[object, ...] | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.tokens: Tensor | None = None
+        self.logits: Tensor | None = None
+
+    def __call__(self, tokens: Tensor, cache: KeyValueCache) -> Tensor | None:
+        if not self.works:
+            return self.forward(tokens, cache)
+        cache.round_span()
+        state = (cache, cache.version, cache.span)
+        if self.state != state:
+            self.state, self.tokens = state, None
+            return self.forward(tokens, cache)
+        if self.tokens is None and not self._capture(tokens.clone(), cache):
+            return self.forward(tokens, cache)
+        assert self.graph is not None
+        assert self.tokens is not None
+        self.tokens.copy_(tokens)
+        self.graph.replay()
+        return self.logits
+
+    def _capture(self, tokens: Tensor, cache: KeyValueCache) -> bool:
+        # the graph before lends its memory, for which it has to be there still
+        pool = None if self.graph is None else self.graph.pool()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                logits = self.forward(tokens, cache)
+        except RuntimeError as error:
+            self.works, cache.span = False, None
+            log(f"CUDA graphs are off, generation is slower: a capture failed: {str(error).splitlines()[0]}")
+            return False
+        self.graph, self.tokens, self.logits = graph, tokens, logits
+        return True

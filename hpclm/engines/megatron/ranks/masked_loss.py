@@ -1,0 +1,21 @@
+"""The loss of a micro-batch from its tokens' losses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def masked_mean(
+    loss_mask: Tensor, losses: Tensor, *, share: float | Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ(l·mask)/Σmask of a micro-batch (NeMo's loss_func), with both sums for an exact mean over many.
+
+    Args:
+        share: divisor instead of Σmask: the global batch's tokens that count over its number of micro-batches, so
+            that the mean over the micro-batches is the mean over all those tokens.
+    """
+    losses = losses.float()
+    total, weight = (losses * loss_mask).sum(), loss_mask.sum()
+    loss = total / (weight.clamp(min=1.0) if share is None else share)
+    # megatron-core divides the returned loss in place
+    return loss, {"loss": loss.detach().clone(), "total": total.detach(), "weight": weight.detach()}

@@ -69,7 +69,7 @@ def pack(examples: list[Example], pad_id: int, multiple_of: int = 1, *, few_shap
 
 def _rounded(count: int) -> int:
     """Up to a multiple of a sixteenth to an eighth of it, of 64 at least."""
-    step = max(64, 1 << (max(1, count).bit_length() - 4))
+    step = max(64, 1 << max(0, count.bit_length() - 4))
     return -(-max(1, count) // step) * step
 
 

@@ -19,7 +19,7 @@ from hpclm.core import heartbeat
 from hpclm.core.logging import log
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
-from hpclm.engines.megatron.ranks import step_graphs
+from hpclm.engines.megatron.ranks import frozen_passes
 from hpclm.engines.megatron.ranks.backend_modules import OPTIMIZERS
 from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
@@ -117,9 +117,9 @@ class Trainer:
         trainer = spec.trainer
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
-        self.has_dropout = step_graphs.has_dropout(spec, frozen=model.frozen)
-        graphs = step_graphs.usable(spec, groups, frozen=model.frozen)
-        self.graphed = step_graphs.GraphedPasses(self.model, groups.device) if graphs else None
+        self.has_dropout = frozen_passes.has_dropout(spec, frozen=model.frozen)
+        is_whole = frozen_passes.usable(spec, groups, frozen=model.frozen)
+        self.passes = frozen_passes.FrozenPasses(self.model, groups.device) if is_whole else None
         self.early_stopping = EarlyStopping(trainer.early_stopping)
         self.val_loss: float | None = None
         self.loss: float | None = None
@@ -180,10 +180,10 @@ class Trainer:
         micro_batches = self._next.pop(step, None) or self.batches.train(step)
         weight = self.batches.weight(step)
         share = None if weight is None else max(1.0, weight) / (len(micro_batches) * self.groups.data_size)
-        if self.graphed is None:
+        if self.passes is None:
             losses = self._forward_backward(micro_batches, forward_only=False, weight=share)
         else:
-            losses = self.graphed(micro_batches, share=share, loss_scale=self.optimizer.loss_scale.scale)
+            losses = self.passes(micro_batches, share=share, loss_scale=self.optimizer.loss_scale.scale)
         self._prefetch(step + 1)
         norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
         owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0

@@ -16,7 +16,7 @@ from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.ranks.sampler import GlobalBatchSampler
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
-from hpclm.engines.megatron.ranks import step_graphs
+from hpclm.engines.megatron.ranks import frozen_passes
 from hpclm.engines.megatron.ranks.answering import Answerer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -88,7 +88,7 @@ class PromptBatches:
         spec, groups = context.spec, context.groups
         self.device, self.pad_id = groups.device, tokenizer.pad_id
         self.multiple_of = groups.tensor_size if spec.parallel.sequence_parallel else 1
-        self.few_shapes = step_graphs.usable(spec, groups, frozen=True)
+        self.few_shapes = groups.device.type == "cuda" and frozen_passes.usable(spec, groups, frozen=True)
         self.val_batches = spec.trainer.val_batches
         self.semantics = data.semantics
         dataset = functools.partial(

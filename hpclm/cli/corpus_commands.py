@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from hpclm.core.corpus_spec import CorpusSpec
     from hpclm.core.spec import TokenizerSpec
     from hpclm.data.corpus.inspecting import Contents
-    from hpclm.data.corpus.job import CorpusSpec
     from hpclm.data.corpus.tokenizing import Progress, Tokenized
 
 
@@ -94,7 +94,7 @@ def tokenize(
     from hpclm.core.records import to_dict
 
     _need_engine()
-    from hpclm.data.corpus.job import CorpusSpec
+    from hpclm.core.corpus_spec import CorpusSpec
 
     spec = CorpusSpec(
         inputs=[str(Path(one).absolute()) for one in inputs],

@@ -74,6 +74,11 @@ class AttemptPaths:
     def logs(self) -> Path:
         return self.root / "logs"
 
+    @property
+    def corpus(self) -> Path:
+        """How a corpus is cut, written by rank 0 for all ranks."""
+        return self.root / "corpus.json"
+
     def log(self, rank: int) -> Path:
         """Output of a rank."""
         return self.logs / f"{rank:05d}.log"
@@ -236,6 +241,11 @@ class StagePaths:
     def data(self) -> Path:
         """Prepared data: tokenizer and indexed text."""
         return self.root / "data"
+
+    @property
+    def tokens(self) -> Path:
+        """Data sets that a tokenize stage makes."""
+        return self.root / "tokens"
 
     @property
     def checkpoints(self) -> Path:

@@ -28,6 +28,7 @@ ENGINES: Registry[Engine] = Registry(
         "nemo": f"{_ENGINES}.nemo.engine:ENGINE",
         "megatron-lm": f"{_ENGINES}.megatron_lm.engine:ENGINE",
         "command": f"{_ENGINES}.command.engine:ENGINE",
+        "corpus": f"{_ENGINES}.corpus.engine:ENGINE",
     },
     of="hpclm.planning.engine_protocol:Engine",
     aliases={"hpclm": "megatron"},
@@ -36,6 +37,7 @@ TASKS: Registry[Task] = Registry(
     _TASKS,
     "task",
     {
+        "tokenize": f"{_TASKS}.tokenize:TASK",
         "pretrain": f"{_TASKS}.pretrain:TASK",
         "p-tuning": f"{_TASKS}.prompt_learning:P_TUNING",
         "prompt-tuning": f"{_TASKS}.prompt_learning:PROMPT_TUNING",

@@ -38,7 +38,7 @@ def rows_and_templates(request: StageRequest) -> tuple[PromptData | None, tuple[
     return data, templates
 
 
-def _after(request: StageRequest) -> tuple[str, ...]:
+def stages_before(request: StageRequest) -> tuple[str, ...]:
     """The stages named in `after`, those that there are."""
     stage, recipe = request.stage, request.stage.recipe
     before = request.names[: request.names.index(recipe.name)]
@@ -63,7 +63,7 @@ def program_plan(
         parents: stages that it needs besides those in `after`.
     """
     stage, recipe = request.stage, request.stage.recipe
-    depends_on = tuple(dict.fromkeys((*_after(request), *parents)))
+    depends_on = tuple(dict.fromkeys((*stages_before(request), *parents)))
     parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
     spec = None
     if parallel is not None and program is not None:

@@ -15,11 +15,17 @@ from hpclm.planning.task import tasks_that
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`base`: where the weights come from (None: newly initialised). For any other None a finding gives the reason."""
+    """What later stages may use of a stage. Where a model or tokenizer is None, a finding says why, or there is none.
+
+    Attributes:
+        base: where the weights come from; None: newly initialised.
+        data_sets: prefixes of indexed data that it makes.
+    """
 
     base: Origin | None = None
     model: ModelSpec | None = None
     tokenizer: TokenizerSpec | None = None
+    data_sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,19 @@ class Earlier:
     base_model: BaseModel
 
 
+_INSTEAD = {
+    "prompts": ", or give a path with a / in it",
+    "base": ", or give model.checkpoint",
+    "indexed.stage": ", or give indexed.paths",
+}
+
+
 def find_stage(
     stage: StageContext, key: str, name: str, earlier: Mapping[str, Earlier], tasks: tuple[str, ...], names: list[str]
 ) -> Earlier | None:
-    """The earlier stage called `name`, whose task is one of `tasks`; a finding where there is none."""
+    """The earlier stage called `name`, whose task is one of `tasks`; a finding for `key` (`base`, `indexed.stage`)
+    where there is none."""
+    keys = tuple(key.split("."))
     fitting = [other for other, found in earlier.items() if found.context.recipe.task in tasks]
     rule = f"{key} is an earlier stage"
     hint = f"choose {' or '.join(fitting)}" if fitting else f"put a {' or '.join(tasks)} stage before this one"
@@ -41,15 +56,14 @@ def find_stage(
     if found is None:
         if name in names:
             hint = f"move stage {name} before this one" if name != stage.recipe.name else hint
-            stage.error((key,), f"{name} is not an earlier stage; {hint}", rule, name, fitting)
+            stage.error(keys, f"{name} is not an earlier stage; {hint}", rule, name, fitting)
             return None
         near = difflib.get_close_matches(name, fitting, n=1)
         hint = f"did you mean {near[0]}?" if near else hint
-        path = ", or give a path with a / in it" if key == "prompts" else ", or give model.checkpoint"
-        stage.error((key,), f"no stage is called {name}; {hint}{path}", rule, name, fitting)
+        stage.error(keys, f"no stage is called {name}; {hint}{_INSTEAD[key]}", rule, name, fitting)
         return None
     if found.context.recipe.task not in tasks:
-        stage.error((key,), f"{name} is a {found.context.recipe.task} stage; {hint}", rule, name, fitting)
+        stage.error(keys, f"{name} is a {found.context.recipe.task} stage; {hint}", rule, name, fitting)
         return None
     return found
 

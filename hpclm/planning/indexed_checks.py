@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from hpclm.core.errors import DataError
 from hpclm.core.spec import IndexedData, ModelSpec
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
+from hpclm.planning import base_model, lowering
+from hpclm.planning.base_model import Earlier
+from hpclm.planning.specs import is_in_run
 from hpclm.planning.stage_context import StageContext
+
+
+def resolve(stage: StageContext, earlier: Mapping[str, Earlier], names: list[str]) -> IndexedData | None:
+    """What the stage reads: data sets by their prefixes, or those of an earlier stage; None for none."""
+    found, written = lowering.indexed(stage), stage.recipe.indexed
+    if found is None or written is None or written.stage is None:
+        return found
+    parent = base_model.find_stage(stage, "indexed.stage", written.stage, earlier, ("tokenize",), names)
+    if parent is None:
+        return None
+    return replace(found, paths=list(parent.base_model.data_sets))
+
+
+def parents(stage: StageContext) -> tuple[str, ...]:
+    """The stage that makes the data sets, where one does."""
+    written = stage.recipe.indexed
+    return () if written is None or written.stage is None or "indexed" not in stage.task.sections else (written.stage,)
 
 
 def check(stage: StageContext, source: IndexedData, model: ModelSpec | None) -> None:
     """Findings for what would end the job, and how often the data is read."""
     _sections(stage, source, model)
-    if not stage.files:
+    if not stage.files or any(map(is_in_run, source.paths)):
         return
     headers = {key: _headers(stage, key, paths) for key, paths in _paths(source).items()}
     train = [header for header in headers["paths"] if header is not None]

@@ -8,15 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.errors import PlanError
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import ProgramSpec, ProgramStageSpec
+from hpclm.core.spec import IndexedData, ProgramSpec, ProgramStageSpec
 from hpclm.planning.plan import Plan
 
 # Filled in once the run folder is known.
 STAGE_DIR, RUN_DIR = "@HPCLM_STAGE_DIR@", "@HPCLM_RUN_DIR@"
 _STAGE = "@HPCLM_STAGE@/"
+_TOKENS = "@HPCLM_TOKENS@/"
+# an argument is a format string
+_BRACES = {ord("{"): "{{", ord("}"): "}}"}
 
 
 def checkpoints_of(stage: str) -> str:
@@ -24,9 +28,14 @@ def checkpoints_of(stage: str) -> str:
     return f"{_STAGE}{stage}"
 
 
+def tokens_of(stage: str) -> str:
+    """The prefix of the data sets that a stage makes in its own folder."""
+    return f"{_TOKENS}{stage}/{stage}"
+
+
 def is_in_run(path: str) -> bool:
     """Whether a path is one that another stage of the run makes."""
-    return path.startswith(_STAGE)
+    return path.startswith((_STAGE, _TOKENS))
 
 
 def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[EngineSpec]:
@@ -46,22 +55,40 @@ def placed(spec: EngineSpec, run: str, paths: RunPaths) -> EngineSpec:
     """The spec in a run's folder."""
     stage_dir = str(paths.stage(spec.stage).root)
     if isinstance(spec, ProgramStageSpec):
-        program = _placed_program(spec.program, stage_dir, str(paths.root))
+        program = _placed_program(spec.program, stage_dir, paths)
         return dataclasses.replace(spec, run=run, stage_dir=stage_dir, program=program)
     fields: Any = spec  # a dataclass, of whatever engine
     values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(fields)}
     moved = {name: _location(value, paths) for name, value in values.items() if isinstance(value, str)}
+    moved |= {name: _placed_prefixes(value, paths) for name, value in values.items() if name in ("indexed", "corpus")}
     found: EngineSpec = dataclasses.replace(fields, **{**moved, "run": run, "stage_dir": stage_dir})
     return found
 
 
-def _placed_program(program: ProgramSpec, stage_dir: str, run_dir: str) -> ProgramSpec:
-    """The program with the paths of its files filled in."""
+def _placed_prefixes(source: Any, paths: RunPaths) -> Any:
+    """Data sets, or the corpus of them, with the prefixes that are in the run's folder."""
+    if isinstance(source, CorpusSpec):
+        return dataclasses.replace(source, prefix=_prefix(source.prefix, paths))
+    if isinstance(source, IndexedData):
+        return dataclasses.replace(source, paths=[_prefix(one, paths) for one in source.paths])
+    return source
+
+
+def _prefix(prefix: str, paths: RunPaths) -> str:
+    if not prefix.startswith(_TOKENS):
+        return prefix
+    stage, _, name = prefix.removeprefix(_TOKENS).partition("/")
+    return str(paths.stage(stage).tokens / name)
+
+
+def _placed_program(program: ProgramSpec, stage_dir: str, paths: RunPaths) -> ProgramSpec:
+    """The program with the paths in its files, and those of data sets in its arguments, filled in."""
     files = {
-        key: text.replace(STAGE_DIR, _in_json(stage_dir)).replace(RUN_DIR, _in_json(run_dir))
+        key: text.replace(STAGE_DIR, _in_json(stage_dir)).replace(RUN_DIR, _in_json(str(paths.root)))
         for key, text in program.files.items()
     }
-    return dataclasses.replace(program, files=files)
+    argv = [one if not one.startswith(_TOKENS) else _prefix(one, paths).translate(_BRACES) for one in program.argv]
+    return dataclasses.replace(program, files=files, argv=argv)
 
 
 def _in_json(text: str) -> str:

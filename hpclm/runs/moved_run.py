@@ -14,7 +14,7 @@ from hpclm.core.layout import RunPaths
 from hpclm.core.processes import user_name
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
-from hpclm.core.spec import ProgramStageSpec, StageSpec
+from hpclm.core.stage_specs import class_of
 from hpclm.runs.record import Run, stored_record
 from hpclm.runs.relocation import inside, is_same, moved_in, written_in
 
@@ -73,7 +73,7 @@ def _planned_spec(run: Run, stage: str) -> dict[str, Any]:
     spec = run.paths.stage(stage).spec
     plan = read_object(run.paths.plan) or {}
     raw = next((one.get("spec") for one in plan.get("stages") or [] if one.get("name") == stage), None)
-    kind: type[EngineSpec] = ProgramStageSpec if isinstance(raw, dict) and "program" in raw else StageSpec
+    kind: type[EngineSpec] = class_of(raw)
     try:
         return to_dict(placed(from_dict(kind, raw), run.record.run, run.paths))
     except (ValueError, AttributeError) as error:

@@ -16,8 +16,9 @@ from hpclm.core.files import read_object
 from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import write_sealed
-from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ProgramStageSpec, StageSpec
+from hpclm.core.spec import SPEC_VERSION, NodeNeeds, StageSpec
 from hpclm.core.stage_inputs import stage_inputs
+from hpclm.core.stage_specs import AnySpec, class_of
 from hpclm.engines.megatron.memory import memory
 from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.task import task_named
@@ -47,18 +48,18 @@ def upgrade(run: Run) -> Run:
     return run.save(dataclasses.replace(run.record, stages=stages, version=VERSION))
 
 
-def _upgraded(run: Run, stage: str) -> StageSpec | ProgramStageSpec:
+def _upgraded(run: Run, stage: str) -> AnySpec:
     path = run.paths.stage(stage).spec
     raw: dict[str, Any] = {**(read_object(path) or {}), "spec_version": SPEC_VERSION}
     try:
-        if raw.get("task") == "program":
-            return from_dict(ProgramStageSpec, raw)
-        spec = from_dict(StageSpec, raw)
+        spec = from_dict(class_of(raw), raw)
     except ValueError as error:
         raise HpclmError(
             f"{path}: cannot be read by this version of hpclm ({error}); start a new run from its checkpoints "
             "(model.checkpoint)"
         ) from None
+    if not isinstance(spec, StageSpec):
+        return spec
     estimate = memory(spec)
     read = stage_inputs(
         roles=task_named(spec.task).roles,

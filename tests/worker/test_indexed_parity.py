@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from hpclm.core import spec as plan
+from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.layout import StagePaths
-from hpclm.data.corpus.job import CorpusSpec
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
 from tests.support import engine_harness

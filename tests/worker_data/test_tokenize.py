@@ -23,11 +23,12 @@ import tiktoken
 import zstandard
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
+from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TokenizerSpec
 from hpclm.data.corpus import encoding, inputs, tokenizing
 from hpclm.data.corpus.inspecting import contents
-from hpclm.data.corpus.job import CorpusSpec, Worker, make_job
+from hpclm.data.corpus.job import Worker, make_job
 from hpclm.data.corpus.parts import Counts, PartFiles, PartWriter, merge
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer

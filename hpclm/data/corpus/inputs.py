@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from hpclm.core.corpus_spec import CorpusSpec, Form
 from hpclm.core.errors import DataError
 
-Form = Literal["jsonl", "parquet", "text"]
 FORMS: dict[str, Form] = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -65,6 +64,19 @@ def find_files(inputs: Sequence[str], pattern: str | None, form: Form | None) ->
             raise DataError(f"{path}: no file in it {wanted}; give --pattern and --format")
         found.update(fitting)
     return list(found.items())
+
+
+def corpus_files(spec: CorpusSpec) -> list[tuple[Path, Form]]:
+    """The files of a corpus. Raises DataError, also for keys that cannot be."""
+    for key in spec.keys:
+        if "/" in key or key in ("", ".", "..") or not key.isprintable():
+            raise DataError(f"json key {key!r}: is part of the output's name, and cannot be")
+    if len(set(spec.keys)) != len(spec.keys):
+        raise DataError("json keys: one is named twice")
+    files = find_files(spec.inputs, spec.pattern, spec.form)
+    if any(form == "text" for _, form in files) and len(spec.keys) > 1:
+        raise DataError("plain text has no keys; give one --json-keys name, which names the output, or none")
+    return files
 
 
 def _named(path: Path) -> Form | None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.errors import DataError
 from hpclm.core.records import to_dict
-from hpclm.core.spec import TokenizerSpec
 from hpclm.data.corpus import encoding
-from hpclm.data.corpus.inputs import Form, Piece, Segment, find_files, pieces
+from hpclm.data.corpus.inputs import Piece, Segment, corpus_files, pieces
 from hpclm.data.corpus.parts import Counts, PartFiles, PartWriter, finish_part
 from hpclm.data.corpus.reading import Document, Reader
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
@@ -26,48 +25,6 @@ _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 2048
 _SAMPLES, _SAMPLE_BYTES = 16, 16 << 10
 _RECHECK_BYTES = 32 << 10
-
-
-@dataclass(frozen=True)
-class CorpusSpec:
-    """A corpus and its tokens.
-
-    Attributes:
-        inputs: files and folders; `pattern`: names taken from folders; `form`: of the files, None by their names.
-        keys: of the objects in JSONL and parquet: one data set each.
-        document: what one document of a plain text is.
-        append_eod: end each document that has tokens with the tokenizer's end token; `prepend_bos` likewise begins it.
-        special_tokens: take names of special tokens in texts for these tokens, as Hugging Face's tokenizers do.
-        skip_bad: leave malformed lines out.
-        encoder: one of `encoding.ENCODERS`, or auto.
-        prefix: of the output: `PREFIX_KEY_document.bin` and `.idx`.
-    """
-
-    inputs: list[str]
-    tokenizer: TokenizerSpec
-    prefix: str
-    pattern: str | None = None
-    form: Form | None = None
-    keys: list[str] = field(default_factory=lambda: ["text"])
-    document: Literal["file", "line", "paragraph"] = "file"
-    append_eod: bool = False
-    prepend_bos: bool = False
-    special_tokens: bool = False
-    skip_bad: bool = False
-    encoder: str = "auto"
-
-    @property
-    def parts_folder(self) -> Path:
-        return Path(f"{self.prefix}.parts")
-
-    @property
-    def record(self) -> Path:
-        """What was tokenised, and how; written last."""
-        return Path(f"{self.prefix}.tokenized.json")
-
-    def output(self, key: str) -> str:
-        """The prefix of a key's data set, named as Megatron-LM's tools/preprocess_data.py names it."""
-        return f"{self.prefix}_{key}_document"
 
 
 @dataclass(frozen=True)
@@ -92,14 +49,7 @@ class Job:
 
 def make_job(spec: CorpusSpec) -> Job:
     """Find the files, cut them, and choose the encoder on a sample of them. Raises DataError."""
-    for key in spec.keys:
-        if "/" in key or key in ("", ".", "..") or not key.isprintable():
-            raise DataError(f"--json-keys {key!r}: is part of the output's name, and cannot be")
-    if len(set(spec.keys)) != len(spec.keys):
-        raise DataError("--json-keys: a key is named twice")
-    files = find_files(spec.inputs, spec.pattern, spec.form)
-    if any(form == "text" for _, form in files) and len(spec.keys) > 1:
-        raise DataError("plain text has no keys; give one --json-keys name, which names the output, or none")
+    files = corpus_files(spec)
     cut = pieces(files)
     tokenizer = load_tokenizer(spec.tokenizer, None)
     chosen, notes = encoding.choose(tokenizer, spec.encoder, _sample(spec, cut), special_tokens=spec.special_tokens)

@@ -12,15 +12,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import SynchronizedArray
-from pathlib import Path
 from typing import Any
 
+from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.errors import DataError, HpclmError
 from hpclm.core.indexed_files import bin_path, idx_path
 from hpclm.core.locks import exclusive
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
-from hpclm.data.corpus.job import CorpusSpec, Job, Worker, make_job
+from hpclm.data.corpus.job import Job, Worker, make_job
 from hpclm.data.corpus.parts import Counts, merge
 from hpclm.formats.indexed_dataset import read_header
 
@@ -69,19 +69,22 @@ def tokenize(spec: CorpusSpec, workers: int, on_progress: Callable[[Progress], N
     Raises DataError for bad input, an empty result, and outputs that something else has made.
     """
     began = time.monotonic()
-    folder = Path(spec.prefix).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror})") from error
     job = make_job(spec)
-    known = _known(spec, job.mark)
+    known = made_before(spec, job.mark)
     if known is not None:
         return known, ["was made by an earlier call, and nothing has changed since"]
-    spec.parts_folder.mkdir(exist_ok=True)
+    make_folder(spec)
     with exclusive(spec.parts_folder, f"{spec.parts_folder}: another process is tokenising to this prefix"):
         counts = _run(job, workers, on_progress, began)
         return finish(job, counts, time.monotonic() - began), job.notes
+
+
+def make_folder(spec: CorpusSpec) -> None:
+    """The folder of the parts, beside the output. Raises DataError."""
+    try:
+        spec.parts_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{spec.parts_folder}: cannot be made ({error.strerror})") from error
 
 
 def finish(job: Job, counts: Counts, seconds: float) -> Tokenized:
@@ -102,7 +105,7 @@ def finish(job: Job, counts: Counts, seconds: float) -> Tokenized:
     return made
 
 
-def _known(spec: CorpusSpec, mark: str) -> Tokenized | None:
+def made_before(spec: CorpusSpec, mark: str) -> Tokenized | None:
     """The record of the same job, complete. Raises DataError where the outputs are of another."""
     try:
         raw = read_sealed(spec.record)

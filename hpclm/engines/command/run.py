@@ -22,14 +22,14 @@ from typing import IO, Any, TypeVar
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object, write_json, write_text
 from hpclm.core.layout import AttemptPaths, StagePaths
-from hpclm.core.rank_report import RankReport
-from hpclm.core.records import from_dict, read_record
+from hpclm.core.records import from_dict
 from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import ProgramStageSpec
 from hpclm.worker.addresses import addresses, boot_id
+from hpclm.worker.peers import wait_until_finished
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.rank_launch import RankLaunch
-from hpclm.worker.report import PeerError, ProgramError, Progress, ProgressValues, RendezvousError, StoppedError
+from hpclm.worker.report import ProgramError, Progress, ProgressValues, RendezvousError, StoppedError
 from hpclm.worker.signals import StopFlag
 
 _WAIT_S = 300.0
@@ -55,7 +55,8 @@ def run(launch: RankLaunch) -> None:
     if starts:
         _run_child(spec, stage, attempt, values, progress, stop)
     attempt.finished(facts.rank).touch()
-    _wait_for_all(attempt, facts, stop)
+    # the scheduler may end a job whose first task exits early
+    wait_until_finished(attempt, range(facts.world_size))
     if facts.rank == 0:
         outputs = _outputs(spec, stage)
         # another rank may have printed the steps and losses
@@ -280,19 +281,6 @@ def _number(kind: Callable[[str], Number], text: str | None) -> Number | None:
         return None if text is None else kind(text)
     except ValueError:
         return None
-
-
-def _wait_for_all(attempt: AttemptPaths, facts: RankFacts, stop: StopFlag) -> None:
-    """Wait until every rank's program has ended: the scheduler may end a job whose first task exits early."""
-    waiting = set(range(facts.world_size))
-    while waiting:
-        waiting = {rank for rank in waiting if not attempt.finished(rank).exists()}
-        for rank in waiting:
-            report = read_record(RankReport, attempt.rank(rank))
-            if report is not None and report.ended_badly:
-                raise PeerError(f"rank {rank} failed: {report.message}")
-        heartbeat.beat()
-        time.sleep(_POLL_S)
 
 
 def _wait_for_files(paths: list[Path], attempt: AttemptPaths, deadline: float, what: str) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hpclm.core.spec import BatchSpec, ModelSpec, NodeNeeds, ParallelSpec, PromptData, StageSpec, TaskTemplate
+from hpclm.core.spec import (
+    BatchSpec,
+    IndexedData,
+    ModelSpec,
+    NodeNeeds,
+    ParallelSpec,
+    PromptData,
+    StageSpec,
+    TaskTemplate,
+)
 from hpclm.core.stage_inputs import Input, stage_inputs
 from hpclm.engines.megatron import backends
 from hpclm.engines.megatron.memory import memory
@@ -23,7 +32,7 @@ from hpclm.planning.base_model import BaseModel, Earlier
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.plan import Origin, StagePlan
-from hpclm.planning.specs import checkpoints_of
+from hpclm.planning.specs import checkpoints_of, is_in_run
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.task import tasks_that
 
@@ -32,6 +41,7 @@ class StagePlanner:
     """Plans one stage; the outputs of earlier stages are looked up by name."""
 
     base_model: BaseModel
+    indexed: IndexedData | None
 
     def __init__(self, request: StageRequest, packages: tuple[str, ...]) -> None:
         self.stage, self.earlier, self.names = request.stage, request.earlier, request.names
@@ -55,7 +65,7 @@ class StagePlanner:
             rules.recompute(stage, model)
             rules.lengths(stage, model, length, seq_keys)
             self._room_for_answers(model, templates)
-        indexed = lowering.indexed(stage)
+        indexed = self.indexed = indexed_checks.resolve(stage, self.earlier, self.names)
         if indexed is not None:
             indexed_checks.check(stage, indexed, model)
             indexed_checks.check_whole_validation(stage, indexed)
@@ -70,11 +80,12 @@ class StagePlanner:
         rules.learning_rate(stage, total_steps)
         estimate = self._memory(spec)
         origins = [origin for origin in (self.base_model.base, prompts) if origin is not None]
+        parents = [origin.stage for origin in origins if origin.stage]
         return StagePlan(
             name=recipe.name,
             task=recipe.task,
             engine=recipe.engine,
-            depends_on=tuple(dict.fromkeys(origin.stage for origin in origins if origin.stage)),
+            depends_on=tuple(dict.fromkeys((*parents, *indexed_checks.parents(stage)))),
             resources=lowering.resources(stage),
             container=lowering.container(stage),
             parallel=parallel,
@@ -254,7 +265,7 @@ class StagePlanner:
             optim=lowering.optim(stage),
             checkpoint=lowering.checkpoint(stage),
             text=lowering.text(stage),
-            indexed=lowering.indexed(stage),
+            indexed=self.indexed,
             data=data,
             templates=list(templates),
             prompt=lowering.prompt(stage),
@@ -273,15 +284,16 @@ class StagePlanner:
     def _inputs(self, data: PromptData | None, prompts: Origin | None) -> list[Input]:
         """Every path outside the run that a rank opens."""
         base = self.base_model.base
-        return stage_inputs(
+        found = stage_inputs(
             roles=self.stage.task.roles,
             data=data,
             text=lowering.text(self.stage),
-            indexed=lowering.indexed(self.stage),
+            indexed=self.indexed,
             tokenizer=self.base_model.tokenizer,
             base=base.path if base else None,
             prompts=prompts.path if prompts else None,
         )
+        return [one for one in found if not is_in_run(one.path)]
 
     def _memory(self, spec: StageSpec | None) -> MemoryEstimate | None:
         estimate = memory(spec) if spec is not None else None

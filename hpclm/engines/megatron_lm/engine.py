@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hpclm.engines.external import check_sections, program_plan, split
-from hpclm.planning import architecture, lowering, rules, vocabulary
+from hpclm.planning import architecture, indexed_checks, lowering, rules, vocabulary
 from hpclm.planning.base_model import BaseModel
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
@@ -38,15 +38,16 @@ class MegatronLm:
         topology = split(stage)
         rules.learning_rate(stage, recipe.trainer.max_steps if recipe.trainer else None)
         entries = vocabulary.from_recipe(stage)[1] if recipe.tokenizer is not None else None
+        indexed = indexed_checks.resolve(stage, request.earlier, request.names)
         model = architecture.from_keys(stage, entries, recipe.indexed.seq_length if recipe.indexed else None)
         if model is not None:
-            support.check_model(stage, model)
+            support.check_model(stage, model, indexed)
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining
 
-            program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel.sequence), model)
-        return program_plan(request, topology, program), BaseModel()
+            program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel.sequence), model, indexed)
+        return program_plan(request, topology, program, parents=indexed_checks.parents(stage)), BaseModel()
 
 
 ENGINE = MegatronLm()

@@ -16,11 +16,10 @@ PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss
 _STYLES = {"wsd": "WSD"}
 
 
-def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec) -> ProgramSpec:
+def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, indexed: IndexedData | None) -> ProgramSpec:
     """pretrain_gpt.py for a pretrain stage."""
     megatron = stage.recipe.own_section("megatron", Megatron)
     assert megatron is not None
-    indexed = lowering.indexed(stage)
     flags = {
         "tensor-model-parallel-size": split.tensor,
         "pipeline-model-parallel-size": split.pipeline,

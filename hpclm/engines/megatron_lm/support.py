@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from hpclm.core.nearest import either
-from hpclm.core.spec import ModelSpec
+from hpclm.core.spec import IndexedData, ModelSpec
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning import indexed_checks, lowering, rules
 from hpclm.planning.stage_context import StageContext
@@ -157,7 +157,7 @@ def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
             )
 
 
-def check_model(stage: StageContext, model: ModelSpec) -> None:
+def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | None) -> None:
     """The checks that hpclm's own engine makes, for Megatron-LM's rules."""
     if model.activation not in _ACTIVATIONS:
         stage.error(
@@ -175,7 +175,6 @@ def check_model(stage: StageContext, model: ModelSpec) -> None:
             "groups >= tensor before core_r0.16",
             groups,
         )
-    indexed = lowering.indexed(stage)
     length = indexed.seq_length if indexed else model.max_position_embeddings
     keys = ("indexed", "seq_length") if indexed else ("model", "max_position_embeddings")
     rules.split_model(stage, model)

@@ -11,6 +11,7 @@ from hpclm.recipe.schema.base import (
     Count,
     Fraction,
     Line,
+    Name,
     NotNegative,
     PathText,
     Prose,
@@ -62,7 +63,10 @@ def _shares(value: object) -> tuple[float, ...]:
 class Indexed(Section):
     """Megatron's indexed data sets to pre-train on, as `hpclm data tokenize` writes them."""
 
-    paths: tuple[PathText, ...] = Field(min_length=1, max_length=32_000, description="prefixes of .bin and .idx files")
+    paths: tuple[PathText, ...] = Field(
+        default=(), max_length=32_000, description="prefixes of .bin and .idx files; this or stage"
+    )
+    stage: Name | None = Field(default=None, description="earlier tokenize stage whose data sets are used")
     weights: tuple[Positive, ...] | None = Field(
         default=None, description="how much is taken of each path; null: every sample of all once"
     )
@@ -87,7 +91,11 @@ class Indexed(Section):
     mask_end_loss: bool = Field(default=False, description="no loss where the input is an end token")
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> Indexed:
+    def _one_source(self) -> Indexed:
+        if bool(self.paths) == (self.stage is not None):
+            raise fault("needs paths, or stage (an earlier tokenize stage), and not both")
+        if self.stage is not None and self.weights is not None:
+            raise fault("weights are for paths; leave them out with stage")
         for name, weights, paths in (
             ("weights", self.weights, self.paths),
             ("validation_weights", self.validation_weights, self.validation),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo, create_model
+from pydantic import AfterValidator, Field, ValidationInfo, create_model, model_validator
 
 from hpclm.core.registries import ENGINES, TASKS
 from hpclm.recipe.schema.base import Name, Section, absolute_path, one_line, plain_name, registered
@@ -36,9 +36,12 @@ class Stage(Section):
     engine: registered(ENGINES) = Field(  # type: ignore[valid-type]
         default="megatron",
         description="one of megatron (hpclm's own, on megatron-core), nemo (prompt learning by NeMo's scripts), "
-        "megatron-lm (pretrain by its script), or with task `program` command (any program)",
+        "megatron-lm (pretrain by its script), command (program), corpus (tokenize); not needed where one engine alone "
+        "has the task",
     )
-    after: tuple[Name, ...] = Field(default=(), description="program: earlier stages that must be complete first")
+    after: tuple[Name, ...] = Field(
+        default=(), description="program, tokenize: earlier stages that must be complete first"
+    )
     base: Name | None = Field(default=None, description="earlier pretrain stage whose model and tokenizer are used")
     prompts: Annotated[str, AfterValidator(_stage_or_path)] | None = Field(
         default=None,
@@ -65,6 +68,17 @@ class Stage(Section):
     )
     prompt: Prompt | None = Field(default=None, description="p-tuning's encoder")
     generation: Generation | None = Field(default=None, description="evaluate's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_engine(cls, values: Any) -> Any:
+        """A task that one engine alone has needs no `engine`."""
+        task = values.get("task") if isinstance(values, dict) else None
+        if not isinstance(task, str) or values.get("engine") is not None:
+            return values
+        default = ENGINES.get(cls.model_fields["engine"].default)
+        able = [] if task in default.tasks else [name for name, one in ENGINES.items() if task in one.tasks]
+        return {**values, "engine": able[0]} if len(able) == 1 else values
 
     def own_section(self, name: str, model: type[S]) -> S | None:
         """A section that an engine or a task has added, None where it is not written."""

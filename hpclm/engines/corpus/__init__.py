@@ -1,0 +1,1 @@
+"""Data preparation as a stage: a corpus tokenised on many nodes."""

@@ -1,0 +1,36 @@
+"""The other ranks of an attempt, where no process group joins them: their marks in the attempt's folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from hpclm.core import heartbeat
+from hpclm.core.layout import AttemptPaths
+from hpclm.core.rank_report import RankReport
+from hpclm.core.records import read_record
+from hpclm.worker.report import PeerError
+
+_POLL_S = 0.1
+
+
+def wait_until_finished(
+    attempt: AttemptPaths, ranks: Iterable[int], while_waiting: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until these ranks have marked their work as finished. Raises PeerError if one has failed."""
+    waiting = set(ranks)
+    while waiting:
+        waiting = {rank for rank in waiting if not attempt.finished(rank).exists()}
+        refuse_failed(attempt, waiting)
+        heartbeat.beat()
+        while_waiting()
+        if waiting:
+            time.sleep(_POLL_S)
+
+
+def refuse_failed(attempt: AttemptPaths, ranks: Iterable[int]) -> None:
+    """Raises PeerError if one of these ranks has failed."""
+    for rank in ranks:
+        report = read_record(RankReport, attempt.rank(rank))
+        if report is not None and report.ended_badly:
+            raise PeerError(f"rank {rank} failed: {report.message}")

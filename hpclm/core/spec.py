@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpclm.core.batch_schedule import BatchSchedule
 from hpclm.core.data_spec import IndexedData as IndexedData
 from hpclm.core.data_spec import PromptData as PromptData
 from hpclm.core.data_spec import Semantics as Semantics
@@ -127,13 +128,28 @@ class EarlyStoppingSpec:
 
 
 @dataclass(frozen=True)
+class RampupSpec:
+    """The global batch grows from `start` by `increment` over the first `samples`."""
+
+    start: int
+    increment: int
+    samples: int
+
+
+@dataclass(frozen=True)
 class BatchSpec:
     """Samples per step over all ranks, samples per forward pass, and forward passes per
-    step on one data-parallel rank."""
+    step on one data-parallel rank (once the batch has grown)."""
 
     global_batch_size: int
     micro_batch_size: int
     gradient_accumulation_steps: int
+    rampup: RampupSpec | None = None
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        """The global batch at each step."""
+        return BatchSchedule(self.global_batch_size, self.rampup)
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,7 @@ class TrainerSpec:
     """Training length and precision. One of `max_steps` and `max_epochs` is set (for evaluate neither).
 
     Attributes:
+        train_samples: what `max_steps` was computed from, if it was.
         val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].
         val_batches: global batches a validation reads; None: the whole validation set.
         val_metrics: scores of answers generated for the validation rows (names of `hpclm.metrics`).
@@ -151,6 +168,7 @@ class TrainerSpec:
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     max_steps: int | None = None
     max_epochs: int | None = None
+    train_samples: int | None = None
     val_check_interval: int | float = 1.0
     val_batches: int | None = None
     val_metrics: list[str] = field(default_factory=list)
@@ -175,6 +193,7 @@ class OptimSpec:
         warmup_ratio: share of all steps instead of `warmup_steps`; `constant_ratio` likewise.
         from_zero: the first step has a rate of 0, as in Megatron-LM.
         anneal_steps: of `wsd`, the steps before the constant ones in which the rate falls, and how.
+        by_samples: all these steps are samples, and the rate follows the samples that were read.
     """
 
     lr: float
@@ -191,6 +210,7 @@ class OptimSpec:
     from_zero: bool = False
     anneal_steps: int = 0
     anneal: Anneal = "exponential"
+    by_samples: bool = False
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of so many; NeMo's int(ratio · steps)."""

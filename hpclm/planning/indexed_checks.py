@@ -130,10 +130,11 @@ def _epochs(stage: StageContext, source: IndexedData, headers: list[IndexHeader]
         )
         return
     recipe = stage.recipe
-    if recipe.trainer is None or recipe.batch is None or recipe.trainer.max_steps is None:
+    steps = lowering.max_steps(stage)
+    if recipe.trainer is None or recipe.batch is None or steps is None:
         return
-    wanted = recipe.trainer.max_steps * recipe.batch.global_size * source.seq_length
-    note = f"{tokens:,} tokens to train on (about); {recipe.trainer.max_steps:,} steps read {wanted:,}"
+    wanted = (recipe.trainer.train_samples or steps * recipe.batch.global_size) * source.seq_length
+    note = f"{tokens:,} tokens to train on (about); {steps:,} steps read {wanted:,}"
     if source.weights is None:
         note += f", {wanted / tokens:.2g} epochs"
     stage.info(("indexed", "paths"), note, "epochs", wanted / tokens)

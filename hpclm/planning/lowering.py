@@ -6,8 +6,9 @@ A key is declared in the schema and copied by its name (`core.records.taken`); v
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from hpclm.core.batch_schedule import BatchSchedule
 from hpclm.core.records import taken
 from hpclm.core.spec import (
     BatchSpec,
@@ -18,6 +19,7 @@ from hpclm.core.spec import (
     ParallelSpec,
     PromptData,
     PromptSpec,
+    RampupSpec,
     RecoverySpec,
     TextData,
     TrainerSpec,
@@ -25,6 +27,9 @@ from hpclm.core.spec import (
 from hpclm.planning.plan import ContainerPlan, ResourcePlan
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
+
+if TYPE_CHECKING:
+    from hpclm.recipe.schema.training_sections import Batch
 
 # Tokens of an example, of a model whose positions are not known here.
 DEFAULT_SEQ_LENGTH = 1024
@@ -69,7 +74,19 @@ def batch(stage: StageContext, data_parallel: int, accumulation: int | None) -> 
     written = stage.recipe.batch
     if written is None or accumulation is None:
         return None
-    return BatchSpec(written.global_size, written.micro_size, accumulation)
+    return BatchSpec(written.global_size, written.micro_size, accumulation, _rampup(written))
+
+
+def _rampup(written: Batch) -> RampupSpec | None:
+    return None if written.rampup is None else taken(RampupSpec, written.rampup)
+
+
+def max_steps(stage: StageContext) -> int | None:
+    """As the recipe has it, or those of its `train_samples`."""
+    written, sizes = stage.recipe.trainer, stage.recipe.batch
+    if written is None or written.train_samples is None or sizes is None:
+        return None if written is None else written.max_steps
+    return BatchSchedule(sizes.global_size, _rampup(sizes)).steps(written.train_samples)
 
 
 def trainer(stage: StageContext) -> TrainerSpec:
@@ -78,7 +95,7 @@ def trainer(stage: StageContext) -> TrainerSpec:
     written = stage.recipe.trainer
     if written is None:
         return TrainerSpec("fp32")
-    spec = taken(TrainerSpec, written)
+    spec = taken(TrainerSpec, written, max_steps=max_steps(stage))
     if not stage.task.trains:
         return replace(spec, max_steps=None, max_epochs=None, early_stopping=None, recompute=None)
     recompute = spec.recompute
@@ -99,13 +116,14 @@ def optim(stage: StageContext) -> OptimSpec:
         beta1=written.betas[0],
         beta2=written.betas[1],
         schedule=schedule.name,
-        warmup_steps=schedule.warmup_steps,
-        constant_steps=schedule.constant_steps,
+        warmup_steps=schedule.warmup_samples or schedule.warmup_steps,
+        constant_steps=schedule.constant_samples or schedule.constant_steps,
         warmup_ratio=schedule.warmup_ratio,
         constant_ratio=schedule.constant_ratio,
         from_zero=schedule.from_zero,
-        anneal_steps=schedule.anneal_steps,
+        anneal_steps=schedule.anneal_samples or schedule.anneal_steps,
         anneal=schedule.anneal,
+        by_samples=stage.recipe.trainer is not None and stage.recipe.trainer.train_samples is not None,
     )
 
 

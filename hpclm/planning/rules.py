@@ -158,6 +158,40 @@ def split_batch(stage: StageContext, topology: Topology | None) -> int | None:
     return accumulation
 
 
+def training_length(stage: StageContext, topology: Topology | None) -> None:
+    """Lengths in samples, and a batch that grows: Megatron-LM's rules for both."""
+    trainer, batch = stage.recipe.trainer, stage.recipe.batch
+    samples = trainer.train_samples if trainer is not None else None
+    schedule = stage.recipe.optim.schedule if stage.recipe.optim is not None else None
+    wrong = [] if schedule is None else schedule.in_samples if samples is None else schedule.in_steps
+    if wrong:
+        other = wrong[0].replace("_samples", "_steps") if samples is None else wrong[0].replace("_steps", "_samples")
+        what = f"goes with {'trainer.train_samples' if samples is None else 'max_steps or max_epochs'}; give {other}"
+        stage.error(("optim", "schedule", wrong[0]), what, "one unit")
+    if batch is None:
+        return
+    if samples is not None and samples < batch.global_size:
+        what = f"{samples} are less than a step of {batch.global_size}; choose more"
+        stage.error(("trainer", "train_samples"), what, "one step", samples, (batch.global_size,))
+    grows = batch.rampup
+    if grows is None:
+        return
+    if stage.recipe.text is not None or "indexed" not in stage.task.sections:
+        stage.error(("batch", "rampup"), "is for pretrain on indexed data; leave it out", "rampup needs indexed")
+    if samples is None or samples <= grows.samples + batch.global_size:
+        least = grows.samples + batch.global_size + 1
+        what = f"must be {least} or more, since the batch grows over {grows.samples} samples"
+        stage.error(("trainer", "train_samples"), what, "train_samples > rampup.samples", samples, (least,))
+    step = 1 if topology is None else batch.micro_size * topology.data
+    for key in ("start", "increment"):
+        if getattr(grows, key) % step:
+            choices = multiples(step, getattr(grows, key))
+            what = (
+                f"{getattr(grows, key)} is not a multiple of micro × data parallel = {step}; choose {either(choices)}"
+            )
+            stage.error(("batch", "rampup", key), what, "rampup % (micro · data) == 0", getattr(grows, key), choices)
+
+
 def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[str, ...]) -> None:
     """Sequence parallelism needs TP > 1 and seq % TP == 0 (Megatron fails on the second only while running)."""
     parallel = stage.recipe.parallel
@@ -209,17 +243,21 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
     if total_steps is None:
         return
     spec = lowering.optim(stage)
-    warmup, constant = spec.warmup(total_steps), spec.constant(total_steps)
+    trainer = stage.recipe.trainer
+    unit, counted = "steps", total_steps
+    if spec.by_samples and trainer is not None and trainer.train_samples is not None:
+        unit, counted = "samples", trainer.train_samples
+    warmup, constant = spec.warmup(counted), spec.constant(counted)
     planned = warmup + constant + spec.anneal_steps
-    if planned > total_steps:
+    if planned > counted:
         falling = f", {spec.anneal_steps} annealing" if spec.anneal_steps else ""
         stage.warning(
-            ("optim", "schedule", "warmup_steps"),
-            f"{warmup} warm-up{falling} and {constant} constant steps are more than "
-            f"the {total_steps} steps of the run; choose fewer",
+            ("optim", "schedule", f"warmup_{unit}"),
+            f"{warmup} warm-up{falling} and {constant} constant {unit} are more than "
+            f"the {counted} {unit} of the run; choose fewer",
             "warmup_steps + constant_steps <= steps",
             planned,
-            (total_steps,),
+            (counted,),
         )
 
 

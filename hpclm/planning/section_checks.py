@@ -21,7 +21,7 @@ def check(stage: StageContext) -> None:
         if getattr(recipe, section) is None:
             stage.needs((section,), example)
     trainer = recipe.trainer
-    if task.trains and trainer is not None and trainer.max_steps is None and trainer.max_epochs is None:
+    if task.trains and trainer is not None and not (trainer.max_steps or trainer.max_epochs or trainer.train_samples):
         stage.error(("trainer",), "sets no training length; add max_steps or max_epochs", "max_steps or max_epochs")
     task.check(stage)
     if recipe.prompts is not None and not task.takes_prompts:

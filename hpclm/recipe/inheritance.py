@@ -6,7 +6,7 @@ from hpclm.recipe.tree import Node
 
 # Keys that exclude each other: setting one of them removes an inherited other.
 ALTERNATIVES: dict[str, tuple[frozenset[str], ...]] = {
-    "trainer": (frozenset({"max_steps"}), frozenset({"max_epochs"})),
+    "trainer": (frozenset({"max_steps"}), frozenset({"max_epochs"}), frozenset({"train_samples"})),
     "tokenizer": (frozenset({"train"}), frozenset({"vocab_file", "merges_file"}), frozenset({"tokenizer_file"})),
 }
 

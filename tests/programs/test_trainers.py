@@ -247,6 +247,42 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
         assert expected in words, expected
 
 
+def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:
+    changes: tuple[tuple[str, Any], ...] = (
+        ("trainer", {"train_samples": 1000, "val_check_interval": 10}),
+        ("batch", {"global": 16, "micro": 2, "rampup": {"start": 8, "increment": 4, "samples": 100}}),
+        ("optim.schedule", {"name": "cosine", "warmup_samples": 50, "constant_samples": 200}),
+    )
+    plan = make_plan(load(megatron_recipe(tmp_path, *changes)))
+    assert plan.errors == ()
+    program = plan.stages[0].program
+    assert program is not None
+    words = " ".join(program.argv)
+    assert "--train-iters" not in words
+    assert "--train-samples 1000" in words
+    assert "--rampup-batch-size 8 4 100" in words
+    assert "--lr-decay-samples 800 --lr-warmup-samples 50" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"trainer.max_steps": 10}, "must be 117 or more, since the batch grows over 100 samples"),
+        ({"trainer.train_samples": 50}, "must be 117 or more"),
+        ({"trainer.train_samples": 500, "optim.schedule": {"warmup_steps": 3}}, "give warmup_samples"),
+        (
+            {"trainer.train_samples": 500, "batch.rampup.start": 7, "batch.rampup.increment": 3},
+            "7 is not a multiple of",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_growing_batch_is_said(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    batch = {"global": 16, "micro": 2, "rampup": {"start": 8, "increment": 4, "samples": 100}}
+    whole = (("trainer", {"val_check_interval": 10}), ("batch", batch), ("optim.schedule", {}), *changes.items())
+    plan = make_plan(load(megatron_recipe(tmp_path, *whole)))
+    assert any(expected in str(one) for one in plan.errors), plan.errors
+
+
 def test_a_trainer_that_cannot_read_our_checkpoints_takes_no_base(tmp_path: Path) -> None:
     stages = [{"name": "first", "task": "pretrain"}, {**PRETRAIN, "base": "first"}]
     plan = make_plan(load(megatron_recipe(tmp_path, ("stages", stages))))

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpclm import cli
+from hpclm.core.batch_schedule import BatchSchedule
 from hpclm.core.errors import RecipeError
-from hpclm.core.spec import StageSpec
+from hpclm.core.spec import RampupSpec, StageSpec
 from hpclm.planning import make_plan
 from hpclm.recipe import load
 from hpclm.recipe.import_report import imported
@@ -99,6 +100,7 @@ TRAINING_ARGS=(
     --micro-batch-size 1
     --global-batch-size 128
     --train-samples 12800000
+    --rampup-batch-size 32 32 96000
     --lr-decay-samples 11520000
     --lr-warmup-samples 128000
     --lr 1.5e-4
@@ -161,10 +163,14 @@ def test_arrays_conditions_and_samples(tmp_path: Path) -> None:
     parallel = spec.parallel
     assert (parallel.nodes, parallel.tensor, parallel.data, parallel.sequence_parallel) == (4, 4, 8, True)
     assert spec.trainer.precision == "bf16"
-    assert spec.trainer.max_steps == 100_000
+    grown = BatchSchedule(128, RampupSpec(32, 32, 96_000))
+    assert spec.batch.rampup == RampupSpec(32, 32, 96_000)
+    assert (spec.trainer.train_samples, spec.trainer.max_steps) == (12_800_000, grown.steps(12_800_000))
     optim = spec.optim
-    assert (optim.schedule, optim.anneal, optim.anneal_steps) == ("wsd", "cosine", 10_000)
-    assert (optim.warmup_steps, optim.constant_steps, optim.from_zero) == (1000, 10_000, True)
+    assert (optim.schedule, optim.anneal, optim.anneal_steps) == ("wsd", "cosine", 1_280_000)
+    assert (optim.warmup_steps, optim.constant_steps) == (128_000, 1_280_000)
+    assert optim.by_samples
+    assert optim.from_zero
     assert spec.indexed is not None
     assert [Path(one).name for one in spec.indexed.paths] == ["one_document", "two_document"]
     assert spec.indexed.weights == [0.3, 0.7]
@@ -182,20 +188,18 @@ def test_what_is_known_only_when_it_runs_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_every_refused_flag_is_told_at_its_line(tmp_path: Path) -> None:
-    text = POST.replace(
-        "--fp16", "--fp16\n--num-experts 8\n--rampup-batch-size 16 16 1000\n--fancy-new-flag\n--num-layer 3"
-    )
+    text = POST.replace("--fp16", "--fp16\n--num-experts 8\n--rampup-batch-size 16 16\n--fancy-new-flag\n--num-layer 3")
     with pytest.raises(RecipeError) as caught:
         load(written(tmp_path, text))
     lines = str(caught.value).split("\n")
     first = text.split("\n").index("--num-experts 8") + 1
     assert [line.partition(": ")[0] for line in lines] == [
         f"{tmp_path}/pretrain.sh:{first} --num-experts",
-        f"{tmp_path}/pretrain.sh:{first + 1} --rampup-batch-size",
         f"{tmp_path}/pretrain.sh:{first + 2} --fancy-new-flag",
         f"{tmp_path}/pretrain.sh:{first + 3} --num-layer",
+        f"{tmp_path}/pretrain.sh:{first + 1} --rampup-batch-size",
     ]
-    assert "did you mean --num-layers?" in lines[3]
+    assert "did you mean --num-layers?" in lines[2]
     # without them it is what it was
     left_out = ("~num_experts", "~rampup_batch_size", "~fancy_new_flag", "~num_layer")
     assert spec_of(written(tmp_path, text), *left_out, "hpclm.model.vocab_size=9") == spec_of(

@@ -35,12 +35,18 @@ def _leaves(model: Any = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _wrong_types() -> Iterator[Case]:
     for key, wrong in _leaves():
-        # these sections need one key whatever else is wrong with them
-        owned = {"program": ("argv", ["a"]), "nemo": ("model", "/a.nemo"), "megatron": ("data_path", ["a"])}
-        owned["indexed"] = ("paths", ["a"])
-        owned["trainer.recompute"] = ("granularity", "full")
+        # these sections need some keys whatever else is wrong with them
+        owned: dict[str, dict[str, object]] = {
+            "program": {"argv": ["a"]},
+            "nemo": {"model": "/a.nemo"},
+            "megatron": {"data_path": ["a"]},
+            "tokenize": {"inputs": ["a"]},
+            "indexed": {"paths": ["a"]},
+            "trainer.recompute": {"granularity": "full"},
+            "batch.rampup": {"start": 1, "increment": 1, "samples": 1},
+        }
         section = key.rpartition(".")[0]
-        needed = [(f"{section}.{owned[section][0]}", owned[section][1])] if section in owned else []
+        needed = [(f"{section}.{name}", value) for name, value in owned.get(section, {}).items()]
         yield recipe_case(f"type-{key}", changed(*needed, (key, wrong)), key.split(".")[-1], "must be")
     for section in sorted(section_names()):
         yield changed_case(section, "text", section, "must be", id=f"type-section-{section}")

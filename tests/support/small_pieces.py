@@ -20,5 +20,5 @@ def main(stage_dir: str, attempt: str) -> None:
         time.sleep(delay)
         return found
 
-    Worker.run = slow  # type: ignore[method-assign]
+    Worker.run = slow  # type: ignore[method-assign,assignment]
     entry.main(stage_dir, attempt)

@@ -12,6 +12,7 @@ import pytest
 
 from hpclm.core import spec as plan
 from hpclm.core.corpus_spec import CorpusSpec
+from hpclm.core.files import read_lines
 from hpclm.core.layout import StagePaths
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
@@ -87,3 +88,27 @@ def test_an_interrupted_run_goes_on_with_the_same_samples_at_another_split(data:
     paths.latest.write_text(json.dumps({"checkpoint": "step-00000007"}))
     moved = run(stage(data, "moved", Split(2), 20), attempt=2)
     same(losses(moved), losses(whole))
+
+
+def test_a_batch_that_grows_takes_the_same_samples_at_every_split_and_after_an_interruption(data: Path) -> None:
+    """The rate follows the samples, as Megatron-LM's does."""
+
+    def spec(name: str, split: Split, steps: int | None = None) -> plan.StageSpec:
+        made = stage(data, name, split)
+        batch = plan.BatchSpec(8, 2, 4 // split.data, plan.RampupSpec(4, 4, 20))
+        length = batch.schedule.steps(76)
+        optim = replace(made.optim, warmup_steps=16, schedule="linear", by_samples=True, from_zero=True)
+        trainer = replace(made.trainer, max_steps=steps or length, train_samples=76)
+        return replace(made, batch=batch, optim=optim, trainer=trainer)
+
+    whole = run(spec("grows", ALONE))
+    assert len(losses(whole)) == 5 + 7
+    same(losses(run(spec("grows-dp", Split(1, 1, 2)))), losses(whole))
+    rates = [row["lr"] for row in read_lines(whole.metrics) if row["kind"] == "train"]
+    consumed = [0, 4, 8, 12, 16, 20, 28]
+    expected = [min(1.0, one / 16) if one < 16 else (76 - one) / (76 - 16) for one in consumed]
+    assert [rate / 1e-2 for rate in rates[:7]] == pytest.approx(expected)
+    halved = spec("grows-halved", Split(2), 3)
+    run(replace(halved, checkpoint=plan.CheckpointSpec(save_interval_steps=3)))
+    StagePaths(data / "grows-halved").result.unlink()
+    same(losses(run(spec("grows-halved", ALONE), attempt=2)), losses(whole))

@@ -155,6 +155,8 @@ def _mark(spec: StageSpec, source: IndexedData, end: int) -> str:
     own = {**to_dict(source), "cache": None}
     facts: list[object] = [own, end, spec.trainer.seed, spec.trainer.max_steps, spec.trainer.max_epochs]
     facts += [spec.batch.global_batch_size, spec.trainer.val_batches]
+    if spec.trainer.train_samples is not None:
+        facts += [spec.trainer.train_samples]
     for prefix in [*source.paths, *source.validation]:
         for path in (bin_path(prefix), idx_path(prefix)):
             if not path.is_file():
@@ -190,7 +192,8 @@ def parts_of(spec: StageSpec, source: IndexedData, epoch_samples: int) -> dict[s
     size = spec.batch.global_batch_size
     epochs = (spec.trainer.max_epochs or 1) * max(1, epoch_samples // size)
     steps = spec.trainer.max_steps or epochs
-    train = Part(source.paths, _normalised(source.weights), source.bounds("train"), size * steps)
+    samples = spec.trainer.train_samples or size * steps
+    train = Part(source.paths, _normalised(source.weights), source.bounds("train"), samples)
     found = {"train": train}
     wanted = None if spec.trainer.val_batches is None else spec.trainer.val_batches * size
     if source.validation:

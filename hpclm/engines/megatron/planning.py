@@ -58,6 +58,7 @@ class StagePlanner:
         model = self.base_model.model
         topology = rules.split_devices(stage)
         accumulation = rules.split_batch(stage, topology)
+        rules.training_length(stage, topology)
         data, templates = self._data(prompts_stage, model)
         length = seq_length if data is None else data.max_seq_length
         if model is not None:
@@ -231,8 +232,9 @@ class StagePlanner:
                 recipe.batch.global_size,
                 (train_rows,),
             )
-        if recipe.trainer.max_steps is not None:
-            return recipe.trainer.max_steps
+        steps = lowering.max_steps(self.stage)
+        if steps is not None:
+            return steps
         if recipe.trainer.max_epochs is None or not train_rows:
             return None
         # Incomplete batches are left out, as the ranks' sampler does.

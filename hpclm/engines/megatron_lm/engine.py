@@ -36,7 +36,8 @@ class MegatronLm:
         support.check(stage)
         support.check_schedule(stage)
         topology = split(stage)
-        rules.learning_rate(stage, recipe.trainer.max_steps if recipe.trainer else None)
+        rules.training_length(stage, topology)
+        rules.learning_rate(stage, lowering.max_steps(stage))
         entries = vocabulary.from_recipe(stage)[1] if recipe.tokenizer is not None else None
         indexed = indexed_checks.resolve(stage, request.earlier, request.names)
         model = architecture.from_keys(stage, entries, recipe.indexed.seq_length if recipe.indexed else None)

@@ -36,6 +36,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
     for name, value in flags.items():
         argv += [f"--{name}", _braces(str(value))]
     argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
+    argv += _rampup(stage)
     argv += [*_paths(megatron, indexed), *_switches(stage, split, model, indexed)]
     argv += map(_braces, megatron.arguments)
     return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
@@ -72,16 +73,17 @@ def _rotary(model: ModelSpec) -> dict[str, object]:
 
 def _training(stage: StageContext) -> dict[str, object]:
     trainer, batch, optim = stage.recipe.trainer, stage.recipe.batch, stage.recipe.optim
+    steps = lowering.max_steps(stage)
     assert trainer is not None
-    assert trainer.max_steps is not None
+    assert steps is not None
     assert batch is not None
     assert optim is not None
     # the default, each epoch, is the end of the run: Megatron-LM knows no epochs
-    interval = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else trainer.max_steps
+    interval = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else steps
     return {
         "micro-batch-size": batch.micro_size,
         "global-batch-size": batch.global_size,
-        "train-iters": trainer.max_steps,
+        **({"train-iters": steps} if trainer.train_samples is None else {"train-samples": trainer.train_samples}),
         "lr": optim.lr,
         "min-lr": optim.min_lr,
         "weight-decay": optim.weight_decay,
@@ -97,21 +99,29 @@ def _training(stage: StageContext) -> dict[str, object]:
     }
 
 
+def _rampup(stage: StageContext) -> list[str]:
+    """One flag with three values."""
+    grows = stage.recipe.batch.rampup if stage.recipe.batch is not None else None
+    return [] if grows is None else ["--rampup-batch-size", *map(str, (grows.start, grows.increment, grows.samples))]
+
+
 def _schedule(stage: StageContext) -> dict[str, object]:
     """The decay ends where the constant steps begin."""
     trainer, spec = stage.recipe.trainer, lowering.optim(stage)
     assert trainer is not None
-    assert trainer.max_steps is not None
-    constant = spec.constant(trainer.max_steps)
+    unit = "samples" if spec.by_samples else "iters"
+    length = trainer.train_samples or trainer.max_steps
+    assert length is not None
+    constant = spec.constant(length)
     found: dict[str, object] = {"lr-decay-style": _STYLES.get(spec.schedule, spec.schedule)}
     if constant:
-        found["lr-decay-iters"] = trainer.max_steps - constant
+        found[f"lr-decay-{unit}"] = length - constant
     if spec.warmup_ratio is not None:
         found["lr-warmup-fraction"] = spec.warmup_ratio
     else:
-        found["lr-warmup-iters"] = spec.warmup_steps
+        found[f"lr-warmup-{unit}"] = spec.warmup_steps
     if spec.schedule == "wsd":
-        found |= {"lr-wsd-decay-style": spec.anneal, "lr-wsd-decay-iters": spec.anneal_steps}
+        found |= {"lr-wsd-decay-style": spec.anneal, f"lr-wsd-decay-{unit}": spec.anneal_steps}
     return found
 
 

@@ -26,10 +26,13 @@ _OF_KEYS = {
     "--micro-batch-size": "batch.micro",
     "--global-batch-size": "batch.global",
     "--train-iters": "trainer.max_steps",
+    "--train-samples": "trainer.train_samples",
+    "--rampup-batch-size": "batch.rampup",
     "--lr": "optim.lr",
     "--min-lr": "optim.min_lr",
     "--lr-decay-style": "optim.schedule.name",
     "--lr-warmup-iters": "optim.schedule.warmup_steps",
+    "--lr-warmup-samples": "optim.schedule.warmup_samples",
     "--lr-warmup-fraction": "optim.schedule.warmup_ratio",
     "--weight-decay": "optim.weight_decay",
     "--clip-grad": "trainer.gradient_clip_norm",
@@ -64,7 +67,7 @@ def check(stage: StageContext) -> None:
     own = recipe.own_section("megatron", Megatron)
     trainer = recipe.trainer
     if trainer is not None:
-        if trainer.max_steps is None:
+        if trainer.max_steps is None and trainer.train_samples is None:
             stage.error(("trainer", "max_steps"), "is missing; Megatron-LM counts steps, not epochs", "max_steps")
         if isinstance(trainer.val_check_interval, float) and _is_written(stage, "trainer", "val_check_interval"):
             stage.error(
@@ -188,9 +191,10 @@ def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | No
 def check_schedule(stage: StageContext) -> None:
     """lr_warmup_steps < lr_decay_steps (OptimizerParamScheduler)."""
     trainer, spec = stage.recipe.trainer, lowering.optim(stage)
-    if trainer is None or trainer.max_steps is None or stage.recipe.optim is None:
+    length = None if trainer is None else trainer.train_samples or trainer.max_steps
+    if length is None or stage.recipe.optim is None:
         return
-    warmup, decay = spec.warmup(trainer.max_steps), trainer.max_steps - spec.constant(trainer.max_steps)
+    warmup, decay = spec.warmup(length), length - spec.constant(length)
     if warmup >= decay:
         stage.error(
             ("optim", "schedule", "warmup_steps"),

@@ -39,6 +39,10 @@ class Nemo:
         topology = split(stage)
         if recipe.trainer is not None and recipe.trainer.deterministic:
             stage.error(("trainer", "deterministic"), "NeMo's scripts have no switch for it; leave it out", "nemo")
+        if recipe.trainer is not None and recipe.trainer.train_samples is not None:
+            what = "is not known to NeMo's scripts; give max_steps or max_epochs"
+            stage.error(("trainer", "train_samples"), what, "nemo's length")
+        rules.training_length(stage, topology)
         data, templates = rows_and_templates(request)
         rules.learning_rate(stage, recipe.trainer.max_steps if recipe.trainer else None)
         program = None

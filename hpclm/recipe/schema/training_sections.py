@@ -11,11 +11,34 @@ from hpclm.core.spec import Anneal, ScheduleName
 from hpclm.recipe.schema.base import Count, Fraction, NotNegative, Section, described, fault, registered
 
 
+class Rampup(Section):
+    """A global batch that grows over the first samples (Megatron-LM's --rampup-batch-size)."""
+
+    start: Count = Field(description="samples of the first step")
+    increment: Count = Field(description="how much the batch grows at a time")
+    samples: Annotated[int, Field(ge=1, le=10**15)] = Field(description="samples until it has its full size")
+
+
 class Batch(Section):
     """Samples per step over all ranks, and samples per forward pass."""
 
     global_size: Count = Field(alias="global", description="samples per step, over all ranks")
     micro_size: Count = Field(default=1, alias="micro", description="samples per forward pass on one rank")
+    rampup: Rampup | None = Field(
+        default=None, description="pretrain on indexed data, with train_samples; null: global from the first step on"
+    )
+
+    @model_validator(mode="after")
+    def _grows_to_global(self) -> Batch:
+        if self.rampup is None:
+            return self
+        start, increment = self.rampup.start, self.rampup.increment
+        if start >= self.global_size or (self.global_size - start) % increment:
+            raise fault(
+                f"rampup does not reach global {self.global_size} from start {start} by {increment} at a time; choose "
+                "an increment that divides their difference"
+            )
+        return self
 
 
 Metric = registered(METRICS)
@@ -65,9 +88,12 @@ class Recompute(Section):
 
 
 class Trainer(Section):
-    """Training length and precision. To train, give one of `max_steps` and `max_epochs`."""
+    """Training length and precision. To train, give one of `max_steps`, `max_epochs` and `train_samples`."""
 
     max_steps: Count | None = Field(default=None, description="optimizer steps")
+    train_samples: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
+        default=None, description="the length in samples instead, as in Megatron-LM"
+    )
     max_epochs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(
         default=None, description="passes over the training rows"
     )
@@ -93,9 +119,13 @@ class Trainer(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> Trainer:
-        if self.max_steps is not None and self.max_epochs is not None:
-            raise fault("max_steps and max_epochs exclude each other; keep one")
+        lengths = [name for name in ("max_steps", "max_epochs", "train_samples") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise fault(f"{' and '.join(lengths)} exclude each other; keep one")
         return self
+
+
+Samples = Annotated[int, Field(ge=0, le=10**15)]
 
 
 class Schedule(Section):
@@ -111,13 +141,27 @@ class Schedule(Section):
     from_zero: bool = Field(default=False, description="the first step has a rate of 0, as in Megatron-LM")
     anneal_steps: NotNegative = Field(default=0, description="wsd: steps from lr to min_lr, before the constant ones")
     anneal: Anneal = Field(default="exponential", description="wsd: how the rate falls")
+    warmup_samples: Samples = Field(default=0, description="with train_samples: the same in samples")
+    constant_samples: Samples = Field(default=0, description="with train_samples: the same in samples")
+    anneal_samples: Samples = Field(default=0, description="with train_samples: the same in samples")
+
+    @property
+    def in_steps(self) -> list[str]:
+        """Keys that count steps and are not 0; `in_samples` likewise."""
+        return [f"{name}_steps" for name in ("warmup", "constant", "anneal") if getattr(self, f"{name}_steps")]
+
+    @property
+    def in_samples(self) -> list[str]:
+        return [f"{name}_samples" for name in ("warmup", "constant", "anneal") if getattr(self, f"{name}_samples")]
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Schedule:
         for name in ("warmup", "constant"):
-            if getattr(self, f"{name}_steps") and getattr(self, f"{name}_ratio") is not None:
-                raise fault(f"{name}_steps and {name}_ratio are both given; keep one")
-        if (self.name == "wsd") != (self.anneal_steps > 0):
+            given = [kind for kind in ("steps", "samples") if getattr(self, f"{name}_{kind}")]
+            given += ["ratio"] if getattr(self, f"{name}_ratio") is not None else []
+            if len(given) > 1:
+                raise fault(f"{name}_{given[0]} and {name}_{given[1]} are both given; keep one")
+        if (self.name == "wsd") != bool(self.anneal_steps or self.anneal_samples):
             raise fault("anneal_steps belongs to name: wsd, which needs it; give both or neither")
         return self
 

@@ -115,6 +115,7 @@ class Trainer:
         optimizer = OPTIMIZERS[spec.backends.optimizer]
         self.optimizer = optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device, loss_scale)
         trainer = spec.trainer
+        self.schedule = spec.batch.schedule
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.val_interval = _interval(trainer.val_check_interval, batches.steps_per_epoch)
         self.has_dropout = frozen_passes.has_dropout(spec, frozen=model.frozen)
@@ -185,7 +186,7 @@ class Trainer:
         else:
             losses = self.passes(micro_batches, share=share, loss_scale=self.optimizer.loss_scale.scale)
         self._prefetch(step + 1)
-        norm = self.optimizer.step(learning_rate(self.spec.optim, step, self.total_steps))
+        norm = self.optimizer.step(self._learning_rate(step))
         owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
         owns_tokens = self.groups.is_first_stage and self.groups.tensor_rank == 0
         tokens = sum(_real_tokens(batch) for batch in micro_batches) if owns_tokens else 0
@@ -196,6 +197,12 @@ class Trainer:
         with heartbeat.waiting():
             loss, tokens, stops = sums.tolist()
         return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
+
+    def _learning_rate(self, step: int) -> float:
+        optim, samples = self.spec.optim, self.spec.trainer.train_samples
+        if optim.by_samples and samples is not None:
+            return learning_rate(optim, self.schedule.consumed(step), samples)
+        return learning_rate(optim, step, self.total_steps)
 
     def _prefetch(self, step: int) -> None:
         """Make the next step's micro-batches while a GPU is still at work on this one's."""
@@ -272,7 +279,7 @@ class Trainer:
                 step,
                 {
                     "loss": outcome.loss,
-                    "lr": learning_rate(self.spec.optim, step - 1, self.total_steps),
+                    "lr": self._learning_rate(step - 1),
                     "grad_norm": outcome.grad_norm,
                     "tokens_per_s": rate,
                     "seconds_per_step": seconds,

@@ -216,11 +216,10 @@ class Flags:
             self._put("batch.global", self.flags["micro_batch_size"].place, int(micro) * max(1, devices // model))
 
     def _training(self) -> None:
-        steps = self._steps("train_iters", "train_samples")
-        if steps is None:
+        if "train_iters" not in self.flags and "train_samples" not in self.flags:
             self.faults.append(f"{self.place}: --train-iters is missing; add it")
-        else:
-            self._put("trainer.max_steps", self._place_of("train_iters", "train_samples"), steps)
+        self._take("train_iters", "train_samples")
+        self._rampup()
         self._take("eval_interval", "eval_iters", "log_interval", "clip_grad", "seed", "deterministic_mode")
         self._take("save_interval", "recompute_granularity", "recompute_method", "recompute_num_layers")
         if self._is_on("recompute_activations"):
@@ -231,19 +230,25 @@ class Flags:
         for key in ("trainer.val_check_interval", "trainer.val_batches", "trainer.log_interval_steps"):
             self._default(key)
 
-    def _steps(self, iterations: str, samples: str) -> int | None:
-        """A length in steps, of steps or of samples."""
-        if iterations in self.flags:
-            found = self._number(iterations)
-            return None if found is None else int(found)
-        count = self._number(samples) if samples in self.flags else None
-        size = self._number("global_batch_size") if count is not None else None
-        if count is None or not size:
-            return None
-        steps = int(count // size)
-        if count % size:
-            self.fates[samples] = KeyFate.TAKEN, f"{TAKEN[samples][0]}; {count:g} samples are {count / size:.1f} steps"
-        return steps
+    def _rampup(self) -> None:
+        """Start, increment, samples."""
+        node = self._node("rampup_batch_size")
+        if node is None:
+            return
+        words = [str(one.value) for one in node.value] if isinstance(node.value, list) else []
+        if len(words) != 3 or not all(one.isdecimal() and one.isascii() for one in words):
+            self.faults.append(f"{node.place}: needs three numbers: start, increment, samples")
+            return
+        for key, word in zip(("start", "increment", "samples"), words, strict=True):
+            self._put(f"batch.rampup.{key}", node.place, int(word))
+
+    def _length(self, name: str) -> int | None:
+        """A length in the unit of the training's: of `name_iters` or `name_samples`."""
+        found = self._number(f"{name}_{self._unit()}")
+        return None if found is None else int(found)
+
+    def _unit(self) -> str:
+        return "samples" if "train_samples" in self.flags else "iters"
 
     def _place_of(self, *names: str) -> Place:
         return next((self.flags[name].place for name in names if name in self.flags), self.place)
@@ -262,28 +267,39 @@ class Flags:
             self._put("optim.schedule.name", self.flags["lr_decay_style"].place, style)
         self._default("optim.schedule.name")
         self._default("optim.schedule.from_zero")
-        total = self._steps("train_iters", "train_samples")
-        decay = self._steps("lr_decay_iters", "lr_decay_samples") or total
+        self._lengths(style)
+
+    def _lengths(self, style: str | None) -> None:
+        """Warm-up, decay and annealing, in steps or in samples as the training is."""
+        unit, other = ("samples", "iters") if self._unit() == "samples" else ("iters", "samples")
+        key = "samples" if unit == "samples" else "steps"
+        for name in ("lr_decay", "lr_warmup", "lr_wsd_decay"):
+            if self._node(f"{name}_{other}") is not None:
+                instead = f"--{name}-{unit}".replace("_", "-")
+                what = f"counts {other}, and the training {unit}; give {instead}"
+                self.faults.append(f"{self.flags[f'{name}_{other}'].place}: {what}")
+        total = self._length("train")
+        decay = self._length("lr_decay") or total
         if total is None or decay is None:
             return
-        place = self._place_of("lr_decay_iters", "lr_decay_samples")
+        place = self._place_of(f"lr_decay_{unit}")
         if decay > total:
-            self.faults.append(f"{place}: the rate would fall for {decay} steps, more than the {total} of the training")
+            self.faults.append(f"{place}: the rate would fall for {decay} {key}, more than the {total} of the training")
         elif decay < total:
-            self._put("optim.schedule.constant_steps", place, total - decay)
-        warmup = self._steps("lr_warmup_iters", "lr_warmup_samples")
+            self._put(f"optim.schedule.constant_{key}", place, total - decay)
+        warmup = self._length("lr_warmup")
         fraction = self._number("lr_warmup_fraction")
         if fraction is not None:
             warmup = int(fraction * decay)
         if warmup:
-            at = self._place_of("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples")
-            self._put("optim.schedule.warmup_steps", at, warmup)
+            at = self._place_of("lr_warmup_fraction", f"lr_warmup_{unit}")
+            self._put(f"optim.schedule.warmup_{key}", at, warmup)
         if style == "wsd":
-            anneal = self._steps("lr_wsd_decay_iters", "lr_wsd_decay_samples")
+            anneal = self._length("lr_wsd_decay")
             if anneal is None:
-                self.faults.append(f"{self.flags['lr_decay_style'].place}: WSD needs --lr-wsd-decay-iters")
+                self.faults.append(f"{self.flags['lr_decay_style'].place}: WSD needs --lr-wsd-decay-{unit}")
             else:
-                self._put("optim.schedule.anneal_steps", self._place_of("lr_wsd_decay_iters"), anneal)
+                self._put(f"optim.schedule.anneal_{key}", self._place_of(f"lr_wsd_decay_{unit}"), anneal)
             self._take("lr_wsd_decay_style")
 
     def _data(self) -> None:

@@ -57,7 +57,7 @@ class PretrainingBatches:
         self.data, self.device, self.end = data, groups.device, end
         self.resets = spec.indexed is not None and spec.indexed.reset_attention
         batch = spec.batch
-        self.size = batch.global_batch_size
+        self.size, self.schedule = batch.global_batch_size, batch.schedule
         self.order = GlobalBatchSampler(
             len(data.train),
             global_batch_size=self.size,
@@ -76,7 +76,7 @@ class PretrainingBatches:
         count = len(self.data.train)
         if not self.data.is_shuffled:
             return [self._batch(self.data.train, rows) for rows in self.order.step(step)]
-        rows = [number % count for number in range(step * self.size, (step + 1) * self.size)]
+        rows = [number % count for number in range(self.schedule.consumed(step), self.schedule.consumed(step + 1))]
         return [self._batch(self.data.train, rows) for rows in self.share(rows)]
 
     def weight(self, step: int) -> None:

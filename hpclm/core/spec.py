@@ -94,7 +94,8 @@ class TokenizerSpec:
 
 @dataclass(frozen=True)
 class ParallelSpec:
-    """The split. world_size = tensor · pipeline · data; rank = tp + TP·(dp + DP·pp) (Megatron's order)."""
+    """The split. world_size = tensor · context · data · pipeline; rank = tp + TP·(cp + CP·(dp + DP·pp)) (Megatron's
+    order)."""
 
     tensor: int
     pipeline: int
@@ -103,6 +104,7 @@ class ParallelSpec:
     nodes: int
     devices_per_node: int
     sequence_parallel: bool = False
+    context: int = 1
 
 
 @dataclass(frozen=True)

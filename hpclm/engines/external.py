@@ -95,14 +95,14 @@ def program_plan(
     )
 
 
-def split(stage: StageContext) -> Topology | None:
-    """The topology, with the checks of batch and precision that every trainer shares."""
-    topology = rules.split_devices(stage)
-    rules.split_batch(stage, topology)
+def split(stage: StageContext, context: int = 1) -> tuple[Topology | None, int | None]:
+    """The topology and the micro-batches of a rank in a step, with the checks that every trainer shares."""
+    topology = rules.split_devices(stage, context)
+    accumulation = rules.split_batch(stage, topology)
     rules.precision(stage, lowering.precision(stage))
     if lowering.precision(stage) == "tf32":
         what = (
             "tf32 is for engine megatron; choose fp32, and allow TF32 in the image (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1)"
         )
         stage.error(("trainer", "precision"), what, "engine's precision")
-    return topology
+    return topology, accumulation

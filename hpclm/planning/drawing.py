@@ -38,6 +38,7 @@ def _stage(stage: StagePlan, twin: str) -> str:
     ranks = f"{split.world_size} rank{'s' if split.world_size > 1 else ''}"
     lines.append(
         f"  {nodes} = {ranks} = tensor {split.tensor} × pipeline {split.pipeline} × data {split.data}"
+        + (f" × context {split.context}" if split.context > 1 else "")
         + (", sequence parallel" if split.sequence_parallel else "")
     )
     lines += _batch(stage)
@@ -127,6 +128,7 @@ def _cell(place: RankPlace | None, stage: StagePlan) -> tuple[str, str]:
     assert stage.parallel is not None
     parts = [f"t{place.tensor}"]
     parts += [f"p{place.pipeline}"] if stage.parallel.pipeline > 1 else []
+    parts += [f"c{place.context}"] if stage.parallel.context > 1 else []
     parts += [f"d{place.data}"] if stage.parallel.data > 1 else []
     return f"rank {place.rank}", " ".join(parts)
 
@@ -162,4 +164,6 @@ def _legend(stage: StagePlan) -> str:
         parts.append(f"p: pipeline stage, 0–{split.pipeline - 1}")
     if split.data > 1:
         parts.append(f"d: replica, 0–{split.data - 1}")
+    if split.context > 1:
+        parts.append(f"c: part of each sequence, 0–{split.context - 1}")
     return f"  ({'; '.join(parts)})"

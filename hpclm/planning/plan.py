@@ -95,7 +95,11 @@ class StagePlan:
     @property
     def topology(self) -> Topology | None:
         split = self.parallel
-        return Topology(split.tensor, split.pipeline, split.nodes, split.devices_per_node) if split else None
+        return (
+            Topology(split.tensor, split.pipeline, split.nodes, split.devices_per_node, split.context)
+            if split
+            else None
+        )
 
     @property
     def ranks(self) -> list[RankPlace]:
@@ -114,6 +118,7 @@ class StagePlan:
             "tensor_parallel": split.tensor if split else None,
             "pipeline_parallel": split.pipeline if split else None,
             "data_parallel": split.data if split else None,
+            "context_parallel": split.context if split else None,
             "sequence_parallel": split.sequence_parallel if split else None,
             "world_size": self.resources.nodes * self.resources.devices_per_node,
             "nodes": self.resources.nodes,

@@ -16,10 +16,10 @@ from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
 
 
-def split_devices(stage: StageContext) -> Topology | None:
-    """devices % (TP·PP) == 0, and tensor groups within one node."""
+def split_devices(stage: StageContext, context: int = 1) -> Topology | None:
+    """devices % (TP·CP·PP) == 0, and tensor groups within one node."""
     parallel, resources = stage.recipe.parallel, stage.recipe.resources
-    model_size = parallel.tensor * parallel.pipeline
+    model_size = parallel.tensor * parallel.pipeline * context
     world = resources.nodes * resources.devices_per_node
     if world % model_size:
         fitting = [d for d in range(1, 65) if resources.nodes * d % model_size == 0]
@@ -27,20 +27,21 @@ def split_devices(stage: StageContext) -> Topology | None:
         nodes = [n for n in range(1, 4097) if n * resources.devices_per_node % model_size == 0]
         hints = [f"devices_per_node {either(choices)}"] if choices else []
         hints += [f"nodes {either(closest(nodes, resources.nodes, 2))}"] if nodes else []
-        splits = [t for t in divisors(world) if world % (t * parallel.pipeline) == 0]
+        splits = [t for t in divisors(world) if world % (t * parallel.pipeline * context) == 0]
         hints += [f"tensor {either(closest(splits, parallel.tensor))}"] if splits else []
         reason = ", the evaluation too" if stage.task.answers else ""
         stage.error(
             ("resources", "devices_per_node"),
             f"{resources.nodes} × {resources.devices_per_node} = {world} devices are not a multiple of "
-            f"tensor {parallel.tensor} × pipeline {parallel.pipeline} = {model_size}{reason}; "
+            f"tensor {parallel.tensor} × pipeline {parallel.pipeline}"
+            f"{f' × context {context}' if context > 1 else ''} = {model_size}{reason}; "
             f"choose {', or '.join(hints)}",
             "devices % (tensor · pipeline) == 0",
             world,
             multiples(model_size, world),
         )
         return None
-    topology = Topology(parallel.tensor, parallel.pipeline, resources.nodes, resources.devices_per_node)
+    topology = Topology(parallel.tensor, parallel.pipeline, resources.nodes, resources.devices_per_node, context)
     _tensor_within_node(stage, topology)
     if stage.task.answers and topology.data > 1:
         stage.info(
@@ -67,13 +68,14 @@ def _tensor_within_node(stage: StageContext, topology: Topology) -> None:
         )
 
 
-def split_model(stage: StageContext, model: ModelSpec) -> None:
-    """Heads, key/value groups, MLP and vocabulary by TP; layers by PP."""
+def split_model(stage: StageContext, model: ModelSpec, *, evenly: bool = True) -> None:
+    """Heads, key/value groups, MLP and vocabulary by TP; layers by PP, if `evenly`."""
     tensor, pipeline = stage.recipe.parallel.tensor, stage.recipe.parallel.pipeline
     _divides(stage, ("parallel", "tensor"), tensor, "num_attention_heads", model.num_attention_heads)
     _divides(stage, ("parallel", "tensor"), tensor, "ffn_hidden_size", model.ffn_hidden_size)
     _divides(stage, ("parallel", "tensor"), tensor, "padded_vocab_size", model.padded_vocab_size)
-    _divides(stage, ("parallel", "pipeline"), pipeline, "num_layers", model.num_layers)
+    if evenly:
+        _divides(stage, ("parallel", "pipeline"), pipeline, "num_layers", model.num_layers)
     groups = model.num_query_groups
     if groups % tensor and tensor % groups:
         choices = closest([t for t in range(1, 1025) if groups % t == 0 or t % groups == 0], tensor)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Parallel axes from the innermost, whose neighbours are consecutive ranks, to the outermost: `tp-cp-ep-dp-pp` of
-# megatron/core/parallel_state.py (RankGenerator), with context and expert parallelism of 1.
-AXES = ("tensor", "data", "pipeline")
+# megatron/core/parallel_state.py (RankGenerator), without experts.
+AXES = ("tensor", "context", "data", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,14 @@ class RankPlace:
     pipeline: int
     data: int
     tensor: int
+    context: int = 0
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A split of nodes · devices_per_node ranks into tensor · pipeline · data.
+    """A split of nodes · devices_per_node ranks into tensor · context · data · pipeline.
 
-    rank = tp + TP·(dp + DP·pp), by the order of AXES. Neighbouring ranks share a node,
+    rank = tp + TP·(cp + CP·(dp + DP·pp)), by the order of AXES. Neighbouring ranks share a node,
     so the tensor group, which communicates most, does.
     """
 
@@ -33,10 +34,11 @@ class Topology:
     pipeline: int
     nodes: int
     devices_per_node: int
+    context: int = 1
 
     def __post_init__(self) -> None:
-        if self.world_size % (self.tensor * self.pipeline):
-            raise ValueError(f"{self.world_size} ranks are not a multiple of {self.tensor} × {self.pipeline}")
+        if self.world_size % self.model_size:
+            raise ValueError(f"{self.world_size} ranks are not a multiple of {self.model_size}")
 
     @property
     def world_size(self) -> int:
@@ -44,8 +46,13 @@ class Topology:
 
     @property
     def data(self) -> int:
-        """Data-parallel degree: the ranks divided by tensor and pipeline."""
-        return self.world_size // (self.tensor * self.pipeline)
+        """Data-parallel degree: the ranks divided by those of one replica."""
+        return self.world_size // self.model_size
+
+    @property
+    def model_size(self) -> int:
+        """Ranks of one replica of the model."""
+        return self.tensor * self.context * self.pipeline
 
     @property
     def axes(self) -> list[tuple[str, int]]:
@@ -53,10 +60,10 @@ class Topology:
         return [(name, getattr(self, name)) for name in AXES]
 
     def rank(self, **coordinates: int) -> int:
-        """The rank at these coordinates, one for each axis."""
+        """The rank at these coordinates, 0 for an axis that is not named."""
         rank, stride = 0, 1
         for name, degree in self.axes:
-            rank, stride = rank + coordinates[name] * stride, stride * degree
+            rank, stride = rank + coordinates.get(name, 0) * stride, stride * degree
         return rank
 
     def place(self, rank: int) -> RankPlace:

@@ -53,5 +53,6 @@ def test_the_json_has_what_scripts_rely_on() -> None:
     }
     assert {key: made[key] for key in wanted} == wanted
     assert len(made["ranks"]) == 16
-    assert made["ranks"][13] == {"rank": 13, "node": 1, "local_rank": 5, "pipeline": 0, "data": 3, "tensor": 1}
+    place = {"rank": 13, "node": 1, "local_rank": 5, "pipeline": 0, "data": 3, "context": 0, "tensor": 1}
+    assert made["ranks"][13] == place
     assert {"severity", "where", "message", "rule", "value", "choices"} == set(made["findings"][0])

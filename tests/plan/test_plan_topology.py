@@ -8,29 +8,30 @@ from hypothesis import strategies as st
 
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.core.vocabulary_size import padded_vocab_size
-from hpclm.planning.topology import RankPlace, Topology
+from hpclm.planning.topology import AXES, RankPlace, Topology
 
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
     """Any split of up to 4096 ranks over any nodes that hold them."""
     tensor, pipeline, data = (draw(st.integers(1, 16)) for _ in range(3))
-    world = tensor * pipeline * data
+    context = draw(st.sampled_from([1, 1, 2, 3]))
+    world = tensor * pipeline * data * context
     nodes = draw(st.sampled_from(divisors(world)))
-    return Topology(tensor, pipeline, nodes, world // nodes)
+    return Topology(tensor, pipeline, nodes, world // nodes, context)
 
 
 def coordinates(place: RankPlace, **steps: int) -> dict[str, int]:
     """Where a rank stands on each axis, moved by `steps`."""
-    return {axis: getattr(place, axis) + steps.get(axis, 0) for axis in ("tensor", "data", "pipeline")}
+    return {axis: getattr(place, axis) + steps.get(axis, 0) for axis in AXES}
 
 
 @given(topologies())
 def test_every_rank_has_one_place_and_every_place_one_rank(topology: Topology) -> None:
     places = topology.places()
     assert [place.rank for place in places] == list(range(topology.world_size))
-    distinct = {(place.pipeline, place.data, place.tensor) for place in places}
-    assert len(distinct) == topology.world_size == topology.tensor * topology.pipeline * topology.data
+    distinct = {(place.pipeline, place.data, place.context, place.tensor) for place in places}
+    assert len(distinct) == topology.world_size == topology.model_size * topology.data
     for place in places:
         assert topology.rank(**coordinates(place)) == place.rank
         assert 0 <= place.tensor < topology.tensor
@@ -45,18 +46,20 @@ def test_tensor_groups_are_neighbours_and_pipeline_stages_are_far_apart(topology
     for place in topology.places():
         if place.tensor + 1 < topology.tensor:
             assert topology.rank(**coordinates(place, tensor=1)) == place.rank + 1
+        if place.context + 1 < topology.context:
+            assert topology.rank(**coordinates(place, context=1)) == place.rank + topology.tensor
         if place.data + 1 < topology.data:
-            assert topology.rank(**coordinates(place, data=1)) == place.rank + topology.tensor
+            assert topology.rank(**coordinates(place, data=1)) == place.rank + topology.tensor * topology.context
         if place.pipeline + 1 < topology.pipeline:
-            step = topology.tensor * topology.data
+            step = topology.tensor * topology.context * topology.data
             assert topology.rank(**coordinates(place, pipeline=1)) == place.rank + step
 
 
 @given(topologies())
 def test_groups_across_nodes_are_counted_as_they_lie(topology: Topology) -> None:
-    nodes: dict[tuple[int, int], set[int]] = {}
+    nodes: dict[tuple[int, int, int], set[int]] = {}
     for place in topology.places():
-        nodes.setdefault((place.pipeline, place.data), set()).add(place.node)
+        nodes.setdefault((place.pipeline, place.data, place.context), set()).add(place.node)
     assert topology.tensor_groups_across_nodes() == sum(len(group) > 1 for group in nodes.values())
 
 
@@ -76,7 +79,7 @@ def test_megatrons_own_example() -> None:
 
 
 def test_ranks_that_cannot_be_split_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 ranks are not a multiple of 4 × 1"):
+    with pytest.raises(ValueError, match="6 ranks are not a multiple of 4"):
         Topology(4, 1, 2, 3)
 
 

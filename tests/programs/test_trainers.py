@@ -169,7 +169,6 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ((("indexed", {"paths": ["x"]}),), "indexed.paths are both given; keep indexed"),
         ((("stages.0.text", {"paths": ["."]}),), "text: is not read by Megatron-LM"),
         ((("megatron.arguments", ["--lr", "1"]),), "--lr is made from optim.lr; set that instead"),
-        ((("megatron.arguments", ["--context-parallel-size=2"]),), "context parallelism changes which ranks there are"),
         ((("parallel.sequence", True), ("model.max_position_embeddings", 63)), "63 is not a multiple of tensor 2"),
         ((("parallel.tensor", 3), ("resources.devices_per_node", 3)), "3"),
     ],
@@ -245,6 +244,74 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
         "--group-query-attention --num-query-groups 2",
     ):
         assert expected in words, expected
+
+
+def on_pipeline(*words: str) -> tuple[tuple[str, Any], ...]:
+    """Four layers on two pipeline stages, two micro-batches a step."""
+    return (
+        ("megatron.arguments", list(words)),
+        ("parallel", {"tensor": 1, "pipeline": 2}),
+        ("resources.devices_per_node", 4),
+        ("model.num_layers", 4),
+        ("batch", {"global": 8, "micro": 2}),
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--context-parallel-size", "2"],
+        ["--decoder-first-pipeline-num-layers", "1"],
+        ["--num-virtual-stages-per-pipeline-rank", "2"],
+        ["--num_layers_per_virtual_pipeline_stage=1"],
+        ["--pipeline-model-parallel-layout", "Et|tttL"],
+    ],
+)
+def test_arguments_of_the_split_are_understood(tmp_path: Path, words: list[str]) -> None:
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline(*words))))
+    assert plan.errors == ()
+    split = plan.stages[0].parallel
+    assert split is not None
+    context = 2 if "context" in words[0] else 1
+    assert (split.context, split.data) == (context, 2 // context)
+    assert [place.context for place in plan.stages[0].ranks] == [rank % context for rank in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--context-parallel-size=3"], "4 devices are not a multiple of tensor 1 × pipeline 2 × context 3 = 6"),
+        (["--context-parallel-size", "two"], "needs a whole number"),
+        (["--decoder-first-pipeline-num-layers", "4"], "leaves 0 layers for 1 pipeline stages"),
+        (["--num-virtual-stages-per-pipeline-rank", "3"], "3 does not divide the 2 layers of a pipeline stage"),
+        (["--account-for-loss-in-pipeline-split"], "makes 5 layers for pipeline 2"),
+        (["--expert-model-parallel-size", "2"], "2 needs --num-experts"),
+        (["--num-experts", "2"], "set model.add_bias_linear to false"),
+        (
+            ["--num-layers-per-virtual-pipeline-stage", "1", "--pipeline-model-parallel-layout", "Et|tttL"],
+            "exclude each other",
+        ),
+    ],
+)
+def test_arguments_that_megatron_lm_refuses_are_refused(tmp_path: Path, words: list[str], expected: str) -> None:
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline(*words))))
+    assert any(expected in str(one) for one in plan.errors), plan.errors
+
+
+def test_interleaved_stages_need_whole_groups_of_micro_batches(tmp_path: Path) -> None:
+    words = on_pipeline("--num-virtual-stages-per-pipeline-rank", "2")
+    plan = make_plan(load(megatron_recipe(tmp_path, *words, ("batch", {"global": 12, "micro": 2}))))
+    (found,) = plan.errors
+    assert "needs a multiple of pipeline 2 micro-batches in a step, and there are 3" in str(found)
+
+
+def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
+    plan = make_plan(
+        load(megatron_recipe(tmp_path, ("megatron.arguments", ["--recompute-activation", "--use-flash-attn"])))
+    )
+    (found,) = [one for one in plan.findings if one.rule == "known flags"]
+    assert "--recompute-activation is no flag of Megatron-LM" in found.message
+    assert "did you mean --recompute-activations?" in found.message
 
 
 def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:

@@ -29,20 +29,25 @@ class MegatronLm:
         return {"megatron": (Megatron, "needed by engine megatron-lm")}
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
-        from hpclm.engines.megatron_lm import support
+        from hpclm.engines.megatron_lm import arguments, support
+        from hpclm.engines.megatron_lm.section import Megatron
 
         stage, recipe = request.stage, request.stage.recipe
         check_sections(stage, "megatron")
         support.check(stage)
         support.check_schedule(stage)
-        topology = split(stage)
+        own = recipe.own_section("megatron", Megatron)
+        given = arguments.read(stage, own.arguments if own else ())
+        topology, accumulation = split(stage, given.context)
         rules.training_length(stage, topology)
         rules.learning_rate(stage, lowering.max_steps(stage))
         entries = vocabulary.from_recipe(stage)[1] if recipe.tokenizer is not None else None
         indexed = indexed_checks.resolve(stage, request.earlier, request.names)
         model = architecture.from_keys(stage, entries, recipe.indexed.seq_length if recipe.indexed else None)
         if model is not None:
-            support.check_model(stage, model, indexed)
+            support.check_model(stage, model, indexed, evenly=not arguments.splits_layers(given))
+            length = indexed.seq_length if indexed else model.max_position_embeddings
+            arguments.check(given, model, topology, accumulation, length)
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining

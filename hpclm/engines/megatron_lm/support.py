@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from hpclm.core.nearest import either
 from hpclm.core.spec import IndexedData, ModelSpec
+from hpclm.engines.megatron_lm.arguments import flag_of
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning import indexed_checks, lowering, rules
 from hpclm.planning.stage_context import StageContext
@@ -47,17 +48,6 @@ _OF_KEYS = {
     "--split": "indexed.split",
     "--save": "(the stage's folder)",
     "--load": "(the stage's folder)",
-}
-# Flags that split the devices further than tensor and pipeline: a plan that did not know them would be wrong.
-_SPLITS = {
-    "--context-parallel-size": "context parallelism",
-    "--expert-model-parallel-size": "expert parallelism",
-    "--expert-tensor-parallel-size": "expert parallelism",
-    "--num-layers-per-virtual-pipeline-stage": "interleaved pipeline stages",
-    "--num-virtual-stages-per-pipeline-rank": "interleaved pipeline stages",
-    "--decoder-first-pipeline-num-layers": "uneven pipeline stages",
-    "--decoder-last-pipeline-num-layers": "uneven pipeline stages",
-    "--pipeline-model-parallel-layout": "uneven pipeline stages",
 }
 
 
@@ -144,23 +134,15 @@ def _check_tokenizer(stage: StageContext, own: Megatron | None) -> None:
 
 
 def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
-    """Arguments that say what a key says, or that split the devices otherwise than the plan."""
+    """Arguments that say what a key says."""
     for index, word in enumerate(own.arguments if own else ()):
-        flag = word.partition("=")[0].replace("_", "-")
+        flag = flag_of(word)
         where = ("megatron", "arguments", index)
         if flag in _OF_KEYS:
             stage.error(where, f"{flag} is made from {_OF_KEYS[flag]}; set that instead", "flags of keys", word)
-        elif flag in _SPLITS:
-            stage.error(
-                where,
-                f"{flag}: {_SPLITS[flag]} changes which ranks there are, but plans have tensor and pipeline alone; use "
-                "engine: command for such a job",
-                "flags of the split",
-                word,
-            )
 
 
-def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | None) -> None:
+def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | None, *, evenly: bool) -> None:
     """The checks that hpclm's own engine makes, for Megatron-LM's rules."""
     if model.activation not in _ACTIVATIONS:
         stage.error(
@@ -180,7 +162,7 @@ def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | No
         )
     length = indexed.seq_length if indexed else model.max_position_embeddings
     keys = ("indexed", "seq_length") if indexed else ("model", "max_position_embeddings")
-    rules.split_model(stage, model)
+    rules.split_model(stage, model, evenly=evenly)
     rules.recompute(stage, model)
     rules.lengths(stage, model, length, keys)
     rules.sequence_parallel(stage, length, keys)

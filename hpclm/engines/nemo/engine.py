@@ -36,7 +36,7 @@ class Nemo:
             _check_training(request)
         else:
             _check_evaluation(request)
-        topology = split(stage)
+        topology, _ = split(stage)
         if recipe.trainer is not None and recipe.trainer.deterministic:
             stage.error(("trainer", "deterministic"), "NeMo's scripts have no switch for it; leave it out", "nemo")
         if recipe.trainer is not None and recipe.trainer.train_samples is not None:

@@ -29,6 +29,7 @@ from hpclm.cli.score_command import evaluate_app
 from hpclm.cli.site_commands import site_app
 from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
 from hpclm.cli.terminal import raw_output
+from hpclm.cli.track_command import track
 
 # rich would be imported for help and tracebacks alone, and takes longer than everything else.
 app = typer.Typer(
@@ -241,6 +242,7 @@ def logs(
 
 app.command()(doctor)
 app.command()(generate)
+app.command()(track)
 
 
 @app.command()

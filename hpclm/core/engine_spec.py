@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec
@@ -44,3 +44,4 @@ class RankStart:
     recovery: RecoverySpec
     runner: str
     engine: str = ""
+    tracking: list[str] = field(default_factory=list)

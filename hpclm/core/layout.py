@@ -237,6 +237,10 @@ class StagePaths:
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
+    def tracked(self, tracker: str) -> Path:
+        """What a tracker makes of the metrics."""
+        return self.root / tracker
+
     @property
     def data(self) -> Path:
         """Prepared data: tokenizer and indexed text."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hpclm.planning.task import Task
     from hpclm.recipe.importers.importer import Importer
     from hpclm.schedulers.interface import Scheduler
+    from hpclm.tracking.tracker import Tracker
 
 _ENGINES = "hpclm.engines"
 _TASKS = "hpclm.tasks"
@@ -90,4 +91,11 @@ IMPORTERS: Registry[Importer] = Registry(
     of="hpclm.recipe.importers.importer:Importer",
 )
 
-ALL: tuple[Registry[object], ...] = (ENGINES, TASKS, SCHEDULERS, RUNTIMES, METRICS, IMPORTERS)
+TRACKERS: Registry[Tracker] = Registry(
+    "hpclm.trackers",
+    "tracker",
+    {"tensorboard": "hpclm.tracking.tensorboard:TRACKER"},
+    of="hpclm.tracking.tracker:Tracker",
+)
+
+ALL: tuple[Registry[object], ...] = (ENGINES, TASKS, SCHEDULERS, RUNTIMES, METRICS, IMPORTERS, TRACKERS)

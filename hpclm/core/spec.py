@@ -343,6 +343,7 @@ class StageSpec:
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     backends: Backends = field(default_factory=Backends)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
+    tracking: list[str] = field(default_factory=list)
     engine: str = "megatron"
     runner: str = "hpclm.engines.megatron.ranks.stage_runner:run"
     spec_version: int = SPEC_VERSION
@@ -384,6 +385,7 @@ class ProgramStageSpec:
     task: str = "program"
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
+    tracking: list[str] = field(default_factory=list)
     engine: str = "command"
     runner: str = "hpclm.engines.command.run:run"
     spec_version: int = SPEC_VERSION

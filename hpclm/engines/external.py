@@ -56,11 +56,13 @@ def program_plan(
     program: ProgramSpec | None,
     data: PromptData | None = None,
     parents: tuple[str, ...] = (),
+    tracks: tuple[str, ...] = (),
 ) -> StagePlan:
     """The plan of a stage that runs `program` (None where a finding prevents it).
 
     Args:
         parents: stages that it needs besides those in `after`.
+        tracks: trackers that the program has itself.
     """
     stage, recipe = request.stage, request.stage.recipe
     depends_on = tuple(dict.fromkeys((*stages_before(request), *parents)))
@@ -78,6 +80,7 @@ def program_plan(
             recovery=lowering.recovery(stage),
             needs=NodeNeeds(inputs=[one.path for one in read]),
             engine=recipe.engine,
+            tracking=[name for name in recipe.tracking.names if name not in tracks],
         )
     return StagePlan(
         name=recipe.name,

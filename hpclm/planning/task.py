@@ -20,7 +20,7 @@ Role = Literal["train", "validation", "test"]
 
 # Sections of every task.
 COMMON_SECTIONS = frozenset({"model", "tokenizer", "parallel", "resources", "container", "trainer", "recovery"})
-TRAINING_SECTIONS = COMMON_SECTIONS | {"batch", "optim", "checkpoint"}
+TRAINING_SECTIONS = COMMON_SECTIONS | {"batch", "optim", "checkpoint", "tracking"}
 # Sections that training needs, and an example of what to write.
 TRAINING_NEEDS = {"batch": "global, micro", "trainer": "max_steps or max_epochs", "optim": "lr"}
 

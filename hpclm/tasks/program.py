@@ -6,5 +6,5 @@ from hpclm.planning.task import Task
 
 TASK = Task(
     name="program",
-    sections=frozenset({"parallel", "resources", "container", "recovery"}),
+    sections=frozenset({"parallel", "resources", "container", "recovery", "tracking"}),
 )

@@ -22,6 +22,7 @@ from hpclm.worker.rank_launch import RankLaunch, Runner
 from hpclm.worker.report import RankRecord
 from hpclm.worker.signals import StopFlag
 from hpclm.worker.stall_watch import StallWatch
+from hpclm.worker.tracking import tracked
 
 
 def main(stage_dir: str, attempt: str) -> None:
@@ -43,7 +44,8 @@ def main(stage_dir: str, attempt: str) -> None:
     error: BaseException | None = None
     try:
         runner = cast(Runner, load_object(start.runner))
-        runner(RankLaunch(raw, stage, paths, facts, stop))
+        with tracked(start.tracking if facts.rank == 0 else [], stage.root):
+            runner(RankLaunch(raw, stage, paths, facts, stop))
     except BaseException as caught:
         error = caught
         traceback.print_exc()

@@ -87,6 +87,7 @@ def road(folder: Path, *where: str, settings: Sequence[str] = SMALLER, guess: fl
     curve = [one["loss"] for one in metrics if one["kind"] == "validation"]
     assert len(curve) == 2
     assert curve[-1] < curve[0] < guess
+    assert list(Path(run["path"], "stages", "pretrain").glob("tensorboard/events.*"))
     checkpoints = Path(run["path"], "stages", "pretrain", "checkpoints")
     hpclm("model", "convert", str(checkpoints), "codeparrot-small", "--to", "huggingface")
     words = [sys.executable, "-W", "ignore", "-c", GENERATED, "codeparrot-small", PROMPT]

@@ -30,6 +30,7 @@ class MegatronLm:
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
         from hpclm.engines.megatron_lm import arguments, support
+        from hpclm.engines.megatron_lm.flags import TENSORBOARD
         from hpclm.engines.megatron_lm.section import Megatron
 
         stage, recipe = request.stage, request.stage.recipe
@@ -53,7 +54,8 @@ class MegatronLm:
             from hpclm.engines.megatron_lm.flags import pretraining
 
             program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel.sequence), model, indexed)
-        return program_plan(request, topology, program, parents=indexed_checks.parents(stage)), BaseModel()
+        parents = indexed_checks.parents(stage)
+        return program_plan(request, topology, program, parents=parents, tracks=(TENSORBOARD,)), BaseModel()
 
 
 ENGINE = MegatronLm()

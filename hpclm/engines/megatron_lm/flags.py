@@ -6,11 +6,15 @@ Source: NVIDIA/Megatron-LM core_r0.12 to core_r0.16, megatron/training/arguments
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from hpclm.core.layout import StagePaths
 from hpclm.core.spec import IndexedData, ModelSpec, ParallelSpec, ProgramSpec
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning import lowering
 from hpclm.planning.stage_context import StageContext
 
+TENSORBOARD = "tensorboard"
 # As Megatron-LM's logger prints a step.
 PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
 _STYLES = {"wsd": "WSD"}
@@ -36,7 +40,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
     for name, value in flags.items():
         argv += [f"--{name}", _braces(str(value))]
     argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
-    argv += _rampup(stage)
+    argv += [*_rampup(stage), *_tensorboard(stage)]
     argv += [*_paths(megatron, indexed), *_switches(stage, split, model, indexed)]
     argv += map(_braces, megatron.arguments)
     return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
@@ -103,6 +107,12 @@ def _rampup(stage: StageContext) -> list[str]:
     """One flag with three values."""
     grows = stage.recipe.batch.rampup if stage.recipe.batch is not None else None
     return [] if grows is None else ["--rampup-batch-size", *map(str, (grows.start, grows.increment, grows.samples))]
+
+
+def _tensorboard(stage: StageContext) -> list[str]:
+    """Its own event files have more than the lines that hpclm reads."""
+    folder = StagePaths(Path("{stage_dir}")).tracked(TENSORBOARD)
+    return ["--tensorboard-dir", str(folder)] if stage.recipe.tracking.tensorboard else []
 
 
 def _schedule(stage: StageContext) -> dict[str, object]:

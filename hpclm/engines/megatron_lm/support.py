@@ -28,6 +28,7 @@ _OF_KEYS = {
     "--global-batch-size": "batch.global",
     "--train-iters": "trainer.max_steps",
     "--train-samples": "trainer.train_samples",
+    "--tensorboard-dir": "tracking.tensorboard",
     "--rampup-batch-size": "batch.rampup",
     "--lr": "optim.lr",
     "--min-lr": "optim.min_lr",

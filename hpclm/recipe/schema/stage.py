@@ -15,7 +15,7 @@ from hpclm.recipe.schema.model_section import Model
 from hpclm.recipe.schema.recovery_section import Recovery
 from hpclm.recipe.schema.resource_sections import Parallel, Resources
 from hpclm.recipe.schema.tokenizer_section import Tokenizer
-from hpclm.recipe.schema.training_sections import Batch, Checkpointing, Optim, Trainer
+from hpclm.recipe.schema.training_sections import Batch, Checkpointing, Optim, Tracking, Trainer
 
 VERSION = 1
 
@@ -58,6 +58,7 @@ class Stage(Section):
     trainer: Trainer | None = Field(default=None, description="needed to train")
     optim: Optim | None = Field(default=None, description="needed to train")
     checkpoint: Checkpointing = Field(default=Checkpointing(), description="saving")
+    tracking: Tracking = Field(default=Tracking(), description="metrics for other tools")
     text: Text | None = Field(default=None, description="pretrain needs this or indexed")
     indexed: Indexed | None = Field(default=None, description="pretrain: data that is already tokenised")
     data: Data | None = Field(

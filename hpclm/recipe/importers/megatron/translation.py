@@ -224,6 +224,8 @@ class Flags:
         self._take("save_interval", "recompute_granularity", "recompute_method", "recompute_num_layers")
         if self._is_on("recompute_activations"):
             self._put("trainer.recompute.granularity", self.flags["recompute_activations"].place, "selective")
+        if self._node("tensorboard_dir") is not None:
+            self._put("tracking.tensorboard", self.flags["tensorboard_dir"].place, True)
         precision = [name for name in ("bf16", "fp16") if self._is_on(name)]
         if precision:
             self._put("trainer.precision", self.flags[precision[0]].place, precision[0])

@@ -10,16 +10,26 @@ import pytest
 from pydantic import BaseModel
 
 from hpclm.core import spec as specs
+from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.exit_codes import ExitCode, markdown
 from hpclm.core.failures import POLICIES, FailureKind, failure_kind
 from hpclm.core.layout import StagePaths
 from hpclm.core.registries import ENGINES
+from hpclm.engines.corpus.section import Tokenize
 from hpclm.recipe.schema.base import Section
 from hpclm.recipe.schema.data_sections import Data, Generation, Prompt, Text
 from hpclm.recipe.schema.data_sections import TaskTemplate as TemplateSection
 from hpclm.recipe.schema.model_section import Model
 from hpclm.recipe.schema.recovery_section import Recovery
-from hpclm.recipe.schema.training_sections import Checkpointing, EarlyStopping, Optim, Recompute, Schedule, Trainer
+from hpclm.recipe.schema.training_sections import (
+    Checkpointing,
+    EarlyStopping,
+    Optim,
+    Rampup,
+    Recompute,
+    Schedule,
+    Trainer,
+)
 
 ROOT = Path(__file__).parents[2]
 SUPERVISE = (ROOT / "launch" / "supervise.sh").read_text()
@@ -84,12 +94,20 @@ DERIVED = {
     ("Optim", "betas"): "beta1 and beta2",
     ("Optim", "schedule"): "schedule, warmup_steps and constant_steps",
     ("Schedule", "name"): "OptimSpec.schedule",
+    ("Schedule", "warmup_samples"): "warmup_steps, with by_samples",
+    ("Schedule", "constant_samples"): "constant_steps, with by_samples",
+    ("Schedule", "anneal_samples"): "anneal_steps, with by_samples",
+    ("Tokenize", "json_keys"): "CorpusSpec.keys",
+    ("Tokenize", "format"): "CorpusSpec.form",
+    ("Tokenize", "out"): "CorpusSpec.prefix",
     ("Model", "checkpoint"): "StageSpec.base",
 }
 PAIRS: list[tuple[type[Section], type]] = [
     (Trainer, specs.TrainerSpec),
     (Optim, specs.OptimSpec),
     (Schedule, specs.OptimSpec),
+    (Rampup, specs.RampupSpec),
+    (Tokenize, CorpusSpec),
     (Checkpointing, specs.CheckpointSpec),
     (EarlyStopping, specs.EarlyStoppingSpec),
     (Recompute, specs.RecomputeSpec),

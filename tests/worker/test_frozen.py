@@ -15,6 +15,7 @@ from hpclm.core import spec as plan
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.templates import Example
+from hpclm.engines.megatron.ranks import cuda_graph
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
@@ -22,6 +23,7 @@ from hpclm.engines.megatron.ranks.training import Trainer
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.worker.report import Progress
 from hpclm.worker.signals import StopFlag
+from tests.support import graph_standin
 from tests.support.engine_harness import SMALL
 
 # megatron-core warns of its own defaults
@@ -38,10 +40,10 @@ class OneBatch:
 
     steps_per_epoch = 1
 
-    def __init__(self, answer: int, *, few_shapes: bool = False) -> None:
-        tokens = [list(range(10 + row, 10 + row + LENGTH)) for row in range(ROWS)]
-        mask = [0.0] * (LENGTH - answer) + [1.0] * answer
-        virtual = [0, 1, 2, 3] + [-1] * (LENGTH - 4)
+    def __init__(self, answer: int, *, few_shapes: bool = False, length: int = LENGTH) -> None:
+        tokens = [list(range(10 + row, 10 + row + length)) for row in range(ROWS)]
+        mask = [0.0] * (length - answer) + [1.0] * answer
+        virtual = [0, 1, 2, 3] + [-1] * (length - 4)
         examples = [Example(row, virtual, mask, "task", 0, place, "", None) for place, row in enumerate(tokens)]
         self.batch = pack(examples, 0, few_shapes=few_shapes)
 
@@ -137,6 +139,34 @@ def test_passes_outside_of_the_schedule_train_the_same(alone: Groups, share: flo
     assert [step.loss for step in found] == pytest.approx([step.loss for step in expected], rel=1e-5)
     assert [step.grad_norm for step in found] == pytest.approx([step.grad_norm for step in expected], rel=1e-4)
     assert expected[-1].loss < expected[0].loss
+
+
+def test_graphs_train_as_passes_kernel_by_kernel_do(alone: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of two lengths in turn, and thus two graphs."""
+    plain, graphed = trainer(alone, frozen=True), trainer(alone, frozen=True)
+    short, long = (OneBatch(10, few_shapes=True, length=length).batch for length in (LENGTH - 8, LENGTH))
+    other = replace(short, labels=short.labels.roll(1, 1))
+    for one in (plain, graphed):
+        one.batches.train = lambda step: [[short, long], [other, long], [long, other]][step % 3]  # type: ignore[method-assign]
+    passes = graphed.passes
+    assert passes is not None
+
+    def captured(work: Any, pool: Any) -> Any:
+        assert passes.gradient is not None
+        before = passes.gradient.clone()
+        made = graph_standin.captured(work, pool)
+        passes.gradient.copy_(before)
+        return made
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    monkeypatch.setattr(type(passes), "_pays", lambda self, key: self.seen.get(key, 0) >= 1)
+    monkeypatch.setattr(type(passes), "_timed", lambda self, key, batch, shares: self._work(batch, shares=shares))
+    passes.captures = True
+    expected, found = ([one._step(step) for step in range(7)] for one in (plain, graphed))
+    assert [step.loss for step in found] == [step.loss for step in expected]
+    assert [step.grad_norm for step in found] == [step.grad_norm for step in expected]
+    assert len(passes.graphs) == 2
+    assert all(one.graph.replays > 2 for one in passes.graphs.values())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -12,12 +12,15 @@ from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
 from hpclm.data.ranks.batches import GenerationBatch
 from hpclm.data.templates import Example
+from hpclm.engines.megatron.ranks import cuda_graph
+from hpclm.engines.megatron.ranks.decode_graph import DecodeGraph
 from hpclm.engines.megatron.ranks.end_strings import EndStrings
 from hpclm.engines.megatron.ranks.generation import Generator, sample
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
+from tests.support import graph_standin
 from tests.support.engine_harness import MODERN, SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -94,6 +97,36 @@ def test_attending_to_a_rounded_number_of_keys_changes_no_answer(alone: Groups) 
     generator._decode = rounded
     assert generator(padded(PROMPTS), range(3)) == whole
     assert spans == {64, 85}
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_graphs_of_a_token_belong_to_their_rows(alone: Groups, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Rows come and go, and caches of other rows have the same sizes."""
+    graphs: list[graph_standin.Graph] = []
+
+    def captured(work: Any, pool: Any) -> Any:
+        graph, made = graph_standin.captured(work, pool)
+        graphs.append(graph)
+        return graph, made
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    model = model_of(MODERN, alone)
+    prompts = [[20 + n, *range(5, 5 + n % 4)] for n in range(13)]
+    settings = GenerationSpec(max_new_tokens=9, batch_size=size)
+    plain = Generator(model, alone, settings, vocab_size=384, eos_id=-7)
+    whole = [plain(padded([prompt]), [n])[0] for n, prompt in enumerate(prompts)]
+    ends = EndsAt({row[n % 9] for n, row in enumerate(whole[:4])})
+    generator = Generator(model, alone, settings, vocab_size=384, eos_id=-7, ends=ends)
+    generator._decode = DecodeGraph(generator._next_logits)
+    made: dict[int, list[int]] = {}
+    for some in generator.stream(asked(prompts), 0):
+        made |= some
+    assert [made[n] for n in range(13)] == [ends.shortened(row) for row in whole]
+    # one row after the other, each with a cache of its own
+    alike = [[30 + n, 5, 6] for n in range(3)]
+    for n, prompt in enumerate(alike):
+        assert generator(padded([prompt]), [n])[0] == ends.shortened(plain(padded([prompt]), [n])[0])
+    assert sum(graph.replays for graph in graphs) > 5
 
 
 def test_padding_rows_of_the_vocabulary_are_never_chosen(alone: Groups) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from hpclm.core.logging import log
+from hpclm.engines.megatron.ranks import cuda_graph
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
 
@@ -27,6 +29,8 @@ class DecodeGraph:
     def __init__(self, forward: Callable[[Tensor, KeyValueCache], Tensor | None]) -> None:
         self.forward = forward
         self.works = True
+        # its memory is free when its rows have ended
+        self.cache: Callable[[], KeyValueCache | None] = lambda: None
         self.state: tuple[object, ...] | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.tokens: Tensor | None = None
@@ -36,9 +40,10 @@ class DecodeGraph:
         if not self.works:
             return self.forward(tokens, cache)
         cache.round_span()
-        state = (cache, cache.version, cache.span)
-        if self.state != state:
-            self.state, self.tokens = state, None
+        # by identity: megatron-core's contexts are equal where their sizes are
+        state = (cache.version, cache.span)
+        if self.cache() is not cache or self.state != state:
+            self.cache, self.state, self.tokens = weakref.ref(cache), state, None
             return self.forward(tokens, cache)
         if self.tokens is None and not self._capture(tokens.clone(), cache):
             return self.forward(tokens, cache)
@@ -51,10 +56,8 @@ class DecodeGraph:
     def _capture(self, tokens: Tensor, cache: KeyValueCache) -> bool:
         # the graph before lends its memory, for which it has to be there still
         pool = None if self.graph is None else self.graph.pool()
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                logits = self.forward(tokens, cache)
+            graph, logits = cuda_graph.captured(lambda: self.forward(tokens, cache), pool)
         except RuntimeError as error:
             self.works, cache.span = False, None
             log(f"CUDA graphs are off, generation is slower: a capture failed: {str(error).splitlines()[0]}")

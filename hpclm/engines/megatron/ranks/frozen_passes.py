@@ -23,6 +23,7 @@ from hpclm.core.logging import log
 from hpclm.core.spec import Backends, StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.transfer import base_of, expanded
+from hpclm.engines.megatron.ranks import cuda_graph
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.masked_loss import masked_mean
 
@@ -93,7 +94,7 @@ class FrozenPasses:
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
         self.graphs: dict[Key, _Graph] = {}
         self.seen: dict[Key, int] = {}
-        self.timed: dict[Key, _Timed] = {}
+        self.times: dict[Key, _Timed] = {}
         self.told = False
 
     def __call__(
@@ -141,28 +142,27 @@ class FrozenPasses:
 
     def _pays(self, key: Key) -> bool:
         """Whether passes of these shapes come again and are bound by the host."""
-        timed = self.timed.get(key)
+        timed = self.times.get(key)
         return timed is not None and len(self.graphs) < _MOST_GRAPHS and bool(timed.host_bound())
 
     def _measured(self, key: Key, batch: TrainingBatch, *, shares: bool) -> dict[str, Tensor]:
         """A pass kernel by kernel. The first one of a shape is not timed: kernels are loaded and memory is found."""
         self.seen[key] = self.seen.get(key, 0) + 1
-        if self.seen[key] != 2:
-            return self._work(batch, shares=shares)
+        return self._work(batch, shares=shares) if self.seen[key] != 2 else self._timed(key, batch, shares)
+
+    def _timed(self, key: Key, batch: TrainingBatch, shares: bool) -> dict[str, Tensor]:
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
         started = time.perf_counter()
         found = self._work(batch, shares=shares)
-        self.timed[key] = _Timed(time.perf_counter() - started, began, ended)
+        self.times[key] = _Timed(time.perf_counter() - started, began, ended)
         ended.record()
         return found
 
     def _capture(self, batch: TrainingBatch, *, shares: bool) -> _Graph | None:
-        static, graph = _copied(batch), torch.cuda.CUDAGraph()
+        static = _copied(batch)
         try:
-            # other threads may ask CUDA what they like: NCCL's watch does
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                found = self._work(static, shares=shares)
+            graph, found = cuda_graph.captured(lambda: self._work(static, shares=shares), self.pool)
         except RuntimeError as error:
             self.captures = False
             log(f"CUDA graphs are off, steps are slower: a capture failed: {str(error).splitlines()[0]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpclm.core.spec import ParallelSpec, StageSpec
+from hpclm.core.spec import BatchSpec, ParallelSpec, StageSpec
 from hpclm.planning.memory_estimate import GIB, MemoryEstimate
 from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.task import task_named
@@ -62,8 +62,13 @@ def _batch(stage: StagePlan) -> list[str]:
     steps = f", {stage.total_steps} steps" if stage.total_steps else ""
     return [
         f"  batch {batch.global_batch_size} = micro {batch.micro_batch_size} × data {stage.parallel.data} × "
-        f"accumulation {batch.gradient_accumulation_steps}{steps}"
+        f"accumulation {batch.gradient_accumulation_steps}{steps}" + _growth(batch)
     ]
+
+
+def _growth(batch: BatchSpec) -> str:
+    grows = batch.rampup
+    return "" if grows is None else f"; from {grows.start} by {grows.increment} over {grows.samples:,} samples"
 
 
 def _memory(memory: MemoryEstimate) -> list[str]:

@@ -10,7 +10,6 @@ from hpclm.core.spec import IndexedData, ModelSpec
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
 from hpclm.planning import base_model, lowering
 from hpclm.planning.base_model import Earlier
-from hpclm.planning.specs import is_in_run
 from hpclm.planning.stage_context import StageContext
 
 
@@ -34,7 +33,7 @@ def parents(stage: StageContext) -> tuple[str, ...]:
 def check(stage: StageContext, source: IndexedData, model: ModelSpec | None) -> None:
     """Findings for what would end the job, and how often the data is read."""
     _sections(stage, source, model)
-    if not stage.files or any(map(is_in_run, source.paths)):
+    if not stage.files or parents(stage):
         return
     headers = {key: _headers(stage, key, paths) for key, paths in _paths(source).items()}
     train = [header for header in headers["paths"] if header is not None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import read_object, write_json
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
-from hpclm.core.spec import ParallelSpec, TokenizerSpec
+from hpclm.core.spec import ParallelSpec, StageSpec, TokenizerSpec
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
+from hpclm.planning import make_plan
+from hpclm.recipe import load
 from tests.support.processes import environment, hpclm
 from tests.support.rank_server import ForkedRank
 from tests.support.waiting import wait_until
@@ -26,14 +30,25 @@ pytestmark = pytest.mark.slow
 RANKS = 3
 
 
+ROWS = [{"text": f"line {n} " * (n % 40), "id": n} for n in range(300)]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two files of a tokenizer."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    Tokenizer.train([str(row["text"]) for row in ROWS], 400).backend.model.save(str(folder))
+    return folder
+
+
 @pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """A folder of four files, and the two of a tokenizer."""
-    rows = [{"text": f"line {n} " * (n % 40), "id": n} for n in range(300)]
-    Tokenizer.train([str(row["text"]) for row in rows], 400).backend.model.save(str(tmp_path))
+def corpus(tmp_path: Path, vocabulary: Path) -> Path:
+    """A folder of four files, beside the tokenizer's."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(vocabulary / name, tmp_path)
     (tmp_path / "corpus").mkdir()
     for part in range(4):
-        lines = (json.dumps(row) + "\n" for row in rows[part::4])
+        lines = (json.dumps(row) + "\n" for row in ROWS[part::4])
         (tmp_path / "corpus" / f"{part}.jsonl").write_text("".join(lines))
     return tmp_path / "corpus"
 
@@ -157,3 +172,44 @@ def test_a_later_stage_trains_on_the_tokens(corpus: Path, tmp_path: Path, monkey
     (prefix,) = spec["indexed"]["paths"]
     assert Path(f"{prefix}.idx").is_file()
     assert Path(prefix).is_relative_to(run["path"])
+
+
+def test_an_output_outside_the_run_is_planned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = copy.deepcopy(RECIPE)
+    recipe["stages"][0]["tokenize"]["out"] = "shared/tokens"
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
+    (found,) = make_plan(load(tmp_path / "corpus.yaml")).errors
+    assert f"{tmp_path / 'shared'} is no folder; make it" in str(found)
+    (tmp_path / "shared").mkdir()
+    plan = make_plan(load(tmp_path / "corpus.yaml"))
+    assert plan.errors == ()
+    first, second = (stage.spec for stage in plan.stages)
+    assert first is not None
+    assert isinstance(second, StageSpec)
+    assert second.indexed is not None
+    assert second.indexed.paths == [str(tmp_path / "shared" / "tokens_text_document")]
+    # that the folder is mounted, and on the nodes, is checked for both
+    assert all(str(tmp_path / "shared") in spec.needs.inputs for spec in (first, second))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tokenize": {"inputs": ["nothing"]}}, "nothing: does not exist"),
+        ({"tokenize": {"inputs": ["corpus"], "json_keys": ["a/b"]}}, "json key 'a/b'"),
+        ({"tokenize": None}, "stages.tokens.tokenize: is missing"),
+        ({"tokenizer": {"train": {"vocab_size": 400}}}, "only a pretrain stage trains a tokenizer"),
+        ({"base": "pretrain"}, "is for models"),
+        ({"after": ["pretrain"]}, "pretrain is not an earlier stage"),
+    ],
+)
+def test_what_cannot_be_tokenised_is_said_before_the_queue(
+    corpus: Path, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    recipe = copy.deepcopy(RECIPE)
+    stage = recipe["stages"][0] | changes
+    recipe["stages"][0] = {key: value for key, value in stage.items() if value is not None}
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
+    found = "\n".join(map(str, make_plan(load(tmp_path / "corpus.yaml")).errors))
+    assert expected in found

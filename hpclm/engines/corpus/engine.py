@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpclm.core.corpus_spec import CorpusSpec, TokenizeStageSpec
@@ -15,7 +16,7 @@ from hpclm.planning import lowering, vocabulary
 from hpclm.planning.base_model import BaseModel
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
-from hpclm.planning.specs import tokens_of
+from hpclm.planning.specs import is_in_run, tokens_of
 from hpclm.planning.stage_context import StageContext
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Corpus:
             recovery=lowering.recovery(stage),
             needs=NodeNeeds(
                 packages=[*self.packages, *_readers(stage, corpus)],
-                inputs=[*corpus.inputs, *(path for path in files if path is not None)],
+                inputs=[*corpus.inputs, *(path for path in files if path is not None), *_folder(stage, corpus)],
             ),
         )
 
@@ -106,6 +107,17 @@ def _tokenizer(stage: StageContext) -> TokenizerSpec | None:
         stage.needs(("tokenizer",), "tokenizer_file, or vocab_file and merges_file")
         return None
     return vocabulary.from_recipe(stage)[0]
+
+
+def _folder(stage: StageContext, corpus: CorpusSpec) -> list[str]:
+    """Of the output, where it is outside the run; a finding where it is not there."""
+    if is_in_run(corpus.prefix):
+        return []
+    folder = Path(corpus.prefix).parent
+    if stage.files and not folder.is_dir():
+        what = f"{folder} is no folder; make it, on a file system that the nodes share"
+        stage.error(("tokenize", "out"), what, "the output's folder exists")
+    return [str(folder)]
 
 
 def _readers(stage: StageContext, corpus: CorpusSpec) -> list[str]:

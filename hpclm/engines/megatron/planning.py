@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from hpclm.core.spec import (
     BatchSpec,
@@ -287,16 +288,19 @@ class StagePlanner:
     def _inputs(self, data: PromptData | None, prompts: Origin | None) -> list[Input]:
         """Every path outside the run that a rank opens."""
         base = self.base_model.base
+        made = indexed_checks.parents(self.stage)
         found = stage_inputs(
             roles=self.stage.task.roles,
             data=data,
             text=lowering.text(self.stage),
-            indexed=self.indexed,
+            indexed=None if made else self.indexed,
             tokenizer=self.base_model.tokenizer,
             base=base.path if base else None,
             prompts=prompts.path if prompts else None,
         )
-        return [one for one in found if not is_in_run(one.path)]
+        prefixes = self.indexed.paths if made and self.indexed is not None else []
+        folders = sorted({str(Path(prefix).parent) for prefix in prefixes if not is_in_run(prefix)})
+        return [*found, *(Input(("indexed", "stage"), "indexed", folder) for folder in folders)]
 
     def _memory(self, spec: StageSpec | None) -> MemoryEstimate | None:
         estimate = memory(spec) if spec is not None else None

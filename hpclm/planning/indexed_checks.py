@@ -19,8 +19,12 @@ def resolve(stage: StageContext, earlier: Mapping[str, Earlier], names: list[str
     if found is None or written is None or written.stage is None:
         return found
     parent = base_model.find_stage(stage, "indexed.stage", written.stage, earlier, ("tokenize",), names)
-    if parent is None:
+    if parent is None or not parent.base_model.data_sets:
         return None
+    made, own = parent.context.recipe.tokenizer, stage.recipe.tokenizer
+    if own is not None and made is not None and own != made:
+        what = f"is not that of stage {written.stage}, which made the tokens; give the same files"
+        stage.error(("tokenizer",), what, "tokens and tokenizer belong together")
     return replace(found, paths=list(parent.base_model.data_sets))
 
 

@@ -74,11 +74,12 @@ def _placed_prefixes(source: Any, paths: RunPaths) -> Any:
     return source
 
 
-def _prefix(prefix: str, paths: RunPaths) -> str:
+def _prefix(prefix: str, paths: RunPaths, *, in_argument: bool = False) -> str:
     if not prefix.startswith(_TOKENS):
         return prefix
     stage, _, name = prefix.removeprefix(_TOKENS).partition("/")
-    return str(paths.stage(stage).tokens / name)
+    folder = str(paths.stage(stage).tokens)
+    return f"{folder.translate(_BRACES) if in_argument else folder}/{name}"
 
 
 def _placed_program(program: ProgramSpec, stage_dir: str, paths: RunPaths) -> ProgramSpec:
@@ -87,7 +88,7 @@ def _placed_program(program: ProgramSpec, stage_dir: str, paths: RunPaths) -> Pr
         key: text.replace(STAGE_DIR, _in_json(stage_dir)).replace(RUN_DIR, _in_json(str(paths.root)))
         for key, text in program.files.items()
     }
-    argv = [one if not one.startswith(_TOKENS) else _prefix(one, paths).translate(_BRACES) for one in program.argv]
+    argv = [_prefix(one, paths, in_argument=True) for one in program.argv]
     return dataclasses.replace(program, files=files, argv=argv)
 
 

@@ -180,7 +180,9 @@ def _allowances(stage: StagePaths) -> RecoverySpec:
 
 
 def _saved_step(stage: StagePaths) -> int:
-    step = (read_object(stage.latest) or {}).get("step")
+    """What an attempt has saved: the newest checkpoint's step, or the pieces of a corpus that are tokenised."""
+    tokenizes = "corpus" in (read_object(stage.spec) or {})
+    step = (read_object(stage.progress if tokenizes else stage.latest) or {}).get("step")
     return step if isinstance(step, int) else 0
 
 

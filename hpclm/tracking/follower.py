@@ -9,6 +9,8 @@ from pathlib import Path
 
 from hpclm.tracking.tracker import Sink
 
+_MOST = 1 << 62
+
 
 class Follower:
     """Reads what is new at each `pass_on`.
@@ -43,7 +45,7 @@ class Follower:
                 row = json.loads(line)
             except ValueError:  # of a rank that died as it wrote
                 continue
-            if isinstance(row, dict) and {"kind", "step", "time"} <= row.keys():
+            if _is_row(row):
                 self.sink.add(row)
                 count += 1
         if count:
@@ -54,3 +56,14 @@ class Follower:
         if self.sink is not None:
             self.sink.close()
         self.sink = None
+
+
+def _is_row(row: object) -> bool:
+    """As Progress.metric writes it, and no damaged one."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("kind"), str)
+        and type(row.get("step")) is int
+        and abs(row["step"]) < _MOST
+        and isinstance(row.get("time"), float)
+    )

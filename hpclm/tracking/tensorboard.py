@@ -21,7 +21,7 @@ class _Events:
 
     def add(self, row: Mapping[str, Any]) -> None:
         for key, value in row.items():
-            if key not in ("kind", "step", "time") and isinstance(value, int | float):
+            if key not in ("kind", "step", "time") and isinstance(value, float):
                 self.writer.add_scalar(f"{row['kind']}/{key}", value, row["step"], wall_time=row["time"])
 
     def flush(self) -> None:

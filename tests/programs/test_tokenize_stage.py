@@ -22,6 +22,7 @@ from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.planning import make_plan
 from hpclm.recipe import load
+from hpclm.recovery.restart_decision import _saved_step
 from tests.support.processes import environment, hpclm
 from tests.support.rank_server import ForkedRank
 from tests.support.waiting import wait_until
@@ -213,3 +214,37 @@ def test_what_cannot_be_tokenised_is_said_before_the_queue(
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
     found = "\n".join(map(str, make_plan(load(tmp_path / "corpus.yaml")).errors))
     assert expected in found
+
+
+def test_pieces_that_are_made_count_as_progress(tmp_path: Path) -> None:
+    """An attempt that was lost has not failed where the one before it has."""
+    stage = StagePaths(tmp_path / "run" / "stages" / "tokens")
+    parallel = ParallelSpec(1, 1, 1, 1, 1, 1)
+    spec = CorpusSpec([], TokenizerSpec("json"), "x")
+    write_json(stage.spec, to_dict(TokenizeStageSpec("run", "tokens", str(stage.root), "cpu", parallel, spec)))
+    write_json(stage.progress, {"step": 7, "total_steps": 20})
+    assert _saved_step(stage) == 7
+
+
+def test_an_earlier_stage_may_make_the_text(corpus: Path, tmp_path: Path) -> None:
+    recipe = copy.deepcopy(RECIPE)
+    program = {"name": "fetch", "task": "program", "program": {"argv": ["true"]}}
+    recipe["stages"][0] |= {"after": ["fetch"], "tokenize": {"inputs": ["fetched"]}}
+    recipe["stages"].insert(0, program)
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
+    plan = make_plan(load(tmp_path / "corpus.yaml"))
+    assert plan.errors == ()
+    assert any("fetched: does not exist" in str(one) for one in plan.findings)
+    tokens = plan.stages[1]
+    assert tokens.depends_on == ("fetch",)
+    assert tokens.spec is not None
+    assert str(tmp_path / "fetched") not in tokens.spec.needs.inputs
+
+
+def test_tokens_of_another_tokenizer_are_refused(corpus: Path, tmp_path: Path) -> None:
+    recipe = copy.deepcopy(RECIPE)
+    shutil.copy(tmp_path / "vocab.json", tmp_path / "other.json")
+    recipe["stages"][1]["tokenizer"] = {"vocab_file": "other.json", "merges_file": "merges.txt"}
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
+    (found,) = make_plan(load(tmp_path / "corpus.yaml")).errors
+    assert "tokenizer: is not that of stage tokens, which made the tokens" in str(found)

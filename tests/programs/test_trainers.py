@@ -263,7 +263,7 @@ def on_pipeline(*words: str) -> tuple[tuple[str, Any], ...]:
         ["--context-parallel-size", "2"],
         ["--decoder-first-pipeline-num-layers", "1"],
         ["--num-virtual-stages-per-pipeline-rank", "2"],
-        ["--num_layers_per_virtual_pipeline_stage=1"],
+        ["--num-layers-per-virtual-pipeline-stage=1"],
         ["--pipeline-model-parallel-layout", "Et|tttL"],
     ],
 )

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +438,32 @@ def test_merged_parts_are_what_one_writer_writes(tmp_path: Path, dtype: str) -> 
 def test_counts_add_up() -> None:
     one = Counts(1, 2, 3, 4, 5, ["a", "b"])
     assert one + one == Counts(2, 4, 6, 8, 10, ["a", "b", "a"])
+
+
+def test_broken_off_while_the_parts_are_joined_it_is_joined_again(tmp_path: Path) -> None:
+    """Between the data sets of two keys, when one is complete and has no record yet."""
+    source = written(tmp_path / "a.jsonl", documents(50))
+    spec = CorpusSpec([str(source)], SPEC, str(tmp_path / "o"), keys=["content", "other"])
+    whole = run(replace(spec, prefix=str(tmp_path / "whole")))
+    job = make_job(spec)
+    spec.parts_folder.mkdir()
+    counts = Worker(job, lambda *counts: None).run(0)
+    calls = iter(range(100))
+
+    def stops() -> None:
+        if Path(f"{spec.output('content')}.idx").exists() and next(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenizing.finish(job, counts, 1.0, stops)
+    assert Path(f"{spec.output('content')}.idx").exists()
+    assert not spec.record.exists()
+    made = run(spec)
+    assert all(same(one, Path(other)) for one, other in zip(made.outputs, whole.outputs, strict=True))
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "../*", "a**b", "**/../*"])
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path, pattern: str) -> None:
+    written(tmp_path / "a.jsonl", documents(3))
+    with pytest.raises(DataError, match="--pattern"):
+        make_job(CorpusSpec([str(tmp_path)], SPEC, str(tmp_path / "o"), pattern=pattern))

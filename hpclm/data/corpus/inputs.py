@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,22 @@ def find_files(inputs: Sequence[str], pattern: str | None, form: Form | None) ->
         if not is_folder:
             found[path] = form or _form(path)
             continue
-        inside = [(one, form or _named(one)) for one in sorted(path.rglob(pattern or "*")) if one.is_file()]
+        inside = [(one, form or _named(one)) for one in _matching(path, pattern) if one.is_file()]
         fitting = {one: its_form for one, its_form in inside if its_form is not None}
         if not fitting:
             wanted = f"matches {pattern!r}" if pattern else f"ends in {', '.join(FORMS)} (or these and .gz or .zst)"
             raise DataError(f"{path}: no file in it {wanted}; give --pattern and --format")
         found.update(fitting)
     return list(found.items())
+
+
+def _matching(folder: Path, pattern: str | None) -> list[Path]:
+    if pattern is not None and (pattern.startswith("/") or ".." in pattern.split("/")):
+        raise DataError(f"--pattern {pattern!r}: names in a folder are matched; give one as *.jsonl")
+    try:
+        return sorted(folder.rglob(pattern or "*"))
+    except (ValueError, NotImplementedError):
+        raise DataError(f"--pattern {pattern!r}: is no pattern; give one as *.jsonl") from None
 
 
 def corpus_files(spec: CorpusSpec) -> list[tuple[Path, Form]]:
@@ -94,8 +103,11 @@ def _form(path: Path) -> Form:
     return form
 
 
-def pieces(files: Sequence[tuple[Path, Form]], size: int | None = None) -> list[Piece]:
-    """The files cut into pieces; those of lines can be cut anywhere, parquet between its row groups."""
+def pieces(
+    files: Sequence[tuple[Path, Form]], size: int | None = None, between: Callable[[], None] = lambda: None
+) -> list[Piece]:
+    """The files cut into pieces; those of lines can be cut anywhere, parquet between its row groups. `between`: called
+    for each file."""
     size = size or PIECE_BYTES
     made: list[Piece] = []
     waiting: list[Segment] = []
@@ -109,6 +121,7 @@ def pieces(files: Sequence[tuple[Path, Form]], size: int | None = None) -> list[
         total = 0
 
     for path, form in files:
+        between()
         for segment, weight in _segments(path, form, size):
             if total + weight > size:
                 close()

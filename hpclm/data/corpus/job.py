@@ -43,16 +43,36 @@ class Job:
         return sum(piece.size for piece in self.pieces)
 
     def part(self, number: int) -> PartFiles:
+        return PartFiles(self.parts_folder, number)
+
+    @property
+    def parts_folder(self) -> Path:
         # what another job has left under the same name is not this one's
-        return PartFiles(self.spec.parts_folder / self.mark[:16], number)
+        return self.spec.parts_folder / self.mark[:16]
+
+    @property
+    def joining(self) -> Path:
+        """That outputs which are there were being made by this job."""
+        return self.parts_folder / "joining"
 
 
-def make_job(spec: CorpusSpec) -> Job:
-    """Find the files, cut them, and choose the encoder on a sample of them. Raises DataError."""
+def _nothing() -> None:
+    """What is called between parts of long work, where nobody asks for it."""
+
+
+def make_job(spec: CorpusSpec, between: Callable[[], None] = _nothing) -> Job:
+    """Find the files, cut them, and choose the encoder on a sample of them. Raises DataError.
+
+    Args:
+        between: called again and again.
+    """
     files = corpus_files(spec)
-    cut = pieces(files)
+    between()
+    cut = pieces(files, between=between)
     tokenizer = load_tokenizer(spec.tokenizer, None)
-    chosen, notes = encoding.choose(tokenizer, spec.encoder, _sample(spec, cut), special_tokens=spec.special_tokens)
+    chosen, notes = encoding.choose(
+        tokenizer, spec.encoder, _sample(spec, cut, between), special_tokens=spec.special_tokens
+    )
     facts = to_dict(spec)
     del facts["encoder"]
     own = spec.tokenizer
@@ -64,10 +84,11 @@ def make_job(spec: CorpusSpec) -> Job:
     return Job(spec, cut, mark, dtype_for(tokenizer.vocab_size), chosen, notes)
 
 
-def _sample(spec: CorpusSpec, cut: list[Piece]) -> list[str]:
+def _sample(spec: CorpusSpec, cut: list[Piece], between: Callable[[], None]) -> list[str]:
     """The first texts of some pieces, spread over all."""
     texts: list[str] = []
     for piece in cut[:: max(1, len(cut) // _SAMPLES)]:
+        between()
         reader, size = Reader(spec.keys, spec.document, skip_bad=True), 0
         for document in _documents(reader, piece.segments):
             for found in document.texts:

@@ -7,8 +7,7 @@ documents ends (`….ends`, int64), all as the final files have them, so that me
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -123,23 +122,30 @@ def finish_part(files: PartFiles, counts: Counts) -> None:
     write_sealed(files.done, to_dict(counts))
 
 
-def merge(parts: list[PartFiles], key: int, prefix: str, dtype: str) -> None:
+def merge(
+    parts: list[PartFiles], key: int, prefix: str, dtype: str, between: Callable[[], None] = lambda: None
+) -> None:
     """Concatenate parts into `prefix`.bin and .idx, byte by byte as one writer would have written them. Memory does not
-    grow with them. The index appears last."""
+    grow with them. The index appears last.
+
+    Args:
+        between: called for each block; what it raises ends the work, which is then to be done anew.
+    """
     data, index = bin_path(prefix), idx_path(prefix)
     with _fresh(data) as (partial, file):
         for part in parts:
-            _append(part.data(key), file)
+            _append(part.data(key), file, between)
     partial.replace(data)
     sequences = sum(part.lengths(key).stat().st_size for part in parts) // 4
     documents = sum(part.ends(key).stat().st_size for part in parts) // 8
     with _fresh(index) as (partial, file):
         file.write(HEADER.pack(MAGIC, VERSION, code_of(dtype), sequences, documents + 1))
         for part in parts:
-            _append(part.lengths(key), file)
+            _append(part.lengths(key), file, between)
         place, itemsize = 0, np.dtype(dtype).itemsize
         for part in parts:
             for lengths in _blocks(part.lengths(key), "<i4"):
+                between()
                 ends = place + np.cumsum(lengths, dtype=np.int64) * itemsize
                 file.write(np.ascontiguousarray(np.concatenate([[place], ends[:-1]]), dtype="<i8").data)
                 place = int(ends[-1])
@@ -147,6 +153,7 @@ def merge(parts: list[PartFiles], key: int, prefix: str, dtype: str) -> None:
         before = 0
         for part in parts:
             for ends in _blocks(part.ends(key), "<i8"):
+                between()
                 file.write(np.ascontiguousarray(ends + before, dtype="<i8").data)
             before += part.lengths(key).stat().st_size // 4
     partial.replace(index)
@@ -170,9 +177,11 @@ class _fresh:  # noqa: N801 - used as a function
         self.file.close()
 
 
-def _append(path: Path, file: BinaryIO) -> None:
+def _append(path: Path, file: BinaryIO, between: Callable[[], None]) -> None:
     with path.open("rb") as part:
-        shutil.copyfileobj(part, file, _COPY_BYTES)
+        while block := part.read(_COPY_BYTES):
+            between()
+            file.write(block)
 
 
 def _blocks(path: Path, dtype: str) -> Iterator[np.ndarray]:

@@ -26,6 +26,8 @@ from hpclm.formats.indexed_dataset import read_header
 
 _POLL_S = 0.5
 _FIELDS = 3  # bytes, documents, tokens
+# of the libraries
+THREADS = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def tokenize(spec: CorpusSpec, workers: int, on_progress: Callable[[Progress], N
     """
     began = time.monotonic()
     job = make_job(spec)
-    known = made_before(spec, job.mark)
+    known = made_before(job)
     if known is not None:
         return known, ["was made by an earlier call, and nothing has changed since"]
     make_folder(spec)
@@ -87,8 +89,8 @@ def make_folder(spec: CorpusSpec) -> None:
         raise DataError(f"{spec.parts_folder}: cannot be made ({error.strerror})") from error
 
 
-def finish(job: Job, counts: Counts, seconds: float) -> Tokenized:
-    """Merge all parts, write the record and remove the parts."""
+def finish(job: Job, counts: Counts, seconds: float, between: Callable[[], None] = lambda: None) -> Tokenized:
+    """Merge all parts, write the record and remove the parts; broken off, it is done anew. `between`: see `merge`."""
     spec = job.spec
     if not counts.tokens:
         raise DataError(
@@ -96,8 +98,9 @@ def finish(job: Job, counts: Counts, seconds: float) -> Tokenized:
             "is it the right key (--json-keys)?"
         )
     parts = [job.part(number) for number in range(len(job.pieces))]
+    job.joining.touch()
     for place, key in enumerate(spec.keys):
-        merge(parts, place, spec.output(key), job.dtype)
+        merge(parts, place, spec.output(key), job.dtype, between)
     outputs = [spec.output(key) for key in spec.keys]
     made = Tokenized(job.mark, spec, job.encoder, outputs, counts, seconds)
     write_sealed(spec.record, to_dict(made))
@@ -105,20 +108,23 @@ def finish(job: Job, counts: Counts, seconds: float) -> Tokenized:
     return made
 
 
-def made_before(spec: CorpusSpec, mark: str) -> Tokenized | None:
+def made_before(job: Job) -> Tokenized | None:
     """The record of the same job, complete. Raises DataError where the outputs are of another."""
+    spec = job.spec
     try:
         raw = read_sealed(spec.record)
         found = None if raw is None else from_dict(Tokenized, raw)
     except (HpclmError, OSError, ValueError):
         found = None
-    if found is not None and found.mark == mark:
+    if found is not None and found.mark == job.mark:
         try:
             for prefix in found.outputs:
                 read_header(prefix)
             return found
         except DataError:
             return None
+    if job.joining.exists():
+        return None
     for key in spec.keys:
         for path in (bin_path(spec.output(key)), idx_path(spec.output(key))):
             if path.exists():
@@ -193,7 +199,7 @@ def _by_many(job: Job, todo: list[int], count: int, tell: Callable[[float, float
 @contextlib.contextmanager
 def _pool(count: int, context: Any, arguments: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
     # each worker is one of as many as there are processors; threads of the libraries would only get in their way
-    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("RAYON_NUM_THREADS", "1")):
+    for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
     try:

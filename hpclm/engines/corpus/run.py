@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.sealed import write_sealed
 from hpclm.data.corpus.job import Job, Worker, make_job
 from hpclm.data.corpus.parts import Counts
-from hpclm.data.corpus.tokenizing import Tokenized, finish, made_before, make_folder
+from hpclm.data.corpus.tokenizing import THREADS, Tokenized, finish, made_before, make_folder
 from hpclm.worker.peers import refuse_failed, wait_until_finished
 from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.report import Progress, StoppedError
 
 _POLL_S = 0.2
+_SHOWN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class SharedJob:
 
 def run(launch: RankLaunch) -> None:
     """Take pieces; the first rank joins the parts. Returns when the stage is complete."""
+    # each rank is one of as many as there are processors; threads of the libraries would only get in their way
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     spec = from_dict(TokenizeStageSpec, launch.spec)
     facts, attempt, began = launch.facts, launch.attempt, time.time()
     progress = Progress(launch.stage.progress, launch.stage.metrics, active=facts.rank == 0)
@@ -50,7 +55,7 @@ def run(launch: RankLaunch) -> None:
         _take(shared, launch, progress)
         others = range(1, facts.world_size)
         wait_until_finished(attempt, others, lambda: _show(shared.job, progress, launch))
-        made = shared.made or _joined(shared.job, progress, began)
+        made = shared.made or _joined(shared.job, progress, began, launch)
     count = len(shared.job.pieces)
     progress.update(phase="done", step=count, total_steps=count, force=True)
     counts = {key: value for key, value in to_dict(made.counts).items() if key != "examples"}
@@ -67,10 +72,10 @@ def _owned(corpus: CorpusSpec) -> Iterator[None]:
 
 
 def _shared(corpus: CorpusSpec) -> SharedJob:
-    job = make_job(corpus)
+    job = make_job(corpus, heartbeat.beat)
     for note in job.notes:
         log(note)
-    made = made_before(corpus, job.mark)
+    made = made_before(job)
     log(f"{len(job.pieces)} pieces, {job.size / 1e6:,.0f} MB, by {job.encoder}")
     return SharedJob(job, made)
 
@@ -107,11 +112,11 @@ def _show(job: Job, progress: Progress, launch: RankLaunch) -> None:
     global _shown_at
     _heed(launch, "the next job goes on with the pieces that are left")
     now = time.monotonic()
-    if progress.active and now - _shown_at < 1.0:
+    if progress.active and now - _shown_at < _SHOWN_S:
         return
-    _shown_at = now
-    done = sum(job.part(n).done.exists() for n in range(len(job.pieces))) if progress.active else 0
+    done = sum(1 for _ in job.parts_folder.glob("*.json")) if progress.active else 0
     progress.update(phase="tokenizing", step=done, total_steps=len(job.pieces))
+    _shown_at = time.monotonic()
 
 
 def _heed(launch: RankLaunch, what: str) -> None:
@@ -119,10 +124,16 @@ def _heed(launch: RankLaunch, what: str) -> None:
         raise StoppedError(f"stop requested; {what}")
 
 
-def _joined(job: Job, progress: Progress, began: float) -> Tokenized:
-    progress.update(phase="joining the parts")
+def _joined(job: Job, progress: Progress, began: float, launch: RankLaunch) -> Tokenized:
+    count = len(job.pieces)
+    progress.update(phase="joining the parts", step=count, total_steps=count)
+
+    def between() -> None:
+        heartbeat.beat()
+        _heed(launch, "the next job joins the parts")
+
     found = [job.part(number).counts() for number in range(len(job.pieces))]
     counts = sum((one for one in found if one is not None), Counts())
     for example in counts.examples:
         log(f"left out: {example}")
-    return finish(job, counts, time.time() - began)
+    return finish(job, counts, time.time() - began, between)

@@ -64,14 +64,14 @@ def read(stage: StageContext, words: Sequence[str]) -> Arguments:
     for place, word in enumerate(words):
         if not word.startswith("--"):
             continue
-        flag = flag_of(word)
+        flag, written = flag_of(word), word.partition("=")[0]
         found.places[flag] = place
-        if flag not in known_flags():
+        if written not in known_flags():
             near = nearest_name(flag, known_flags())
             hint = f"did you mean {near}?" if near else "is it of your own script?"
             stage.warning(
                 ("megatron", "arguments", place),
-                f"{flag} is no flag of Megatron-LM core_v0.12 to core_v0.19, which refuses such; {hint}",
+                f"{written} is no flag of Megatron-LM core_v0.12 to core_v0.19, which refuses such; {hint}",
                 "known flags",
                 word,
             )

@@ -162,7 +162,7 @@ class Schedule(Section):
             if len(given) > 1:
                 raise fault(f"{name}_{given[0]} and {name}_{given[1]} are both given; keep one")
         if (self.name == "wsd") != bool(self.anneal_steps or self.anneal_samples):
-            raise fault("anneal_steps belongs to name: wsd, which needs it; give both or neither")
+            raise fault("anneal_steps (or anneal_samples) belongs to name: wsd, which needs it; give both or neither")
         return self
 
 

@@ -13,6 +13,8 @@ from hpclm.engines.megatron.ranks import cuda_graph
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
 
+Forward = Callable[[Tensor, KeyValueCache], Tensor | None]
+
 
 def usable(groups: Groups) -> bool:
     """A graph has no communication here."""
@@ -21,13 +23,12 @@ def usable(groups: Groups) -> bool:
 
 class DecodeGraph:
     """Calls `forward(tokens int64 [b], cache)`, logits [b, vocabulary], and captures its second call with the same rows
-    and as many keys to attend to; the third one on replays it.
+    and as many keys to attend to; from then on it is replayed.
 
-    The result is valid up to the next call.
+    The result is valid up to the next call. Nothing of the caller is kept between calls: a cache is large.
     """
 
-    def __init__(self, forward: Callable[[Tensor, KeyValueCache], Tensor | None]) -> None:
-        self.forward = forward
+    def __init__(self) -> None:
         self.works = True
         # its memory is free when its rows have ended
         self.cache: Callable[[], KeyValueCache | None] = lambda: None
@@ -36,28 +37,28 @@ class DecodeGraph:
         self.tokens: Tensor | None = None
         self.logits: Tensor | None = None
 
-    def __call__(self, tokens: Tensor, cache: KeyValueCache) -> Tensor | None:
+    def __call__(self, forward: Forward, tokens: Tensor, cache: KeyValueCache) -> Tensor | None:
         if not self.works:
-            return self.forward(tokens, cache)
+            return forward(tokens, cache)
         cache.round_span()
         # by identity: megatron-core's contexts are equal where their sizes are
         state = (cache.version, cache.span)
         if self.cache() is not cache or self.state != state:
             self.cache, self.state, self.tokens = weakref.ref(cache), state, None
-            return self.forward(tokens, cache)
-        if self.tokens is None and not self._capture(tokens.clone(), cache):
-            return self.forward(tokens, cache)
+            return forward(tokens, cache)
+        if self.tokens is None and not self._capture(forward, tokens.clone(), cache):
+            return forward(tokens, cache)
         assert self.graph is not None
         assert self.tokens is not None
         self.tokens.copy_(tokens)
         self.graph.replay()
         return self.logits
 
-    def _capture(self, tokens: Tensor, cache: KeyValueCache) -> bool:
+    def _capture(self, forward: Forward, tokens: Tensor, cache: KeyValueCache) -> bool:
         # the graph before lends its memory, for which it has to be there still
         pool = None if self.graph is None else self.graph.pool()
         try:
-            graph, logits = cuda_graph.captured(lambda: self.forward(tokens, cache), pool)
+            graph, logits = cuda_graph.captured(lambda: forward(tokens, cache), pool)
         except RuntimeError as error:
             self.works, cache.span = False, None
             log(f"CUDA graphs are off, generation is slower: a capture failed: {str(error).splitlines()[0]}")

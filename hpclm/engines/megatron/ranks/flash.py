@@ -20,13 +20,21 @@ _AMPERE = 8
 
 def usable(query: Tensor) -> bool:
     """Whether this GPU has a kernel for such queries, [..., d]."""
-    return takes(query) and query.is_cuda and _has_kernel(query.device)
+    return usable_for(query.dtype, query.size(-1), query.device)
+
+
+def usable_for(dtype: torch.dtype, width: int, device: torch.device) -> bool:
+    """The same for heads of that width."""
+    return _fits(dtype, width) and device.type == "cuda" and _has_kernel(device)
 
 
 def takes(query: Tensor) -> bool:
     """Whether the kernel takes such queries, on a GPU that has it."""
-    width = query.size(-1)
-    return query.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
+    return _fits(query.dtype, query.size(-1))
+
+
+def _fits(dtype: torch.dtype, width: int) -> bool:
+    return dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +59,7 @@ class Generator:
         self.end_ids = [number for number in (eos_id, *(ends.ids if ends else ())) if 0 <= number < vocab_size]
         self.table: Tensor | None = None
         self.trains_on = trains_on
-        decode: Callable[[Tensor, KeyValueCache], Tensor | None] = self._next_logits
-        self._decode = decode_graph.DecodeGraph(decode) if decode_graph.usable(groups) else decode
+        self.graph = decode_graph.DecodeGraph() if decode_graph.usable(groups) else None
 
     def __call__(self, batch: GenerationBatch, indices: Sequence[int]) -> list[list[int]]:
         """The new tokens of each row, without the end token.
@@ -130,6 +129,11 @@ class Generator:
         heartbeat.beat()
         rows.cache.grow()
         return self._take(rows, self._decode(rows.tokens, rows.cache), made)
+
+    def _decode(self, tokens: Tensor, cache: KeyValueCache) -> Tensor | None:
+        if self.graph is None:
+            return self._next_logits(tokens, cache)
+        return self.graph(self._next_logits, tokens, cache)
 
     def _next_logits(self, tokens: Tensor, cache: KeyValueCache) -> Tensor | None:
         """Of one more token of each row, see `_forward`."""

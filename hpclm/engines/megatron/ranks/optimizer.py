@@ -220,18 +220,21 @@ def _same_view(shard: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
     return value[first % value.shape[0] :][:rows]
 
 
-def learning_rate(optim: OptimSpec, step: int, total_steps: int) -> float:
+def learning_rate(optim: OptimSpec, step: int, total_steps: int, increment: int = 1) -> float:
     """The rate of update `step` (from 0): linear warm-up, the schedule over what is left before the constant tail, then
     `min_lr`. Sources: nemo/core/optim/lr_scheduler.py; megatron/core/optimizer_param_scheduler.py, whose curves
     `from_zero`, `inverse-square-root` and `wsd` give.
 
     The warm-up is WarmupPolicy's (step+1)/(warmup+1), whose first step is not lost at a rate of 0; with a cosine and a
     constant tail it is CosineAnnealing's step/warmup, which is Megatron-LM's.
+
+    Args:
+        increment: from this update to the next, where steps are samples.
     """
     warmup, constant = optim.warmup(total_steps), optim.constant(total_steps)
     if step < warmup:
         from_zero = optim.from_zero or optim.schedule in _OF_MEGATRON or (constant > 0 and optim.schedule == "cosine")
-        return optim.lr * (step / warmup if from_zero else (step + 1) / (warmup + 1))
+        return optim.lr * (step / warmup if from_zero else (step + increment) / (warmup + increment))
     if optim.schedule == "constant":
         return optim.lr
     end = total_steps - constant

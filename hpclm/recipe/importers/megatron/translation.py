@@ -238,7 +238,7 @@ class Flags:
         if node is None:
             return
         words = [str(one.value) for one in node.value] if isinstance(node.value, list) else []
-        if len(words) != 3 or not all(one.isdecimal() and one.isascii() for one in words):
+        if len(words) != 3 or not all(one.isdecimal() and one.isascii() and len(one) < 16 for one in words):
             self.faults.append(f"{node.place}: needs three numbers: start, increment, samples")
             return
         for key, word in zip(("start", "increment", "samples"), words, strict=True):

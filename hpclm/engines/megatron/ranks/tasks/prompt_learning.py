@@ -88,7 +88,7 @@ class PromptBatches:
         spec, groups = context.spec, context.groups
         self.device, self.pad_id = groups.device, tokenizer.pad_id
         self.multiple_of = groups.tensor_size if spec.parallel.sequence_parallel else 1
-        self.few_shapes = groups.device.type == "cuda" and frozen_passes.usable(spec, groups, frozen=True)
+        self.few_shapes = frozen_passes.rounds_sizes(spec, groups)
         self.val_batches = spec.trainer.val_batches
         self.semantics = data.semantics
         dataset = functools.partial(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
 from hpclm.core import heartbeat
 from hpclm.core.errors import DamagedError, DataError
 from hpclm.core.files import sync
@@ -25,10 +21,11 @@ from hpclm.core.logging import log
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.core.spec import StageSpec
+from hpclm.data.corpus.parts import PartFiles, PartWriter, merge
 from hpclm.data.documents import documents, split, text_files
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.formats.checkpoint_manifest import StoredFile, inside, sha256_of
-from hpclm.formats.indexed_dataset import read_header
+from hpclm.formats.indexed_dataset import dtype_for, read_header
 
 PREPARED = "prepared.json"
 _BATCH = 256
@@ -117,8 +114,10 @@ class _Part:
 
     def __init__(self, folder: Path, name: str, tokenizer: Tokenizer) -> None:
         self.prefix, self.tokenizer, self.waiting, self.tokens = folder / name, tokenizer, list[str](), 0
-        self.dtype = DType.optimal_dtype(tokenizer.vocab_size)
-        self.builder = IndexedDatasetBuilder(f"{self.prefix}.bin", dtype=self.dtype)
+        self.dtype = dtype_for(tokenizer.vocab_size)
+        self.files = PartFiles(folder / f"{name}.parts", 0)
+        self.files.folder.mkdir()
+        self.writer = PartWriter(self.files, 0, self.dtype)
 
     def add(self, document: str) -> None:
         self.waiting.append(document)
@@ -128,15 +127,17 @@ class _Part:
     def flush(self) -> None:
         """Write what waits, each document ended by the end token."""
         heartbeat.beat()
-        for ids in self.tokenizer.encode_batch(self.waiting):
-            ids.append(self.tokenizer.eos_id)
-            self.builder.add_document(np.array(ids, dtype=self.dtype), [len(ids)])
-            self.tokens += len(ids)
+        documents = [[*ids, self.tokenizer.eos_id] for ids in self.tokenizer.encode_batch(self.waiting)]
+        counts, owner = np.array(list(map(len, documents)), dtype=np.int64), np.arange(len(documents))
+        flat = np.fromiter(itertools.chain.from_iterable(documents), dtype=self.dtype, count=int(counts.sum()))
+        self.tokens += self.writer.add(flat, counts, owner, len(documents), None)
         self.waiting.clear()
 
     def close(self) -> int:
         self.flush()
-        self.builder.finalize(f"{self.prefix}.idx")
+        self.writer.close()
+        merge([self.files], 0, str(self.prefix), self.dtype, heartbeat.beat)
+        shutil.rmtree(self.files.folder)
         return self.tokens
 
 

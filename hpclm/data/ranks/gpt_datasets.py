@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,12 +66,14 @@ class Prepared:
 
     Attributes:
         epoch_samples: training samples when every document is read once.
+        parts: which of training and validation there are; none where an earlier version did not say.
     """
 
     mark: str
     cache: str
     epoch_samples: int
     files: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
 
 
 class Samples(Protocol):
@@ -127,7 +130,7 @@ def prepare_indices(spec: StageSpec, folder: Path, source: IndexedData, end: int
         shared = cache / f"{mark}.json"
         made = _known(shared, mark)
         if made is None or _missing(made):
-            made = Prepared(mark, str(cache), epoch, _build(spec, source, parts, end, cache, mark))
+            made = Prepared(mark, str(cache), epoch, _build(spec, source, parts, end, cache, mark), list(parts))
             write_sealed(shared, to_dict(made))
     write_sealed(index_record(folder), to_dict(made))
     return made
@@ -187,8 +190,8 @@ def _slice(count: int, bounds: tuple[float, float]) -> slice:
     return slice(round(bounds[0] * float(count)), round(bounds[1] * float(count)))
 
 
-def parts_of(spec: StageSpec, source: IndexedData, epoch_samples: int) -> dict[str, Part]:
-    """Which part takes what from which data set."""
+def parts_of(spec: StageSpec, source: IndexedData, epoch_samples: int, known: Sequence[str] = ()) -> dict[str, Part]:
+    """Which part takes what from which data set. `known`: the parts that there are; nothing is then opened."""
     size = spec.batch.global_batch_size
     epochs = (spec.trainer.max_epochs or 1) * max(1, epoch_samples // size)
     steps = spec.trainer.max_steps or epochs
@@ -201,7 +204,10 @@ def parts_of(spec: StageSpec, source: IndexedData, epoch_samples: int) -> dict[s
         found["validation"] = Part(source.validation, weights, (0.0, 1.0), wanted)
         return found
     bounds = source.bounds("validation")
-    if bounds[0] < bounds[1]:
+    if known:
+        if "validation" in known:
+            found["validation"] = Part(source.paths, _normalised(source.weights), bounds, wanted)
+    elif bounds[0] < bounds[1]:
         empty = [prefix for prefix in source.paths if _is_empty(prefix, bounds)]
         if len(empty) == len(source.paths):
             log("the validation part of the data has no document (indexed.split); there is no validation")
@@ -360,7 +366,7 @@ def open_datasets(spec: StageSpec, folder: Path, source: IndexedData, end: int) 
     _refuse_pickles(cache, prepared)
     config = _config(spec, source, end, cache)
     opened: dict[str, Blend] = {}
-    for name, part in parts_of(spec, source, prepared.epoch_samples).items():
+    for name, part in parts_of(spec, source, prepared.epoch_samples, prepared.parts).items():
         members = _members(config, part, _PARTS[name])
         blend = None
         if len(members) > 1:

@@ -224,11 +224,7 @@ def _is_empty(prefix: str, bounds: tuple[float, float]) -> bool:
 
 
 def _normalised(weights: list[float] | None) -> list[float] | None:
-    if weights is None:
-        return None
-    array = np.array(weights, dtype=np.float64)
-    normal: list[float] = (array / np.sum(array)).tolist()
-    return normal
+    return None if weights is None else [float(one) for one in np.array(weights) / np.sum(np.array(weights))]
 
 
 class _EndToken:
@@ -277,8 +273,7 @@ def _members(config: Any, part: Part, split: Any) -> list[Any]:
     if len(part.paths) > 1:
         counts = [None] * len(part.paths)
         if part.weights is not None and part.samples is not None:
-            own = [math.ceil(part.samples * weight) for weight in part.weights]
-            counts = [math.ceil(count * (1 + SURPLUS)) for count in own]
+            counts = [math.ceil(math.ceil(part.samples * weight) * (1 + SURPLUS)) for weight in part.weights]
     members = []
     for prefix, count in zip(part.paths, counts, strict=True):
         low_level = _open(prefix)

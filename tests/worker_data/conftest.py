@@ -4,5 +4,5 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import hpclm.data.ranks.packing
-    import hpclm.data.ranks.text_corpus  # noqa: F401
+    import hpclm.data.ranks.gpt_datasets
+    import hpclm.data.ranks.packing  # noqa: F401

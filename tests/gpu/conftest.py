@@ -69,7 +69,9 @@ Run = Callable[..., StagePaths]
 def run() -> Run:
     """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with."""
 
-    def ranks(spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0, **variables: str) -> StagePaths:
+    def ranks(
+        spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0, function: str = RANK, **variables: str
+    ) -> StagePaths:
         paths = StagePaths(Path(spec.stage_dir))
         write_json(paths.spec, to_dict(replace(spec, device=device)))
         logs = paths.attempt(attempt).logs
@@ -80,7 +82,8 @@ def run() -> Run:
             place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
             given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
             log = logs / f"{rank:05d}.log"
-            started.append(forked([str(paths.root), f"{attempt:03d}"], log, device, **given, **variables))
+            words = [str(paths.root), f"{attempt:03d}"]
+            started.append(forked(words, log, device, function=function, **given, **variables))
         try:
             for one in started:
                 ended(one)

@@ -22,7 +22,7 @@ def check(stage: StageContext) -> None:
             stage.needs((section,), example)
     trainer = recipe.trainer
     if task.trains and trainer is not None and not (trainer.max_steps or trainer.max_epochs or trainer.train_samples):
-        stage.error(("trainer",), "sets no training length; add max_steps or max_epochs", "max_steps or max_epochs")
+        stage.error(("trainer",), "sets no training length; add max_steps, max_epochs or train_samples", "a length")
     task.check(stage)
     if recipe.prompts is not None and not task.takes_prompts:
         stage.error(("prompts",), f"{task.name} has no prompts; leave it out", "prompts is for prompt learning")

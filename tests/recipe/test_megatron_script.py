@@ -309,3 +309,11 @@ def test_notes_are_json(tmp_path: Path) -> None:
     assert text.startswith("# Made by `hpclm recipe import` from pretrain.sh.")
     made: list[Any] = json.loads(json.dumps([dataclasses.asdict(note) for note in notes]))
     assert {one["fate"] for one in made} == {"taken", "no effect"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--lr-warmup-fraction", "nan"), ("--lr", "1e999"), ("--seed", "9" * 5000), ("--lr", "x")]
+)
+def test_a_number_that_is_none_is_told(tmp_path: Path, flag: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=r"is not a (whole )?number"):
+        load(written(tmp_path, POST.replace("--fp16", f"--fp16\n{flag} {value}")))

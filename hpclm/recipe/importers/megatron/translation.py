@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "ma
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _WEIGHT = re.compile(r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 _TRUE = ("True", "true", True)
+_LONGEST = 40
 
 
 class Flags:
@@ -125,10 +127,15 @@ class Flags:
             return None
         whole = TAKEN[name][1] == "whole"
         try:
-            return int(text.replace("_", "")) if whole else float(text)
+            if len(text) > _LONGEST:
+                raise ValueError
+            number = int(text.replace("_", "")) if whole else float(text)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
         except ValueError:
             kind = "a whole number" if whole else "a number"
-            self.faults.append(f"{self.flags[name].place}: {text!r} is not {kind}")
+            self.faults.append(f"{self.flags[name].place}: {text[:_LONGEST]!r} is not {kind}")
             return None
 
     def _is_on(self, name: str) -> bool:

@@ -23,7 +23,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __package__:
+    from bench.prompt_learning import model_spec
+else:
+    # as a script, whose own folder is on the path
+    from prompt_learning import model_spec
 
 SIDES = ("hpclm", "plain")
 
@@ -96,18 +102,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, float]:
     store = dist.FileStore(str(Path(arguments.folder) / f"store-{arguments.side}-{number}"), world)
     groups = process_groups.initialize(store, rank, parallel, torch.device("cpu"), 1)
     weights = Path(arguments.folder) / f"weights-{rank}.pt"
-    model = plan.ModelSpec(
-        num_layers=arguments.layers,
-        hidden_size=arguments.hidden,
-        ffn_hidden_size=4 * arguments.hidden,
-        num_attention_heads=arguments.heads,
-        num_query_groups=arguments.heads,
-        kv_channels=arguments.hidden // arguments.heads,
-        max_position_embeddings=arguments.tokens,
-        vocab_size=arguments.vocab,
-        padded_vocab_size=arguments.vocab,
-        activation="gelu_exact",
-    )
+    model = model_spec(arguments, arguments.tokens, activation="gelu_exact")
     made = (_hpclm if arguments.side == "hpclm" else _plain)(arguments, model, parallel, groups, weights)
     first = made()
     for _ in range(2):

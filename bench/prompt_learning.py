@@ -138,19 +138,25 @@ def _world(arguments: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any
     parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
     place = torch.device("cuda", 0) if arguments.device == "cuda" else torch.device("cpu")
     groups = process_groups.initialize(dist.HashStore(), 0, parallel, place, 1)
-    model = plan.ModelSpec(
+    return parallel, groups, model_spec(arguments, arguments.tokens + VIRTUAL, **changes)
+
+
+def model_spec(arguments: argparse.Namespace, positions: int, **changes: Any) -> Any:
+    """The model of the arguments' sizes."""
+    from hpclm.core import spec as plan
+
+    return plan.ModelSpec(
         num_layers=arguments.layers,
         hidden_size=arguments.hidden,
         ffn_hidden_size=4 * arguments.hidden,
         num_attention_heads=arguments.heads,
         num_query_groups=arguments.heads,
         kv_channels=arguments.hidden // arguments.heads,
-        max_position_embeddings=arguments.tokens + VIRTUAL,
+        max_position_embeddings=positions,
         vocab_size=arguments.vocab,
         padded_vocab_size=arguments.vocab,
         **changes,
     )
-    return parallel, groups, model
 
 
 def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:

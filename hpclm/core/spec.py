@@ -159,7 +159,8 @@ class TrainerSpec:
     """Training length and precision. One of `max_steps` and `max_epochs` is set (for evaluate neither).
 
     Attributes:
-        train_samples: what `max_steps` was computed from, if it was.
+        train_samples: what `max_steps` was computed from, if it was; the steps of `OptimSpec` are then samples, and the
+            rate follows the samples that were read.
         val_check_interval: steps between validations when an int; a fraction of an epoch when a float in (0, 1].
         val_batches: global batches a validation reads; None: the whole validation set.
         val_metrics: scores of answers generated for the validation rows (names of `hpclm.metrics`).
@@ -195,7 +196,6 @@ class OptimSpec:
         warmup_ratio: share of all steps instead of `warmup_steps`; `constant_ratio` likewise.
         from_zero: the first step has a rate of 0, as in Megatron-LM.
         anneal_steps: of `wsd`, the steps before the constant ones in which the rate falls, and how.
-        by_samples: all these steps are samples, and the rate follows the samples that were read.
     """
 
     lr: float
@@ -212,7 +212,6 @@ class OptimSpec:
     from_zero: bool = False
     anneal_steps: int = 0
     anneal: Anneal = "exponential"
-    by_samples: bool = False
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of so many; NeMo's int(ratio · steps)."""

@@ -89,6 +89,14 @@ def max_steps(stage: StageContext) -> int | None:
     return BatchSchedule(sizes.global_size, _rampup(sizes)).steps(written.train_samples)
 
 
+def schedule_length(stage: StageContext, total_steps: int | None) -> tuple[Literal["steps", "samples"], int | None]:
+    """What the learning rate's schedule counts, and how many there are; `total_steps`: where it counts steps."""
+    written = stage.recipe.trainer
+    if written is not None and written.train_samples is not None:
+        return "samples", written.train_samples
+    return "steps", total_steps
+
+
 def trainer(stage: StageContext) -> TrainerSpec:
     """Training length and precision. A task that does not train takes no steps: neither
     max_steps nor max_epochs is set."""
@@ -123,7 +131,6 @@ def optim(stage: StageContext) -> OptimSpec:
         from_zero=schedule.from_zero,
         anneal_steps=schedule.anneal_samples or schedule.anneal_steps,
         anneal=schedule.anneal,
-        by_samples=stage.recipe.trainer is not None and stage.recipe.trainer.train_samples is not None,
     )
 
 

@@ -242,13 +242,10 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
             optim.min_lr,
             (0.0,),
         )
-    if total_steps is None:
+    unit, counted = lowering.schedule_length(stage, total_steps)
+    if counted is None:
         return
     spec = lowering.optim(stage)
-    trainer = stage.recipe.trainer
-    unit, counted = "steps", total_steps
-    if spec.by_samples and trainer is not None and trainer.train_samples is not None:
-        unit, counted = "samples", trainer.train_samples
     warmup, constant = spec.warmup(counted), spec.constant(counted)
     planned = warmup + constant + spec.anneal_steps
     if planned > counted:

@@ -60,10 +60,10 @@ class Topology:
         return [(name, getattr(self, name)) for name in AXES]
 
     def rank(self, **coordinates: int) -> int:
-        """The rank at these coordinates, 0 for an axis that is not named."""
+        """The rank at these coordinates, one for each axis."""
         rank, stride = 0, 1
         for name, degree in self.axes:
-            rank, stride = rank + coordinates.get(name, 0) * stride, stride * degree
+            rank, stride = rank + coordinates[name] * stride, stride * degree
         return rank
 
     def place(self, rank: int) -> RankPlace:

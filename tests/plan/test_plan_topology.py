@@ -67,11 +67,13 @@ def test_megatrons_own_example() -> None:
     # megatron/core/parallel_state.py: 16 GPUs, tensor 2, pipeline 4 on two nodes of 8.
     topology = Topology(2, 4, 2, 8)
     tensor_groups = [
-        [topology.rank(pipeline=p, data=d, tensor=t) for t in range(2)] for p in range(4) for d in range(2)
+        [topology.rank(pipeline=p, data=d, context=0, tensor=t) for t in range(2)] for p in range(4) for d in range(2)
     ]
-    data_groups = [[topology.rank(pipeline=p, data=d, tensor=t) for d in range(2)] for p in range(4) for t in range(2)]
+    data_groups = [
+        [topology.rank(pipeline=p, data=d, context=0, tensor=t) for d in range(2)] for p in range(4) for t in range(2)
+    ]
     pipeline_groups = [
-        [topology.rank(pipeline=p, data=d, tensor=t) for p in range(4)] for d in range(2) for t in range(2)
+        [topology.rank(pipeline=p, data=d, context=0, tensor=t) for p in range(4)] for d in range(2) for t in range(2)
     ]
     assert tensor_groups == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
     assert data_groups == [[0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15]]

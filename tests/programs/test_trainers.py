@@ -282,6 +282,7 @@ def test_arguments_of_the_split_are_understood(tmp_path: Path, words: list[str])
     [
         (["--context-parallel-size=3"], "4 devices are not a multiple of tensor 1 × pipeline 2 × context 3 = 6"),
         (["--context-parallel-size", "two"], "needs a whole number"),
+        (["--context-parallel-size", "9" * 4000], "needs a whole number"),
         (["--decoder-first-pipeline-num-layers", "4"], "leaves 0 layers for 1 pipeline stages"),
         (["--num-virtual-stages-per-pipeline-rank", "3"], "3 does not divide the 2 layers of a pipeline stage"),
         (["--account-for-loss-in-pipeline-split"], "makes 5 layers for pipeline 2"),
@@ -312,6 +313,15 @@ def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
     (found,) = [one for one in plan.findings if one.rule == "known flags"]
     assert "--recompute-activation is no flag of Megatron-LM" in found.message
     assert "did you mean --recompute-activations?" in found.message
+
+
+def test_a_flag_that_the_parser_refuses_changes_no_plan(tmp_path: Path) -> None:
+    """argparse knows the names with hyphens alone."""
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--context_parallel_size", "2"))))
+    split = plan.stages[0].parallel
+    assert split is not None
+    assert (split.context, split.data) == (1, 2)
+    assert any("did you mean --context-parallel-size?" in str(one) for one in plan.findings)
 
 
 def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:

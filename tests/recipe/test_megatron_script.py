@@ -169,7 +169,6 @@ def test_arrays_conditions_and_samples(tmp_path: Path) -> None:
     optim = spec.optim
     assert (optim.schedule, optim.anneal, optim.anneal_steps) == ("wsd", "cosine", 1_280_000)
     assert (optim.warmup_steps, optim.constant_steps) == (128_000, 1_280_000)
-    assert optim.by_samples
     assert optim.from_zero
     assert spec.indexed is not None
     assert [Path(one).name for one in spec.indexed.paths] == ["one_document", "two_document"]

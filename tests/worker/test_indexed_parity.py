@@ -97,7 +97,7 @@ def test_a_batch_that_grows_takes_the_same_samples_at_every_split_and_after_an_i
         made = stage(data, name, split)
         batch = plan.BatchSpec(8, 2, 4 // split.data, plan.RampupSpec(4, 4, 20))
         length = batch.schedule.steps(76)
-        optim = replace(made.optim, warmup_steps=16, schedule="linear", by_samples=True, from_zero=True)
+        optim = replace(made.optim, warmup_steps=16, schedule="linear", from_zero=True)
         trainer = replace(made.trainer, max_steps=steps or length, train_samples=76)
         return replace(made, batch=batch, optim=optim, trainer=trainer)
 

@@ -23,6 +23,7 @@ _LAYOUT = "--pipeline-model-parallel-layout"
 _CONTEXT, _EXPERT = "--context-parallel-size", "--expert-model-parallel-size"
 _EXPERT_TENSOR, _EXPERTS = "--expert-tensor-parallel-size", "--num-experts"
 _COUNTS = (_FIRST, _LAST, _BY_LAYERS, _BY_STAGES, _CONTEXT, _EXPERT, _EXPERT_TENSOR, _EXPERTS)
+_DIGITS = 10
 # Each counts as one more layer.
 _LIKE_LAYERS = ("--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split")
 
@@ -64,20 +65,21 @@ def read(stage: StageContext, words: Sequence[str]) -> Arguments:
     for place, word in enumerate(words):
         if not word.startswith("--"):
             continue
-        flag, written = flag_of(word), word.partition("=")[0]
-        found.places[flag] = place
-        if written not in known_flags():
-            near = nearest_name(flag, known_flags())
+        flag = word.partition("=")[0]
+        if flag not in known_flags():
+            near = nearest_name(flag_of(word), known_flags())
             hint = f"did you mean {near}?" if near else "is it of your own script?"
             stage.warning(
                 ("megatron", "arguments", place),
-                f"{written} is no flag of Megatron-LM core_v0.12 to core_v0.19, which refuses such; {hint}",
+                f"{flag} is no flag of Megatron-LM core_v0.12 to core_v0.19, which refuses such; {hint}",
                 "known flags",
                 word,
             )
-        elif flag in _COUNTS:
+            continue
+        found.places[flag] = place
+        if flag in _COUNTS:
             value = word.partition("=")[2] if "=" in word else "".join(words[place + 1 : place + 2])
-            if value.isascii() and value.isdecimal() and int(value) > 0:
+            if value.isascii() and value.isdecimal() and len(value) < _DIGITS and int(value) > 0:
                 found.counts[flag] = int(value)
             else:
                 found.error(flag, "needs a whole number from 1", "a number")

@@ -30,7 +30,7 @@ class MegatronLm:
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
         from hpclm.engines.megatron_lm import arguments, support
-        from hpclm.engines.megatron_lm.flags import TENSORBOARD
+        from hpclm.engines.megatron_lm.flags import TENSORBOARD, sample_length
         from hpclm.engines.megatron_lm.section import Megatron
 
         stage, recipe = request.stage, request.stage.recipe
@@ -47,8 +47,7 @@ class MegatronLm:
         model = architecture.from_keys(stage, entries, recipe.indexed.seq_length if recipe.indexed else None)
         if model is not None:
             support.check_model(stage, model, indexed, evenly=not arguments.splits_layers(given))
-            length = indexed.seq_length if indexed else model.max_position_embeddings
-            arguments.check(given, model, topology, accumulation, length)
+            arguments.check(given, model, topology, accumulation, sample_length(model, indexed))
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining

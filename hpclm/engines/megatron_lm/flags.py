@@ -20,6 +20,11 @@ PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss
 _STYLES = {"wsd": "WSD"}
 
 
+def sample_length(model: ModelSpec, indexed: IndexedData | None) -> int:
+    """Tokens of a sample; of data in the image they are as many as there are positions."""
+    return indexed.seq_length if indexed else model.max_position_embeddings
+
+
 def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, indexed: IndexedData | None) -> ProgramSpec:
     """pretrain_gpt.py for a pretrain stage."""
     megatron = stage.recipe.own_section("megatron", Megatron)
@@ -28,7 +33,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
         "tensor-model-parallel-size": split.tensor,
         "pipeline-model-parallel-size": split.pipeline,
         **_architecture(model),
-        "seq-length": indexed.seq_length if indexed else model.max_position_embeddings,
+        "seq-length": sample_length(model, indexed),
         **_training(stage),
         **_schedule(stage),
         **_recompute(stage),
@@ -119,9 +124,9 @@ def _schedule(stage: StageContext) -> dict[str, object]:
     """The decay ends where the constant steps begin."""
     trainer, spec = stage.recipe.trainer, lowering.optim(stage)
     assert trainer is not None
-    unit = "samples" if spec.by_samples else "iters"
-    length = trainer.train_samples or trainer.max_steps
+    counted, length = lowering.schedule_length(stage, trainer.max_steps)
     assert length is not None
+    unit = "samples" if counted == "samples" else "iters"
     constant = spec.constant(length)
     found: dict[str, object] = {"lr-decay-style": _STYLES.get(spec.schedule, spec.schedule)}
     if constant:

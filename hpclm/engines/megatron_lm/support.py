@@ -6,6 +6,7 @@ from __future__ import annotations
 from hpclm.core.nearest import either
 from hpclm.core.spec import IndexedData, ModelSpec
 from hpclm.engines.megatron_lm.arguments import flag_of
+from hpclm.engines.megatron_lm.flags import sample_length
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning import indexed_checks, lowering, rules
 from hpclm.planning.stage_context import StageContext
@@ -161,7 +162,7 @@ def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | No
             "groups >= tensor before core_r0.16",
             groups,
         )
-    length = indexed.seq_length if indexed else model.max_position_embeddings
+    length = sample_length(model, indexed)
     keys = ("indexed", "seq_length") if indexed else ("model", "max_position_embeddings")
     rules.split_model(stage, model, evenly=evenly)
     rules.recompute(stage, model)
@@ -174,7 +175,7 @@ def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | No
 def check_schedule(stage: StageContext) -> None:
     """lr_warmup_steps < lr_decay_steps (OptimizerParamScheduler)."""
     trainer, spec = stage.recipe.trainer, lowering.optim(stage)
-    length = None if trainer is None else trainer.train_samples or trainer.max_steps
+    _, length = lowering.schedule_length(stage, None if trainer is None else trainer.max_steps)
     if length is None or stage.recipe.optim is None:
         return
     warmup, decay = spec.warmup(length), length - spec.constant(length)

@@ -200,7 +200,7 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         optim, samples = self.spec.optim, self.spec.trainer.train_samples
-        if optim.by_samples and samples is not None:
+        if samples is not None:
             return learning_rate(optim, self.schedule.consumed(step), samples, self.schedule.at(step))
         return learning_rate(optim, step, self.total_steps)
 

@@ -109,8 +109,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     from hpclm.engines.megatron.ranks.stage_models import base_checkpoint, config_for, load_base
     from hpclm.engines.megatron.ranks.tasks.prompt_learning import PromptBatches
     from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
-    from hpclm.engines.megatron.ranks.training import Trainer
-    from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
+    from hpclm.engines.megatron.ranks.training import TrainingSteps
     from hpclm.worker.report import Progress
     from hpclm.worker.signals import StopFlag
 
@@ -124,12 +123,11 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     card, prompts = starting_prompts(context, config, gpt, tokenizer)
     batches = PromptBatches(context, tokenizer, spec.data, card)
     model = LanguageModel(config, gpt, prompts, frozen=True)
-    manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
-    trainer = Trainer(spec, groups, model, batches, manager, progress, StopFlag())
+    trainer = TrainingSteps(spec, groups, model, batches, StopFlag())
     _share(arguments, spec, batches, gpt, prompts)
-    result = _timed(lambda step: trainer._step(step).loss, arguments.steps)
+    result = _timed(lambda step: trainer.step(step).loss, arguments.steps)
     if arguments.answers:
-        val_loss = trainer._validate(arguments.steps)
+        val_loss = trainer.validate(arguments.steps).loss
         assert val_loss is not None
         result["val_loss"] = val_loss
         result |= _scores(_hpclm_answers(arguments, spec, groups, model, tokenizer))
@@ -163,7 +161,7 @@ def _share(arguments: argparse.Namespace, spec: Any, batches: Any, gpt: Any, pro
     """What the other side needs: weights, rows as tokens, and the order they are taken in."""
     import torch
 
-    from hpclm.engines.megatron.ranks.optimizer import learning_rate
+    from hpclm.core.learning_rate import learning_rate
 
     def rows(dataset: Any) -> list[list[Any]]:
         """Tokens without the virtual ones, and where the answer starts."""

@@ -192,14 +192,14 @@ def _training(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
     import torch
 
     from hpclm.engines.megatron.ranks import trace
-    from hpclm.engines.megatron.ranks.training import Trainer
+    from hpclm.engines.megatron.ranks.training import TrainingSteps
 
     spec, groups, (model, batch) = _world(arguments, shape)
     ignored: Any = SimpleNamespace(requested=False)
     count = spec.batch.gradient_accumulation_steps
-    trainer = Trainer(spec, groups, model, trace._Batches([batch] * count), ignored, ignored, ignored)
+    trainer = TrainingSteps(spec, groups, model, trace._Batches([batch] * count), ignored)
     steps = iter(range(10**6))
-    seconds = _seconds(lambda: trainer._step(next(steps)), arguments.steps, arguments)
+    seconds = _seconds(lambda: trainer.step(next(steps)), arguments.steps, arguments)
     layers, hidden, _, tokens, _, task = SHAPES[shape]
     sizes = {name: parameter.numel() for name, parameter in model.gpt.named_parameters()}
     weights = sum(size for name, size in sizes.items() if "position_embeddings" not in name)

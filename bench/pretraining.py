@@ -135,9 +135,7 @@ def _hpclm(arguments: argparse.Namespace, model: Any, parallel: Any, groups: Any
     from hpclm.data.ranks.batches import TrainingBatch
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
-    from hpclm.engines.megatron.ranks.training import Trainer
-    from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-    from hpclm.worker.report import Progress
+    from hpclm.engines.megatron.ranks.training import TrainingSteps
     from hpclm.worker.signals import StopFlag
 
     positions = torch.arange(arguments.tokens).expand(arguments.micro, -1).contiguous()
@@ -172,12 +170,10 @@ def _hpclm(arguments: argparse.Namespace, model: Any, parallel: Any, groups: Any
     initialize_weights(gpt, model, 1)
     if not weights.exists():
         torch.save(gpt.state_dict(), weights)
-    manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
-    progress = Progress(Path("unused"), Path("unused"), active=False)
     language_model = LanguageModel(config, gpt, None, frozen=False)
-    trainer = Trainer(spec, groups, language_model, Batches(), manager, progress, StopFlag())
+    trainer = TrainingSteps(spec, groups, language_model, Batches(), StopFlag())
     count = iter(range(10**9))
-    return lambda: trainer._step(next(count)).loss
+    return lambda: trainer.step(next(count)).loss
 
 
 def _plain(arguments: argparse.Namespace, model: Any, parallel: Any, groups: Any, weights: Path) -> Callable[[], float]:

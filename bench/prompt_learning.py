@@ -171,7 +171,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     if not arguments.weights.exists():
         torch.save({"gpt": gpt.state_dict(), "prompts": prompts.state_dict()}, arguments.weights)
     count = iter(range(10**9))
-    return _timed(lambda: trainer._step(next(count)).loss, arguments)
+    return _timed(lambda: trainer.step(next(count)).loss, arguments)
 
 
 def _trainer(
@@ -182,9 +182,7 @@ def _trainer(
     from hpclm.core import spec as plan
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt, transformer_config
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
-    from hpclm.engines.megatron.ranks.training import Trainer
-    from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-    from hpclm.worker.report import Progress
+    from hpclm.engines.megatron.ranks.training import TrainingSteps
     from hpclm.worker.signals import StopFlag
 
     spec = plan.StageSpec(
@@ -206,10 +204,8 @@ def _trainer(
     config = transformer_config(model, parallel, arguments.precision, groups.device, variable_lengths=True)
     gpt = build_gpt(model, config, groups)
     prompts = build_prompts(PromptsCard("p-tuning", spec.prompt, spec.templates), config, 1, groups.device)
-    manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
-    progress = Progress(Path("unused"), Path("unused"), active=False)
     language_model = LanguageModel(config, gpt, prompts, frozen=frozen)
-    trainer = Trainer(spec, groups, language_model, _Batches(arguments), manager, progress, StopFlag())
+    trainer = TrainingSteps(spec, groups, language_model, _Batches(arguments), StopFlag())
     return trainer, gpt, prompts
 
 

@@ -41,6 +41,11 @@ class CheckpointFolder:
         return self.root / "prompts.json"
 
     @property
+    def fine_tuned(self) -> Path:
+        """Of engine hf: how the model was tuned, and which one."""
+        return self.root / "fine_tuned.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.root / "tokenizer.json"
 

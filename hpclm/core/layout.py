@@ -247,6 +247,11 @@ class StagePaths:
         return self.root / "data"
 
     @property
+    def prepared_rows(self) -> Path:
+        """Where the tokenised rows of each role are."""
+        return self.data / "rows.json"
+
+    @property
     def tokens(self) -> Path:
         """Data sets that a tokenize stage makes."""
         return self.root / "tokens"

@@ -184,15 +184,18 @@ class TrainerSpec:
     deterministic: bool = False
 
 
+OptimizerName = Literal["adamw", "adam", "lion", "lamb", "adafactor", "sgd", "adamw-8bit"]
 ScheduleName = Literal["cosine", "linear", "constant", "inverse-square-root", "wsd"]
 Anneal = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """AdamW and its schedule: linear warm-up, then `schedule` down to `min_lr`, which it keeps for the constant steps.
+    """The optimizer and its schedule: linear warm-up, then `schedule` down to `min_lr`, which it keeps for the constant steps.
 
     Attributes:
+        name: engine megatron has adamw alone.
+        beta1: of sgd the momentum.
         warmup_ratio: share of all steps instead of `warmup_steps`; `constant_ratio` likewise.
         from_zero: the first step has a rate of 0, as in Megatron-LM.
         anneal_steps: of `wsd`, the steps before the constant ones in which the rate falls, and how.
@@ -212,6 +215,7 @@ class OptimSpec:
     from_zero: bool = False
     anneal_steps: int = 0
     anneal: Anneal = "exponential"
+    name: OptimizerName = "adamw"
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of so many; NeMo's int(ratio · steps)."""

@@ -52,7 +52,7 @@ def forked(arguments: list[str], log: Path, device: str, *, function: str = RANK
     gpu = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if device == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}
     # several tests run at once, and a process takes all cores otherwise
     env = environment(PYTHONWARNINGS="ignore", OMP_NUM_THREADS="2", **gpu, **variables)
-    return ForkedRank(arguments, env, log, gpu=device == "gpu", function=function)
+    return ForkedRank(arguments, env, log, kind="gpu" if device == "gpu" else "megatron", function=function)
 
 
 def ended(process: ForkedRank) -> int:

@@ -21,7 +21,7 @@ def test_packed_rows_read_what_padded_rows_read(
     from torch.nn import functional
 
     from hpclm.data.ranks.packed_layout import Layout
-    from hpclm.engines.megatron.ranks import flash
+    from hpclm.training.ranks import flash_attention as flash
 
     torch.manual_seed(1)
     length = shared + sum(counts) + 3

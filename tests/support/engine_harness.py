@@ -10,10 +10,11 @@ from typing import Any
 
 from hpclm.core import spec as plan
 from hpclm.core.files import read_lines, write_json
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
 from tests.support.processes import environment
-from tests.support.rank_server import ForkedRank
+from tests.support.rank_server import ForkedRank, Kind
 from tests.support.waiting import wait_until
 
 NAMES = ["path", "name", "self", "node", "list", "dict", "file", "mode", "type", "args", "item", "data"]
@@ -127,7 +128,8 @@ def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **chan
 class Ranks:
     """The processes of one attempt at a stage."""
 
-    def __init__(self, spec: plan.StageSpec, attempt: int = 1) -> None:
+    def __init__(self, spec: plan.StageSpec | FineTuneStageSpec, attempt: int = 1) -> None:
+        self.kind: Kind = "hf" if spec.engine == "hf" else "megatron"
         self.paths = StagePaths(Path(spec.stage_dir))
         write_json(self.paths.spec, to_dict(spec))
         self.attempt = self.paths.attempt(attempt)
@@ -139,7 +141,7 @@ class Ranks:
         place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
         given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
         env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **given)
-        return ForkedRank([str(self.paths.root), str(attempt)], env, self.attempt.log(rank))
+        return ForkedRank([str(self.paths.root), str(attempt)], env, self.attempt.log(rank), kind=self.kind)
 
     def wait(self) -> list[int]:
         """Exit codes in rank order; ranks that outlast the limit are killed, and the test fails with rank 0's words."""
@@ -163,7 +165,7 @@ class Ranks:
         return self.attempt.log(rank).read_text()
 
 
-def run(spec: plan.StageSpec, attempt: int = 1) -> StagePaths:
+def run(spec: plan.StageSpec | FineTuneStageSpec, attempt: int = 1) -> StagePaths:
     """Run a stage to its end; fails the test with the ranks' own words when it does not get there."""
     ranks = Ranks(spec, attempt)
     codes = ranks.wait()

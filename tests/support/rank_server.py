@@ -4,7 +4,8 @@ Loading both takes seconds of a core in each rank, most of a short test. A forke
 `hpclm.worker.entry` with the same arguments and environment as a started one; the tests on a cluster and the demo's
 start theirs.
 
-With the argument `gpu` its children may use GPUs, and it does not touch them itself: CUDA does not outlive a fork.
+With the argument `gpu` its children may use GPUs, and it does not touch them itself: CUDA does not outlive a fork. With
+`hf` it has loaded what engine hf needs instead.
 
 A request is a line of JSON on standard input, the answer one on standard output: {"start": [argument, …], "function":
 "module:name", "env": {…}, "log": path} gives {"pid": …}; {"poll": pid} gives {"code": null or the exit code, negative
@@ -14,6 +15,7 @@ for a signal}.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -22,11 +24,22 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from tests.support.processes import ROOT, environment
 
 RANK = "hpclm.worker.entry:main"
+Kind = Literal["megatron", "gpu", "hf"]
+_OF_HF = (
+    "hpclm.engines.hf.ranks.stage_runner",
+    "hpclm.engines.hf.ranks.fine_tuning",
+    "hpclm.engines.hf.ranks.evaluation",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation",
+    "peft",
+    "deepspeed",
+    "torch.distributed.tensor._utils",
+)
 
 
 class ForkedRank:
@@ -37,9 +50,9 @@ class ForkedRank:
     """
 
     def __init__(
-        self, arguments: list[str], env: dict[str, str], log: Path, *, gpu: bool = False, function: str = RANK
+        self, arguments: list[str], env: dict[str, str], log: Path, *, kind: Kind = "megatron", function: str = RANK
     ) -> None:
-        self.server = _server(gpu)
+        self.server = _server(kind)
         self.pid: int = self.server.ask({"start": arguments, "function": function, "env": env, "log": str(log)})["pid"]
         self.returncode: int | None = None
 
@@ -57,10 +70,10 @@ class ForkedRank:
 
 
 class _Server:
-    def __init__(self, gpu: bool) -> None:
-        argv = [sys.executable, "-m", "tests.support.rank_server", *(["gpu"] * gpu)]
+    def __init__(self, kind: Kind) -> None:
+        argv = [sys.executable, "-m", "tests.support.rank_server", kind]
         # asked through NVML, torch says whether there is a GPU without starting CUDA
-        where = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+        where = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if kind == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}
         env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **where)
         self.process = subprocess.Popen(
             argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -79,8 +92,8 @@ class _Server:
 
 
 @cache
-def _server(gpu: bool) -> _Server:
-    return _Server(gpu)
+def _server(kind: Kind) -> _Server:
+    return _Server(kind)
 
 
 def _rank(function: str, arguments: list[str], env: dict[str, str], log: str) -> None:
@@ -119,15 +132,24 @@ def _poll(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-def serve(*, gpu: bool) -> None:
+def _load(kind: Kind) -> None:
+    if kind == "hf":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        for name in _OF_HF:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        return
     from hpclm.engines.megatron.ranks import cpu_standins, stage_runner
 
-    if not gpu:
+    if kind == "megatron":
         # as a rank does: the stand-ins before megatron-core's modules
         cpu_standins.install()
     for module in ("groups", "rank_context", "tasks"):
         importlib.import_module(f"{stage_runner.__package__}.{module}")
 
+
+def serve(kind: Kind) -> None:
+    _load(kind)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     for line in sys.stdin:
@@ -144,4 +166,4 @@ def serve(*, gpu: bool) -> None:
 
 
 if __name__ == "__main__":
-    serve(gpu="gpu" in sys.argv[1:])
+    serve(cast(Kind, sys.argv[1]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.layout import RunPaths, StagePaths
-from hpclm.engines.megatron.ranks.answered_rows import Writer, answered
+from hpclm.data.answered_rows import Writer, answered
 
 ROWS = [0, 1, 2, 3, 4]
 

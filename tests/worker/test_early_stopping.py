@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hpclm.core.early_stopping import EarlyStopping
 from hpclm.core.spec import EarlyStoppingSpec
-from hpclm.engines.megatron.ranks.early_stopping import EarlyStopping
 from tests.support.engine_harness import losses, result, run, stage_spec, write_data
 
 

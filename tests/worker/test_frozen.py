@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +18,7 @@ from hpclm.engines.megatron.ranks import cuda_graph
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
-from hpclm.engines.megatron.ranks.training import Trainer
-from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.worker.report import Progress
+from hpclm.engines.megatron.ranks.training import TrainingSteps
 from hpclm.worker.signals import StopFlag
 from tests.support import graph_standin
 from tests.support.engine_harness import SMALL
@@ -54,7 +51,7 @@ class OneBatch:
         return None
 
 
-def trainer(groups: Groups, *, frozen: bool, answer: int = LENGTH - 4, recompute: Any = None) -> Trainer:
+def trainer(groups: Groups, *, frozen: bool, answer: int = LENGTH - 4, recompute: Any = None) -> TrainingSteps:
     spec = plan.StageSpec(
         run="test",
         stage="test",
@@ -73,19 +70,17 @@ def trainer(groups: Groups, *, frozen: bool, answer: int = LENGTH - 4, recompute
     gpt = build_gpt(MODEL, config, groups)
     initialize_weights(gpt, MODEL, 1)
     prompts = build_prompts(PromptsCard("prompt-tuning", None, [TEMPLATE]), config, 1, groups.device)
-    manager = CheckpointManager(Path("unused"), spec.checkpoint, lambda folder: None)
-    progress = Progress(Path("unused"), Path("unused"), active=False)
     model = LanguageModel(config, gpt, prompts, frozen=frozen)
-    return Trainer(spec, groups, model, OneBatch(answer), manager, progress, StopFlag())  # type: ignore[arg-type]
+    return TrainingSteps(spec, groups, model, OneBatch(answer), StopFlag())  # type: ignore[arg-type]
 
 
-def flops(one: Trainer) -> int:
+def flops(one: TrainingSteps) -> int:
     """Multiplications and additions of matrix products in a step, by megatron-core's schedule: torch's counter knows
     nothing of autograd.grad."""
     one.passes = None
-    one._step(0)
+    one.step(0)
     with FlopCounterMode(display=False) as counter:
-        one._step(1)
+        one.step(1)
     total: int = counter.get_total_flops()
     return total
 
@@ -93,11 +88,11 @@ def flops(one: Trainer) -> int:
 def test_a_frozen_base_has_no_gradients_and_no_optimizer_state(alone: Groups) -> None:
     frozen, full = trainer(alone, frozen=True), trainer(alone, frozen=False)
     for one in (frozen, full):
-        one._step(0)
+        one.step(0)
     prompts = sum(p.numel() for p in frozen.module.prompts.parameters())  # type: ignore[union-attr]
     weights = sum(p.numel() for p in full.module.gpt.parameters())
 
-    def gradients(one: Trainer) -> int:
+    def gradients(one: TrainingSteps) -> int:
         return sum(buffer.grad_data.numel() for buffer in one.model.buffers)
 
     # buffers are padded to a multiple of 64 or 128 values
@@ -135,7 +130,7 @@ def test_passes_outside_of_the_schedule_train_the_same(alone: Groups, share: flo
     rounded.batches.train = lambda step: [batches.batch]  # type: ignore[method-assign]
     plain.passes = None
     assert rounded.passes is not None
-    expected, found = ([one._step(step) for step in range(4)] for one in (plain, rounded))
+    expected, found = ([one.step(step) for step in range(4)] for one in (plain, rounded))
     assert [step.loss for step in found] == pytest.approx([step.loss for step in expected], rel=1e-5)
     assert [step.grad_norm for step in found] == pytest.approx([step.grad_norm for step in expected], rel=1e-4)
     assert expected[-1].loss < expected[0].loss
@@ -162,7 +157,7 @@ def test_graphs_train_as_passes_kernel_by_kernel_do(alone: Groups, monkeypatch: 
     monkeypatch.setattr(type(passes), "_pays", lambda self, key: self.seen.get(key, 0) >= 1)
     monkeypatch.setattr(type(passes), "_timed", lambda self, key, batch, shares: self._work(batch, shares=shares))
     passes.captures = True
-    expected, found = ([one._step(step) for step in range(7)] for one in (plain, graphed))
+    expected, found = ([one.step(step) for step in range(7)] for one in (plain, graphed))
     assert [step.loss for step in found] == [step.loss for step in expected]
     assert [step.grad_norm for step in found] == [step.grad_norm for step in expected]
     assert len(passes.graphs) == 2
@@ -178,7 +173,7 @@ def test_recomputation_runs_the_layers_again(alone: Groups, frozen: bool) -> Non
         for layer in one.module.gpt.decoder.layers:
             layer.self_attention.core_attention.register_forward_hook(lambda *_: calls.append(1))
         calls.clear()
-        one._step(0)
+        one.step(0)
         return len(calls)
 
     assert counted(None) == MODEL.num_layers

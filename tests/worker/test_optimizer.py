@@ -12,10 +12,12 @@ import pytest
 import torch
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from hpclm.core.learning_rate import learning_rate
 from hpclm.core.spec import OptimSpec
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.masked_loss import masked_mean
-from hpclm.engines.megatron.ranks.optimizer import LossScale, Optimizer, learning_rate
+from hpclm.engines.megatron.ranks.optimizer import Optimizer
+from hpclm.training.ranks.loss_scale import LossScale
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

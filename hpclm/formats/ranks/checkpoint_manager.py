@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
@@ -26,6 +25,7 @@ from hpclm.core.spec import CheckpointSpec
 from hpclm.formats.checkpoint_manifest import damage, read_manifest
 from hpclm.formats.checkpoint_pointers import Which, checkpoints_in, pointed, step_of
 from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks.tensor_shard import Shard
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class CheckpointManager:
         self.paths = CheckpointFolder(folder)
         self.best: list[tuple[float, int]] = []
 
-    def save(
-        self, step: int, shards: Iterable[ShardedTensor], state: Mapping[str, object], val_loss: float | None
-    ) -> None:
+    def save(self, step: int, shards: Iterable[Shard], state: Mapping[str, object], val_loss: float | None) -> None:
         """Write the checkpoint of `step` and drop those the policy no longer keeps."""
         if val_loss is not None:
             self.best = sorted({*self.best, (val_loss, step)})[: self._kept(1)]

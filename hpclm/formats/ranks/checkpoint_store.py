@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from safetensors import safe_open
 
 from hpclm.core import heartbeat
@@ -39,13 +38,13 @@ from hpclm.formats.checkpoint_manifest import (
     read_manifest,
     sha256_of,
 )
-from hpclm.formats.ranks.shards import is_main_replica
 from hpclm.formats.ranks.tensor_file import write_tensors
+from hpclm.formats.ranks.tensor_shard import Shard, is_main_replica
 
 
 def save(
     directory: Path,
-    shards: Iterable[ShardedTensor],
+    shards: Iterable[Shard],
     state: Mapping[str, object],
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
@@ -90,7 +89,7 @@ class _Written:
     tensors: dict[str, StoredTensor]
 
 
-def _write_shard(folder: Path, rank: int, shards: list[ShardedTensor]) -> _Written | None:
+def _write_shard(folder: Path, rank: int, shards: list[Shard]) -> _Written | None:
     name = f"shard-{rank:05d}.safetensors"
     data: dict[str, torch.Tensor] = {}
     tensors: dict[str, StoredTensor] = {}
@@ -124,7 +123,7 @@ def _manifest(files: list[_Written | None], state: Mapping[str, object]) -> Mani
     return Manifest({file.name: StoredFile(file.size, file.sha256) for file in written}, tensors, dict(state))
 
 
-def load(directory: Path, shards: Iterable[ShardedTensor], *, rename: Callable[[str], str] = lambda key: key) -> None:
+def load(directory: Path, shards: Iterable[Shard], *, rename: Callable[[str], str] = lambda key: key) -> None:
     """Fill `shards` in place from a checkpoint of any split, reading only the bytes that overlap.
 
     Values are cast to the shards' dtype. A tensor marked `allow_shape_mismatch` (the padded vocabulary) gets the rows
@@ -180,7 +179,7 @@ class WholeTensors:
 
 
 @torch.no_grad()
-def _fill(directory: Path, shard: ShardedTensor, tensor: StoredTensor, files: _Files) -> None:
+def _fill(directory: Path, shard: Shard, tensor: StoredTensor, files: _Files) -> None:
     stored = tuple(tensor.shape)
     if stored != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
         raise CheckpointError(

@@ -34,9 +34,3 @@ def _flat(value: Any) -> Iterator[ShardedTensor]:
         for item in value:
             yield from _flat(item)
     # ShardedObject carries Transformer Engine's extra state, which the layers used here do not have
-
-
-def is_main_replica(shard: ShardedTensor) -> bool:
-    """True on the one rank that writes this piece."""
-    replica = shard.replica_id
-    return all(part == 0 for part in replica) if isinstance(replica, (list, tuple)) else replica == 0

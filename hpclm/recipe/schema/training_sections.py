@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from hpclm.core.registries import METRICS
-from hpclm.core.spec import Anneal, ScheduleName
+from hpclm.core.spec import Anneal, OptimizerName, ScheduleName
 from hpclm.recipe.schema.base import Count, Fraction, NotNegative, Section, described, fault, registered
 
 
@@ -170,14 +170,17 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """AdamW."""
+    """The optimizer, and how its rate goes."""
 
+    name: OptimizerName = Field(default="adamw", description="engine hf has all of them, the others adamw")
     lr: Annotated[float, Field(gt=0, le=10)] = Field(description="highest learning rate")
     min_lr: Annotated[float, Field(ge=0, le=10)] = Field(
         default=0.0, description="lowest; 0 for prompt learning with pipeline > 1"
     )
     weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(default=0.01, description="decoupled (AdamW)")
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.98), description="decay of the two moments")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.98), description="decay of the two moments; sgd: the first is the momentum"
+    )
     epsilon: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-8, description="added to the denominator")
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the steps")
 

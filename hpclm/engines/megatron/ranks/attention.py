@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpclm.data.ranks.packed_layout import Layout, layout_of
-from hpclm.engines.megatron.ranks import flash
+from hpclm.training.ranks import flash_attention as flash
 
 
 class SdpaAttention(MegatronModule):

@@ -23,10 +23,11 @@ from hpclm.core.logging import log
 from hpclm.core.spec import Backends, StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.transfer import base_of, expanded
-from hpclm.engines.megatron.ranks import cuda_graph, flash
+from hpclm.engines.megatron.ranks import cuda_graph
 from hpclm.engines.megatron.ranks.gpt_model import DTYPES
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.masked_loss import masked_mean
+from hpclm.training.ranks import flash_attention as flash
 
 # A pass whose launches take this share of its time on the device is bound by the host.
 _HOST_BOUND = 0.7

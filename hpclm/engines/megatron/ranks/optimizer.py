@@ -8,7 +8,7 @@ model-parallel group) on torch's fused AdamW. Gradients come from megatron-core'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypedDict
 
@@ -22,6 +22,7 @@ from megatron.core.transformer.module import param_is_not_shared
 from hpclm.core import heartbeat
 from hpclm.core.spec import OptimSpec
 from hpclm.formats.ranks.parameters import attributes
+from hpclm.training.ranks.loss_scale import LossScale
 
 
 class OptimizerState(TypedDict):
@@ -32,45 +33,10 @@ class OptimizerState(TypedDict):
     loss_scale: list[float]
 
 
-class LossScale:
-    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), fixed at 1 otherwise.
-
-    The loss is multiplied before the backward pass so that small gradients survive fp16. An overflow skips the step
-    and, from the `HYSTERESIS`th since the scale last grew, halves the scale; `GROWTH_STEPS` steps without one double
-    it. Constants are Megatron's (optimizer/grad_scaler.py with its default arguments).
-    """
-
-    INITIAL, MINIMUM, GROWTH_STEPS, HYSTERESIS = 2.0**32, 1.0, 1000, 2
-
-    def __init__(self, precision: str) -> None:
-        self.active = precision == "fp16"
-        self.scale = self.INITIAL if self.active else 1.0
-        self.good_steps = 0
-        self.overflows_left = self.HYSTERESIS
-
-    def apply(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss * self.scale if self.active else loss
-
-    def update(self, *, overflow: bool) -> None:
-        self.good_steps = 0 if overflow else self.good_steps + 1
-        if overflow:
-            self.overflows_left = max(0, self.overflows_left - 1)
-            if self.overflows_left == 0:
-                self.scale = max(self.MINIMUM, self.scale / 2)
-        elif self.good_steps == self.GROWTH_STEPS:
-            self.scale, self.good_steps, self.overflows_left = self.scale * 2, 0, self.HYSTERESIS
-
-    def state(self) -> list[float]:
-        return [self.scale, self.good_steps, self.overflows_left]
-
-    def restore(self, state: list[float]) -> None:
-        self.scale, self.good_steps = float(state[0]), int(state[1])
-        # a checkpoint of a version that halved the scale at each overflow has no third number
-        self.overflows_left = int(state[2]) if len(state) > 2 else 0
-
-
 class Optimizer:
     """Updates the trainable parameters this rank holds; possibly none (prompt learning on a later pipeline stage)."""
+
+    name = "torch.optim.AdamW(fused)"
 
     def __init__(
         self,
@@ -218,39 +184,3 @@ def _same_view(shard: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
     rows: int = shard.data.shape[0]
     first: int = shard.data.storage_offset() // max(1, math.prod(shard.data.shape[1:]))
     return value[first % value.shape[0] :][:rows]
-
-
-def learning_rate(optim: OptimSpec, step: int, total_steps: int, increment: int = 1) -> float:
-    """The rate of update `step` (from 0): linear warm-up, the schedule over what is left before the constant tail, then
-    `min_lr`. Sources: nemo/core/optim/lr_scheduler.py; megatron/core/optimizer_param_scheduler.py, whose curves
-    `from_zero`, `inverse-square-root` and `wsd` give.
-
-    The warm-up is WarmupPolicy's (step+1)/(warmup+1), whose first step is not lost at a rate of 0; with a cosine and a
-    constant tail it is CosineAnnealing's step/warmup, which is Megatron-LM's.
-
-    Args:
-        increment: from this update to the next, where steps are samples.
-    """
-    warmup, constant = optim.warmup(total_steps), optim.constant(total_steps)
-    if step < warmup:
-        from_zero = optim.from_zero or optim.schedule in _OF_MEGATRON or (constant > 0 and optim.schedule == "cosine")
-        return optim.lr * (step / warmup if from_zero else (step + increment) / (warmup + increment))
-    if optim.schedule == "constant":
-        return optim.lr
-    end = total_steps - constant
-    if optim.schedule == "inverse-square-root":
-        return optim.min_lr if step > end else max(optim.min_lr, optim.lr * math.sqrt(max(1, warmup) / max(1, step)))
-    first = end - optim.anneal_steps if optim.schedule == "wsd" else warmup
-    progress = min(1.0, max(0, step - first) / max(1, end - first))
-    curve = _CURVES[optim.anneal if optim.schedule == "wsd" else optim.schedule]
-    return optim.min_lr + (optim.lr - optim.min_lr) * curve(progress)
-
-
-_OF_MEGATRON = ("inverse-square-root", "wsd")
-# From 1 to 0 as the progress goes from 0 to 1
-_CURVES: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    "exponential": lambda progress: 2.0 * math.pow(0.5, progress) - 1.0,
-    "minus_sqrt": lambda progress: 1.0 - math.sqrt(progress),
-}

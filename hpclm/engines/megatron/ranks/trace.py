@@ -79,7 +79,7 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
 
 def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     """A step, and another one, in which the optimizer has its moments."""
-    from hpclm.engines.megatron.ranks.training import Trainer
+    from hpclm.engines.megatron.ranks.training import TrainingSteps
 
     counter.kind = "weights"
     model, batch, assumed = (_prompt_learning if spec.task != "pretrain" else _pretraining)(spec, groups)
@@ -88,12 +88,12 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     batches = _Batches([batch] * count)
     counter.kind = "gradients"
     ignored = SimpleNamespace(requested=False)
-    trainer = Trainer(spec, groups, model, batches, ignored, ignored, ignored)  # type: ignore[arg-type]
+    trainer = TrainingSteps(spec, groups, model, batches, ignored)  # type: ignore[arg-type]
     optimizer = trainer.optimizer
     counter.mark(set(optimizer.masters) - set(optimizer.parameters), "optimizer")
     for step in range(2):
         counter.kind = "activations"
-        trainer._step(step)
+        trainer.step(step)
         states = optimizer.adam.state.values() if optimizer.adam is not None else ()
         counter.mark((one for state in states for one in state.values() if isinstance(one, Tensor)), "optimizer")
     return assumed
@@ -288,7 +288,7 @@ def _kernels_of_gpus() -> Iterator[None]:
         normed: Tensor = _FusedRmsNorm.apply(states, norm.weight)  # type: ignore[no-untyped-call]
         return normed
 
-    from hpclm.engines.megatron.ranks import flash
+    from hpclm.training.ranks import flash_attention as flash
 
     with patch.object(torch.nn.RMSNorm, "forward", forward), patch.object(flash, "usable", flash.takes):
         yield

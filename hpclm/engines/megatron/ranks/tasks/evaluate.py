@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from hpclm.core.errors import DataError
 from hpclm.core.files import read_lines
 from hpclm.core.logging import log
 from hpclm.core.spec import GenerationSpec, StageSpec
+from hpclm.data.answered_rows import Writer, answered, key_of
 from hpclm.data.examples import PromptDataset, rows_to_answer
 from hpclm.data.prediction_rows import AT_LIMIT, TOKENS
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import load_tokenizer
-from hpclm.engines.megatron.ranks.answered_rows import Writer, answered, key_of
 from hpclm.engines.megatron.ranks.answering import Answer, Answerer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
@@ -54,7 +55,7 @@ def run(context: StageContext) -> dict[str, object]:
         log(f"{dataset.truncated} of {len(dataset)} test prompts are truncated to leave room for their answers")
     answerer = Answerer(groups, LanguageModel(config, gpt, prompts, frozen=True), tokenizer, _sampling(spec))
     began = time.time()
-    made = _generate(context, dataset, answerer, key_of(spec, len(dataset), (base_checkpoint(spec), source)))
+    made = _generate(context, dataset, answerer, _key(spec, len(dataset), source))
     seconds = time.time() - began
     predicted = read_predictions(context, dataset)
     return {
@@ -69,6 +70,14 @@ def run(context: StageContext) -> dict[str, object]:
         "prompts": None if source is None else str(source),
         "base": str(base_checkpoint(spec)),
     }
+
+
+def _key(spec: StageSpec, examples: int, prompts: Path | None) -> str:
+    """What the predictions depend on."""
+    assert spec.data is not None
+    own = spec.tokenizer
+    files = (*spec.data.test, own.vocab_file, own.merges_file, own.tokenizer_file)
+    return key_of(spec, files, examples, (base_checkpoint(spec), prompts))
 
 
 def _sampling(spec: StageSpec) -> GenerationSpec:

@@ -18,7 +18,7 @@ from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import config_for, start_weights, write_model_card
-from hpclm.engines.megatron.ranks.training import Trainer
+from hpclm.engines.megatron.ranks.training import train
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 
 
@@ -38,7 +38,7 @@ def run(context: StageContext) -> dict[str, object]:
 
     context.on_first_rank(lambda: finish(context.paths.checkpoints))
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
-    result = Trainer(spec, context.groups, model, batches, manager, context.progress, context.stop).fit()
+    result = train(context, model, batches, manager)
     return {
         **result,
         "train_samples": data.epoch_samples,

@@ -28,14 +28,14 @@ from hpclm.engines.megatron.ranks.stage_models import (
     write_prompts_card,
 )
 from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
-from hpclm.engines.megatron.ranks.training import Trainer
+from hpclm.engines.megatron.ranks.training import train
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.metrics import score_by
 
 
 def run(context: StageContext) -> dict[str, object]:
     """Data, frozen model, prompts, training; returns the stage's result."""
-    spec, groups = context.spec, context.groups
+    spec, _groups = context.spec, context.groups
     assert spec.data is not None
     context.progress.update(phase="data")
     tokenizer = load_tokenizer(spec.tokenizer, base_checkpoint(spec))
@@ -54,7 +54,7 @@ def run(context: StageContext) -> dict[str, object]:
     model = LanguageModel(config, gpt, prompts, frozen=True)
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
     metrics = answers_scored(context, model, tokenizer, card) if spec.trainer.val_metrics else None
-    result = Trainer(spec, groups, model, batches, manager, context.progress, context.stop, metrics).fit()
+    result = train(context, model, batches, manager, metrics)
     return {**result, **batches.counts()}
 
 

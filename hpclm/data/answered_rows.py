@@ -23,7 +23,6 @@ from hpclm.core.files import open_file, write_text
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
-from hpclm.core.spec import StageSpec
 from hpclm.formats.checkpoint_manifest import sha256_of
 
 _SYNC_S = 5.0
@@ -31,13 +30,17 @@ _SYNC_S = 5.0
 _APART = ("run", "stage_dir", "parallel", "recovery", "checkpoint", "needs", "backends")
 
 
-def key_of(spec: StageSpec, examples: int, sources: Iterable[Path | None]) -> str:
-    """What predictions depend on, as a digest. `sources`: the checkpoints or archives that make them."""
-    assert spec.data is not None
+def key_of(spec: object, files: Iterable[str | None], examples: int, sources: Iterable[Path | None]) -> str:
+    """What predictions depend on, as a digest.
+
+    Args:
+        spec: the stage's.
+        files: the rows' and the tokenizer's.
+        sources: the checkpoints or archives that make them.
+    """
     settings = {name: value for name, value in to_dict(spec).items() if name not in _APART}
-    own = spec.tokenizer
-    files = [*spec.data.test, *(name for name in (own.vocab_file, own.merges_file, own.tokenizer_file) if name)]
-    facts = json.dumps([settings, [_facts(Path(name)) for name in files], [_made_by(one) for one in sources], examples])
+    read = [_facts(Path(name)) for name in files if name]
+    facts = json.dumps([settings, read, [_made_by(one) for one in sources], examples])
     return hashlib.sha256(facts.encode()).hexdigest()
 
 

@@ -1,0 +1,1 @@
+"""Rows of instructions and answers, in the forms that the field's data sets have."""

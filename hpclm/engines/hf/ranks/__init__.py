@@ -1,0 +1,1 @@
+"""What ranks run of engine hf."""

@@ -1,0 +1,45 @@
+"""PyTorch's FSDP2: weights, gradients and optimizer state divided over the ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.loading import Weights, blocks_of
+
+
+def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGroup, dtype: torch.dtype) -> None:
+    """Fill the empty model layer by layer, and divide each before the next has memory.
+
+    Args:
+        dtype: of the weights that a rank keeps.
+    """
+    options: dict[str, Any] = {"mesh": _mesh(spec, group), "mp_policy": _precision(spec)}
+    if spec.sharding.offload == "all":
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=group.device.type == "cuda")
+    for name, block in list(blocks_of(model)):
+        weights.fill([(name, block)], dtype)
+        fully_shard(block, **options)
+    weights.fill([("", model)], dtype)
+    model.tie_weights()
+    fully_shard(model, **options)
+
+
+def _mesh(spec: FineTuneStageSpec, group: DataGroup) -> DeviceMesh:
+    kind, size = group.device.type, spec.sharding.group_size
+    if size is None or size == group.world_size:
+        return init_device_mesh(kind, (group.world_size,))
+    return init_device_mesh(kind, (group.world_size // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+def _precision(spec: FineTuneStageSpec) -> MixedPrecisionPolicy:
+    """Computed in the recipe's precision; gradients are summed in fp32."""
+    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision)
+    if compute is None or spec.method.method != "full":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)

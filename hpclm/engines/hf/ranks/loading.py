@@ -1,0 +1,190 @@
+"""Models and tokenizers of transformers, from a folder: nothing is fetched, no pickle is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from hpclm.core import heartbeat
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_text
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.engines.hf.ranks import document_attention
+from hpclm.formats.huggingface.weights import stored_tensors
+from hpclm.formats.ranks.checkpoint_store import WholeTensors
+
+
+def load_tokenizer(folder: Path, *, remote_code: bool = False, chat_template: str | None = None) -> Any:
+    """transformers' tokenizer. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code)
+    except Exception as error:  # whatever the files make transformers raise
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+    if chat_template is not None:
+        with open_text(Path(chat_template)) as stream:
+            tokenizer.chat_template = stream.read()
+    return tokenizer
+
+
+def empty_model(folder: Path, spec: FineTuneStageSpec) -> Any:
+    """The model of a folder's config.json; its parameters have no memory, its buffers their values."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    remote = spec.huggingface.remote_code
+    if spec.huggingface.attention == document_attention.NAME:
+        document_attention.register()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                attn_implementation=spec.huggingface.attention,
+                trust_remote_code=remote,
+                dtype=torch.float32,
+            )
+    except Exception as error:
+        raise CheckpointError(f"{folder}: the model cannot be built ({_first_line(error)})") from error
+    model.tie_weights()
+    model.config.use_cache = False
+    return model
+
+
+class WeightFiles:
+    """The tensors of a folder in transformers' format, or of a checkpoint of this engine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if _is_checkpoint(folder):
+            whole = WholeTensors(folder)
+            self.names = {name for name in whole.stored if not name.startswith("optimizer.")}
+            self._read = whole.tensor
+            return
+        self.stored = stored_tensors(folder)
+        self.names = set(self.stored)
+        self.open: dict[str, Any] = {}
+        self._read = self._of_file
+
+    def __call__(self, name: str) -> Tensor:
+        """A whole tensor. Raises CheckpointError."""
+        heartbeat.beat()
+        return self._read(name)
+
+    def _of_file(self, name: str) -> Tensor:
+        file = self.stored[name].file
+        try:
+            if file not in self.open:
+                self.open[file] = safe_open(str(self.folder / file), framework="pt")
+            found: Tensor = self.open[file].get_tensor(name)
+        except Exception as error:  # safetensors raises its own exceptions for a damaged file
+            raise CheckpointError(f"{self.folder / file}: cannot be read ({error}); it is damaged") from error
+        return found
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    from hpclm.core.checkpoint_layout import CheckpointFolder
+
+    return CheckpointFolder(folder).manifest.exists()
+
+
+class Weights:
+    """Gives a model's parameters memory and their values, module after module.
+
+    Args:
+        model: from `empty_model`.
+        device: where the values go.
+
+    Raises CheckpointError for a tensor that the files lack.
+    """
+
+    def __init__(self, model: Any, files: Callable[[str], Tensor], names: Container[str], device: torch.device) -> None:
+        self.files, self.device = files, device
+        prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+        shared: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            shared.setdefault(id(parameter), []).append(name)
+        self.stored: dict[str, str] = {}
+        for group in shared.values():
+            # some files leave the model's prefix out, and one of several names of a tied weight
+            tried = (one for name in group for one in (name, name.removeprefix(prefix), prefix + name))
+            found = next((one for one in tried if one in names), None)
+            if found is None:
+                raise CheckpointError(f"contains no tensor {group[0]}, which {type(model).__name__} needs")
+            self.stored.update(dict.fromkeys(group, found))
+        for name, buffer in model.named_buffers():
+            if name in names:
+                buffer.copy_(files(name))
+
+    def fill(self, named: Iterable[tuple[str, nn.Module]], dtype: torch.dtype) -> None:
+        """Of these modules (by their names in the model) the parameters that have no memory yet."""
+        for prefix, module in named:
+            for path, part in module.named_modules():
+                for own, parameter in list(part._parameters.items()):
+                    if parameter is None or not parameter.is_meta:
+                        continue
+                    name = ".".join(piece for piece in (prefix, path, own) if piece)
+                    part._parameters[own] = self._made(name, parameter, dtype)
+
+    def _made(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+        value = self.files(self.stored[name])
+        if tuple(value.shape) != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{self.stored[name]} has shape {list(value.shape)}, and config.json needs {list(parameter.shape)}"
+            )
+        return nn.Parameter(value.to(device=self.device, dtype=dtype, copy=True), requires_grad=parameter.requires_grad)
+
+
+def weights_of(model: Any, folder: Path, spec: FineTuneStageSpec, device: torch.device) -> Weights:
+    """The values of an empty model. Where a file's names are not the model's (transformers joins or renames some as it
+    loads), transformers loads the whole model first. Raises CheckpointError."""
+    files = WeightFiles(folder)
+    try:
+        return Weights(model, files, files.names, device)
+    except CheckpointError as error:
+        if _is_checkpoint(folder):
+            raise CheckpointError(f"{folder}: {error}") from None
+    whole = _loaded(folder, spec)
+    try:
+        return Weights(model, whole.__getitem__, whole, device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _loaded(folder: Path, spec: FineTuneStageSpec) -> dict[str, Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=spec.huggingface.remote_code,
+            dtype="auto",
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{folder}: contains no tensor {missing[0]}, which {type(model).__name__} needs")
+    return dict(model.state_dict())
+
+
+def blocks_of(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that are sharded and recomputed each by itself (transformers' `_no_split_modules`)."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    for name, module in model.named_modules():
+        if type(module).__name__ in kinds:
+            yield name, module
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

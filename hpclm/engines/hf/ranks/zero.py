@@ -1,0 +1,180 @@
+"""DeepSpeed's ZeRO: state, gradients and weights divided over the ranks, in host memory or on disk where asked.
+
+Checkpoints have whole tensors by the model's names, gathered one at a time and divided among the ranks that write
+them: DeepSpeed's own files can be read by as many ranks alone, with pickles.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hpclm.core import heartbeat
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.engines.hf.ranks import optimizers
+from hpclm.engines.hf.ranks.document_batches import DocumentBatch
+from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.engines.hf.ranks.sharding import diverged, is_last, plain_name
+from hpclm.formats.ranks.tensor_shard import TensorShard, whole
+
+
+class ZeroSharding:
+    """A DeepSpeed engine around a model whose weights are in place."""
+
+    def __init__(self, model: LossModel, spec: FineTuneStageSpec, group: DataGroup) -> None:
+        import deepspeed
+
+        self.spec, self.group = spec, group
+        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+        # the state is made by the updates that DeepSpeed takes to see how much memory they need
+        optimizer = optimizers.build(spec.optim, named, torch.device("cpu"))
+        self.optimizer_name = (
+            f"DeepSpeed ZeRO around {type(optimizer).__module__.split('.')[0]}: {type(optimizer).__name__}"
+        )
+        deepspeed.init_distributed(dist_init_required=False)
+        config = copy.deepcopy(spec.sharding.deepspeed)
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self.named = [
+            (plain_name(name), one) for name, one in self.engine.module.named_parameters() if one.requires_grad
+        ]
+        self.stage = {"zero1": 1, "zero2": 2, "zero3": 3}[spec.sharding.strategy]
+        self.updates = 0
+        self._filled: list[TensorShard] = []
+
+    def accumulate(self, batches: list[DocumentBatch], weight: float) -> Tensor:
+        # DeepSpeed takes the mean over the ranks
+        share = self.group.world_size / max(1.0, weight)
+        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        for batch, last in is_last(batches):
+            heartbeat.beat()
+            self.engine.set_gradient_accumulation_boundary(last)
+            loss = self.engine(batch.to(self.group.device))
+            self.engine.backward(loss * share, scale_wrt_gas=False)
+            if not last:
+                self.engine.step()
+            total += loss.detach().double()
+        return total
+
+    def update(self, rate: float) -> float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.step()
+        with heartbeat.waiting():
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
+        overflow = bool(getattr(self.engine.optimizer, "overflow", False)) or not norm < float("inf")
+        if overflow and self.spec.trainer.precision != "fp16":
+            raise diverged(norm, self.spec.trainer)
+        self.updates += 0 if overflow else 1
+        return norm
+
+    @torch.no_grad()
+    def loss(self, batch: DocumentBatch) -> Tensor:
+        found: Tensor = self.engine.module(batch.to(self.group.device))
+        return found
+
+    def shards(self) -> list[TensorShard]:
+        """Each tensor on the rank that writes it, and on all to be loaded into."""
+        self._filled = []
+        self._link_states()
+        for number, (name, parameter) in enumerate(self.named):
+            writes = number % self.group.world_size == self.group.rank
+            for key, value in self._whole_state(name, parameter).items():
+                self._filled.append(whole(key, value, writes=writes))
+        return self._filled
+
+    def _whole_state(self, name: str, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The fp32 weight and the optimizer's state, on the CPU."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        heartbeat.beat()
+        found = {name: safe_get_full_fp32_param(parameter)}
+        for what in self._kinds():
+            found[f"optimizer.{what}.{name}"] = safe_get_full_optimizer_state(parameter, what)
+        return {key: value.detach().float().cpu() for key, value in found.items() if value is not None}
+
+    def _link_states(self) -> None:
+        """Have every parameter know its part of the optimizer's state, which stages 1 and 2 make in the first step.
+
+        DeepSpeed links the states once, after the first group's first update, when other groups have none yet
+        (stage_1_and_2.py, _optimizer_step).
+        """
+        zero, inner = self.engine.optimizer, self._inner()
+        if self.stage == 3:
+            return
+        flat = zero.single_partition_of_fp32_groups
+        if any(not inner.state.get(one) for one in flat):
+            kept = [one.detach().clone() for one in flat]
+            rates = [group["lr"] for group in inner.param_groups]
+            for one in flat:
+                one.grad = torch.zeros_like(one)
+            inner.step()
+            for group, rate in zip(inner.param_groups, rates, strict=True):
+                group["lr"] = rate
+            with torch.no_grad():
+                for one, value in zip(flat, kept, strict=True):
+                    one.grad = None
+                    one.copy_(value)
+                    for state in inner.state[one].values():
+                        if isinstance(state, Tensor):
+                            state.zero_()
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+    def _kinds(self) -> list[str]:
+        """Names of the optimizer's tensors."""
+        states = self._inner().state.values()
+        return sorted({key for one in states for key, value in one.items() if isinstance(value, Tensor) and value.dim() > 0})
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """The client's optimizer, inside DeepSpeed's."""
+        found = self.engine.optimizer
+        while hasattr(found, "optimizer"):
+            found = found.optimizer
+        made: torch.optim.Optimizer = found
+        return made
+
+    def loaded(self) -> None:
+        """Set what has been read."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        values = {shard.key: shard.data for shard in self._filled}
+        for name, parameter in self.named:
+            heartbeat.beat()
+            safe_set_full_fp32_param(parameter, values[name].to(self.group.device))
+            for what in self._kinds():
+                value = values[f"optimizer.{what}.{name}"]
+                safe_set_full_optimizer_state(parameter, value.to(self.group.device), what)
+        self._filled = []
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": {"updates": self.updates, "loss_scale": [float(self._scale()), 0.0, 0.0]}}
+
+    def _scale(self) -> float:
+        return float(getattr(self.engine.optimizer, "cur_scale", 1.0))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.updates = int(state["optimizer"]["updates"])
+        inner = self._inner()
+        for group in inner.param_groups:
+            if "step" in group:
+                group["step"] = self.updates
+        for one in inner.state.values():
+            step = one.get("step")
+            if isinstance(step, Tensor):
+                step.fill_(float(self.updates))
+            elif step is not None:
+                one["step"] = self.updates
+
+    def trained(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found = {name: safe_get_full_fp32_param(parameter) for name, parameter in self.named}
+        dist.barrier()
+        return {name: value.detach().float().cpu() for name, value in found.items() if value is not None}

@@ -1,0 +1,56 @@
+"""A piece of a global tensor, as checkpoints store it: `TensorShard`, or megatron-core's `ShardedTensor`, which has the
+same attributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Shard(Protocol):
+    """What a checkpoint asks of a piece.
+
+    Attributes:
+        key: name of the whole tensor.
+        data: this piece; a checkpoint is loaded into it.
+        global_shape, global_offset, local_shape: of the whole, and where the piece is in it.
+        replica_id: zero (or zeros) on the one rank that writes the piece.
+        allow_shape_mismatch: a checkpoint's tensor may have fewer or more rows.
+    """
+
+    key: str
+    data: Any
+    global_shape: tuple[int, ...]
+    global_offset: tuple[int, ...]
+    local_shape: tuple[int, ...]
+    replica_id: Any
+    allow_shape_mismatch: bool
+
+
+@dataclass
+class TensorShard:
+    """A piece of a tensor (see `Shard`)."""
+
+    key: str
+    data: Tensor
+    global_shape: tuple[int, ...]
+    global_offset: tuple[int, ...]
+    replica_id: int = 0
+    allow_shape_mismatch: bool = False
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+
+def whole(key: str, data: Tensor, *, writes: bool) -> TensorShard:
+    """A tensor that this rank has whole. `writes`: whether it is the rank that writes it."""
+    return TensorShard(key, data, tuple(data.shape), (0,) * data.dim(), 0 if writes else 1)
+
+
+def is_main_replica(shard: Any) -> bool:
+    """True on the one rank that writes this piece."""
+    replica = shard.replica_id
+    return all(part == 0 for part in replica) if isinstance(replica, (list, tuple)) else replica == 0

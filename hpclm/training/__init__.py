@@ -1,0 +1,1 @@
+"""What training is, whatever the engine."""

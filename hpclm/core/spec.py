@@ -191,7 +191,7 @@ Anneal = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """The optimizer and its schedule: linear warm-up, then `schedule` down to `min_lr`, which it keeps for the constant steps.
+    """The optimizer and its schedule: linear warm-up, then `schedule` down to `min_lr`, kept for the constant steps.
 
     Attributes:
         name: engine megatron has adamw alone.

@@ -17,6 +17,7 @@ def check_sections(stage: StageContext, section: str) -> None:
     for needed in ("batch", "trainer", "optim") if stage.task.trains else ():
         if getattr(recipe, needed) is None:
             stage.error((needed,), f"is missing, and {recipe.task} needs it; add it", "needed section")
+    rules.adamw(stage)
     if getattr(recipe, section) is None:
         stage.error((section,), f"is missing, and engine: {recipe.engine} needs it; add it", "needed section")
     if recipe.base is not None:

@@ -20,12 +20,14 @@ class BaseModel:
     Attributes:
         base: where the weights come from; None: newly initialised.
         data_sets: prefixes of indexed data that it makes.
+        folder: of engine hf: the Hugging Face model that was tuned.
     """
 
     base: Origin | None = None
     model: ModelSpec | None = None
     tokenizer: TokenizerSpec | None = None
     data_sets: tuple[str, ...] = ()
+    folder: str | None = None
 
 
 @dataclass(frozen=True)

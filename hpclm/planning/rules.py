@@ -220,6 +220,14 @@ def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[s
         )
 
 
+def adamw(stage: StageContext) -> None:
+    """The one optimizer of engines other than hf."""
+    optim = stage.recipe.optim
+    if optim is not None and optim.name != "adamw":
+        what = f"{optim.name} is for engine hf; engine {stage.recipe.engine} has adamw alone"
+        stage.error(("optim", "name"), what, "engine's optimizer", optim.name, ("adamw",))
+
+
 def learning_rate(stage: StageContext, total_steps: int | None) -> None:
     """min_lr ≤ lr; min_lr 0 for prompt learning over a pipeline; a schedule that fits the steps."""
     optim = stage.recipe.optim

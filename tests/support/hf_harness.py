@@ -14,7 +14,10 @@ from tests.support.hf_models import instruction_rows, write_rows
 def rows_in(folder: Path) -> dict[str, Path]:
     """Files of training, validation and test rows."""
     parts = {"train": (64, 1), "validation": (10, 2), "test": (9, 3)}
-    return {part: write_rows(folder / f"{part}.jsonl", instruction_rows(count, seed)) for part, (count, seed) in parts.items()}
+    return {
+        part: write_rows(folder / f"{part}.jsonl", instruction_rows(count, seed))
+        for part, (count, seed) in parts.items()
+    }
 
 
 def hf_spec(folder: Path, base: Path, rows: dict[str, Path], *, ranks: int = 1, **changes: Any) -> hf.FineTuneStageSpec:

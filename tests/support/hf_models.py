@@ -47,12 +47,18 @@ def save_tokenizer(folder: Path, *, chat_template: str | None = CHATML) -> Any:
     inner.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     data = InstructionData(template="stanford")
-    texts = ["".join(one.text for one in pieces(record(row, "", data, learns=True), "stanford", "")) for row in instruction_rows(200)]
+    texts = [
+        "".join(one.text for one in pieces(record(row, "", data, learns=True), "stanford", ""))
+        for row in instruction_rows(200)
+    ]
     inner.train_from_iterator([*texts, "assistant user system"], trainer)
-    made = PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>", bos_token=None, unk_token=None
     )
     made.chat_template = chat_template
@@ -67,14 +73,22 @@ def save_model(folder: Path, kind: str = "llama", *, chat_template: str | None =
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = save_tokenizer(folder, chat_template=chat_template)
-    common = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-              "bos_token_id": None, "initializer_range": 0.05}  # fmt: skip
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    common = {"vocab_size": len(tokenizer), "initializer_range": 0.05, **ends}
     modern = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
               "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}  # fmt: skip
-    old = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    old = {
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 256,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
     shape = old if kind == "gpt2" else modern
     config = AutoConfig.for_model(kind, **{**common, **shape, **changes})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     return folder

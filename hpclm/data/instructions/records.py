@@ -85,9 +85,7 @@ def record(row: Mapping[str, object], where: str, data: InstructionData, *, lear
     return made
 
 
-def _form_of(
-    named: Mapping[str, object], row: Mapping[str, object]
-) -> Literal["alpaca", "messages", "prompt-completion"]:
+def _form_of(named: Mapping[str, object], row: Mapping[str, object]) -> RowFormat:
     if "messages" in named or "conversations" in named:
         return "messages"
     if "instruction" in named:

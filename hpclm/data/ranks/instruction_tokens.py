@@ -51,7 +51,7 @@ class InstructionEncoder:
         self.tokenizer, self.data = tokenizer, data
         if not tokenizer.is_fast:
             raise DataError(
-                f"{tokenizer.name_or_path}: its tokenizer has no tokenizer.json, so the places of its tokens in the text "
+                f"{tokenizer.name_or_path}: it has no tokenizer.json, so the places of its tokens in the text "
                 "are not known; convert it: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             )
         self.chat = data.template == "chat"
@@ -160,7 +160,7 @@ class InstructionEncoder:
         if not text.startswith(before) or not text.startswith(after) or len(after) <= len(before):
             which = "its answer" if number == len(messages) - 1 else f"the answer in message {number + 1}"
             raise RecordError(
-                f"the chat template renders {which} differently by what follows or precedes, so what is learned cannot be "
+                f"the chat template renders {which} differently by what is around it, so what is learned cannot be "
                 "told; choose instructions.learn: last-answer, or give another instructions.chat_template"
             )
         said = text[len(before) : len(after)].rstrip()

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,18 +62,12 @@ def key_of(paths: list[str], data: InstructionData, tokenizer: dict[str, str]) -
 def file_digest(path: Path) -> str:
     """Raises DataError for one that cannot be read."""
     try:
+        digest = hashlib.sha256()
         with open_file(path) as stream:
-            return (
-                hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(stream)
-            )
+            while block := stream.read(_FLUSH):
+                digest.update(block)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _sha(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(_FLUSH):
-        digest.update(block)
     return digest.hexdigest()
 
 
@@ -121,7 +114,7 @@ def _kept(row: TokenRow, data: InstructionData, counts: RowCounts) -> TokenRow |
     if len(row.tokens) > limit:
         if data.too_long == "refuse":
             raise DataError(
-                f"{row.where}: has {len(row.tokens)} tokens, more than instructions.max_seq_length {limit}; raise it, or "
+                f"{row.where}: has {len(row.tokens)} tokens, more than max_seq_length {limit}; raise it, or "
                 "choose instructions.too_long: cut or leave-out"
             )
         if data.too_long == "leave-out":

@@ -32,7 +32,7 @@ _OURS = {
 }
 
 
-class Contradiction(ValueError):
+class ContradictionError(ValueError):
     """A key that says something else than the recipe. `key`: its place, as in zero_optimization.stage."""
 
     def __init__(self, key: str, message: str) -> None:
@@ -40,9 +40,7 @@ class Contradiction(ValueError):
         self.key = key
 
 
-def wanted(
-    sharding: ShardingSpec, batch: BatchSpec, world_size: int, precision: str, *, clip: float
-) -> dict[str, Any]:
+def wanted(sharding: ShardingSpec, batch: BatchSpec, world_size: int, precision: str, *, clip: float) -> dict[str, Any]:
     """What the recipe says, as DeepSpeed has it."""
     zero: dict[str, Any] = {"stage": STAGES[sharding.strategy]}
     where = {"device": "cpu", "pin_memory": False}
@@ -67,11 +65,11 @@ def completed(
     user: dict[str, Any], sharding: ShardingSpec, batch: BatchSpec, world_size: int, precision: str, *, clip: float,
     hidden_size: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The whole configuration. Raises Contradiction."""
+    """The whole configuration. Raises ContradictionError."""
     for key, instead in _OURS.items():
         value = user.get(key)
         if value not in (None, AUTO, {}) and not (isinstance(value, dict) and value.get("enabled") is False):
-            raise Contradiction(key, f"is hpclm's part; use {instead}, and leave {key} out")
+            raise ContradictionError(key, f"is hpclm's part; use {instead}, and leave {key} out")
     made = _merged(user, wanted(sharding, batch, world_size, precision, clip=clip), "")
     zero = made["zero_optimization"]
     _fill_sizes(zero, hidden_size)
@@ -82,7 +80,7 @@ def completed(
     made["zero_force_ds_cpu_optimizer"] = False
     left = _autos(made, "")
     if left:
-        raise Contradiction(left[0], "is auto, and nothing in the recipe says what it should be; write a value")
+        raise ContradictionError(left[0], "is auto, and nothing in the recipe says what it should be; write a value")
     return made
 
 
@@ -92,30 +90,32 @@ def _merged(user: dict[str, Any], recipe: dict[str, Any], place: str) -> dict[st
         own, where = user.get(key, AUTO), f"{place}{key}"
         if isinstance(value, dict):
             if own != AUTO and not isinstance(own, dict):
-                raise Contradiction(where, "must be an object")
+                raise ContradictionError(where, "must be an object")
             made[key] = _merged({} if own == AUTO else own, value, f"{where}.")
-        elif own == AUTO or own == value:
+        elif own in (AUTO, value):
             made[key] = value
         elif key == "pin_memory":
             made[key] = own
         else:
-            raise Contradiction(where, f"is {own!r}, and the recipe says {value!r}; write auto, or change one of them")
+            raise ContradictionError(
+                where, f"is {own!r}, and the recipe says {value!r}; write auto, or change one of them"
+            )
     return made
 
 
 def _fill_sizes(zero: dict[str, Any], hidden_size: int | None) -> None:
     """Bucket sizes as transformers fills them in (HfTrainerDeepSpeedConfig.trainer_config_finalize)."""
     by_hidden = {
-        "reduce_bucket_size": lambda h: h * h,
-        "stage3_prefetch_bucket_size": lambda h: int(0.9 * h * h),
-        "stage3_param_persistence_threshold": lambda h: 10 * h,
+        "reduce_bucket_size": (1.0, 2),
+        "stage3_prefetch_bucket_size": (0.9, 2),
+        "stage3_param_persistence_threshold": (10.0, 1),
     }
-    for key, size in by_hidden.items():
+    for key, (factor, power) in by_hidden.items():
         if zero.get(key) == AUTO:
             if hidden_size is None:
                 del zero[key]
             else:
-                zero[key] = size(hidden_size)
+                zero[key] = int(factor * hidden_size**power)
     for key in ("allgather_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance"):
         if zero.get(key) == AUTO:
             del zero[key]

@@ -74,6 +74,7 @@ class StagePlanner:
         rules.sequence_parallel(stage, length, seq_keys)
         rules.precision(stage, lowering.precision(stage))
         rules.prompt_encoder(stage)
+        rules.adamw(stage)
         parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
         batch = lowering.batch(stage, topology.data, accumulation) if topology else None
         spec = self._spec(parallel, batch, data, templates, prompts)

@@ -20,13 +20,20 @@ class Shard(Protocol):
         allow_shape_mismatch: a checkpoint's tensor may have fewer or more rows.
     """
 
-    key: str
-    data: Any
-    global_shape: tuple[int, ...]
-    global_offset: tuple[int, ...]
-    local_shape: tuple[int, ...]
-    replica_id: Any
-    allow_shape_mismatch: bool
+    @property
+    def key(self) -> str: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def global_shape(self) -> tuple[int, ...]: ...
+    @property
+    def global_offset(self) -> tuple[int, ...]: ...
+    @property
+    def local_shape(self) -> tuple[int, ...]: ...
+    @property
+    def replica_id(self) -> Any: ...
+    @property
+    def allow_shape_mismatch(self) -> bool: ...
 
 
 @dataclass

@@ -36,8 +36,8 @@ class Stage(Section):
     engine: registered(ENGINES) = Field(  # type: ignore[valid-type]
         default="megatron",
         description="one of megatron (hpclm's own, on megatron-core), nemo (prompt learning by NeMo's scripts), "
-        "megatron-lm (pretrain by its script), command (program), corpus (tokenize); not needed where one engine alone "
-        "has the task",
+        "megatron-lm (pretrain by its script), command (program), corpus (tokenize), hf "
+        "(Hugging Face models: fine-tune, evaluate); not needed where one engine alone has the task",
     )
     after: tuple[Name, ...] = Field(
         default=(), description="program, tokenize: earlier stages that must be complete first"

@@ -61,7 +61,7 @@ def _attach_lora(model: Any, lora: LoraSpec, base: str) -> dict[str, Any]:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT takes any number
         lora_dropout=lora.dropout,
         target_modules=targets,
         modules_to_save=list(lora.modules_to_save) or None,
@@ -79,7 +79,7 @@ def _attach_lora(model: Any, lora: LoraSpec, base: str) -> dict[str, Any]:
             parameter.requires_grad_(True)
             parameter.data = parameter.data.float()
     config.inference_mode = True
-    return _plain(config.to_dict())
+    return _plain(config)
 
 
 def _linear_names(model: Any) -> list[str]:
@@ -108,11 +108,24 @@ class VirtualTokens(nn.Module):
     def __init__(self, table: nn.Module, count: int) -> None:
         super().__init__()
         self.table = table
-        self.register_buffer("places", torch.arange(count), persistent=False)
+        self.count = count
 
     def forward(self) -> Tensor:
-        found: Tensor = self.table(self.places[None])
+        device = next(self.table.parameters()).device
+        found: Tensor = self.table(torch.arange(self.count, device=device)[None])
         return found[0]
+
+
+class FixedTokens(nn.Module):
+    """Virtual tokens that are trained no more, [v, h]."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values, persistent=False)
+
+    def forward(self) -> Tensor:
+        found: Tensor = self.get_buffer("values")
+        return found
 
 
 def _virtual(model: Any, method: MethodSpec, base: str, tokenizer: Any) -> Adapter:
@@ -123,27 +136,27 @@ def _virtual(model: Any, method: MethodSpec, base: str, tokenizer: Any) -> Adapt
     words = model.get_input_embeddings()
     hidden = int(words.embedding_dim)
     heads = int(getattr(model.config, "num_attention_heads", 1))
-    common = {"task_type": "CAUSAL_LM", "num_virtual_tokens": wanted.count, "token_dim": hidden,
+    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": wanted.count, "token_dim": hidden,
               "num_transformer_submodules": 1, "num_attention_heads": heads,
               "num_layers": int(getattr(model.config, "num_hidden_layers", 1)),
               "base_model_name_or_path": base}  # fmt: skip
     if method.method == "p-tuning":
-        config = PromptEncoderConfig(
+        config: Any = PromptEncoderConfig(
             **common,
             encoder_reparameterization_type=wanted.encoder.upper(),
             encoder_hidden_size=wanted.encoder_hidden or hidden,
             encoder_num_layers=wanted.encoder_layers,
             encoder_dropout=wanted.encoder_dropout,
         )
-        table: nn.Module = PromptEncoder(config)
+        table: Any = PromptEncoder(config)  # type: ignore[no-untyped-call]
     else:
         config = PromptTuningConfig(**common)
-        table = PromptEmbedding(config, words)
+        table = PromptEmbedding(config, words)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            table.embedding.weight.copy_(_first_values(words, wanted, tokenizer))  # type: ignore[union-attr, operator]
+            table.embedding.weight.copy_(_first_values(words, wanted, tokenizer))
     config.inference_mode = True
     virtual = VirtualTokens(table.float(), wanted.count)
-    return Adapter(_plain(config.to_dict()), virtual)
+    return Adapter(_plain(config), virtual)
 
 
 def _first_values(words: Any, wanted: VirtualTokensSpec, tokenizer: Any) -> Tensor:
@@ -155,15 +168,15 @@ def _first_values(words: Any, wanted: VirtualTokensSpec, tokenizer: Any) -> Tens
         if not found:
             raise DataError("fine_tune.virtual_tokens.init_text has no token; write a text")
         ids = torch.tensor((found * wanted.count)[: wanted.count])
-    weight: Tensor = words.weight
-    return weight[ids.to(weight.device)].float()
+    weight = words.weight.detach()
+    whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return whole[ids.to(whole.device)].float()
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _plain(config: Any) -> dict[str, Any]:
     """JSON-ready, in an order of its own each time the same."""
-    made: dict[str, Any] = json.loads(
-        json.dumps(config, default=lambda one: sorted(one) if isinstance(one, set) else str(one))
-    )
+    text = json.dumps(config.to_dict(), default=lambda one: sorted(one) if isinstance(one, set) else str(one))
+    made: dict[str, Any] = json.loads(text)
     return dict(sorted(made.items()))
 
 

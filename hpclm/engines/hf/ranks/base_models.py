@@ -98,8 +98,8 @@ def start(stage: HfStage) -> Started:
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens and the model {vocabulary} embeddings; give the tokenizer "
-            "that the model was trained with"
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model {vocabulary} embeddings; give the "
+            "tokenizer that the model was trained with"
         )
     weights = weights_of(model, folder, spec, stage.group.device)
     return Started(folder, model, weights, tokenizer, digest(folder), vocabulary)

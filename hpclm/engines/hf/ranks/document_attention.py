@@ -79,8 +79,8 @@ def attend(
         )
     length = query.size(2)
     if documents.segments is not None and not dropout and not sliding_window and flash_attention.usable(query):
-        states = (one[0].transpose(0, 1) for one in (query, key, value))
-        return flash_attention.attend(*states, documents.segments, scaling)[None], None
+        own_query, own_key, own_value = (one[0].transpose(0, 1) for one in (query, key, value))
+        return flash_attention.attend(own_query, own_key, own_value, documents.segments, scaling)[None], None
     groups = query.size(1) != key.size(1)
     made = []
     for start, end in zip(documents.starts, documents.starts[1:], strict=False):

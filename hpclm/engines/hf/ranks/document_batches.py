@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +44,14 @@ class DocumentBatch:
     real_tokens: int
 
     def to(self, device: torch.device) -> DocumentBatch:
-        moved = {name: one.to(device, non_blocking=True) for name, one in vars(self).items() if isinstance(one, Tensor)}
-        return replace(self, **moved, documents=self.documents.to(device))
+        moved = {name: one.to(device) for name, one in vars(self).items() if isinstance(one, Tensor)}
+        made: dict[str, Any] = {**vars(self), **moved, "documents": self.documents.to(device)}
+        return DocumentBatch(**made)
 
     def single_rows(self) -> Iterator[DocumentBatch]:
         """Each row alone, for models that cannot keep rows apart."""
         bounds = self.documents.starts
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             own = (self.label_places >= start) & (self.label_places < end)
             virtual = self.virtual_places
             if virtual is not None:
@@ -133,7 +135,7 @@ class InstructionBatches:
         return sum(self._labels(row) for sample in rows for row in self.samples[sample])
 
     def _labels(self, row: int) -> int:
-        tokens, learned = self.train_rows.row(row)
+        _, learned = self.train_rows.row(row)
         first = bool(learned[0]) if self.virtual else False
         return int(self.train_rows.labels[row]) + first
 

@@ -58,9 +58,8 @@ def _rows(encoder: InstructionEncoder, names: list[str], data: InstructionData) 
 
 
 def _tell(role: str, counts: RowCounts, limit: int) -> None:
-    log(
-        f"{role}: {counts.rows} rows, {counts.tokens} tokens, {counts.learned} of them learned, longest {counts.longest}"
-    )
+    told = f"{counts.tokens} tokens, {counts.learned} of them learned, longest {counts.longest}"
+    log(f"{role}: {counts.rows} rows, {told}")
     example = f" (as {counts.examples[0]})" if counts.examples else ""
     for number, what in (
         (counts.cut, f"{role} rows are cut to {limit} tokens"),

@@ -44,7 +44,7 @@ def empty_model(folder: Path, spec: FineTuneStageSpec) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config,
                 attn_implementation=spec.huggingface.attention,
                 trust_remote_code=remote,
@@ -63,19 +63,18 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if _is_checkpoint(folder):
-            whole = WholeTensors(folder)
-            self.names = {name for name in whole.stored if not name.startswith("optimizer.")}
-            self._read = whole.tensor
+            self.whole: WholeTensors | None = WholeTensors(folder)
+            self.names = {name for name in self.whole.stored if not name.startswith("optimizer.")}
             return
+        self.whole = None
         self.stored = stored_tensors(folder)
         self.names = set(self.stored)
         self.open: dict[str, Any] = {}
-        self._read = self._of_file
 
     def __call__(self, name: str) -> Tensor:
         """A whole tensor. Raises CheckpointError."""
         heartbeat.beat()
-        return self._read(name)
+        return self._of_file(name) if self.whole is None else self.whole.tensor(name)
 
     def _of_file(self, name: str) -> Tensor:
         file = self.stored[name].file
@@ -161,7 +160,7 @@ def _loaded(folder: Path, spec: FineTuneStageSpec) -> dict[str, Tensor]:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -171,6 +170,7 @@ def _loaded(folder: Path, spec: FineTuneStageSpec) -> dict[str, Tensor]:
         )
     except Exception as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded ({_first_line(error)})") from error
+    model, told = loaded
     missing = sorted(told["missing_keys"])
     if missing:
         raise CheckpointError(f"{folder}: contains no tensor {missing[0]}, which {type(model).__name__} needs")

@@ -77,9 +77,8 @@ class LossModel(nn.Module):
 
         virtual = 0 if self.virtual_tokens is None else self.virtual_tokens().size(0)
         draw = np.random.default_rng(0)
-        rows = [
-            (draw.integers(0, min(vocabulary, 1000), 6, dtype=np.int32), np.ones(6, dtype=np.bool_)) for _ in range(2)
-        ]
+        some, labels = min(vocabulary, 1000), np.ones(6, dtype=np.bool_)
+        rows = [(draw.integers(0, some, 6, dtype=np.int32), labels) for _ in range(2)]
         training = self.training
         self.eval()
         both = document_batch(rows, virtual).to(device)

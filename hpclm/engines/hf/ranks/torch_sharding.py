@@ -7,7 +7,7 @@ whole, and their gradients are summed at the end of a step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class TorchSharding:
         self.parameters = [parameter for _, parameter in self.named]
         device = self.parameters[0].device
         self.optimizer = optimizers.build(spec.optim, self.named, device)
-        self.optimizer_name = f"{type(self.optimizer).__module__.split('.')[0]}: {type(self.optimizer).__name__}"
+        self.optimizer_name = f"{type(self.optimizer).__module__.split('.')[0]}.{type(self.optimizer).__name__}"
         self.loss_scale = LossScale(spec.trainer.precision)
         self.updates = 0
         self.divided = [one for one in self.parameters if isinstance(one, DTensor)]
@@ -93,7 +93,7 @@ class TorchSharding:
         flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in self.whole])
         dist.all_reduce(flat)
         flat /= self.group.world_size
-        for parameter, piece in zip(self.whole, flat.split([one.numel() for one in self.whole]), strict=True):
+        for parameter, piece in zip(self.whole, torch.split(flat, [one.numel() for one in self.whole]), strict=True):
             _gradient(parameter).copy_(piece.view_as(parameter))
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class TorchSharding:
             found: float = float(square.item()) ** 0.5
         return found
 
-    def _squares(self, parameters: list[nn.Parameter]) -> Tensor:
+    def _squares(self, parameters: Sequence[Tensor]) -> Tensor:
         norms = [torch.linalg.vector_norm(_local(one.grad)) for one in parameters if one.grad is not None]
         if not norms:
             return torch.zeros((), device=self.parameters[0].device)

@@ -33,17 +33,15 @@ class ZeroSharding:
         named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
         # the state is made by the updates that DeepSpeed takes to see how much memory they need
         optimizer = optimizers.build(spec.optim, named, torch.device("cpu"))
-        self.optimizer_name = (
-            f"DeepSpeed ZeRO around {type(optimizer).__module__.split('.')[0]}: {type(optimizer).__name__}"
-        )
+        kind = type(optimizer)
+        self.optimizer_name = f"DeepSpeed ZeRO: {kind.__module__.split('.')[0]}.{kind.__name__}"
         deepspeed.init_distributed(dist_init_required=False)
         config = copy.deepcopy(spec.sharding.deepspeed)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
-        self.named = [
-            (plain_name(name), one) for name, one in self.engine.module.named_parameters() if one.requires_grad
-        ]
+        parameters = self.engine.module.named_parameters()
+        self.named = [(plain_name(name), one) for name, one in parameters if one.requires_grad]
         self.stage = {"zero1": 1, "zero2": 2, "zero3": 3}[spec.sharding.strategy]
         self.updates = 0
         self._filled: list[TensorShard] = []
@@ -129,8 +127,8 @@ class ZeroSharding:
 
     def _kinds(self) -> list[str]:
         """Names of the optimizer's tensors."""
-        states = self._inner().state.values()
-        return sorted({key for one in states for key, value in one.items() if isinstance(value, Tensor) and value.dim() > 0})
+        entries = [entry for state in self._inner().state.values() for entry in state.items()]
+        return sorted({key for key, value in entries if isinstance(value, Tensor) and value.dim() > 0})
 
     def _inner(self) -> torch.optim.Optimizer:
         """The client's optimizer, inside DeepSpeed's."""

@@ -20,6 +20,7 @@ from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import config_for, start_weights, write_model_card
 from hpclm.engines.megatron.ranks.training import train
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
+from hpclm.training.ranks.first_rank import on_first_rank
 
 
 def run(context: StageContext) -> dict[str, object]:
@@ -36,7 +37,7 @@ def run(context: StageContext) -> dict[str, object]:
         write_model_card(folder, spec)
         tokenizer.save(folder)
 
-    context.on_first_rank(lambda: finish(context.paths.checkpoints))
+    on_first_rank(lambda: finish(context.paths.checkpoints))
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
     result = train(context, model, batches, manager)
     return {

@@ -31,6 +31,7 @@ from hpclm.engines.megatron.ranks.tasks.starting_prompts import starting_prompts
 from hpclm.engines.megatron.ranks.training import train
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.metrics import score_by
+from hpclm.training.ranks.first_rank import on_first_rank
 
 
 def run(context: StageContext) -> dict[str, object]:
@@ -50,7 +51,7 @@ def run(context: StageContext) -> dict[str, object]:
         write_prompts_card(folder, card)
         tokenizer.save(folder)
 
-    context.on_first_rank(lambda: finish(context.paths.checkpoints))
+    on_first_rank(lambda: finish(context.paths.checkpoints))
     model = LanguageModel(config, gpt, prompts, frozen=True)
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
     metrics = answers_scored(context, model, tokenizer, card) if spec.trainer.val_metrics else None

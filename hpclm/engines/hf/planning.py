@@ -1,0 +1,249 @@
+"""The plan of a stage of engine hf."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file
+from hpclm.core.fine_tune_spec import (
+    FineTuneStageSpec,
+    HuggingFaceSpec,
+    InstructionData,
+    MethodSpec,
+    ShardingSpec,
+)
+from hpclm.core.records import taken
+from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
+from hpclm.engines.hf import model_checks, row_checks
+from hpclm.engines.hf import rules as own_rules
+from hpclm.engines.hf.deepspeed_config import ContradictionError, completed
+from hpclm.engines.hf.memory import memory, note_host_memory
+from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
+from hpclm.formats.huggingface.model_facts import ModelFacts, model_facts
+from hpclm.planning import lowering, rules, section_checks
+from hpclm.planning.base_model import BaseModel, find_stage
+from hpclm.planning.engine_protocol import StageRequest
+from hpclm.planning.plan import Origin, StagePlan
+from hpclm.planning.specs import checkpoints_of
+
+_MAX_JSON = 1 << 20
+
+
+class HfPlanner:
+    """Plans one stage."""
+
+    def __init__(self, request: StageRequest, packages: tuple[str, ...]) -> None:
+        self.request, self.stage, self.packages = request, request.stage, packages
+        self.base_model = BaseModel()
+        self.facts: ModelFacts | None = None
+
+    def plan(self) -> StagePlan:
+        stage, recipe = self.stage, self.stage.recipe
+        section_checks.check(stage)
+        base = self._base()
+        method = self._method()
+        topology = rules.split_devices(stage) if recipe.parallel.tensor == recipe.parallel.pipeline == 1 else None
+        world_size = recipe.resources.nodes * recipe.resources.devices_per_node
+        accumulation = rules.split_batch(stage, topology)
+        parallel = lowering.parallel_spec(topology, False) if topology else None
+        batch = lowering.batch(stage, topology.data, accumulation) if topology else None
+        sharding = self._sharding(batch, world_size)
+        own_rules.check(stage, method, sharding, world_size)
+        data = self._data()
+        huggingface = self._huggingface()
+        if self.facts is not None:
+            model_checks.check(stage, self.facts, method, sharding, data, huggingface)
+        train_rows = row_checks.check(stage, data) if stage.files and data is not None else None
+        total_steps = self._total_steps(train_rows, data)
+        rules.learning_rate(stage, total_steps)
+        spec = self._spec(base, parallel, batch, data, method, sharding, huggingface)
+        estimate = None if spec is None or self.facts is None else memory(spec, self.facts)
+        if estimate is not None and spec is not None:
+            rules.device_memory(stage, estimate.total)
+            rules.host_memory(stage, estimate.total * recipe.resources.devices_per_node)
+            note_host_memory(stage, spec, self.facts)
+            spec = replace(spec, needs=replace(spec.needs, memory_bytes=estimate.total))
+        return StagePlan(
+            name=recipe.name,
+            task=recipe.task,
+            engine=recipe.engine,
+            depends_on=(base.stage,) if base is not None and base.stage else (),
+            resources=lowering.resources(stage),
+            container=lowering.container(stage),
+            parallel=parallel,
+            gradient_accumulation_steps=batch.gradient_accumulation_steps if batch else None,
+            total_steps=total_steps,
+            memory=estimate,
+            spec=spec,
+            recovery=lowering.recovery(stage),
+        )
+
+    def _base(self) -> Origin | None:
+        """The model's folder, or the earlier stage that tunes it; and what is known of it."""
+        stage, recipe = self.stage, self.stage.recipe
+        folder = recipe.model.checkpoint if recipe.model is not None else None
+        if recipe.base is not None:
+            found = find_stage(stage, "base", recipe.base, self.request.earlier, ("fine-tune",), self.request.names)
+            if found is None:
+                return None
+            if found.context.recipe.engine != recipe.engine:
+                what = (
+                    f"{recipe.base} uses engine {found.context.recipe.engine}, whose checkpoints engine hf cannot read"
+                )
+                stage.error(("base",), what, "base's engine", recipe.base)
+                return None
+            origin, folder = Origin(stage=recipe.base), found.base_model.folder
+        elif folder is None:
+            what = f"{recipe.task} needs a model; give model.checkpoint, a folder in transformers' format"
+            stage.error(("model", "checkpoint"), what, "base or model.checkpoint")
+            return None
+        else:
+            origin = Origin(path=folder)
+        if folder is not None and stage.files:
+            try:
+                self.facts = model_facts(Path(folder))
+            except CheckpointError as error:
+                keys = ("base",) if recipe.base is not None else ("model", "checkpoint")
+                stage.error(keys, model_checks.mended(str(error), Path(folder)), "model exists", folder)
+        self.base_model = BaseModel(origin, folder=folder)
+        return origin
+
+    def _method(self) -> MethodSpec:
+        written = self.stage.recipe.own_section("fine_tune", FineTune)
+        return MethodSpec() if written is None else taken(MethodSpec, written)
+
+    def _huggingface(self) -> HuggingFaceSpec:
+        written = self.stage.recipe.own_section("huggingface", HuggingFace)
+        return HuggingFaceSpec() if written is None else taken(HuggingFaceSpec, written)
+
+    def _sharding(self, batch: BatchSpec | None, world_size: int) -> ShardingSpec:
+        stage = self.stage
+        written = stage.recipe.own_section("sharding", Sharding)
+        if written is None:
+            return ShardingSpec()
+        made = taken(ShardingSpec, written, deepspeed={})
+        zero = made.strategy.startswith("zero")
+        if written.deepspeed is not None and not zero:
+            what = f"is for zero1, zero2 and zero3, not {made.strategy}; choose one of them, or leave it out"
+            stage.error(("sharding", "deepspeed"), what, "deepspeed is for zero")
+        if not zero or batch is None:
+            return made
+        trainer = lowering.trainer(stage)
+        hidden = None if self.facts is None else self.facts.hidden_size
+        try:
+            user = _json(Path(written.deepspeed)) if written.deepspeed is not None and stage.files else {}
+            filled = completed(
+                user, made, batch, world_size, trainer.precision, clip=trainer.gradient_clip_norm, hidden_size=hidden
+            )
+        except ContradictionError as error:
+            what = f"{written.deepspeed}: {error.key} {error}"
+            stage.error(("sharding", "deepspeed"), what, "deepspeed agrees with the recipe", error.key)
+            return made
+        except ValueError as error:
+            stage.error(("sharding", "deepspeed"), f"{written.deepspeed}: {error}", "deepspeed is JSON")
+            return made
+        return replace(made, deepspeed=filled)
+
+    def _data(self) -> InstructionData | None:
+        stage = self.stage
+        written = stage.recipe.own_section("instructions", Instructions)
+        role = "test" if stage.task.answers else "train"
+        if written is None:
+            stage.needs(("instructions",), f"{role}, files of rows, and template")
+            return None
+        if not getattr(written, role):
+            stage.needs(("instructions", role), "files of rows")
+        trainer = stage.recipe.trainer
+        if stage.task.trains and not written.validation:
+            if trainer is not None and trainer.early_stopping is not None:
+                what = "needs validation rows; add instructions.validation, or leave it out"
+                stage.error(("trainer", "early_stopping"), what, "validation rows")
+            what = "is missing; without val_loss the last checkpoint counts as the best"
+            stage.warning(("instructions", "validation"), what, "validation rows")
+        return taken(InstructionData, written)
+
+    def _total_steps(self, rows: int | None, data: InstructionData | None) -> int | None:
+        """None where it depends on how rows pack, or on rows that are left out."""
+        recipe = self.stage.recipe
+        if not self.stage.task.trains or recipe.trainer is None or recipe.batch is None:
+            return None
+        if recipe.trainer.max_steps is not None or recipe.trainer.max_epochs is None:
+            return recipe.trainer.max_steps
+        if rows is None or data is None or data.packing:
+            return None
+        return recipe.trainer.max_epochs * max(1, rows // recipe.batch.global_size)
+
+    def _spec(
+        self,
+        base: Origin | None,
+        parallel: ParallelSpec | None,
+        batch: BatchSpec | None,
+        data: InstructionData | None,
+        method: MethodSpec,
+        sharding: ShardingSpec,
+        huggingface: HuggingFaceSpec,
+    ) -> FineTuneStageSpec | None:
+        stage = self.stage
+        if base is None or parallel is None or batch is None or data is None:
+            return None
+        trainer = lowering.trainer(stage)
+        return FineTuneStageSpec(
+            run="",
+            stage=stage.recipe.name,
+            stage_dir="",
+            task=stage.recipe.task,
+            device=lowering.device(stage),
+            base=checkpoints_of(base.stage) if base.stage else str(base.path),
+            parallel=parallel,
+            batch=batch,
+            trainer=trainer,
+            optim=lowering.optim(stage),
+            checkpoint=lowering.checkpoint(stage),
+            data=data,
+            method=method,
+            sharding=sharding,
+            huggingface=huggingface,
+            generation=lowering.generation(stage) if stage.task.answers else None,
+            recovery=lowering.recovery(stage),
+            tracking=stage.recipe.tracking.names if stage.task.trains else [],
+            needs=NodeNeeds(
+                packages=[*self.packages, *self._also(data, sharding)],
+                precision=trainer.precision,
+                inputs=self._inputs(base, data),
+            ),
+        )
+
+    def _also(self, data: InstructionData, sharding: ShardingSpec) -> list[str]:
+        """Packages that the recipe's choices need."""
+        found = ["deepspeed"] if sharding.strategy.startswith("zero") and self.stage.task.trains else []
+        optim = self.stage.recipe.optim
+        if optim is not None and optim.name in own_rules.PACKAGES:
+            found.append(own_rules.PACKAGES[optim.name])
+        if any(name.endswith(".parquet") for name in row_checks.files(self.stage, data)):
+            found.append("pyarrow")
+        return found
+
+    def _inputs(self, base: Origin, data: InstructionData) -> list[str]:
+        others = [self.base_model.folder if base.stage else base.path, data.chat_template, data.cache]
+        return [one for one in (*others, *row_checks.files(self.stage, data)) if one is not None]
+
+
+def _json(path: Path) -> dict[str, object]:
+    """Raises ValueError."""
+    try:
+        with open_file(path) as stream:
+            text = stream.read(_MAX_JSON + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    if len(text) > _MAX_JSON:
+        raise ValueError("is too large for a configuration")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError("is not a JSON object")
+    return found

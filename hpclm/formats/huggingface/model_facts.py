@@ -1,0 +1,104 @@
+"""What a folder in transformers' format says of its model, of whatever architecture; read from config.json, from the
+headers of its weights and from its tokenizer's files. Without torch or transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import read_object
+from hpclm.formats.huggingface.architectures import read_config
+from hpclm.formats.huggingface.weights import Stored, stored_tensors
+
+_TOKENIZER, _TOKENIZER_CONFIG, _CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+# Names of the same number in the configurations of different architectures.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+_FFN = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model of a folder. Numbers that its configuration does not have are None.
+
+    Attributes:
+        parameters: of the whole model, each once; embeddings: of its largest matrix.
+        matrices: names of modules with a matrix, which adapters may be attached to.
+        remote_code: whether it needs Python files of its own.
+        quantized: the method it is quantised by.
+    """
+
+    folder: str
+    model_type: str
+    parameters: int
+    embeddings: int
+    matrices: frozenset[str]
+    num_layers: int | None
+    hidden_size: int | None
+    ffn_hidden_size: int | None
+    max_positions: int | None
+    vocab_size: int | None
+    remote_code: bool
+    quantized: str | None
+    has_fast_tokenizer: bool
+    has_chat_template: bool
+    end_is_padding: bool
+
+
+def model_facts(folder: Path) -> ModelFacts:
+    """Raises CheckpointError where the folder has no model, or one whose weights are pickles or incomplete."""
+    config = read_config(folder)
+    stored = stored_tensors(folder)
+    text: Mapping[str, Any] = config.get("text_config") if isinstance(config.get("text_config"), dict) else config  # type: ignore[assignment]
+    told = _object(folder / _TOKENIZER_CONFIG)
+    quantized = config.get("quantization_config")
+    end, padding = _token(told.get("eos_token")), _token(told.get("pad_token"))
+    return ModelFacts(
+        folder=str(folder),
+        model_type=str(config.get("model_type", "unknown"))[:60],
+        parameters=sum(math.prod(one.shape) for one in stored.values()),
+        embeddings=max((math.prod(one.shape) for one in stored.values() if len(one.shape) == 2), default=0),
+        matrices=_matrices(stored),
+        num_layers=_number(text, _LAYERS),
+        hidden_size=_number(text, _HIDDEN),
+        ffn_hidden_size=_number(text, _FFN),
+        max_positions=_number(text, _POSITIONS),
+        vocab_size=_number(text, ("vocab_size",)),
+        remote_code="auto_map" in config,
+        quantized=str(quantized.get("quant_method", "some method"))[:60] if isinstance(quantized, dict) else None,
+        has_fast_tokenizer=(folder / _TOKENIZER).is_file(),
+        has_chat_template=bool(told.get("chat_template")) or (folder / _CHAT_TEMPLATE).is_file(),
+        end_is_padding=end is not None and end == padding,
+    )
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    try:
+        return read_object(path) or {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**12:
+            return value
+    return None
+
+
+def _token(value: object) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _matrices(stored: Mapping[str, Stored]) -> frozenset[str]:
+    return frozenset(
+        name.removesuffix(".weight") for name, one in stored.items() if len(one.shape) == 2 and name.endswith(".weight")
+    )

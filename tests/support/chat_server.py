@@ -91,7 +91,7 @@ def chat_server(answer: Callable[[int, Asked], Answer]) -> Iterator[ChatServer]:
             except OSError:  # the client has gone
                 self.close_connection = True
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -19,6 +19,8 @@ from hpclm.data.generation.generation_options import Options
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 # What the client sends where an endpoint needs no key; it cannot send none.
 _NO_KEY = "none"
+# Shorter ones are words such as EMPTY, for a server that wants any; rows may well contain these.
+_LEAST_KEY = 8
 _AGAIN = (408, 409, 425, 429)
 _SHOWN = 300
 # A server that asks for a longer wait is one for another day.
@@ -47,8 +49,8 @@ class Redactor:
     """Takes a key out of texts: of messages, and of what a model answers."""
 
     def __init__(self, key: str) -> None:
-        forms = {key, quote(key, safe=""), json.dumps(key)[1:-1]} if key != _NO_KEY else set()
-        self.forms = sorted(filter(None, forms), key=len, reverse=True)
+        forms = {key, quote(key, safe=""), json.dumps(key)[1:-1]} if len(key) >= _LEAST_KEY else set()
+        self.forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         for form in self.forms:
@@ -81,9 +83,7 @@ class ChatClient:
             raise HpclmError("generating rows needs the package openai; install hpclm[generate]") from None
         self.openai, self.options, self.redacted = openai, options, Redactor(key)
         # tries are ours, so that each waits for its turn
-        self.client = openai.OpenAI(
-            api_key=key, base_url=options.base_url, timeout=options.limits.timeout_s, max_retries=0
-        )
+        self.client = openai.OpenAI(api_key=key, base_url=options.url, timeout=options.limits.timeout_s, max_retries=0)
         self.arguments = options.sampling.arguments(options.tasks)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from hpclm.data.generation.ledger import Ledger, state_path
 from hpclm.data.generation.reply_parsing import parse_reply
 from hpclm.data.generation.row_filters import RowFilters
 from hpclm.data.generation.task_prompt import drawn, make_prompt
+from hpclm.data.rows import MAX_LINE_BYTES
 
 _POLL_S = 0.5
 MALFORMED, TRUNCATED, SURPLUS = "malformed", "truncated", "surplus"
@@ -101,7 +102,7 @@ class Generation:
         options = self.options
         self.ledger = Ledger(options.out, options.fixed(self.seeds))
         self.counts = self.ledger.counts
-        self.rows_before, self.seconds_before = self.counts.rows, self.counts.seconds
+        self.rows_before, self.seconds_before = self.ledger.state.rows, self.counts.seconds
         words = (options.least_words, options.most_words)
         self.filters = RowFilters(options.filters, words, options.drop_words, options.similarity)
         for row in (*self.seeds, *self.ledger.rows):
@@ -119,13 +120,13 @@ class Generation:
 
     @property
     def missing(self) -> int:
-        return max(0, self.options.count - self.counts.rows)
+        return max(0, self.options.count - self.ledger.state.rows)
 
     def _start_more(self) -> None:
         """Start requests, no more than the missing rows need by what replies have given so far."""
         options, limits = self.options, self.options.limits
-        replies = self.counts.replies
-        each = max(1.0, self.counts.rows / replies) if replies else options.tasks - options.examples
+        # the first reply counts as one that gave everything
+        each = max(1.0, (self.ledger.state.rows + options.tasks - options.examples) / (self.counts.replies + 1))
         wanted = min(limits.concurrency, math.ceil(self.missing / each))
         while self.ended_by is None and self.under_way < wanted:
             examples = drawn(self.seeds, options.examples, options.seed, self.counts.requests)
@@ -200,6 +201,9 @@ class Generation:
             if len(kept) == self.missing:
                 self.counts.drop(SURPLUS)
                 continue
+            if len(row.line().encode()) > MAX_LINE_BYTES:
+                self.counts.drop(MALFORMED)
+                continue
             reason = self.filters.dropped_by(row)
             if reason is None:
                 self.filters.add(row)
@@ -215,7 +219,7 @@ class Generation:
         counts, cost = self.counts, self.options.limits.cost
         tokens = counts.prompt_tokens + counts.completion_tokens
         return Progress(
-            counts.rows,
+            self.ledger.state.rows,
             self.options.count,
             counts.replies,
             tokens,
@@ -230,8 +234,8 @@ class Generation:
         return Made(
             out=str(self.options.out),
             state=str(state_path(self.options.out)),
-            rows=counts.rows,
-            new_rows=counts.rows - self.rows_before,
+            rows=self.ledger.state.rows,
+            new_rows=self.ledger.state.rows - self.rows_before,
             count=self.options.count,
             requests=counts.requests,
             replies=counts.replies,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 from hpclm.core.errors import HpclmError
 from hpclm.data.generation.generation_words import USUAL, Filter, LimitKey, Parameter
 from hpclm.data.generation.instruction_rows import InstructionRow
+
+_OPENAI = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,26 @@ class Options:
             raise HpclmError(f"--min-words {self.least_words} is more than --max-words {self.most_words}")
         if self.out.exists() and self.out.samefile(self.seeds):
             raise HpclmError(f"--out {self.out} is the file of the seeds; name another file")
+        self._check_numbers()
         self._check_limits()
         self._check_url()
+
+    def _check_numbers(self) -> None:
+        sampling, limits = self.sampling, self.limits
+        given = {
+            "--similarity": self.similarity,
+            "--temperature": sampling.temperature,
+            "--top-p": sampling.top_p,
+            "--requests-per-minute": limits.requests_per_minute,
+            "--tokens-per-minute": limits.tokens_per_minute,
+            "--timeout": limits.timeout_s,
+            "--max-cost": limits.max_cost,
+            "--price-in": limits.price_in,
+            "--price-out": limits.price_out,
+        }
+        for name, value in given.items():
+            if value is not None and not math.isfinite(value):
+                raise HpclmError(f"{name} {value} is no number to calculate with; give a finite one, or leave it out")
 
     def _check_limits(self) -> None:
         limits = self.limits
@@ -166,4 +187,8 @@ class Options:
     @property
     def endpoint(self) -> str:
         """For messages: the host alone."""
-        return urlsplit(self.base_url).netloc if self.base_url else "api.openai.com"
+        return urlsplit(self.url).netloc
+
+    @property
+    def url(self) -> str:
+        return self.base_url or _OPENAI

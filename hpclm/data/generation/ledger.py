@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpclm.core.errors import DataError, HpclmError
@@ -30,7 +30,6 @@ class Counts:
     uncounted: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    rows: int = 0
     seconds: float = 0.0
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -41,10 +40,11 @@ class Counts:
 
 @dataclass
 class State:
-    """The record. `size`: bytes of the rows file before `pending`, the rows added last."""
+    """The record. `rows`: in the file, with `pending`, those added last; `size`: bytes of the file before these."""
 
     options: dict[str, str]
     counts: Counts = field(default_factory=Counts)
+    rows: int = 0
     size: int = 0
     pending: list[InstructionRow] = field(default_factory=list)
     version: int = _VERSION
@@ -63,6 +63,7 @@ class Ledger:
 
     def __init__(self, out: Path, options: dict[str, str]) -> None:
         self.out, self.path = out, state_path(out)
+        self.is_settled = True
         found = self._read()
         if found is None:
             if out.exists() and out.stat().st_size:
@@ -70,33 +71,36 @@ class Ledger:
                     f"{out} exists, and {self.path.name} is not beside it; name another --out, or move it away"
                 )
             self.state, self.rows = State(options), list[InstructionRow]()
-            self._write()
+            self.note()
             return
         self.state = found
         self._refuse_changes(options)
         self._mend()
         self.rows = read_rows(out) if self.state.size or self.state.pending else []
-        if len(self.rows) != self.state.counts.rows:
-            raise self._changed(f"it has {len(self.rows)} rows, not {self.state.counts.rows}")
+        if len(self.rows) != self.state.rows:
+            raise self._changed(f"it has {len(self.rows)} rows, not {self.state.rows}")
 
     @property
     def counts(self) -> Counts:
         return self.state.counts
 
     def add(self, rows: Sequence[InstructionRow]) -> None:
-        """Rows and counts, on disk when this returns."""
-        state = self.state
-        state.size += _size(state.pending)
-        state.pending = list(rows)
-        state.counts.rows += len(rows)
-        self._write()
+        """Rows and counts, on disk when this returns. An interrupt anywhere in it leaves what another call, or the next
+        command, goes on from: the rows are then all there, or none is."""
+        before = self.state
+        if not self.is_settled:
+            self._mend()
+        state = replace(
+            before, size=before.size + _size(before.pending), pending=list(rows), rows=before.rows + len(rows)
+        )
+        self.is_settled = False
+        write_json(self.path, to_dict(state))
+        self.state = state
         self._append(_data(rows))
+        self.is_settled = True
 
     def note(self) -> None:
         """The counts alone."""
-        self._write()
-
-    def _write(self) -> None:
         write_json(self.path, to_dict(self.state))
 
     def _append(self, data: bytes) -> None:
@@ -113,6 +117,8 @@ class Ledger:
             state = None if raw is None else from_dict(State, raw)
         except ValueError as error:
             raise DataError(f"{self.path}: is damaged ({error}); name another --out") from None
+        if state is not None and (state.size < 0 or state.rows < 0):
+            raise DataError(f"{self.path}: is damaged (a number below 0); name another --out")
         if state is not None and state.version != _VERSION:
             raise HpclmError(f"{self.path}: was written by another version of hpclm; name another --out")
         return state

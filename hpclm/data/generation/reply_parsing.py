@@ -23,6 +23,8 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[ \t]*#{3,}[ \t]*")
+# Other servers than OpenAI's have more words: for an end ("eos", "end_turn"), and for being cut off.
+_CUT_OFF = ("length", "content_filter", "max_tokens", "abort", "error")
 _NO_INPUT = re.compile(r"<?\s*no\s?input\s*>?|<\s*(无输入|无)\s*>|无输入", re.IGNORECASE)
 
 
@@ -52,17 +54,18 @@ class Parsed:
 
 
 def parse_reply(text: str, finish_reason: str | None) -> Parsed:
-    """The rows in a reply. With a `finish_reason` other than stop (length, content_filter) a last row that no separator
-    ends is left out: its end is missing. A reply without any row counts as one malformed row."""
+    """The rows in a reply. Where its `finish_reason` says that it was cut off, a last row that no separator ends is
+    left out: its end is missing. A reply without any row counts as one malformed row."""
+    text = text.replace("\r\n", "\n")
     if text.lstrip().startswith("<think>"):
         text = text.rpartition("</think>")[2]
     reader = _Reader()
     for line in text.split("\n"):
         reader.take(line)
-    if finish_reason in ("stop", None) or reader.current is None:
-        reader.finish()
-    else:
+    if finish_reason in _CUT_OFF and reader.current is not None:
         reader.parsed.truncated = True
+    else:
+        reader.finish()
     parsed = reader.parsed
     if not parsed.rows and not parsed.malformed and not parsed.truncated:
         parsed.malformed = 1

@@ -106,10 +106,14 @@ class Ledger:
     def _append(self, data: bytes) -> None:
         if not data:
             return
-        with self.out.open("ab") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with self.out.open("ab") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            error.filename = str(self.out)  # a failed write names no file
+            raise
 
     def _read(self) -> State | None:
         try:

@@ -6,11 +6,13 @@ and digits alone, so that two equal Chinese texts score 0 there. For English the
 
 from __future__ import annotations
 
+import math
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 
 # Written without spaces between words: Thai, Lao, Myanmar, Khmer, kana, bopomofo, Han.
 _SPACELESS = (
@@ -125,12 +127,14 @@ class SimilarityIndex:
         self.threshold, self.pruned = threshold, pruned
         self.texts: list[tuple[str, ...]] = []
         self.compared = 0
+        self._lengths: list[int] = []
         self._postings: dict[str, list[int]] = defaultdict(list)
         self._needed = lru_cache(maxsize=1 << 16)(self._least_common)
 
     def add(self, tokens: Sequence[str]) -> None:
         number = len(self.texts)
         self.texts.append(tuple(map(sys.intern, tokens)))
+        self._lengths.append(len(tokens))
         for key in _keys(tokens):
             self._postings[key].append(number)
 
@@ -144,8 +148,8 @@ class SimilarityIndex:
                 return True
         return False
 
-    def _least_common(self, first: int, second: int) -> int | None:
-        """The shortest common subsequence that puts texts of these lengths above the threshold."""
+    def _least_common(self, first: int, second: int) -> float:
+        """The shortest common subsequence that puts texts of these lengths above the threshold; infinite where none."""
         most = min(first, second)
         # by the formula, then to the bit
         length = max(1, min(most, int(self.threshold * (first + second) / 2)))
@@ -153,10 +157,10 @@ class SimilarityIndex:
             length -= 1
         while length <= most and f_measure(length, first, second) <= self.threshold:
             length += 1
-        return length if length <= most else None
+        return length if length <= most else math.inf
 
     def _candidates(self, tokens: Sequence[str]) -> list[int]:
-        """Texts that may be above the threshold, those that share most first."""
+        """Texts that may be above the threshold."""
         length = len(tokens)
         # the shortest text that may be: it lies in this one as a whole
         least = next((n for n in range(1, length + 1) if f_measure(n, length, n) > self.threshold), None)
@@ -165,17 +169,9 @@ class SimilarityIndex:
         postings = self._postings
         keys = sorted(_keys(tokens), key=lambda key: len(postings.get(key, ())))
         looked_up = keys[: length - least + 1]
-        shared: dict[int, int] = defaultdict(int)
-        for key in looked_up:
-            for number in postings.get(key, ()):
-                shared[number] += 1
-        left = length - len(looked_up)
-        found = []
-        for number, count in shared.items():
-            needed = self._needed(length, len(self.texts[number]))
-            if needed is not None and count + left >= needed:
-                found.append((-count, number))
-        return [number for _, number in sorted(found)]
+        shared = Counter(chain.from_iterable(postings[key] for key in looked_up if key in postings))
+        left, needed, lengths = length - len(looked_up), self._needed, self._lengths
+        return [number for number, count in shared.items() if count + left >= needed(length, lengths[number])]
 
 
 def _keys(tokens: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from hpclm.cli.output import (
     print_submitted,
 )
 from hpclm.cli.recipe_commands import recipe_app
+from hpclm.cli.row_generation_command import generate_rows
 from hpclm.cli.score_command import evaluate_app
 from hpclm.cli.site_commands import site_app
 from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
@@ -42,6 +43,7 @@ app = typer.Typer(
 image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command()(tokenize)
 data_app.command("inspect")(inspect_data)
+data_app.command("generate")(generate_rows)
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(image_app, name="image")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from hpclm.cli.progress_line import ProgressLine
     from hpclm.core.corpus_spec import CorpusSpec
     from hpclm.core.spec import TokenizerSpec
     from hpclm.data.corpus.inspecting import Contents
@@ -119,11 +119,12 @@ def tokenize(
 
 def _watched(spec: CorpusSpec, workers: int | None, *, shown: bool) -> tuple[Tokenized, list[str]]:
     """Tokenise with a line of progress."""
+    from hpclm.cli.progress_line import ProgressLine
     from hpclm.data.corpus.tokenizing import tokenize as make
 
-    line = _Shown(active=shown)
+    line = ProgressLine(active=shown)
     try:
-        return make(spec, workers or len(os.sched_getaffinity(0)), line.show)
+        return make(spec, workers or len(os.sched_getaffinity(0)), lambda progress: _show(line, progress))
     except KeyboardInterrupt:
         line.end()
         typer.echo("interrupted; the same command goes on where it was", err=True)
@@ -159,50 +160,28 @@ def _tokenizer_spec(vocab: Path | None, merges: Path | None, file: Path | None) 
     return TokenizerSpec("bpe", vocab_file=str(vocab.absolute()), merges_file=str(merges.absolute()))
 
 
-class _Shown:
-    """One line of progress that is written over on a terminal, and a line every half minute elsewhere."""
+def _show(line: ProgressLine, progress: Progress) -> None:
+    from hpclm.cli.progress_line import duration
 
-    def __init__(self, *, active: bool) -> None:
-        self.active, self.over = active, sys.stderr.isatty()
-        self.next_s = 0.0 if self.over else 30.0
-        self.open = False
-
-    def show(self, progress: Progress) -> None:
-        if not self.active or progress.seconds < self.next_s:
-            return
-        self.next_s = progress.seconds + (0.5 if self.over else 30.0)
-        left = progress.seconds_left
-        line = (
-            f"{progress.documents:,} documents, {progress.tokens:,} tokens, {progress.bytes / 1e6:,.0f} of "
-            f"{progress.size / 1e6:,.0f} MB, {progress.rate / 1e6:,.1f} MB/s, "
-            f"{'' if left is None else _time(left)} left"
-        )
-        # a terminal's line is written over by the next one
-        raw: Any = getattr(sys.stderr, "raw", sys.stderr)
-        raw.write(f"\r\x1b[K{line}" if self.over else f"{line}\n")
-        raw.flush()
-        self.open = self.over
-
-    def end(self) -> None:
-        if self.open:
-            raw: Any = getattr(sys.stderr, "raw", sys.stderr)
-            raw.write("\n")
-            raw.flush()
-            self.open = False
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if not line.is_due(progress.seconds):
+        return
+    left = progress.seconds_left
+    words = (
+        f"{progress.documents:,} documents, {progress.tokens:,} tokens, {progress.bytes / 1e6:,.0f} of "
+        f"{progress.size / 1e6:,.0f} MB, {progress.rate / 1e6:,.1f} MB/s, "
+        f"{'' if left is None else duration(left)} left"
+    )
+    line.show(words, progress.seconds)
 
 
 def _lines(made: Tokenized, notes: list[str]) -> list[str]:
+    from hpclm.cli.progress_line import duration
+
     counts = made.counts
     lines = [f"{one}.bin and .idx" for one in made.outputs]
     lines.append(
         f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes / 1e6:,.1f} MB of text in "
-        f"{_time(made.seconds)} ({counts.text_bytes / 1e6 / max(made.seconds, 1e-9):,.1f} MB/s, {made.encoder})"
+        f"{duration(made.seconds)} ({counts.text_bytes / 1e6 / max(made.seconds, 1e-9):,.1f} MB/s, {made.encoder})"
     )
     if counts.empty:
         lines.append(f"{counts.empty:,} documents are empty: they have no tokens")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +57,7 @@ saved.save_pretrained(sys.argv[2])
 def saved_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The files of one model as transformers saves it: in several shards with an index, and in one file."""
     folder = tmp_path_factory.mktemp("saved")
-    argv = [sys.executable, "-c", _MAKE, folder / "shards", folder / "one"]
+    argv = [sys.executable, "-c", _MAKE, str(folder / "shards"), str(folder / "one")]
     subprocess.run(argv, env=environment(HF_HUB_OFFLINE="1"), check=True, timeout=LIMIT_S, capture_output=True)
     sharded, single = ({p.name: p.read_bytes() for p in (folder / n).iterdir()} for n in ("shards", "one"))
     assert sum(name.endswith(".safetensors") for name in sharded) > 2
@@ -101,9 +104,9 @@ class User:
             check=False,
         )
 
-    def refused(self, *words: str | Path, code: int = 1, **changes: str) -> str:
+    def refused(self, *words: str | Path, code: int = 1, changes: Mapping[str, str] | None = None) -> str:
         """The one message of a command that must fail."""
-        done = self.hpclm(*words, **changes)
+        done = self.hpclm(*words, **(changes or {}))
         assert done.returncode == code, done
         assert done.stderr.startswith("error: "), done.stderr
         assert "Traceback" not in done.stderr
@@ -118,6 +121,16 @@ def user(hub: Hub, tmp_path: Path, saved_models: tuple[dict[str, bytes], dict[st
     hub.repositories[MODEL] = Repository({**sharded, **DECOYS})
     hub.repositories["org/one"] = Repository(dict(single))
     return User(hub, tmp_path)
+
+
+@pytest.fixture
+def large(user: User) -> str:
+    """A model of 25 MB, `org/large`: the client writes to disk every 10 MiB."""
+    size = 25_000_000
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    data = struct.pack("<Q", len(header)) + header + random.Random(7).randbytes(size)
+    user.hub.repositories["org/large"] = Repository({"config.json": b"{}", "model.safetensors": data})
+    return "org/large"
 
 
 @pytest.fixture

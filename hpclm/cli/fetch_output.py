@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from hpclm.cli.progress_line import ProgressLine
-    from hpclm.formats.huggingface.transfer import Progress
+    from hpclm.formats.huggingface.hub_transfer import Progress
 
 
 def fetch_shown(name: str, kind: str, out: Path | None, *, remote_code: bool, as_json: bool) -> None:

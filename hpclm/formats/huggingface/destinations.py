@@ -13,7 +13,7 @@ from hpclm.core.files import write_json, write_text
 from hpclm.core.records import to_dict
 from hpclm.formats.huggingface.folder_check import RECORD, FetchRecord, record_of
 from hpclm.formats.huggingface.hub_files import HubFile
-from hpclm.formats.huggingface.transfer import Target
+from hpclm.formats.huggingface.hub_transfer import Target
 
 _GIB = 1 << 30
 

@@ -19,7 +19,7 @@ from hpclm.formats.huggingface.destinations import Cache, Destination, Plain, is
 from hpclm.formats.huggingface.folder_check import FetchRecord, check_folder, model_problems
 from hpclm.formats.huggingface.hub_files import Choice, HubFile, data_files, is_digest, model_files, shards
 from hpclm.formats.huggingface.hub_messages import Asked
-from hpclm.formats.huggingface.transfer import Progress, Transfer
+from hpclm.formats.huggingface.hub_transfer import Progress, Transfer
 from hpclm.formats.huggingface.weights import index_files
 
 _NAME = re.compile(r"(?P<repo>(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)

@@ -55,6 +55,20 @@ def prepare(
 
 
 @data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A data set on the Hub.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new folder of plain files; default: the Hub's cache (HF_HOME).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fetch the parquet, jsonl and json files of a data set on the Hugging Face Hub, as `model fetch` does a model."""
+    from hpclm.cli.fetch_output import fetch_shown
+
+    fetch_shown(name, "dataset", out, remote_code=False, as_json=as_json)
+
+
+@data_app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("demo-data"),
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same files.")] = 1234,

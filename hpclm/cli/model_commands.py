@@ -1,4 +1,4 @@
-"""`hpclm model`: inspects models and prompts and converts them."""
+"""`hpclm model`: fetches, inspects and converts models and prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 model_app = typer.Typer(
-    help="Inspect and convert models and trained prompts.", no_args_is_help=True, rich_markup_mode=None
+    help="Fetch, inspect and convert models and trained prompts.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -38,6 +38,37 @@ def inspect_model(
         print_json(found)
     else:
         typer.echo("\n".join(held_lines(found)))
+
+
+@model_app.command()
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A model on the Hub.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new folder of plain files; default: the Hub's cache (HF_HOME).")
+    ] = None,
+    remote_code: Annotated[
+        bool, typer.Option("--remote-code", help="Fetch the model's own *.py too; read them before anything runs them.")
+    ] = False,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FOLDER", help="Check a fetched folder instead; no network.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fetch a model from the Hugging Face Hub, for nodes without a network: configuration, tokenizer and safetensors,
+    every file compared with its digest.
+
+    The token is that of HF_TOKEN or of `hf auth login`. Interrupted, the same command goes on where it was."""
+    from hpclm.cli.fetch_output import check_fetched, fetch_shown
+    from hpclm.core.errors import HpclmError
+
+    if (name is None) == (check is None):
+        raise HpclmError("give one of ORG/NAME and --check FOLDER")
+    if check is not None:
+        check_fetched(check, as_json=as_json)
+    elif name is not None:
+        fetch_shown(name, "model", out, remote_code=remote_code, as_json=as_json)
 
 
 @model_app.command()

@@ -24,13 +24,24 @@ class Entry:
 
 def header(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file by name. Raises CheckpointError."""
+    return _read(path)[0]
+
+
+def declared_size(path: Path) -> int:
+    """The bytes that a safetensors file has according to its header. Raises CheckpointError."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Entry], int]:
     try:
         with open_file(path) as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > _MAX_HEADER:
                 raise ValueError("its header is too large")
             found = json.loads(stream.read(size))
-        tensors = ((name, one) for name, one in found.items() if name != "__metadata__")
-        return {name: from_dict(Entry, one, ignore_unknown=True, where=name) for name, one in tensors}
-    except (OSError, ValueError, struct.error, AttributeError, RecursionError) as error:
+        tensors = {name: one for name, one in found.items() if name != "__metadata__"}
+        ends = (int(one["data_offsets"][1]) for one in tensors.values() if one.get("data_offsets"))
+        entries = {name: from_dict(Entry, one, ignore_unknown=True, where=name) for name, one in tensors.items()}
+        return entries, 8 + size + max(ends, default=0)
+    except (OSError, ValueError, TypeError, LookupError, struct.error, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None

@@ -37,23 +37,26 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 def _files(folder: Path) -> list[str]:
     if (folder / SINGLE).is_file():
         return [SINGLE]
-    try:
-        index = read_object(folder / INDEX)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / INDEX}: cannot be read ({error})") from None
-    if index is None:
+    if not (folder / INDEX).exists():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; {pickled[0]} is a pickle: save it with safe_serialization=True" if pickled else ""
         raise CheckpointError(f"{folder}: has neither {SINGLE} nor {INDEX}{hint}")
-    mapping = index.get("weight_map")
-    names = sorted(set(mapping.values())) if isinstance(mapping, dict) else []
+    names = index_files(folder / INDEX)
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{folder / INDEX}: names the file {name!r}, which is not in the folder")
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: is missing, and {INDEX} names it; copy the model again")
+    return names
+
+
+def index_files(path: Path) -> list[str]:
+    """The files that an index names, in its own folder. Raises CheckpointError."""
+    mapping = (read_object(path) or {}).get("weight_map")
+    names = sorted(set(map(str, mapping.values()))) if isinstance(mapping, dict) else []
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: names the file {name!r}, which is not in the folder")
     if not names:
-        raise CheckpointError(f"{folder / INDEX}: names no file")
+        raise CheckpointError(f"{path}: names no file")
     return names
 
 

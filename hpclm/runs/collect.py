@@ -16,6 +16,7 @@ from hpclm.core.layout import RunPaths, StagePaths
 from hpclm.core.stage_result import result_of
 from hpclm.core.states import StageState
 from hpclm.core.sweep_layout import SweepPaths
+from hpclm.core.sweep_recipes import recipe_of
 from hpclm.formats.checkpoint_manifest import damage
 from hpclm.formats.checkpoint_pointers import Which, pointed
 from hpclm.planning.task import task_named
@@ -23,7 +24,6 @@ from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
 from hpclm.runs.results_folder import building, refuse_foreign, writable, write_plain
 from hpclm.runs.status import RunStatus, scores_in, status_of
-from hpclm.runs.sweep_recipes import recipe_of
 
 PRED_FILE = "test-results.txt"
 _LARGE_BYTES = 1 << 30

@@ -44,7 +44,8 @@ class _Run:
         self.waiting: list[Any] = []
         self.client = _client(MlflowClient, uri)
         self.run = self._begun(curve)
-        self.note = f"mlflow ui --backend-store-uri {masked(uri)}" if uri.startswith("file:") else masked(uri)
+        ui = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
+        self.note = masked(ui if uri.startswith("file:") else uri)
 
     def _begun(self, curve: Curve) -> str:
         from mlflow.entities import Param

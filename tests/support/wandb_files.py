@@ -41,10 +41,13 @@ def _logged(data: bytes) -> Iterator[bytes]:
 
 
 def offline_run(folder: Path) -> Path:
-    """The only run there, once its last record is in the file: wandb's process writes it after `finish` has returned."""
+    """The only run there, once its last record is in the file; a process of wandb's own writes it."""
 
     def whole() -> Path | None:
-        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        found = list(folder.glob("wandb/offline-run-*/*.wandb"))
+        if not found:
+            return None
+        (path,) = found
         return path if any(one.WhichOneof("record_type") == "exit" for one in records(path)) else None
 
     return wait_until("the end of wandb's file", whole)

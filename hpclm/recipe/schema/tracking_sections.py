@@ -62,7 +62,13 @@ class Mlflow(Section):
     )
 
 
-_Other = registered(TRACKERS)
+def _foreign(name: str) -> str:
+    if TRACKERS.is_builtin(name):
+        raise fault(f"{name} has a key of its own; write it as tracking.{name}")
+    return name
+
+
+_Other = Annotated[registered(TRACKERS), AfterValidator(_foreign)]
 
 
 class Tracking(Section):

@@ -135,6 +135,9 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
         for source in (paths.spec, paths.result, paths.metrics):
             if source.exists():
                 shutil.copyfile(source, target / source.name)
+        for source in paths.all_device_metrics():
+            (target / source.parent.name).mkdir(exist_ok=True)
+            shutil.copyfile(source, target / source.parent.name / source.name)
         _checkpoints(paths, folder / "checkpoints" / stage.name)
         _outputs(paths, folder / "outputs" / stage.name)
     write_json(folder / "summary.json", facts)

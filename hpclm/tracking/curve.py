@@ -8,7 +8,7 @@ from typing import Any
 
 from hpclm.core.files import read_object
 from hpclm.core.layout import RunPaths, StagePaths
-from hpclm.core.secrets import without_secrets
+from hpclm.core.secrets import masked, without_secrets
 from hpclm.core.sweep_layout import SweepPaths
 from hpclm.core.sweep_recipes import recipe_of
 
@@ -19,11 +19,14 @@ class Curve:
 
     Attributes:
         options: the tracker's section of the recipe.
-        config: the recipe with every default, secrets removed: the only configuration that a tracker may record.
+        config: the stage's part of the recipe, with every default and without secrets: the only configuration that a
+            tracker may record.
+        group: a name for the curves of all runs of this recipe: the recipe's.
     """
 
     run: str
     stage: str
+    group: str = "hpclm"
     options: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -31,17 +34,14 @@ class Curve:
     def name(self) -> str:
         return f"{self.run}/{self.stage}"
 
-    @property
-    def group(self) -> str:
-        """A name for the curves of all runs of this recipe."""
-        return str(self.config.get("name") or "hpclm")
-
 
 def curve_of(stage: StagePaths, options: Mapping[str, Any]) -> Curve:
     """The curve of a stage, from its run's folder."""
     run = RunPaths(stage.root.parent.parent)
-    config = read_object(run.resolved) or recipe_of(SweepPaths(run.root.parent), run.name) or {}
-    return Curve(run.name, stage.name, options, without_secrets(config))
+    recipe = read_object(run.resolved) or recipe_of(SweepPaths(run.root.parent), run.name) or {}
+    stages = [one for one in recipe.get("stages") or [] if isinstance(one, dict) and one.get("name") == stage.name]
+    config = {**(stages[0] if stages else recipe), "recipe": recipe.get("name")}
+    return Curve(run.name, stage.name, masked(str(recipe.get("name") or "hpclm")), options, without_secrets(config))
 
 
 def numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

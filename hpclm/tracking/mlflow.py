@@ -93,10 +93,12 @@ def _client(make: Any, uri: str) -> Any:
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Parameters of MLflow, `optim.lr` for one; lists as JSON."""
+    """Parameters of MLflow, `optim.lr` for one; lists as JSON, and nothing for null."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else str(name))
+        return
+    if value is None:
         return
     text = value if isinstance(value, str) else json.dumps(value)
     yield _ODD.sub("_", key)[:_LONGEST_KEY], text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"

@@ -72,9 +72,6 @@ def _end_service() -> None:
 class _Run:
     def __init__(self, folder: Path, curve: Curve) -> None:
         self.folder, self.curve = folder, curve
-        # each try makes a folder of its own here, and all of them would be synchronised
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
         self.run = self._begun(mode_of(curve.options))
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -105,6 +102,9 @@ class _Run:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        # each try makes a folder of its own here, and all of them would be synchronised
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         options = self.curve.options
         return wandb.init(
             # without `resume`, a run with this id is overwritten

@@ -27,9 +27,15 @@ SECRETS = (TOKEN, "hunter2hunter2", "k" * 40)
 RECIPE = {
     "name": "gpt",
     "version": 1,
-    "stages": [{"name": "pretrain", "optim": {"lr": 0.001}, "text": {"paths": [f"/data/{TOKEN}/x"]}}],
-    "api_key": SECRETS[1],
-    "tracking": {"mlflow": {"uri": f"https://me:{SECRETS[1]}@tracker.example.org"}},
+    "stages": [
+        {
+            "name": "pretrain",
+            "optim": {"lr": 0.001},
+            "text": {"paths": [f"/data/{TOKEN}/x"]},
+            "container": {"environment": {"OUR_API_KEY": SECRETS[1]}},
+            "tracking": {"mlflow": {"uri": f"https://me:{SECRETS[1]}@tracker.example.org"}},
+        }
+    ],
 }
 
 
@@ -109,7 +115,7 @@ def test_wandb_offline_has_every_row_once_and_the_recipe(stage: StagePaths, monk
         "gpt-20261126-101500-abc123/pretrain",
     )
     assert list(run.tags) == ["a", "b"]
-    assert wandb_files.config_of(made)["stages"][0]["optim"] == {"lr": 0.001}
+    assert wandb_files.config_of(made)["optim"] == {"lr": 0.001}
     names = {path.name for path in stage.tracked("wandb").rglob("*") if path.is_file()}
     assert not names & {"requirements.txt", "wandb-metadata.json", "output.log", "conda-environment.yaml", "diff.patch"}
 
@@ -191,7 +197,7 @@ def test_mlflow_has_one_run_with_every_row(
     assert [one.timestamp for one in history] == [(100 + n) * 1000 for n in range(1, 12)]
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "gpt-20261126-101500-abc123/pretrain"
-    assert run.data.params["name"] == "gpt"
+    assert (run.data.params["recipe"], run.data.params["optim.lr"]) == ("gpt", "0.001")
     assert "a1B2" not in str(run.data.params)
 
 

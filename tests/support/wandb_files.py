@@ -43,14 +43,14 @@ def _logged(data: bytes) -> Iterator[bytes]:
 def offline_run(folder: Path) -> Path:
     """The only run there, once its last record is in the file; a process of wandb's own writes it."""
 
-    def whole() -> Path | None:
+    def whole() -> list[Path]:
         found = list(folder.glob("wandb/offline-run-*/*.wandb"))
-        if not found:
-            return None
-        (path,) = found
-        return path if any(one.WhichOneof("record_type") == "exit" for one in records(path)) else None
+        return [one for one in found if any(record.WhichOneof("record_type") == "exit" for record in records(one))]
 
-    return wait_until("the end of wandb's file", whole)
+    (path,) = wait_until("the end of wandb's file", whole)
+    assert list(folder.glob("wandb/*")) == [path.parent]
+    return path
+
 
 
 def history(path: Path) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def _foreign(name: str) -> str:
     return name
 
 
-_Other = Annotated[registered(TRACKERS), AfterValidator(_foreign)]
+_Other = Annotated[registered(TRACKERS), AfterValidator(_foreign)]  # type: ignore[valid-type]
 
 
 class Tracking(Section):

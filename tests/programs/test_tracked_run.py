@@ -115,7 +115,7 @@ def test_what_cannot_be_meant_is_one_message(hpclm: Callable[..., str], argument
         ({"mlflow": {"uri": "https://me:hunter2hunter2@host/x"}}, "MLFLOW_TRACKING_PASSWORD in the site profile's"),
         ({"wandb": {"tags": ["hf_" + "a1B2c3D4e5F6g7H8"]}}, "looks like a secret"),
         ({"others": {"wandb": {}}}, "wandb has a key of its own; write it as tracking.wandb"),
-        ({"others": {"nobodys": {}}}, "must be one of the allowed values"),
+        ({"others": {"nobodys": {}}}, "no installed package has a tracker 'nobodys'"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_one_message(

@@ -52,7 +52,6 @@ def offline_run(folder: Path) -> Path:
     return path
 
 
-
 def history(path: Path) -> list[dict[str, Any]]:
     """The rows of a run, without what wandb adds."""
     rows = []

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from hpclm.core.registries import TRACKERS
 from hpclm.core.secrets import looks_secret
-from hpclm.recipe.schema.base import Line, Section, absolute_path, fault, one_line, registered
+from hpclm.recipe.schema.base import Section, absolute_path, fault, one_line, shown
 
 
 def _switch(value: object) -> object:
@@ -62,13 +62,16 @@ class Mlflow(Section):
     )
 
 
-def _foreign(name: str) -> str:
-    if TRACKERS.is_builtin(name):
-        raise fault(f"{name} has a key of its own; write it as tracking.{name}")
-    return name
-
-
-_Other = Annotated[registered(TRACKERS), AfterValidator(_foreign)]  # type: ignore[valid-type]
+def _foreign(trackers: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    for name in trackers:
+        if TRACKERS.is_builtin(name):
+            raise fault(f"{name} has a key of its own; write it as tracking.{name}")
+        if name not in TRACKERS:
+            installed = ", ".join(one for one in TRACKERS.names() if not TRACKERS.is_builtin(one)) or "none"
+            raise fault(
+                f"no installed package has a tracker {shown(name)}; install it, or choose of these: {installed}"
+            )
+    return trackers
 
 
 class Tracking(Section):
@@ -81,7 +84,7 @@ class Tracking(Section):
     mlflow: Annotated[Mlflow | None, BeforeValidator(_switch)] = Field(
         default=None, description="MLflow; `true`: as the defaults say"
     )
-    others: dict[_Other, dict[str, Line]] = Field(  # type: ignore[valid-type]
+    others: Annotated[dict[str, dict[str, _Shown]], AfterValidator(_foreign)] = Field(
         default_factory=dict, description="trackers of other packages: name, and its options"
     )
 
@@ -93,4 +96,4 @@ class Tracking(Section):
             section: Section | None = getattr(self, name)
             if section is not None:
                 found[name] = section.model_dump(mode="json", exclude_none=True)
-        return found | {str(name): dict(options) for name, options in self.others.items()}
+        return found | {name: dict(options) for name, options in self.others.items()}

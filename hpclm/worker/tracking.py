@@ -37,18 +37,20 @@ def measured(stage_dir: Path, node_rank: int, *, active: bool) -> Iterator[None]
 
 @contextlib.contextmanager
 def _beside(commands: list[list[str]]) -> Iterator[None]:
-    started = [_started(command) for command in commands]
-    processes = [one for one in started if one is not None]
+    started = [(command, process) for command in commands if (process := _started(command)) is not None]
     try:
         yield
     finally:
-        for process in processes:
+        for _, process in started:
             assert process.stdin is not None
             process.stdin.close()
         end = time.monotonic() + _END_S
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+        for command, process in started:
+            try:
                 process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                words = f"did not end within {_END_S:.0f} s; `hpclm track` gives what it missed"
+                print(f"{' '.join([command[0], *command[2:3]])} {words}", file=sys.stderr, flush=True)
             process.kill()
 
 

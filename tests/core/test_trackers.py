@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from hpclm.core.layout import RunPaths, StagePaths
+from hpclm.core.sweep_layout import SweepPaths
+from hpclm.core.sweep_recipes import write_recipes
 from hpclm.tracking.curve import curve_of
 from hpclm.tracking.follower import Follower
 from hpclm.tracking.tracker import tracker_named
@@ -231,3 +233,12 @@ def test_specs_of_earlier_versions_name_their_trackers(stage: StagePaths) -> Non
     with tracked(["tensorboard"], stage.root):
         stage.metrics.write_text(rows(1, 6))
     assert list(stage.tracked("tensorboard").glob("events.*"))
+
+
+def test_a_member_of_a_sweep_has_its_recipe_from_the_sweep(tmp_path: Path) -> None:
+    sweep = SweepPaths(tmp_path / "sweep")
+    stage = sweep.run("sweep.001").stage("pretrain")
+    stage.root.mkdir(parents=True)
+    write_recipes(sweep, [("sweep.000", {"name": "other"}), ("sweep.001", RECIPE)])
+    curve = curve_of(stage, {})
+    assert (curve.name, curve.group, curve.config["optim"]) == ("sweep.001/pretrain", "gpt", {"lr": 0.001})

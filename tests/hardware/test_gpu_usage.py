@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from hpclm.core.layout import StagePaths
+from hpclm.core.records import to_dict
+from hpclm.core.sealed import write_sealed
+from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec
 from hpclm.tracking.follower import Follower
 from hpclm.worker.tracking import measured
-from tests.support.fake_nvml import machine
+from tests.support.fake_nvml import call, machine
 from tests.support.processes import LIMIT_S
 from tests.support.waiting import wait_until
 
@@ -77,6 +80,23 @@ def test_it_lives_as_long_as_its_rank_and_trackers_show_it(tmp_path: Path, monke
     assert follower.pass_on() == 2
     assert [one["kind"] for one in sink.rows] == ["train", "device"]
     assert follower.pass_on() == 0
+
+
+@pytest.mark.parametrize(("device", "local_rank", "expected"), [("gpu", 0, 1), ("gpu", 1, 0), ("cpu", 0, 0)])
+def test_the_first_rank_of_a_node_starts_it(
+    tmp_path: Path, device: Literal["cpu", "gpu"], local_rank: int, expected: int
+) -> None:
+    stage = StagePaths(tmp_path / "run" / "stages" / "s")
+    stage.root.mkdir(parents=True)
+    program = ProgramSpec([sys.executable, "-c", "print('done')"])
+    split = ParallelSpec(1, 1, 2, world_size=2, nodes=1, devices_per_node=2)
+    spec = ProgramStageSpec("run", "s", str(stage.root), device, split, program, runner="tests.support.no_work:run")
+    write_sealed(stage.spec, to_dict(spec))
+    place = {"RANK": str(local_rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(local_rank), "NODE_RANK": "0"}
+    environment = machine("h100,x1") | {f"HPCLM_{name}": value for name, value in place.items()}
+    done = call(environment, "-m", "hpclm.worker", str(stage.root), "1")
+    assert done.returncode == 0, done.stderr
+    assert len(rows(stage.root)) == expected
 
 
 class _Seen:

@@ -13,6 +13,7 @@ import yaml
 
 from hpclm.cli import app as cli
 from tests.support import wandb_files
+from tests.support.processes import python
 from tests.support.waiting import wait_until
 from tests.support.wandb_server import wandb_server
 
@@ -87,8 +88,11 @@ def test_track_gives_a_finished_run_later(
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-        said = hpclm("track", "--to", "wandb")
+        python("-m", "wandb", "sync", str(made.parent), check=True)
         (name,) = server.files
+        assert wandb_losses(server.history(name)) == LOSSES
+        server.files.clear()
+        said = hpclm("track", "--to", "wandb")
         assert said == f"4 rows; {server.url}/team/p/runs/{name}\n"
         assert wandb_losses(server.history(name)) == LOSSES
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from hpclm.tracking.follower import Follower
 from hpclm.tracking.tracker import tracker_named
 from hpclm.worker.tracking import tracked
 from tests.support import wandb_files
+from tests.support.processes import start
+from tests.support.waiting import wait_until
 from tests.support.wandb_server import wandb_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -227,6 +231,21 @@ def test_a_tracker_that_failed_has_everything_when_it_works_again(stage: StagePa
     stage.tracked("tensorboard").unlink()
     assert one.pass_on() == 6
     one.close()
+
+
+def test_its_process_tries_again_by_itself(stage: StagePaths) -> None:
+    code = "import sys, hpclm.tracking.__main__ as it; it._FIRST_RETRY_S = 0.1; it.main(*sys.argv[1:])"
+    stage.tracked("tensorboard").write_text("a file in the way")
+    stage.metrics.write_text(rows(1, 6))
+    argv = [sys.executable, "-c", code, str(stage.root), "tensorboard", "{}"]
+    with start(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stderr is not None
+        assert child.stderr.readline().startswith("tensorboard: metrics are not passed on (FileExistsError: ")
+        stage.tracked("tensorboard").unlink()
+        wait_until("the curve", lambda: list(stage.tracked("tensorboard").glob("events.*")))
+        child.stdin.close()
+        assert child.wait() == 0
 
 
 def test_specs_of_earlier_versions_name_their_trackers(stage: StagePaths) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec
+from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec, TrackerOptions
 
 
 class EngineSpec(Protocol):
@@ -44,4 +44,4 @@ class RankStart:
     recovery: RecoverySpec
     runner: str
     engine: str = ""
-    tracking: list[str] = field(default_factory=list)
+    tracking: TrackerOptions = field(default_factory=dict)

@@ -14,6 +14,7 @@ from hpclm.core.spec import (
     OptimSpec,
     ParallelSpec,
     RecoverySpec,
+    TrackerOptions,
     TrainerSpec,
 )
 
@@ -150,7 +151,7 @@ class FineTuneStageSpec:
     generation: GenerationSpec | None = None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
-    tracking: list[str] = field(default_factory=list)
+    tracking: TrackerOptions = field(default_factory=dict)
     engine: str = "hf"
     runner: str = "hpclm.engines.hf.ranks.stage_runner:run"
     spec_version: int = SPEC_VERSION

@@ -12,6 +12,7 @@ Standard library only: the ranks import this too.
     slurm/                         under Slurm: the batch script's log and exit record
     events.jsonl                   what the job did between attempts
     attempts/<submit:03d>-<restart:02d>/   rendezvous.json, ranks/, logs/, preflight/, stacks/, decision.json
+    devices/                       what each node's GPUs did, in rows as those of metrics.jsonl
     data/  checkpoints/  predictions/
 <runs_dir>/<sweep>/              sweep.json, and <sweep>.<index:03d>/ for each of its runs; what these share:
   recipe.yaml  environment.json  payload/  resolved.jsonl.gz
@@ -37,6 +38,7 @@ def attempt_name(submit: int | str, restart: int = 0) -> str:
 _ATTEMPT = re.compile(r"[0-9]{3,9}-[0-9]{2,9}")
 CHECKPOINTS = "checkpoints"
 RUN_RECORD = "run.json"
+_DEVICES = "devices"
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,13 @@ class StagePaths:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    def device_metrics(self, node_rank: int) -> Path:
+        """What a node's devices did, in rows as those of `metrics`; written by that node alone."""
+        return self.root / _DEVICES / f"{node_rank:05d}.jsonl"
+
+    def all_device_metrics(self) -> list[Path]:
+        return sorted((self.root / _DEVICES).glob("[0-9]*.jsonl"))
 
     def tracked(self, tracker: str) -> Path:
         """What a tracker makes of the metrics."""

@@ -96,7 +96,11 @@ IMPORTERS: Registry[Importer] = Registry(
 TRACKERS: Registry[Tracker] = Registry(
     "hpclm.trackers",
     "tracker",
-    {"tensorboard": "hpclm.tracking.tensorboard:TRACKER"},
+    {
+        "tensorboard": "hpclm.tracking.tensorboard:TRACKER",
+        "wandb": "hpclm.tracking.wandb:TRACKER",
+        "mlflow": "hpclm.tracking.mlflow:TRACKER",
+    },
     of="hpclm.tracking.tracker:Tracker",
 )
 

@@ -8,15 +8,17 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpclm.core.files import open_text
 
 # Letters of both cases and a digit, as keys have and names of files seldom
 _KEY = r"(?=[\w-]{0,40}[a-z])(?=[\w-]{0,40}[A-Z])(?=[\w-]{0,40}[0-9])"
 # Prefixes of tokens as their issuers document them: Hugging Face, GitHub, GitLab, OpenAI and others, NVIDIA, AWS,
-# Slack, JSON web tokens, PEM.
+# Slack, Weights & Biases, JSON web tokens, PEM.
 _VALUES = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|nvapi-[\w-]{16,}"
+    r"|wandb_v1_\w{16,}"
     rf"|sk-{_KEY}[\w-]{{20,}}|(AKIA|ASIA)[0-9A-Z]{{16}}|xox[abprs]-[\w-]{{10,}}"
     r"|eyJ[\w-]{10,4096}\.eyJ[\w-]{10,4096}\.)|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
@@ -52,6 +54,18 @@ def looks_secret(name: str, value: str) -> bool:
 def masked(text: str) -> str:
     """The text without tokens and passwords, for whatever is shown or recorded."""
     return _PASSWORDS.sub(lambda one: f"{one['of_address'] or one['of_image']}:***", _VALUES.sub("***", text))
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """JSON-ready values with `***` for each secret in them, by what they look like and by the key that has them."""
+    if isinstance(value, Mapping):
+        return {masked(str(key)): without_secrets(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(inner, name) for inner in value]
+    if not isinstance(value, str):
+        return value
+    shown = masked(value)
+    return "***" if shown == value and looks_secret(name, value) else shown
 
 
 def missing(secrets: Mapping[str, Secret], environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -7,7 +7,7 @@ YAML nor pydantic in the image. Every path in it is absolute. Units are in the n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hpclm.core.batch_schedule import BatchSchedule
 from hpclm.core.data_spec import IndexedData as IndexedData
@@ -17,6 +17,9 @@ from hpclm.core.data_spec import TaskTemplate as TaskTemplate
 from hpclm.core.data_spec import TextData as TextData
 
 SPEC_VERSION = 2
+
+# By tracker; earlier versions had the names alone.
+TrackerOptions = dict[str, dict[str, Any]] | list[str]
 
 
 Normalization = Literal["layernorm", "layernorm1p", "rmsnorm"]
@@ -346,7 +349,7 @@ class StageSpec:
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     backends: Backends = field(default_factory=Backends)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
-    tracking: list[str] = field(default_factory=list)
+    tracking: TrackerOptions = field(default_factory=dict)
     engine: str = "megatron"
     runner: str = "hpclm.engines.megatron.ranks.stage_runner:run"
     spec_version: int = SPEC_VERSION
@@ -388,7 +391,7 @@ class ProgramStageSpec:
     task: str = "program"
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
-    tracking: list[str] = field(default_factory=list)
+    tracking: TrackerOptions = field(default_factory=dict)
     engine: str = "command"
     runner: str = "hpclm.engines.command.run:run"
     spec_version: int = SPEC_VERSION

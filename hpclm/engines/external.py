@@ -81,7 +81,7 @@ def program_plan(
             recovery=lowering.recovery(stage),
             needs=NodeNeeds(inputs=[one.path for one in read]),
             engine=recipe.engine,
-            tracking=[name for name in recipe.tracking.names if name not in tracks],
+            tracking={name: one for name, one in recipe.tracking.trackers.items() if name not in tracks},
         )
     return StagePlan(
         name=recipe.name,

@@ -16,6 +16,7 @@ from hpclm.core.layout import RunPaths, StagePaths
 from hpclm.core.stage_result import result_of
 from hpclm.core.states import StageState
 from hpclm.core.sweep_layout import SweepPaths
+from hpclm.core.sweep_recipes import recipe_of
 from hpclm.formats.checkpoint_manifest import damage
 from hpclm.formats.checkpoint_pointers import Which, pointed
 from hpclm.planning.task import task_named
@@ -23,7 +24,6 @@ from hpclm.runs import predictions, summary
 from hpclm.runs.record import Run
 from hpclm.runs.results_folder import building, refuse_foreign, writable, write_plain
 from hpclm.runs.status import RunStatus, scores_in, status_of
-from hpclm.runs.sweep_recipes import recipe_of
 
 PRED_FILE = "test-results.txt"
 _LARGE_BYTES = 1 << 30
@@ -135,6 +135,9 @@ def _fill(folder: Path, run: Run, facts: dict[str, Any], chosen: str | None, row
         for source in (paths.spec, paths.result, paths.metrics):
             if source.exists():
                 shutil.copyfile(source, target / source.name)
+        for source in paths.all_device_metrics():
+            (target / source.parent.name).mkdir(exist_ok=True)
+            shutil.copyfile(source, target / source.parent.name / source.name)
         _checkpoints(paths, folder / "checkpoints" / stage.name)
         _outputs(paths, folder / "outputs" / stage.name)
     write_json(folder / "summary.json", facts)

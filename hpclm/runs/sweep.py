@@ -23,6 +23,7 @@ from hpclm.core.payload import stage_payload
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import sealed_line
 from hpclm.core.sweep_layout import RunsFolder, SweepPaths
+from hpclm.core.sweep_recipes import write_recipes
 from hpclm.planning.task import task_named
 from hpclm.runs.record import Run, entries_of, has_file, read_run
 from hpclm.runs.submit import (
@@ -38,7 +39,6 @@ from hpclm.runs.submit import (
     submission_of,
     write,
 )
-from hpclm.runs.sweep_recipes import write_recipes
 from hpclm.schedulers.interface import SweepSubmission, scheduler_of
 from hpclm.schedulers.jobs import StageJob, member_run
 

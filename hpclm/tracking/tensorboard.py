@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpclm.tracking.curve import Curve, numbers
+
 _EVENTS = "events.out.tfevents.*"
 
 
@@ -18,11 +20,11 @@ class _Events:
         for old in folder.glob(_EVENTS):
             old.unlink(missing_ok=True)
         self.writer = Writer(str(folder))
+        self.note = f"tensorboard --logdir {folder}"
 
     def add(self, row: Mapping[str, Any]) -> None:
-        for key, value in row.items():
-            if key not in ("kind", "step", "time") and isinstance(value, float):
-                self.writer.add_scalar(f"{row['kind']}/{key}", value, row["step"], wall_time=row["time"])
+        for name, value in numbers(row):
+            self.writer.add_scalar(name, value, row["step"], wall_time=row["time"])
 
     def flush(self) -> None:
         self.writer.flush()
@@ -37,7 +39,7 @@ class TensorBoard:
     name = "tensorboard"
     package = "tensorboard"
 
-    def open(self, folder: Path) -> _Events:
+    def open(self, folder: Path, curve: Curve) -> _Events:
         return _Events(folder)
 
 

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from hpclm.core.registries import TRACKERS
+from hpclm.tracking.curve import Curve
 
 
 class Sink(Protocol):
     """Takes the rows of one curve, from its first on."""
 
+    @property
+    def note(self) -> str:
+        """How a user sees the curve: an address or a command. No secrets."""
+
     def add(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl: `kind`, `step`, `time` and numbers."""
+        """A row of the metrics: `kind`, `step`, `time` and numbers (`curve.numbers`)."""
 
     def flush(self) -> None:
         """What was added can be seen now."""
@@ -34,8 +39,11 @@ class Tracker(Protocol):
     @property
     def package(self) -> str: ...
 
-    def open(self, folder: Path) -> Sink:
-        """A new curve in `folder`, which is this tracker's alone: an older one is removed. Raises ImportError."""
+    def open(self, folder: Path, curve: Curve) -> Sink:
+        """The curve, begun anew: an older one of the same run and stage is removed or replaced.
+
+        `folder` is this tracker's alone. Raises ImportError, and what its package raises: the caller tries again later.
+        """
 
 
 def tracker_named(name: str) -> Tracker:

@@ -22,7 +22,7 @@ from hpclm.worker.rank_launch import RankLaunch, Runner
 from hpclm.worker.report import RankRecord
 from hpclm.worker.signals import StopFlag
 from hpclm.worker.stall_watch import StallWatch
-from hpclm.worker.tracking import tracked
+from hpclm.worker.tracking import measured, tracked
 
 
 def main(stage_dir: str, attempt: str) -> None:
@@ -44,7 +44,11 @@ def main(stage_dir: str, attempt: str) -> None:
     error: BaseException | None = None
     try:
         runner = cast(Runner, load_object(start.runner))
-        with tracked(start.tracking if facts.rank == 0 else [], stage.root):
+        first_of_node = start.device == "gpu" and facts.local_rank == 0
+        with (
+            tracked(start.tracking if facts.rank == 0 else {}, stage.root),
+            measured(stage.root, facts.node_rank, active=first_of_node),
+        ):
             runner(RankLaunch(raw, stage, paths, facts, stop))
     except BaseException as caught:
         error = caught

@@ -13,6 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from hpclm.core.layout import StagePaths
+from hpclm.tracking.curve import Curve
 from hpclm.tracking.follower import Follower
 from hpclm.tracking.tensorboard import TRACKER
 from hpclm.worker.tracking import tracked
@@ -22,12 +24,12 @@ from tests.support.waiting import wait_until
 # of protobuf's C part in Python 3.12 and later
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+CURVE = Curve("a-run", "pretrain")
 
 RANK = """
 import sys, time
-from pathlib import Path
 from hpclm.worker.tracking import _started
-print(_started(["tensorboard"], Path(sys.argv[1])).pid, flush=True)
+print(_started(["hpclm.tracking", sys.argv[1], "tensorboard", "{}"]).pid, flush=True)
 time.sleep(600)
 """
 
@@ -47,7 +49,7 @@ def curve(folder: Path, tag: str = "train/loss") -> list[tuple[int, float, float
 
 def test_rows_become_scalars_as_they_come(tmp_path: Path) -> None:
     metrics, folder = tmp_path / "metrics.jsonl", tmp_path / "events"
-    follower = Follower(metrics, lambda: TRACKER.open(folder))
+    follower = Follower(StagePaths(tmp_path), lambda: TRACKER.open(folder, CURVE))
     assert follower.pass_on() == 0
     metrics.write_text(rows(1, 4) + '{"kind": "train", "st')
     assert follower.pass_on() == 3
@@ -61,7 +63,7 @@ def test_rows_become_scalars_as_they_come(tmp_path: Path) -> None:
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
     metrics, folder = tmp_path / "metrics.jsonl", tmp_path / "events"
-    follower = Follower(metrics, lambda: TRACKER.open(folder))
+    follower = Follower(StagePaths(tmp_path), lambda: TRACKER.open(folder, CURVE))
     metrics.write_text(rows(1, 9))
     follower.pass_on()
     (tmp_path / "new").write_text(rows(1, 5))
@@ -70,7 +72,7 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
         file.write(rows(5, 12, 6.0))
     follower.pass_on()
     follower.close()
-    again = Follower(metrics, lambda: TRACKER.open(folder))
+    again = Follower(StagePaths(tmp_path), lambda: TRACKER.open(folder, CURVE))
     assert again.pass_on() == 11
     again.close()
     assert [step for step, _, _ in curve(folder)] == list(range(1, 12))

@@ -18,6 +18,7 @@ from hpclm.core.files import read_lines, write_json, write_text
 from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec
 from hpclm.metrics.metric import Metric, References
 from hpclm.schedulers.local.scheduler import Local
+from hpclm.tracking.curve import Curve, numbers
 from hpclm.worker.rank_launch import RankLaunch
 
 if TYPE_CHECKING:
@@ -149,6 +150,34 @@ class Shouter:
 
 
 ENGINE: Engine = Shouter()
+
+
+# A tracker: a file with a line for each number.
+class _Ledger:
+    def __init__(self, folder: Path, curve: Curve) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "ledger.txt"
+        self.file.write_text(f"{curve.name} for {curve.options['reader']}\n")
+        self.note = f"cat {self.file}"
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with self.file.open("a") as file:
+            file.writelines(f"{row['step']} {name} {value}\n" for name, value in numbers(row))
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Ledger:
+    name = "ledger"
+    package = "acme-plugin"
+
+    def open(self, folder: Path, curve: Curve) -> _Ledger:
+        return _Ledger(folder, curve)
+
+
+TRACKER = Ledger()
 
 
 # A task: rows are answered in capital letters.

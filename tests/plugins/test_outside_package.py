@@ -1,5 +1,5 @@
-"""A package of somebody else's adds an engine, a task, a scheduler, a runtime, a metric and an importer by entry points
-alone, and a recipe that uses all of them runs to its collected results."""
+"""A package of somebody else's adds an engine, a task, a scheduler, a runtime, a metric, an importer and a tracker by
+entry points alone, and a recipe that uses all of them runs to its collected results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import environment
+from tests.support.waiting import wait_until
 
 ENTRY_POINTS = """
 [hpclm.engines]
@@ -26,7 +27,10 @@ acme-box = acme_plugin:BOX
 capitals = acme_plugin:CAPITALS
 [hpclm.importers]
 acme = acme_plugin:IMPORTER
+[hpclm.trackers]
+ledger = acme_plugin:TRACKER
 """
+STEP = r"step (?P<step>\d+) loss (?P<loss>[\d.]+)"
 SITE = "scheduler: acme\ncontainer: {runtime: acme-box}\n"
 
 
@@ -68,6 +72,25 @@ def test_one_of_everything_from_outside_runs_to_collect(tmp_path: Path, installe
     assert summary["stages"][0]["result"]["box"] == "acme/box:1"
 
 
+def test_a_tracker_from_outside_has_its_options_and_every_number(tmp_path: Path, installed: dict[str, str]) -> None:
+    program = {"argv": [sys.executable, "-c", "print('step 3 loss 0.5')"], "progress": STEP}
+    stage = {"task": "program", "engine": "command", "program": program}
+    resources = {"device": "cpu", "devices_per_node": 1, "time_limit_min": 5}
+    tracking = {"others": {"ledger": {"reader": "us"}}}
+    made = {"version": 1, "name": "p", **stage, "resources": resources, "tracking": tracking}
+    (tmp_path / "recipe.json.yaml").write_text(json.dumps(made))
+    submitted = hpclm(tmp_path, installed, "submit", "recipe.json.yaml", "--wait")
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    pattern = "runs/*/stages/program/ledger/ledger.txt"
+    # a stage is complete before what is beside it has ended
+    (ledger,) = wait_until("both lines", lambda: [one for one in tmp_path.glob(pattern) if " 0.5" in one.read_text()])
+    assert ledger.read_text().splitlines() == [f"{ledger.parents[3].name}/program for us", "3 train/loss 0.5"]
+    later = hpclm(tmp_path, installed, "track", "--to", "ledger", "--folder", "later")
+    assert later.returncode == 0, later.stderr
+    (again,) = tmp_path.glob("later/*/program/ledger.txt")
+    assert again.read_text() == ledger.read_text()
+
+
 def test_what_is_not_installed_is_named(tmp_path: Path, installed: dict[str, str]) -> None:
     (tmp_path / "rows.jsonl").write_text('{"taskname": "t", "text": "x"}\n')
     (tmp_path / "theirs.yaml").write_text("acme_rows: rows.jsonl\n")
@@ -88,7 +111,7 @@ def test_no_other_package_can_take_hpclms_own_names(tmp_path: Path, installed: d
     assert done.stdout.strip() == "hpclm.engines.megatron.engine:ENGINE"
 
 
-@pytest.mark.parametrize("kind", ["engine", "task", "scheduler", "runtime", "metric", "importer"])
+@pytest.mark.parametrize("kind", ["engine", "task", "scheduler", "runtime", "metric", "importer", "tracker"])
 def test_an_entry_that_is_something_else_is_one_message(tmp_path: Path, installed: dict[str, str], kind: str) -> None:
     metadata = next((tmp_path / "site-packages").glob("*.dist-info"))
     (metadata / "entry_points.txt").write_text(f"[hpclm.{kind}s]\nodd = acme_plugin:NOTHING\n")

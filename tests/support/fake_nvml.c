@@ -15,6 +15,8 @@ typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; c
 typedef struct { unsigned char cluster[16]; unsigned status, clique; unsigned char state; } fabric_t;
 typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } process_t;
 
+typedef struct { unsigned gpu, memory; } utilization_t;
+
 enum { SLICES = 32 }; /* from this index on */
 static struct { unsigned index; } devices[64];
 
@@ -86,6 +88,12 @@ int nvmlDeviceGetMemoryInfo(device_t d, memory_t *out) {
   out->free = out->total - out->used;
   return answer(d);
 }
+int nvmlDeviceGetUtilizationRates(device_t d, utilization_t *out) {
+  out->gpu = 50 + d->index;
+  out->memory = 20;
+  return answer(d);
+}
+int nvmlDeviceGetPowerUsage(device_t d, unsigned *out) { *out = 400500 + 1000 * d->index; return answer(d); }
 int nvmlDeviceGetComputeRunningProcesses_v3(device_t d, unsigned *count, process_t *out) {
   unsigned room = *count;
   *count = sick(d, "busy") ? 1 : 0;

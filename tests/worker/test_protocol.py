@@ -151,6 +151,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
 
 IMPORTS = """
 import importlib, pkgutil, sys
+sys.modules["wandb"] = None  # where it is installed, megatron-core loads it, and it pydantic
 from hpclm.engines.megatron.ranks import cpu_standins
 cpu_standins.install()
 for package in ("worker", "adapters.ranks", "data.ranks", "engines.megatron.ranks", "formats.ranks"):

@@ -208,7 +208,7 @@ class HfPlanner:
             huggingface=huggingface,
             generation=lowering.generation(stage) if stage.task.answers else None,
             recovery=lowering.recovery(stage),
-            tracking=stage.recipe.tracking.names if stage.task.trains else [],
+            tracking=stage.recipe.tracking.trackers if stage.task.trains else {},
             needs=NodeNeeds(
                 packages=[*self.packages, *self._also(data, sharding)],
                 precision=trainer.precision,

@@ -278,7 +278,7 @@ class StagePlanner:
             prompts=_location(prompts),
             recovery=lowering.recovery(stage),
             backends=backends.choose(),
-            tracking=stage.recipe.tracking.names if stage.task.trains else [],
+            tracking=stage.recipe.tracking.trackers if stage.task.trains else {},
             needs=NodeNeeds(
                 packages=[*self.packages, *(["sentencepiece"] if found.tokenizer.sentencepiece else [])],
                 precision=trainer.precision,

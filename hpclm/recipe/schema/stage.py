@@ -15,7 +15,8 @@ from hpclm.recipe.schema.model_section import Model
 from hpclm.recipe.schema.recovery_section import Recovery
 from hpclm.recipe.schema.resource_sections import Parallel, Resources
 from hpclm.recipe.schema.tokenizer_section import Tokenizer
-from hpclm.recipe.schema.training_sections import Batch, Checkpointing, Optim, Tracking, Trainer
+from hpclm.recipe.schema.tracking_sections import Tracking
+from hpclm.recipe.schema.training_sections import Batch, Checkpointing, Optim, Trainer
 
 VERSION = 1
 

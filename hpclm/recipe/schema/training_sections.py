@@ -208,14 +208,3 @@ class Checkpointing(Section):
     save_interval_steps: Count | None = Field(default=None, description="null: at each validation and at the end")
     keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="newest checkpoints kept")
     keep_best: _Kept = Field(default=2, description="checkpoints of lowest val_loss kept; all: every one")
-
-
-class Tracking(Section):
-    """Metrics for other tools, beside the run's own metrics.jsonl. A tracker that fails does not end a run."""
-
-    tensorboard: bool = Field(default=False, description="event files in the stage's folder `tensorboard`")
-
-    @property
-    def names(self) -> list[str]:
-        """The trackers that are on."""
-        return [name for name in type(self).model_fields if getattr(self, name)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from hpclm.core import fine_tune_spec
 from hpclm.core import spec as specs
 from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.exit_codes import ExitCode, markdown
@@ -16,6 +17,7 @@ from hpclm.core.failures import POLICIES, FailureKind, failure_kind
 from hpclm.core.layout import StagePaths
 from hpclm.core.registries import ENGINES
 from hpclm.engines.corpus.section import Tokenize
+from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Lora, Sharding, VirtualTokens
 from hpclm.recipe.schema.base import Section
 from hpclm.recipe.schema.data_sections import Data, Generation, Prompt, Text
 from hpclm.recipe.schema.data_sections import TaskTemplate as TemplateSection
@@ -118,6 +120,12 @@ PAIRS: list[tuple[type[Section], type]] = [
     (Generation, specs.GenerationSpec),
     (Recovery, specs.RecoverySpec),
     (Model, specs.ModelSpec),
+    (Lora, fine_tune_spec.LoraSpec),
+    (VirtualTokens, fine_tune_spec.VirtualTokensSpec),
+    (FineTune, fine_tune_spec.MethodSpec),
+    (Sharding, fine_tune_spec.ShardingSpec),
+    (Instructions, fine_tune_spec.InstructionData),
+    (HuggingFace, fine_tune_spec.HuggingFaceSpec),
 ]
 
 

@@ -39,8 +39,8 @@ def save_tokenizer(folder: Path, *, chat_template: str | None = CHATML) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     from hpclm.core.fine_tune_spec import InstructionData
-    from hpclm.data.instructions.prompts import pieces
-    from hpclm.data.instructions.records import record
+    from hpclm.data.instructions.instruction_prompts import pieces
+    from hpclm.data.instructions.instruction_records import record
 
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

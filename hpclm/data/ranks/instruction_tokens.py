@@ -15,8 +15,8 @@ from typing import Any
 
 from hpclm.core.errors import DataError
 from hpclm.core.fine_tune_spec import InstructionData
-from hpclm.data.instructions.prompts import pieces
-from hpclm.data.instructions.records import Record, RecordError, Turn
+from hpclm.data.instructions.instruction_prompts import pieces
+from hpclm.data.instructions.instruction_records import Record, RecordError, Turn
 
 _ROWS = 512
 

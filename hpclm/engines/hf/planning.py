@@ -17,8 +17,7 @@ from hpclm.core.fine_tune_spec import (
 )
 from hpclm.core.records import taken
 from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
-from hpclm.engines.hf import model_checks, row_checks
-from hpclm.engines.hf import rules as own_rules
+from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
 from hpclm.engines.hf.deepspeed_config import ContradictionError, completed
 from hpclm.engines.hf.memory import memory, note_host_memory
 from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
@@ -51,12 +50,12 @@ class HfPlanner:
         parallel = lowering.parallel_spec(topology, False) if topology else None
         batch = lowering.batch(stage, topology.data, accumulation) if topology else None
         sharding = self._sharding(batch, world_size)
-        own_rules.check(stage, method, sharding, world_size)
+        hf_rules.check(stage, method, sharding, world_size)
         data = self._data()
         huggingface = self._huggingface()
         if self.facts is not None:
             model_checks.check(stage, self.facts, method, sharding, data, huggingface)
-        train_rows = row_checks.check(stage, data) if stage.files and data is not None else None
+        train_rows = instruction_checks.check(stage, data) if stage.files and data is not None else None
         total_steps = self._total_steps(train_rows, data)
         rules.learning_rate(stage, total_steps)
         spec = self._spec(base, parallel, batch, data, method, sharding, huggingface)
@@ -220,15 +219,15 @@ class HfPlanner:
         """Packages that the recipe's choices need."""
         found = ["deepspeed"] if sharding.strategy.startswith("zero") and self.stage.task.trains else []
         optim = self.stage.recipe.optim
-        if optim is not None and optim.name in own_rules.PACKAGES:
-            found.append(own_rules.PACKAGES[optim.name])
-        if any(name.endswith(".parquet") for name in row_checks.files(self.stage, data)):
+        if optim is not None and optim.name in hf_rules.PACKAGES:
+            found.append(hf_rules.PACKAGES[optim.name])
+        if any(name.endswith(".parquet") for name in instruction_checks.files(self.stage, data)):
             found.append("pyarrow")
         return found
 
     def _inputs(self, base: Origin, data: InstructionData) -> list[str]:
         others = [self.base_model.folder if base.stage else base.path, data.chat_template, data.cache]
-        return [one for one in (*others, *row_checks.files(self.stage, data)) if one is not None]
+        return [one for one in (*others, *instruction_checks.files(self.stage, data)) if one is not None]
 
 
 def _json(path: Path) -> dict[str, object]:

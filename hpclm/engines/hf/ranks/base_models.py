@@ -17,15 +17,15 @@ from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.ranks.seeds import named_seed
 from hpclm.engines.hf.ranks import adapters
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.hf_loading import Weights, empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
-from hpclm.engines.hf.ranks.loading import Weights, empty_model, load_tokenizer, weights_of
 from hpclm.formats.huggingface.weights import stored_tensors
 from hpclm.formats.ranks.checkpoint_manager import resolve
 
 _END = 1 << 20
 # What stands beside the weights: configuration, tokenizer, chat template, generation's defaults.
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.tiktoken")
-_NOT_BESIDE = ("*.index.json", "adapter_config.json", "trainer_state.json", "manifest.json", "fine_tuned.json")
+_NOT_BESIDE = ("*.index.json", "adapter_config.json", "trainer_state.json")
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Started:
 def beside(folder: Path) -> list[Path]:
     """The files of a model's folder that are no weights."""
     found = {path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file()}
+    found -= {CheckpointFolder(folder).manifest, CheckpointFolder(folder).fine_tuned}
     return sorted(path for path in found if not any(path.match(pattern) for pattern in _NOT_BESIDE))
 
 

@@ -20,15 +20,15 @@ from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.logging import log
 from hpclm.core.ranks.seeds import named_seed
 from hpclm.data.answered_rows import key_of
-from hpclm.data.instructions.reading import records
-from hpclm.data.instructions.records import Record
+from hpclm.data.instructions.instruction_files import records
+from hpclm.data.instructions.instruction_records import Record
 from hpclm.data.prediction_rows import AT_LIMIT, TOKENS
 from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks import adapters
 from hpclm.engines.hf.ranks.base_models import model_folder
 from hpclm.engines.hf.ranks.document_batches import document_batch
+from hpclm.engines.hf.ranks.hf_loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
-from hpclm.engines.hf.ranks.loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.metrics import scores
 from hpclm.training.ranks.answering_loop import AnsweringLoop, Replica

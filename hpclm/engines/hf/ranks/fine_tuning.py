@@ -20,8 +20,8 @@ from hpclm.engines.hf.ranks import adapters, base_models, fsdp
 from hpclm.engines.hf.ranks.document_batches import InstructionBatches
 from hpclm.engines.hf.ranks.hf_groups import DataGroup, seed_step
 from hpclm.engines.hf.ranks.hf_stage import HfStage
-from hpclm.engines.hf.ranks.instruction_rows import prepared
 from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.engines.hf.ranks.prepared_instructions import prepared
 from hpclm.engines.hf.ranks.sharding import Sharding
 from hpclm.engines.hf.ranks.torch_sharding import TorchSharding
 from hpclm.engines.hf.ranks.zero import ZeroSharding

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
-from hpclm.engines.hf.ranks.loading import Weights, blocks_of
+from hpclm.engines.hf.ranks.hf_loading import Weights, blocks_of
 
 
 def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGroup, dtype: torch.dtype) -> None:

@@ -44,7 +44,7 @@ def run(launch: RankLaunch) -> None:
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from hpclm.engines.hf.ranks.base_models import model_folder
-    from hpclm.engines.hf.ranks.instruction_rows import prepare_rows
+    from hpclm.engines.hf.ranks.prepared_instructions import prepare_rows
 
     if spec.task == "fine-tune":
         folder = model_folder(spec.base)

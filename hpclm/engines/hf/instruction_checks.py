@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hpclm.core.errors import DataError
 from hpclm.core.fine_tune_spec import InstructionData
-from hpclm.data.instructions.prompts import pieces
-from hpclm.data.instructions.reading import rows
-from hpclm.data.instructions.records import RecordError, record
+from hpclm.data.instructions.instruction_files import rows
+from hpclm.data.instructions.instruction_prompts import pieces
+from hpclm.data.instructions.instruction_records import RecordError, record
 from hpclm.planning.stage_context import StageContext
 
 # Rows of each file that are looked at; a few seconds of reading. The ranks look at all.

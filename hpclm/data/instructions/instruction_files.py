@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from hpclm.core.errors import DataError
 from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import InstructionData
-from hpclm.data.instructions.records import Record, RecordError, record
+from hpclm.data.instructions.instruction_records import Record, RecordError, record
 
 MAX_ROW_BYTES = 16 << 20
 _MAX_JSON_BYTES = 4 << 30

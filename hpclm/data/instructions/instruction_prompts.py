@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpclm.core.fine_tune_spec import PromptTemplate
-from hpclm.data.instructions.records import Record, RecordError
+from hpclm.data.instructions.instruction_records import Record, RecordError
 
 # tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
 _BELOW = "Below is an instruction that describes a task"

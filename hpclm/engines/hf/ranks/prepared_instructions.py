@@ -14,11 +14,11 @@ from hpclm.core.fine_tune_spec import FineTuneStageSpec, InstructionData
 from hpclm.core.layout import StagePaths
 from hpclm.core.locks import exclusive
 from hpclm.core.logging import log
-from hpclm.data.instructions.reading import records
+from hpclm.data.instructions.instruction_files import records
 from hpclm.data.ranks.instruction_tokens import InstructionEncoder, TokenRow
 from hpclm.data.ranks.prepared_rows import RowCounts, file_digest, key_of, prepare
+from hpclm.engines.hf.ranks.hf_loading import load_tokenizer
 from hpclm.engines.hf.ranks.hf_stage import HfStage
-from hpclm.engines.hf.ranks.loading import load_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                     "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")  # fmt: skip

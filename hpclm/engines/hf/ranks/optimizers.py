@@ -40,7 +40,7 @@ def _sgd(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Opti
 def _lion(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:
     from lion_pytorch import Lion
 
-    made: torch.optim.Optimizer = Lion(groups, lr=1e-4, betas=(spec.beta1, spec.beta2))
+    made: torch.optim.Optimizer = Lion(groups, lr=1e-30, betas=(spec.beta1, spec.beta2))
     return made
 
 

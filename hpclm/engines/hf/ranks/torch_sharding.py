@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
 from hpclm.core import heartbeat
@@ -25,6 +26,8 @@ from hpclm.engines.hf.ranks.sharding import clip_factor, diverged, is_last, trai
 from hpclm.formats.ranks.tensor_shard import TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
 
+# Lion refuses a rate of 0.
+_NO_RATE = 1e-30
 _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -162,7 +165,7 @@ class TorchSharding:
         if all(self.optimizer.state[parameter] for parameter in self.parameters):
             return
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
+            group["lr"] = _NO_RATE
         kept = [_local(parameter.detach()).clone() for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -189,7 +192,10 @@ class TorchSharding:
                 state["step"] = self.updates
 
     def loaded(self) -> None:
-        """Everything was filled in place."""
+        """Everything was filled in place. What FSDP has gathered for an earlier pass is no longer right."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def state(self) -> dict[str, Any]:
         return {"optimizer": {"updates": self.updates, "loss_scale": self.loss_scale.state()}}

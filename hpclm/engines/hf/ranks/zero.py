@@ -23,6 +23,10 @@ from hpclm.engines.hf.ranks.sharding import diverged, is_last, plain_name
 from hpclm.formats.ranks.tensor_shard import TensorShard, whole
 
 
+# Lion refuses a rate of 0.
+_NO_RATE = 1e-30
+
+
 class ZeroSharding:
     """A DeepSpeed engine around a model whose weights are in place."""
 
@@ -98,32 +102,42 @@ class ZeroSharding:
         return {key: value.detach().float().cpu() for key, value in found.items() if value is not None}
 
     def _link_states(self) -> None:
-        """Have every parameter know its part of the optimizer's state, which stages 1 and 2 make in the first step.
-
-        DeepSpeed links the states once, after the first group's first update, when other groups have none yet
-        (stage_1_and_2.py, _optimizer_step).
-        """
+        """Have the optimizer make its state where it has none yet, and every parameter know its part of it."""
         zero, inner = self.engine.optimizer, self._inner()
-        if self.stage == 3:
-            return
-        flat = zero.single_partition_of_fp32_groups
-        if any(not inner.state.get(one) for one in flat):
-            kept = [one.detach().clone() for one in flat]
+        flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        without = [number for number, one in enumerate(flat) if not inner.state.get(one)]
+        if without:
             rates = [group["lr"] for group in inner.param_groups]
-            for one in flat:
-                one.grad = torch.zeros_like(one)
-            inner.step()
+            for group in inner.param_groups:
+                group["lr"] = _NO_RATE
+            for number in without:
+                self._make_state(zero, flat[number], number)
             for group, rate in zip(inner.param_groups, rates, strict=True):
                 group["lr"] = rate
-            with torch.no_grad():
-                for one, value in zip(flat, kept, strict=True):
-                    one.grad = None
-                    one.copy_(value)
-                    for state in inner.state[one].values():
-                        if isinstance(state, Tensor):
-                            state.zero_()
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+        if self.stage < 3:
+            # DeepSpeed links them once, after the first group's first update, when other groups have none yet
+            # (stage_1_and_2.py, _optimizer_step)
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    @torch.no_grad()
+    def _make_state(self, zero: Any, flat: Tensor, number: int) -> None:
+        """By an update that changes nothing."""
+        value, gradient = flat.detach().clone(), flat.grad
+        flat.grad = torch.zeros_like(flat)
+        if self.stage == 3:
+            zero._optimizer_step(number)
+        else:
+            group = self._inner().param_groups[number]
+            others = self._inner().param_groups
+            self._inner().param_groups = [group]
+            self._inner().step()
+            self._inner().param_groups = others
+        flat.grad = gradient
+        flat.copy_(value)
+        for state in self._inner().state[flat].values():
+            if isinstance(state, Tensor):
+                state.zero_()
 
     def _kinds(self) -> list[str]:
         """Names of the optimizer's tensors."""
@@ -145,11 +159,24 @@ class ZeroSharding:
         values = {shard.key: shard.data for shard in self._filled}
         for name, parameter in self.named:
             heartbeat.beat()
-            safe_set_full_fp32_param(parameter, values[name].to(self.group.device))
+            value = values[name].to(self.group.device)
+            safe_set_full_fp32_param(parameter, value)
+            self._set_computed(parameter, value)
             for what in self._kinds():
-                value = values[f"optimizer.{what}.{name}"]
-                safe_set_full_optimizer_state(parameter, value.to(self.group.device), what)
+                state = values[f"optimizer.{what}.{name}"]
+                safe_set_full_optimizer_state(parameter, state.to(self.group.device), what)
         self._filled = []
+
+    @torch.no_grad()
+    def _set_computed(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """The weight that the model computes with, which DeepSpeed sets from its own fp32 one at the next step alone."""
+        if self.stage < 3:
+            parameter.copy_(value)
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(value)
 
     def state(self) -> dict[str, Any]:
         return {"optimizer": {"updates": self.updates, "loss_scale": [float(self._scale()), 0.0, 0.0]}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +71,62 @@ def fetch(
         fetch_shown(name, "model", out, remote_code=remote_code, as_json=as_json)
 
 
+class DType(str, Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@model_app.command()
+def merge(
+    source: Annotated[
+        Path, typer.Argument(help="A tuned stage's checkpoints, one of them, or a PEFT adapter.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Output folder; must not exist yet.", show_default=False)],
+    dtype: Annotated[DType, typer.Option("--dtype", help="Of the weights; they are joined in fp32.")] = DType.bf16,
+    remote_code: Annotated[bool, typer.Option("--remote-code", help="Run the Python files beside the model.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """A transformers folder of what a fine-tune stage has made; a LoRA adapter is joined with its model, and the logits
+    of both are compared."""
+    from hpclm.cli.output import print_json
+    from hpclm.core.errors import HpclmError
+
+    if out.exists():
+        raise HpclmError(f"{out}: already exists; give another name")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    found = _exported(source, out, dtype, remote_code=remote_code)
+    if as_json:
+        print_json(found)
+        return
+    difference = found["difference"]
+    same = "" if difference is None else f"; its logits differ by at most {difference:.2g} from the adapter's (fp32)"
+    typer.echo(f"{found['folder']}: {found['method']}, {found['dtype']}{same}")
+
+
+def _exported(source: Path, out: Path, dtype: DType, *, remote_code: bool) -> dict[str, Any]:
+    from hpclm.core.errors import HpclmError
+
+    try:
+        from hpclm.engines.hf.ranks.exporting import exported
+    except ImportError as error:
+        raise HpclmError(f"this needs transformers and peft ({error}); install hpclm[hf]") from None
+    return exported(str(source), str(out), dtype.value, remote_code)
+
+
+def _is_tuned(source: Path) -> bool:
+    """Whether engine hf has made it."""
+    from hpclm.core.checkpoint_layout import CheckpointFolder
+    from hpclm.core.errors import CheckpointError
+    from hpclm.formats.checkpoint_pointers import pointed
+
+    try:
+        found = pointed(source, "best") or pointed(source, "latest") or source
+    except CheckpointError:
+        return False
+    return CheckpointFolder(found).fine_tuned.is_file()
+
+
 @model_app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="Model, checkpoint or prompts to convert.", show_default=False)],
@@ -86,6 +142,9 @@ def convert(
         raise HpclmError(f"{out}: already exists; give another name")
     # on this machine's CPU, even if it has a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if to is Form.huggingface and _is_tuned(source):
+        typer.echo(_exported(source, out, DType.fp32, remote_code=False)["folder"])
+        return
     try:
         from hpclm.engines.megatron.ranks.convert import convert as make
     except ImportError as error:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpclm.core.fine_tune_spec import FineTuneStageSpec, InstructionData
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.layout import StagePaths
 from hpclm.data.instructions.instruction_files import records
 from hpclm.data.ranks.instruction_tokens import InstructionEncoder
@@ -36,13 +36,17 @@ def in_our_order(spec: FineTuneStageSpec) -> list[dict[str, list[int]]]:
     return [
         {
             "input_ids": rows[row].tokens,
-            "labels": [token if learned else -100 for token, learned in zip(rows[row].tokens, rows[row].learned, strict=True)],
+            "labels": [
+                token if learned else -100 for token, learned in zip(rows[row].tokens, rows[row].learned, strict=True)
+            ],
         }
         for row in order
     ]
 
 
-def trained_by_trainer(folder: Path, spec: FineTuneStageSpec, model: Any, pad: int) -> tuple[list[float], dict[str, Tensor]]:
+def trained_by_trainer(
+    folder: Path, spec: FineTuneStageSpec, model: Any, pad: int
+) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights of Trainer with the settings of the spec."""
     from transformers import Trainer, TrainingArguments
 
@@ -60,7 +64,7 @@ def trained_by_trainer(folder: Path, spec: FineTuneStageSpec, model: Any, pad: i
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *args: Any) -> Any:
-            return torch.utils.data.SequentialSampler(rows)  # type: ignore[arg-type]
+            return torch.utils.data.SequentialSampler(rows)
 
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -82,7 +86,7 @@ def trained_by_trainer(folder: Path, spec: FineTuneStageSpec, model: Any, pad: i
         optim="adamw_torch",
         disable_tqdm=True,
     )
-    trainer = InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
+    trainer = InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.train()
     found = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return found, {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}

@@ -112,9 +112,10 @@ def test_packed_samples_are_seen_by_fewer_steps_and_learned_alike(shop: Workshop
     ],
 )
 def test_a_run_goes_on_at_another_sharding_and_number_of_ranks(shop: Workshop, first: str, then: str) -> None:
-    more = {
+    more: dict[str, dict[str, Any]] = {
         "ddp-1": {}, "fsdp-4": {"ranks": 4, "strategy": "fsdp"}, "zero2-4": {"ranks": 4, "strategy": "zero2"},
-        "zero2-1": {"strategy": "zero2"}, "zero3-4": {"ranks": 4, "strategy": "zero3"}, "zero3-1": {"strategy": "zero3"},
+        "zero2-1": {"strategy": "zero2"}, "zero3-1": {"strategy": "zero3"},
+        "zero3-4": {"ranks": 4, "strategy": "zero3"},
     }  # fmt: skip
     known: dict[str, dict[str, Any]] = {**SHARDINGS, **more}
     begun = constant(shop.spec(**known[first]))

@@ -86,7 +86,11 @@ class Steps(Protocol):
 
 
 class TrainingLoop:
-    """Runs a stage's steps, starting from its newest checkpoint."""
+    """Runs a stage's steps, starting from its newest checkpoint.
+
+    Args:
+        tries_saving: save after the first step, so that a run that could not be saved ends then and not after hours.
+    """
 
     def __init__(
         self,
@@ -96,7 +100,10 @@ class TrainingLoop:
         manager: CheckpointManager,
         progress: Progress,
         stop: StopFlag,
+        *,
+        tries_saving: bool = False,
     ) -> None:
+        self.tries_saving = tries_saving
         self.steps, self.trainer, self.checkpoint = steps, trainer, checkpoint
         self.manager, self.progress, self.stop = manager, progress, stop
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * steps.steps_per_epoch
@@ -153,6 +160,8 @@ class TrainingLoop:
 
     def _save_due(self, step: int) -> bool:
         interval = self.checkpoint.save_interval_steps
+        if self.tries_saving and step == 1:
+            return True
         return interval is not None and step % interval == 0
 
     def _save(self, step: int, val_loss: float | None) -> None:

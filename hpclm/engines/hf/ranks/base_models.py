@@ -95,14 +95,14 @@ def start(stage: HfStage) -> Started:
     spec = stage.spec
     folder = full_model(spec.base)
     tokenizer = load_tokenizer(folder, remote_code=spec.huggingface.remote_code, chat_template=spec.data.chat_template)
-    model = empty_model(folder, spec)
+    model = empty_model(folder, spec.huggingface)
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model {vocabulary} embeddings; give the "
             "tokenizer that the model was trained with"
         )
-    weights = weights_of(model, folder, spec, stage.group.device)
+    weights = weights_of(model, folder, stage.group.device, remote_code=spec.huggingface.remote_code)
     return Started(folder, model, weights, tokenizer, digest(folder), vocabulary)
 
 

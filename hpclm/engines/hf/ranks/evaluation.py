@@ -95,8 +95,8 @@ def load(spec: FineTuneStageSpec, device: torch.device) -> Tuned:
     base_folder = folder if card is None else model_folder(str(card.get("base_model_name_or_path")))
     tokenizer = load_tokenizer(folder, remote_code=spec.huggingface.remote_code, chat_template=spec.data.chat_template)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision, torch.float32)
-    model = empty_model(base_folder, spec)
-    weights_of(model, base_folder, spec, device).fill([("", model)], dtype)
+    model = empty_model(base_folder, spec.huggingface)
+    weights_of(model, base_folder, device, remote_code=spec.huggingface.remote_code).fill([("", model)], dtype)
     model.tie_weights()
     model.to(device).eval()
     if card is None:

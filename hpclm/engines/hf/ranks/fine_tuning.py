@@ -47,7 +47,8 @@ def run(stage: HfStage) -> dict[str, object]:
     steps = FineTuningSteps(spec, group, model, sharding, batches, stage.stop)
     card = FineTunedCard(found, spec, steps)
     manager = CheckpointManager(stage.paths.checkpoints, spec.checkpoint, card.write)
-    result = TrainingLoop(steps, spec.trainer, spec.checkpoint, manager, stage.progress, stage.stop).fit()
+    loop = TrainingLoop(steps, spec.trainer, spec.checkpoint, manager, stage.progress, stage.stop, tries_saving=True)
+    result = loop.fit()
     return {
         **result,
         "method": spec.method.method,

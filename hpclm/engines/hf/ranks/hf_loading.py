@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_text
-from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.core.fine_tune_spec import HuggingFaceSpec
 from hpclm.engines.hf.ranks import document_attention
 from hpclm.formats.huggingface.weights import stored_tensors
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
@@ -33,20 +33,20 @@ def load_tokenizer(folder: Path, *, remote_code: bool = False, chat_template: st
     return tokenizer
 
 
-def empty_model(folder: Path, spec: FineTuneStageSpec) -> Any:
+def empty_model(folder: Path, spec: HuggingFaceSpec) -> Any:
     """The model of a folder's config.json; its parameters have no memory, its buffers their values."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    remote = spec.huggingface.remote_code
-    if spec.huggingface.attention == document_attention.NAME:
+    remote = spec.remote_code
+    if spec.attention == document_attention.NAME:
         document_attention.register()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config,
-                attn_implementation=spec.huggingface.attention,
+                attn_implementation=spec.attention,
                 trust_remote_code=remote,
                 dtype=torch.float32,
             )
@@ -140,7 +140,7 @@ class Weights:
         return nn.Parameter(value.to(device=self.device, dtype=dtype, copy=True), requires_grad=parameter.requires_grad)
 
 
-def weights_of(model: Any, folder: Path, spec: FineTuneStageSpec, device: torch.device) -> Weights:
+def weights_of(model: Any, folder: Path, device: torch.device, *, remote_code: bool = False) -> Weights:
     """The values of an empty model. Where a file's names are not the model's (transformers joins or renames some as it
     loads), transformers loads the whole model first. Raises CheckpointError."""
     files = WeightFiles(folder)
@@ -149,14 +149,14 @@ def weights_of(model: Any, folder: Path, spec: FineTuneStageSpec, device: torch.
     except CheckpointError as error:
         if _is_checkpoint(folder):
             raise CheckpointError(f"{folder}: {error}") from None
-    whole = _loaded(folder, spec)
+    whole = _loaded(folder, remote_code=remote_code)
     try:
         return Weights(model, whole.__getitem__, whole, device)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
 
-def _loaded(folder: Path, spec: FineTuneStageSpec) -> dict[str, Tensor]:
+def _loaded(folder: Path, *, remote_code: bool) -> dict[str, Tensor]:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -164,7 +164,7 @@ def _loaded(folder: Path, spec: FineTuneStageSpec) -> dict[str, Tensor]:
             folder,
             local_files_only=True,
             use_safetensors=True,
-            trust_remote_code=spec.huggingface.remote_code,
+            trust_remote_code=remote_code,
             dtype="auto",
             output_loading_info=True,
         )

@@ -22,7 +22,6 @@ from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.engines.hf.ranks.sharding import diverged, is_last, plain_name
 from hpclm.formats.ranks.tensor_shard import TensorShard, whole
 
-
 # Lion refuses a rate of 0.
 _NO_RATE = 1e-30
 
@@ -169,7 +168,7 @@ class ZeroSharding:
 
     @torch.no_grad()
     def _set_computed(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """The weight that the model computes with, which DeepSpeed sets from its own fp32 one at the next step alone."""
+        """The weight that the model computes with, which DeepSpeed sets from its fp32 one at the next step."""
         if self.stage < 3:
             parameter.copy_(value)
             return

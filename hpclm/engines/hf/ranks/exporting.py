@@ -1,0 +1,174 @@
+"""Folders in transformers' format from what has been tuned: a checkpoint's weights as they are, or an adapter joined
+with its base model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hpclm.core.checkpoint_layout import CheckpointFolder
+from hpclm.core.errors import CheckpointError
+from hpclm.core.files import read_object, umask, write_json, write_text
+from hpclm.core.fine_tune_spec import HuggingFaceSpec
+from hpclm.engines.hf.ranks import adapters
+from hpclm.engines.hf.ranks.base_models import beside, digest, model_folder
+from hpclm.engines.hf.ranks.hf_loading import WeightFiles, empty_model, load_tokenizer, weights_of
+from hpclm.formats.huggingface.weights import INDEX, SINGLE
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHARD_BYTES = 5 * 10**9
+# Of the largest logit: above it, the joined model does not compute what the adapter did.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and from what. `difference`: the largest of a logit between adapter and joined model, fp32."""
+
+    folder: str
+    source: str
+    base: str
+    base_digest: str
+    method: str
+    dtype: str
+    difference: float | None = None
+
+
+def export(source: Path, out: Path, dtype: str, *, remote_code: bool = False) -> Exported:
+    """A folder that transformers loads. `source`: a stage's checkpoints, one of them, or PEFT's adapter.
+
+    Raises CheckpointError; then there is no `out`.
+    """
+    folder = model_folder(str(source))
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        adapter = read_object(folder / adapters.CONFIG)
+        made = (
+            _whole(folder, partial, dtype) if adapter is None else _joined(folder, adapter, partial, dtype, remote_code)
+        )
+        for path in beside(folder):
+            if path.name != "config.json":
+                shutil.copyfile(path, partial / path.name)
+        write_text(partial / "README.md", _card(made))
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Exported(**{**vars(made), "folder": str(out)})
+
+
+def _whole(folder: Path, out: Path, dtype: str) -> Exported:
+    """The weights of a checkpoint, a file at a time."""
+    files = WeightFiles(folder)
+    card = read_object(CheckpointFolder(folder).fine_tuned) or {}
+    write_files(out, ((name, files(name)) for name in sorted(files.names)), DTYPES[dtype])
+    _configuration(folder, out, dtype)
+    base, base_digest = str(card.get("base", "")), str(card.get("base_digest", ""))
+    return Exported(str(out), str(folder), base, base_digest, str(card.get("method", "full")), dtype)
+
+
+def _joined(folder: Path, adapter: dict[str, Any], out: Path, dtype: str, remote_code: bool) -> Exported:
+    """The base model with the adapter's update in its weights, added in fp32."""
+    from peft import PeftModel
+
+    kind = str(adapter.get("peft_type"))
+    if kind != "LORA":
+        raise CheckpointError(f"{folder}: is {kind}, which cannot be joined with the weights; use it as an adapter")
+    base = model_folder(str(adapter.get("base_model_name_or_path")))
+    known = digest(base)
+    card = read_object(CheckpointFolder(folder).fine_tuned) or {}
+    if card.get("base_digest") not in (None, known):
+        raise CheckpointError(
+            f"{base}: its weights are not those that {folder} was trained on; give the model as it was then"
+        )
+    model = empty_model(base, HuggingFaceSpec(attention="sdpa", remote_code=remote_code))
+    weights_of(model, base, torch.device("cpu"), remote_code=remote_code).fill([("", model)], torch.float32)
+    model.tie_weights()
+    tuned: Any = PeftModel.from_pretrained(model, str(folder)).eval()
+    before = _logits(tuned, folder, remote_code)
+    whole: Any = tuned.merge_and_unload(safe_merge=True)
+    after = _logits(whole, folder, remote_code)
+    difference = float((before - after).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
+        raise CheckpointError(f"{folder}: the joined model's logits differ by {difference:.2g} from the adapter's")
+    tied = set(getattr(whole, "all_tied_weights_keys", None) or ())
+    write_files(out, ((name, one) for name, one in whole.state_dict().items() if name not in tied), DTYPES[dtype])
+    _configuration(base, out, dtype)
+    return Exported(str(out), str(folder), str(base), known, "lora", dtype, difference)
+
+
+@torch.inference_mode()
+def _logits(model: Any, folder: Path, remote_code: bool) -> Tensor:
+    """Of a short text."""
+    tokenizer = load_tokenizer(folder, remote_code=remote_code)
+    tokens = tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt")["input_ids"]
+    found: Tensor = model(input_ids=tokens).logits
+    return found
+
+
+def write_files(out: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, limit: int = SHARD_BYTES) -> None:
+    """model.safetensors, or several and their index; never more than one file in memory."""
+    names: list[list[str]] = []
+    total = 0
+    for number, some in enumerate(_in_shards(tensors, dtype, limit)):
+        save_file(some, out / _shard_name(number), metadata={"format": "pt"})
+        names.append(sorted(some))
+        total += sum(one.numel() * one.element_size() for one in some.values())
+    if len(names) == 1:
+        (out / _shard_name(0)).replace(out / SINGLE)
+    else:
+        final = [f"model-{number + 1:05d}-of-{len(names):05d}.safetensors" for number in range(len(names))]
+        for number, name in enumerate(final):
+            (out / _shard_name(number)).replace(out / name)
+        mapping = {name: file for some, file in zip(names, final, strict=True) for name in some}
+        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(mapping.items()))})
+    for path in out.glob("*.safetensors"):
+        path.chmod(0o666 & ~umask())
+
+
+def _shard_name(number: int) -> str:
+    return f".part-{number:05d}"
+
+
+def _in_shards(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, limit: int) -> Iterator[dict[str, Tensor]]:
+    held: dict[str, Tensor] = {}
+    size = 0
+    for name, one in tensors:
+        value = one.detach().to(dtype if one.is_floating_point() else one.dtype).contiguous()
+        own = value.numel() * value.element_size()
+        if held and size + own > limit:
+            yield held
+            held, size = {}, 0
+        held[name], size = value.clone() if value.data_ptr() == one.data_ptr() else value, size + own
+    yield held
+
+
+def _configuration(folder: Path, out: Path, dtype: str) -> None:
+    """config.json with the dtype of the weights."""
+    config = read_object(folder / "config.json") or {}
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    write_json(out / "config.json", config)
+
+
+def _card(made: Exported) -> str:
+    told = {key: value for key, value in vars(made).items() if key != "folder" and value is not None}
+    listed = "\n".join(f"- {key}: {json.dumps(value)}" for key, value in told.items())
+    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\nTuned with hpclm.\n\n{listed}\n"
+
+
+def exported(source: str, out: str, dtype: str, remote_code: bool) -> dict[str, Any]:
+    """`export` for the command line, on this machine's CPU."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return dict(vars(export(Path(source), Path(out), dtype, remote_code=remote_code)))

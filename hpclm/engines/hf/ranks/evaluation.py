@@ -165,13 +165,24 @@ class Answers:
 
     @torch.inference_mode()
     def _batch(self, indices: list[int]) -> list[dict[str, Any]]:
-        device = self.stage.group.device
+        device, virtual = self.stage.group.device, self.tuned.virtual
         prompts = [self.prompts.tokens[index] for index in indices]
+        if virtual is not None:
+            # their places have a token of the prompt, whose embedding is replaced
+            prompts = [one[:1] * len(virtual) + one for one in prompts]
         width = max(map(len, prompts))
         tokens = torch.tensor([[self.ends[0]] * (width - len(one)) + one for one in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
         torch.manual_seed(named_seed(self.spec.seed, f"row {indices[0]}") % (1 << 31))
-        made = self.tuned.model.generate(input_ids=tokens, attention_mask=mask, **self.settings)
+        given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, **self.settings}
+        model = self.tuned.model
+        if virtual is not None:
+            # not PEFT's own generate, which has the padding between virtual tokens and prompt
+            words = self.tuned.base.get_input_embeddings()(tokens)
+            for row, one in enumerate(prompts):
+                words[row, width - len(one) : width - len(one) + len(virtual)] = virtual.to(words.dtype)
+            given["inputs_embeds"], model = words, self.tuned.base
+        made = model.generate(**given)
         return [self._row(index, row[width:].tolist()) for index, row in zip(indices, made, strict=True)]
 
     def _row(self, index: int, tokens: list[int]) -> dict[str, Any]:

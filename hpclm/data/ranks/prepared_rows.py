@@ -29,7 +29,7 @@ _VERSION = 1
 _FLUSH = 1 << 20
 _EXAMPLES = 3
 # What does not change a row's tokens.
-_APART = ("train", "validation", "test", "packing", "cache")
+_APART = ("train", "validation", "test", "packing", "cache", "metrics")
 
 
 @dataclass

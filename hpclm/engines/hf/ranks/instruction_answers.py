@@ -36,9 +36,7 @@ def answer(model: str, texts: list[str], spec: GenerationSpec, device: str) -> l
     data = InstructionData(template=cast(PromptTemplate, template), format="prompt-completion")
     rows = [_row(text, number, data) for number, text in enumerate(texts, start=1)]
     prompts = Prompts(InstructionEncoder(tuned.tokenizer, data), rows, _LONGEST)
-    answers = Answers(
-        tuned, prompts, replace(spec, batch_size=min(spec.batch_size, len(rows))), DataGroup(0, 1, 0, place)
-    )
+    answers = Answers(tuned, prompts, spec, DataGroup(0, 1, 0, place))
     made = {row["index"]: row for some in answers(list(range(len(rows)))) for row in some}
     return [
         {"prompt": text, "text": made[number]["prediction"], "tokens": made[number][TOKENS]}

@@ -145,6 +145,8 @@ class Axolotl(RowKeys):
             checkpoint = self.out.get("checkpoint")
             if checkpoint is not None and isinstance(checkpoint.value, dict):
                 checkpoint.value.pop("save_interval_steps", None)
+                if not checkpoint.value:
+                    del self.out["checkpoint"]
             what = "checkpoints are saved at each validation and at the end"
             self.fate("saves_per_epoch", KeyFate.NO_EFFECT, what)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hpclm.recipe.importers.fine_tuning.row_sources import RowSource, conflict, together
 from hpclm.recipe.importers.fine_tuning.shard_settings import ShardSettings
+from hpclm.recipe.importers.importer import KeyFate
 from hpclm.recipe.tree import Node
 
 
@@ -40,3 +41,5 @@ class RowKeys(ShardSettings):
             what = f"{key} {size}: rows are not split; cut the file in two, and give both by --set "
             files = "'hpclm.instructions.train=[FILE]' 'hpclm.instructions.validation=[FILE]'"
             self.lacks("instructions.validation", self.at(key), f"{what}{files}, or {key}=0")
+        elif self.at(key) is not None:
+            self.fate(key, KeyFate.NO_EFFECT, "0 takes no rows")

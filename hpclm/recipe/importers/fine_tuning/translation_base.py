@@ -242,7 +242,9 @@ def _secret_in(node: Node) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    words = {None: "null", True: "true", False: "false"}
+    plain = value is None or isinstance(value, bool)
+    text = words[value] if plain else repr(value) if isinstance(value, str) else str(value)  # type: ignore[index]
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

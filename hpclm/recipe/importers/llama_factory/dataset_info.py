@@ -74,9 +74,10 @@ class DatasetInfo:
             raise ValueError(f"{name}: num_samples is not supported; write so many rows into a file")
         absent = _on_hub(name, entry)
         files = () if absent is not None else self._files(name, entry)
+        found = replace(_form(name, entry, files), absent=absent)
         for file in files:
             self._check_rows(name, entry, self.base / file, most)
-        return replace(_form(name, entry, files), absent=absent)
+        return found
 
     def _files(self, name: str, entry: dict[str, Any]) -> tuple[str, ...]:
         file = entry.get("file_name")

@@ -132,6 +132,7 @@ NO_EFFECT: dict[str, str] = {
     **_options("use_kt", "kt_expert_checkpoint_path", "kt_use_lora_experts", "kt_lora_expert_num"),
     **_options("use_kt", "kt_lora_expert_intermediate_size", "kt_optimize_rule", "cpu_infer", "chunk_size", "mode"),
     **_options("use_kt", "kt_maxlen", "kt_use_cuda_graph", "kt_mode", "kt_force_think"),
+    "max_samples": "the data sets have no more rows",
     "interleave_probs": "an option of mix_strategy, which is concat",
 }
 

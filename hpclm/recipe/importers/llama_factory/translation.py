@@ -164,7 +164,6 @@ class LlamaFactory(RowKeys):
         self.template()
         length = self.whole("cutoff_len")
         self.put("instructions.max_seq_length", self.at("cutoff_len"), _DEFAULT_LENGTH if length is None else length)
-        self.fate("max_samples", KeyFate.NO_EFFECT, "the data sets have no more rows")
         for key, learn in (("train_on_prompt", "everything"), ("mask_history", "last-answer")):
             if self.on(key):
                 self.put("instructions.learn", self.at(key), learn)

@@ -67,7 +67,7 @@ def outcome(path: Path, overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize("tool", sorted(SAMPLES))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_no_value_of_a_key_breaks_the_import(folder: Path, tool: str, data: st.DataObject) -> None:
     sample, keys = SAMPLES[tool]
@@ -78,7 +78,7 @@ def test_no_value_of_a_key_breaks_the_import(folder: Path, tool: str, data: st.D
     outcome(path, [])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(["file_name", "formatting", "columns", "tags", "split", "hf_hub_url"]), VALUES))
 def test_no_dataset_info_breaks_the_import(tmp_path_factory: pytest.TempPathFactory, entry: dict[str, Any]) -> None:
     made = tmp_path_factory.mktemp("info")
@@ -88,7 +88,7 @@ def test_no_dataset_info_breaks_the_import(tmp_path_factory: pytest.TempPathFact
     outcome(made / "c.yaml", [])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.binary(max_size=200) | st.recursive(SCALARS, lambda inner: st.lists(inner)).map(lambda x: json.dumps(x).encode())
 )

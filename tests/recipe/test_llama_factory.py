@@ -72,6 +72,7 @@ def test_its_command_line_is_taken(folder: Path) -> None:
     )
     with pytest.raises(RecipeError, match=r"learning_rat is not a key .*; did you mean learning_rate\?"):
         recipe_of(folder, "learning_rat=1")
+    assert recipe_of(folder, "+brand_new=1")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,12 @@ def test_how_rows_are_read(folder: Path, changes: dict[str, Any], wanted: dict[s
 def test_a_deepspeed_file(folder: Path, stage: int, offload: dict[str, Any], wanted: dict[str, Any]) -> None:
     (folder / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage, **offload}}))
     assert recipe_of(folder, deepspeed="ds.json")["sharding"] == wanted
+
+
+def test_layers_that_deepspeed_would_divide(folder: Path) -> None:
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": 2}, "tensor_parallel": {"autotp_size": 2}}')
+    with pytest.raises(RecipeError, match="tensor_parallel: layers are not divided by engine hf"):
+        recipe_of(folder, deepspeed="ds.json")
 
 
 def test_paths_are_those_of_the_repository_that_the_file_lies_in(folder: Path) -> None:

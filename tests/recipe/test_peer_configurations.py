@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from hpclm.recipe.importers.fine_tuning.translation_base import KeyTranslation
 from hpclm.recipe.importers.llama_factory.translation import LlamaFactory
 from hpclm.recipe.importers.trainer.translation import TrainerArguments
 from hpclm.recipe.loading import translated
+from tests.support.fine_tuning_files import AXOLOTL, LLAMA_FACTORY, TRAINER, write_beside, write_config
 
 PEERS = Path(os.environ.get("HPCLM_TEST_PEERS", "/nonexistent"))
 # Misspelled in the tools' own examples
@@ -62,6 +64,9 @@ def test_the_examples_of_a_tool(
     assert seen > 20
 
 
+SAMPLES = {"LLaMA-Factory": LLAMA_FACTORY, "axolotl": AXOLOTL, "trl": {**TRAINER, "completion_only_loss": True}}
+# What plugins of axolotl that are not there turn on by themselves
+OTHERS = {"dense_mixer", "grokfast_alpha", "nemo_gym_enabled", "spectrum_top_fraction"}
 # Where a tool declares its keys; of axolotl's classes those that are the file's own, not an entry's of a list in it.
 SOURCES: dict[str, tuple[type[KeyTranslation], list[str]]] = {
     "LLaMA-Factory": (LlamaFactory, ["src/llamafactory/hparams/*.py"]),
@@ -75,20 +80,47 @@ OF_ENTRIES = re.compile(
 )
 
 
-def declared(path: Path) -> Iterator[str]:
+def declared(path: Path) -> Iterator[tuple[str, Any]]:
+    """Keys, and their defaults where these are plain values (else None)."""
     for one in ast.parse(path.read_text()).body:
         if isinstance(one, ast.ClassDef) and not OF_ENTRIES.fullmatch(one.name):
             for part in one.body:
                 if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-                    yield part.target.id
+                    yield part.target.id, default_of(part.value)
+
+
+def default_of(value: ast.expr | None) -> Any:
+    if isinstance(value, ast.Call):
+        named = [one.value for one in value.keywords if one.arg == "default"]
+        value = next(iter([*named, *value.args]), None)
+    try:
+        return None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def sources_of(tool: str) -> list[Path]:
+    files = [path for pattern in SOURCES[tool][1] for path in sorted((PEERS / tool).glob(pattern))]
+    if not files:
+        pytest.skip(f"set HPCLM_TEST_PEERS to a folder with a checkout of {tool}")
+    return files
 
 
 @pytest.mark.parametrize("tool", sorted(SOURCES))
 def test_every_key_that_a_tool_declares_is_known(tool: str) -> None:
-    translation, patterns = SOURCES[tool]
-    files = [path for pattern in patterns for path in sorted((PEERS / tool).glob(pattern))]
-    if not files:
-        pytest.skip(f"set HPCLM_TEST_PEERS to a folder with a checkout of {tool}")
+    translation = SOURCES[tool][0]
     known = {*translation.taken, *translation.no_effect, *translation.refused}
-    unknown = {key for path in files for key in declared(path) if key not in known and not key.startswith("_")}
-    assert unknown == set()
+    found = {key for path in sources_of(tool) for key, _ in declared(path) if not key.startswith("_")}
+    assert found - known == set()
+
+
+@pytest.mark.parametrize("tool", sorted(SOURCES))
+def test_no_default_of_a_key_is_refused(tool: str, tmp_path: Path) -> None:
+    write_beside(tmp_path)
+    given = ["hpclm.model.checkpoint=base", "hpclm.instructions.train=[data/words.jsonl]"]
+    for path in sources_of(tool):
+        for key, default in declared(path):
+            if default is None or key in OTHERS or default == SAMPLES[tool].get(key):
+                continue
+            file = write_config(tmp_path, SAMPLES[tool], **{key: default})
+            assert translated(file, given)[2], key

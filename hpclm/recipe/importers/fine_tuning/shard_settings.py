@@ -75,10 +75,14 @@ class ShardSettings(Arguments):
             return
         path = located(self.folder, node.value)
         try:
-            zero = json_object(self.folder / path).get("zero_optimization")
+            settings = json_object(self.folder / path)
         except ValueError as error:
             self.fault(node, f"{node.value}: {error}; give the path of a DeepSpeed configuration")
             return
+        layers = settings.get("tensor_parallel")
+        if isinstance(layers, dict) and layers.get("autotp_size") not in (None, 0, 1):
+            self.fault(node, f"{node.value}: tensor_parallel: layers are not divided by engine hf; remove it there")
+        zero = settings.get("zero_optimization")
         zero = zero if isinstance(zero, dict) else {}
         stage = zero.get("stage", 0)
         if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
@@ -99,6 +103,9 @@ class ShardSettings(Arguments):
         if not used:
             return
         self.put("sharding.offload", node, "all" if "param" in used else "optimizer")
+        if "optimizer" not in used:
+            what = "sharding.deepspeed; beside the weights, the optimizer's state is offloaded too"
+            self.fate("deepspeed", KeyFate.TAKEN, what)
         disk = next((one.get("nvme_path") for one in used.values() if one["device"] == "nvme"), None)
         if isinstance(disk, str):
             self.put("sharding.nvme", node, disk)

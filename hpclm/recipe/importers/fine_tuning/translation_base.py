@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from hpclm.core.errors import RecipeError
 from hpclm.core.nearest import nearest_name
-from hpclm.core.secrets import looks_secret
+from hpclm.core.secrets import looks_secret, masked
 from hpclm.recipe.importers.fine_tuning.argument_keys import Refusals
 from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
 from hpclm.recipe.tree import Node, Place
@@ -164,7 +164,7 @@ class KeyTranslation:
         entries[last] = noded(value, place)
 
     def fault(self, node: Node | None, message: str) -> None:
-        self.faults.append(f"{self.root.place if node is None else node.place}: {message}")
+        self.faults.append(f"{self.root.place if node is None else node.place}: {masked(message)}")
 
     def fate(self, key: str, fate: KeyFate, note: str) -> None:
         """How a key was handled where it is not what the table says; by transformers' name."""
@@ -173,7 +173,7 @@ class KeyTranslation:
     def lacks(self, ours: str, node: Node | None, message: str) -> None:
         """A key that only the command line can give."""
         place = self.root.place if node is None else node.place
-        self.lacking.setdefault(ours, []).append(f"{place}: {message}")
+        self.lacking.setdefault(ours, []).append(f"{place}: {masked(message)}")
 
     # keys
 
@@ -200,7 +200,7 @@ class KeyTranslation:
             fate = KeyFate.NO_EFFECT, self.no_effect[key]
         if fate is None:
             fate = KeyFate.UNKNOWN, f"no release of {self.tool} that hpclm knows has it; it does nothing here"
-            if node.place.argument:
+            if node.place.argument and not node.place.origin.startswith("--set +"):
                 near = nearest_name(key, [*self.taken, *self.no_effect, *self.refused])
                 hint = f"did you mean {near}?" if near else f"a key of the recipe is hpclm.{key}"
                 self.fault(node, f"{key} is not a key of {self.tool} that hpclm knows; {hint}")

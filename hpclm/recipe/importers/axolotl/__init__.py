@@ -1,6 +1,6 @@
 """axolotl's YAML of supervised fine-tuning, read as a recipe.
 
-Source: axolotl-ai-cloud/axolotl 0.4 to 0.16 and main of 2026-07, src/axolotl/utils/schemas and examples.
+Source: axolotl-ai-cloud/axolotl 0.4 to 0.18 and main of 2026-07, src/axolotl/utils/schemas and examples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every key of axolotl's files, and what becomes of it.
 
-Source: axolotl-ai-cloud/axolotl 0.4 to 0.16 and main of 2026-07, src/axolotl/utils/schemas/*.py,
+Source: axolotl-ai-cloud/axolotl 0.4 to 0.18 and main of 2026-07, src/axolotl/utils/schemas/*.py,
 src/axolotl/integrations/*/args.py, and examples/ for keys of older releases.
 """
 
@@ -131,7 +131,15 @@ _KERNEL_KEYS = (
     *("torch_compile_options", "torch_empty_cache_steps", "gradient_checkpointing_kwargs", "use_kernels"),
     *("selective_checkpointing", "activation_offloading", "layer_offloading", "liger_rope", "liger_rms_norm"),
     *("liger_rms_norm_gated", "liger_layer_norm", "liger_swiglu", "liger_glu_activation", "liger_cross_entropy"),
-    *("liger_fused_linear_cross_entropy", "liger_use_token_scaling", "cut_cross_entropy", "unsloth_cross_entropy_loss"),
+    *(
+        "liger_fused_linear_cross_entropy",
+        "liger_use_token_scaling",
+        "cut_cross_entropy",
+        "unsloth_cross_entropy_loss",
+        "unsloth_lora_mlp",
+        "unsloth_lora_qkv",
+    ),
+    *("unsloth_lora_o", "unsloth_rms_norm", "unsloth_rope", "use_cut_cross_entropy"),
     *("low_cpu_mem_usage", "device_map", "max_memory", "gpu_memory_limit", "experimental_skip_move_to_device"),
     *("use_scattermoe", "use_sonicmoe", "use_dsv4_kernels", "use_glm_dsa_kernels", "moe_grouped_backend"),
     *("expert_backend", "moe_dequant_chunk_size", "moe_bnb_fast", "auto_find_batch_size", "lora_on_cpu"),
@@ -145,7 +153,7 @@ _RANK_KEYS = (
 _EVAL_KEYS = (
     *("eval_batch_size", "eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "eval_causal_lm_metrics"),
     *("do_bench_eval", "bench_dataset", "bench_split", "eval_sequence_len", "lm_eval_tasks", "lm_eval_batch_size"),
-    *("lm_eval_post_train", "lm_eval_model"),
+    *("lm_eval_post_train", "lm_eval_model", "eval_table_max_new_tokens"),
 )
 _MODEL_KEYS = (
     *("model_type", "tokenizer_type", "type_of_model", "base_model_config", "tokenizer_use_fast", "tokenizer_legacy"),
@@ -188,7 +196,7 @@ NO_EFFECT: dict[str, str] = {
     "full_finetune": "adapter says what is trained",
     "test_value": "of axolotl's tests",
     **_options("load_in_4bit", "qlora_sharded_model_loading", "bnb_config_kwargs", "loftq_config"),
-    **_options("gptq", "gptq_groupsize", "gptq_model_v1", "gptq_disable_exllama"),
+    **_options("gptq", "gptq_groupsize", "gptq_bits", "gptq_model_v1", "gptq_disable_exllama"),
     **_options("loraplus_lr_ratio", "loraplus_lr_embedding"),
     **_options("relora", "relora_prune_ratio", "relora_prune_method", "relora_cpu_offload", "relora_steps"),
     **_options("relora", "relora_warmup_steps", "relora_anneal_steps"),
@@ -219,7 +227,7 @@ NO_EFFECT: dict[str, str] = {
     **_options("expert_parallel_size", "expert_parallel_fallback_on_unsupported"),
     **_options("kd_trainer", "kd_ce_alpha", "kd_alpha", "kd_temperature", "kd_beta", "kd_normalize_topk"),
     **_options("kd_trainer", "kd_online_server_base_url", "kd_online_topk", "kd_online_server", "kd_online_timeout"),
-    **_options("kd_trainer", "kd_temperature_min"),
+    **_options("kd_trainer", "kd_temperature_min", "kd_zscore_base_temp", "kd_top_k_before_softmax"),
     **_options("nemo_gym_enabled", "nemo_gym_dir", "nemo_gym_auto_clone", "nemo_gym_config_paths"),
     **_options("nemo_gym_enabled", "nemo_gym_head_port", "nemo_gym_server_timeout", "nemo_gym_verify_timeout"),
     **_options("nemo_gym_enabled", "nemo_gym_run_timeout", "nemo_gym_datasets", "nemo_gym_auto_start"),

@@ -83,6 +83,7 @@ REFUSED: Refusals = {
     "tensor_parallel_size": ((1,), _PARALLEL),
     "expert_parallel_size": ((1,), _PARALLEL),
     "model_config": ((), "the model is as its config.json says; change it there"),
+    "model_kwargs": ((), "the model is as its config.json says; change it there"),
     "overrides_of_model_config": ((), "the model is as its config.json says; change it there"),
     "overrides_of_model_kwargs": ((), "the model is as its config.json says; change it there"),
     "rope_scaling": ((), "the model is as its config.json says; change it there"),

@@ -1,6 +1,6 @@
 """LLaMA-Factory's YAML of supervised fine-tuning, with its dataset_info.json, read as a recipe.
 
-Source: hiyouga/LLaMA-Factory 0.9 to 0.9.5 (2026-08), src/llamafactory/hparams, src/llamafactory/data and examples.
+Source: hiyouga/LLaMA-Factory 0.7 to 0.9.5 and main of 2026-08, src/llamafactory/{hparams,data} and examples.
 """
 
 from __future__ import annotations

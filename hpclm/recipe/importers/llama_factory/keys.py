@@ -1,7 +1,7 @@
 """Every key of LLaMA-Factory's files beside those of TrainingArguments, and what becomes of it.
 
-Source: hiyouga/LLaMA-Factory 0.9 to 0.9.5 (2026-08), src/llamafactory/hparams/*.py, and examples/ for keys that its
-Megatron adapter takes.
+Source: hiyouga/LLaMA-Factory 0.7 to 0.9.5 and main of 2026-08, src/llamafactory/hparams/*.py, and examples/ for keys
+that its Megatron adapter takes.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ _GENERATE_KEYS = (
     *("do_sample", "temperature", "top_p", "top_k", "num_beams", "max_length", "max_new_tokens", "eval_num_beams"),
     *("repetition_penalty", "length_penalty", "skip_special_tokens", "infer_backend", "infer_dtype"),
     *("offload_folder", "vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config"),
-    *("sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend"),
+    *("sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend", "vllm_dtype"),
     *("task", "task_dir", "batch_size", "lang", "n_shot", "save_dir", "download_mode", "eval_on_each_dataset"),
 )
 _IMAGE_KEYS = (
     *("image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches", "video_max_pixels"),
     *("video_min_pixels", "video_fps", "video_maxlen", "use_audio_in_video", "audio_sampling_rate", "media_dir"),
-    *("freeze_vision_tower", "freeze_multi_modal_projector", "image_resolution", "video_resolution"),
+    *("freeze_vision_tower", "freeze_multi_modal_projector", "image_dir", "image_resolution", "video_resolution"),
 )
 NO_EFFECT: dict[str, str] = {
     **argument_keys.NO_EFFECT,
@@ -133,6 +133,10 @@ NO_EFFECT: dict[str, str] = {
     **_options("use_kt", "kt_lora_expert_intermediate_size", "kt_optimize_rule", "cpu_infer", "chunk_size", "mode"),
     **_options("use_kt", "kt_maxlen", "kt_use_cuda_graph", "kt_mode", "kt_force_think"),
     "max_samples": "the data sets have no more rows",
+    **_options("finetuning_type freeze", "name_module_trainable", "num_layer_trainable"),
+    **_options("stage dpo or kto", "dpo_beta", "dpo_loss", "dpo_ftx", "orpo_beta"),
+    **_options("use_badam", "badam_switch_block_every"),
+    "reserved_label_len": "of rows that are too long, which instructions.too_long is about",
     "interleave_probs": "an option of mix_strategy, which is concat",
 }
 
@@ -150,6 +154,10 @@ REFUSED: Refusals = {
     "resize_vocab": ((), "the vocabulary stays the model's; resize it beforehand"),
     "add_tokens": ((), "the vocabulary stays the model's; add tokens beforehand"),
     "add_special_tokens": ((), "the vocabulary stays the model's; add tokens beforehand"),
+    "new_special_tokens": ((), "the vocabulary stays the model's; add tokens beforehand"),
+    "visual_inputs": ((), "rows of images, video or sound are not read"),
+    "train_mm_proj_only": ((), "rows of images, video or sound are not read"),
+    "split": (("train",), "rows are files; give a file of that part as the data set"),
     "split_special_tokens": ((), "special tokens are not split; remove it"),
     "rope_scaling": ((), "positions stay the model's; write rope_scaling into its config.json"),
     "shift_attn": ((), "every token sees all before it in its row; remove it"),

@@ -1,6 +1,6 @@
 """Every key of TRL's SFTConfig and of its command line beside those of TrainingArguments, and what becomes of it.
 
-Source: huggingface/trl 0.9 to 0.24 and main of 2026-07, trl/trainer/sft_config.py, model_config.py, scripts/utils.py.
+Source: huggingface/trl 0.9 to 1.9 and main of 2026-07, trl/trainer/sft_config.py, model_config.py, scripts/utils.py.
 """
 
 from __future__ import annotations

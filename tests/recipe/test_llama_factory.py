@@ -285,3 +285,11 @@ def test_what_is_imported_means_the_same_as_the_file(folder: Path, capsys: pytes
     assert cli.run(["recipe", "import", str(path), "--set", *given, "-o", str(out)]) == 0
     assert "dataset → instructions.train" in capsys.readouterr().out
     assert load(out).resolved() == load(path, given).resolved()
+
+
+def test_a_section_that_is_none_can_be_imported_to_another_folder(folder: Path) -> None:
+    path, out = write_config(folder, LLAMA_FACTORY), folder / "elsewhere" / "recipe.yaml"
+    out.parent.mkdir()
+    assert cli.run(["recipe", "import", str(path), "--set", "hpclm.instructions=5", "-o", str(out)]) == 0
+    with pytest.raises(RecipeError, match="instructions"):
+        load(out)

@@ -85,7 +85,9 @@ NO_EFFECT: dict[str, str] = {
     **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _EVAL),
     **dict.fromkeys(("include_inputs_for_metrics", "bf16_full_eval", "fp16_full_eval", "past_index"), _EVAL),
     **dict.fromkeys(("predict_with_generate", "generation_max_length", "generation_num_beams"), _EVAL),
-    **dict.fromkeys(("generation_config", "label_names", "sortish_sampler", "do_eval"), _EVAL),
+    **dict.fromkeys(
+        ("generation_config", "label_names", "sortish_sampler", "do_eval", "use_legacy_prediction_loop"), _EVAL
+    ),
     **dict.fromkeys(("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"), _HUB),
     **dict.fromkeys(("hub_always_push", "hub_revision", "push_to_hub_model_id", "push_to_hub_organization"), _HUB),
     **dict.fromkeys(("push_to_hub_token",), _HUB),
@@ -115,6 +117,7 @@ REFUSED: Refusals = {
     "metric_for_best_model": (("loss", "eval_loss"), "the best checkpoint is that of lowest val_loss; remove it"),
     "per_gpu_train_batch_size": ((), "write per_device_train_batch_size"),
     "parallelism_config": ((), "layers and sequences are not divided by engine hf; remove it"),
+    "tp_size": ((0, 1), "layers are not divided by engine hf; remove it"),
     "sharded_ddp": (("", ()), "write fsdp or deepspeed"),
 }
 # Never copied or shown: the file itself goes into the run's folder.

@@ -56,7 +56,7 @@ def run(stage: HfStage) -> dict[str, object]:
         "train_rows": vars(train.counts),
         "validation_rows": None if validation is None else vars(validation.counts),
         "samples": len(batches.samples),
-        "rows_kept_apart_by": spec.huggingface.attention if model.keeps_rows_apart else "one row at a time",
+        "rows_kept_apart_by": model.attention if model.keeps_rows_apart else "one row at a time",
     }
 
 

@@ -19,7 +19,7 @@ from hpclm.core.records import taken
 from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
 from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
 from hpclm.engines.hf.deepspeed_config import ContradictionError, completed
-from hpclm.engines.hf.memory import memory, note_checkpoints, note_host_memory
+from hpclm.engines.hf.memory import host_memory, memory, note_checkpoints, note_host_memory
 from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
 from hpclm.formats.huggingface.model_facts import ModelFacts, model_facts
 from hpclm.planning import lowering, rules, section_checks
@@ -65,7 +65,9 @@ class HfPlanner:
             rules.host_memory(stage, estimate.total * recipe.resources.devices_per_node)
             note_host_memory(stage, spec, self.facts)
             note_checkpoints(stage, spec, self.facts)
-            spec = replace(spec, needs=replace(spec.needs, memory_bytes=estimate.total))
+            on_disk = host_memory(spec, self.facts).disk * recipe.resources.devices_per_node
+            needs = replace(spec.needs, memory_bytes=estimate.total, local_disk=sharding.nvme, local_bytes=on_disk)
+            spec = replace(spec, needs=needs)
         return StagePlan(
             name=recipe.name,
             task=recipe.task,

@@ -53,6 +53,7 @@ SHARDINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("how", SHARDINGS.values(), ids=SHARDINGS)
 def test_every_sharding_trains_the_same(shop: Workshop, how: dict[str, Any]) -> None:
     same(shop.run(**how), shop.run())
+    assert result(shop.run(**how))["trained_parameters"] == result(shop.run())["trained_parameters"] > 100_000
 
 
 @pytest.mark.parametrize("method", ["lora", "p-tuning", "prompt-tuning"])

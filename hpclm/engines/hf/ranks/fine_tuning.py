@@ -52,7 +52,7 @@ def run(stage: HfStage) -> dict[str, object]:
         **result,
         "method": spec.method.method,
         "sharding": spec.sharding.strategy,
-        "trained_parameters": sum(one.numel() for _, one in steps.named_trainables()),
+        "trained_parameters": sum(getattr(one, "ds_numel", one.numel()) for _, one in steps.named_trainables()),
         "train_rows": vars(train.counts),
         "validation_rows": None if validation is None else vars(validation.counts),
         "samples": len(batches.samples),

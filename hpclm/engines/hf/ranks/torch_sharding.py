@@ -53,7 +53,10 @@ class TorchSharding:
     def _distributed(self) -> nn.Module:
         on_gpu = self.group.device.type == "cuda"
         return nn.parallel.DistributedDataParallel(
-            self.model, device_ids=[self.group.device.index] if on_gpu else None, gradient_as_bucket_view=True
+            self.model,
+            device_ids=[self.group.device.index] if on_gpu else None,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # every rank has made the same
         )
 
     def _forward(self, batch: DocumentBatch) -> Tensor:

@@ -143,6 +143,7 @@ def completed(
             raise ContradictionError(key, f"is hpclm's part; use {instead}, and leave {key} out")
     _check_names(user, _KEYS, "")
     _check_zero(user.get("zero_optimization"), sharding)
+    user = {key: value for key, value in user.items() if key not in _OURS}
     made = _merged(user, wanted(sharding, batch, world_size, precision, clip=clip), "")
     zero = made["zero_optimization"]
     _fill_sizes(zero, hidden_size)

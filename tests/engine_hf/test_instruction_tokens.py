@@ -191,7 +191,8 @@ def test_a_role_that_a_template_does_not_know_is_refused_with_its_row() -> None:
 
 
 def test_an_answer_that_the_template_does_not_end_is_ended() -> None:
-    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    plain += "{% if add_generation_prompt %}assistant: {% endif %}"
     ENDS[plain] = "</s>"
     with_ = encoder("bytes", "chat", plain)
     row = encode(with_, {"messages": CHAT_ROWS["system"]})
@@ -289,6 +290,7 @@ def test_llama_factorys_alpaca(kind: str, row: dict[str, str]) -> None:
     text = f"{head}### Instruction:\n{asked}\n\n### Response:\n{row['output']}</s>\n\n"
     assert found.tokens == with_.tokenizer(text)["input_ids"]
     assert learned_text(with_, found).strip() == f"{row['output'].strip()}</s>"
+    assert with_.end is not None
     assert found.learned[found.tokens.index(with_.end)]
     assert found.learned[-1]
 

@@ -126,8 +126,11 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path, made: tuple[tuple[int, int
         prepare(tmp_path / "key", partial(rows, *made), data())
 
 
-@pytest.mark.parametrize("harm", ["no seal", "torn seal", "text", "no tokens", "short tokens", "long tokens", "no starts",
-                                  "short starts", "no learned", "partial", "file"])  # fmt: skip
+HARMS = ("no seal", "torn seal", "text", "no tokens", "short tokens", "long tokens", "no starts", "short starts",
+         "no learned", "partial", "file")  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_is_damaged_or_half_written_is_made_again(tmp_path: Path, harm: str) -> None:
     folder = tmp_path / "key"
     made = partial(rows, (5, 2), (8, 8))

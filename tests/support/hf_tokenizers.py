@@ -30,7 +30,7 @@ def tokenizer(kind: Kind = "bytes", *, bos: bool = False, eos: bool = False, end
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if kind == "metaspace":
-        inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))  # type: ignore[call-arg]
+        inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         alphabet = []
@@ -49,7 +49,7 @@ def tokenizer(kind: Kind = "bytes", *, bos: bool = False, eos: bool = False, end
         tokens = [(one, inner.token_to_id(one)) for one in ("<s>", end)]
         steps.append(processors.TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=tokens))
     if steps:
-        inner.post_processor = processors.Sequence(steps)  # type: ignore[arg-type]
+        inner.post_processor = processors.Sequence(steps)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=inner, bos_token="<s>" if bos else None, eos_token=end, pad_token="<pad>", unk_token="<unk>",
         additional_special_tokens=[one for one in SPECIAL[4:] if one != end],

@@ -83,7 +83,7 @@ def prepare(folder: Path, rows: Callable[[], Iterable[TokenRow]], data: Instruct
     starts = [0]
     with (partial / "tokens").open("wb") as tokens, (partial / "learned").open("wb") as learned:
         for row in rows():
-            kept = _kept(row, data, counts)
+            kept = kept_row(row, data, counts)
             if kept is None:
                 continue
             tokens.write(np.asarray(kept.tokens, dtype=np.int32).tobytes())
@@ -115,7 +115,8 @@ def _nothing_left(counts: RowCounts) -> str:
     return f"no row is left to learn: {named}{example}; {'raise it, or ' if why else ''}add rows with answers"
 
 
-def _kept(row: TokenRow, data: InstructionData, counts: RowCounts) -> TokenRow | None:
+def kept_row(row: TokenRow, data: InstructionData, counts: RowCounts) -> TokenRow | None:
+    """The row as it is learned, and counted; None where it is left out. Raises DataError where it is refused."""
     limit = data.max_seq_length
     if len(row.tokens) > limit:
         if data.too_long == "refuse":

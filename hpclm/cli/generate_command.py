@@ -71,7 +71,8 @@ def generate(
     runs_dir: _RUNS = None,
     as_json: _JSON = False,
 ) -> None:
-    """Continue prompts with a trained model on this machine."""
+    """Continue prompts with a trained model on this machine; a model that engine hf has tuned answers them as
+    instructions, in the template that it was tuned with."""
     from hpclm.cli.output import print_json
     from hpclm.core.errors import HpclmError
     from hpclm.core.spec import GenerationSpec
@@ -92,11 +93,13 @@ def generate(
         batch_size,
         seed,
     )
-    found = _generated(_model_at(model, runs_dir), texts, spec, (tensor, pipeline), device)
+    path = _model_at(model, runs_dir)
+    found = _generated(path, texts, spec, (tensor, pipeline), device)
     if as_json:
         print_json({"answers": found})
     else:
-        typer.echo("\n".join(f"{one['prompt']}{one['text']}" for one in found))
+        between = "\n" if _is_of_engine_hf(path) else ""
+        typer.echo("\n".join(f"{one['prompt']}{between}{one['text']}" for one in found))
 
 
 def _generated(
@@ -107,11 +110,44 @@ def _generated(
     if device is Device.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' words to each other
+    if _is_of_engine_hf(model):
+        return _answered(model, texts, spec, split, device)
     try:
         from hpclm.engines.megatron.ranks.generate import Request, generate
     except ImportError as error:
         raise HpclmError(f"generating needs the engine ({error}); install hpclm[engine]") from None
     return generate(Request(model, texts, spec, *split, device.value))
+
+
+def _is_of_engine_hf(model: str) -> bool:
+    """Whether it is what engine hf has tuned, or an adapter in PEFT's format."""
+    from hpclm.core.checkpoint_layout import CheckpointFolder
+    from hpclm.core.errors import CheckpointError
+    from hpclm.formats.checkpoint_pointers import pointed
+
+    path = Path(model)
+    try:
+        path = pointed(path, "best") or pointed(path, "latest") or path
+    except CheckpointError:
+        return False
+    return CheckpointFolder(path).fine_tuned.is_file() or (path / "adapter_config.json").is_file()
+
+
+def _answered(
+    model: str, texts: list[str], spec: GenerationSpec, split: tuple[int, int], device: Device
+) -> list[dict[str, Any]]:
+    from hpclm.core.errors import HpclmError
+
+    if split != (1, 1):
+        raise HpclmError(
+            f"{model} is a model of engine hf, which answers in one process; leave --tensor and --pipeline out"
+        )
+    try:
+        from hpclm.engines.hf.ranks.instruction_answers import answer
+    except ImportError as error:
+        raise HpclmError(f"this needs transformers and peft ({error}); install hpclm[hf]") from None
+    return answer(model, texts, spec, device.value)
 
 
 def _prompts_in(file: Path) -> list[str]:
@@ -154,6 +190,6 @@ def _model_at(name: str, runs_dir: Path | None) -> str:
     run = find_run(runs_folder(runs_dir, load_site("local")), name)
     for stage in reversed(run.record.stages):
         checkpoints = run.paths.stage(stage.name).checkpoints
-        if CheckpointFolder(checkpoints).model.is_file():
+        if CheckpointFolder(checkpoints).model.is_file() or _is_of_engine_hf(str(checkpoints)):
             return str(checkpoints)
     raise HpclmError(f"{run.record.run}: no stage of it has saved a model yet")

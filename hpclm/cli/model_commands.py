@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,6 +108,7 @@ def merge(
 def _exported(source: Path, out: Path, dtype: DType, *, remote_code: bool) -> dict[str, Any]:
     from hpclm.core.errors import HpclmError
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' words to each other
     try:
         from hpclm.engines.hf.ranks.exporting import exported
     except ImportError as error:

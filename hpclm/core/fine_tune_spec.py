@@ -90,6 +90,7 @@ class InstructionData:
 
     Attributes:
         columns: the rows' names for the format's, where they differ; `roles` likewise for names of roles.
+        metrics: scores of answers (names of `hpclm.metrics`) besides those that are always reported.
         learn: which tokens have a loss: all answers, the last one, or everything.
         too_long: what happens to rows of more than max_seq_length tokens.
         packing: rows are put together, first fit, into samples of up to max_seq_length tokens.
@@ -105,6 +106,7 @@ class InstructionData:
     system: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=list)
     learn: Literal["answers", "last-answer", "everything"] = "answers"
     max_seq_length: int = 1024
     too_long: Literal["cut", "leave-out", "refuse"] = "cut"

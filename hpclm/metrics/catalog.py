@@ -54,10 +54,25 @@ BLEU = Metric(
     lambda predictions, references: bleu(predictions, _firsts(references)),
     "corpus BLEU-4 against the first answer, with sacrebleu's defaults (Papineni et al. 2002)",
 )
+BLEU_ZH = Metric(
+    "bleu_zh",
+    lambda predictions, references: bleu(predictions, _firsts(references), chinese=True),
+    "the same with each Chinese character as a token, as sacrebleu's tokenize=zh",
+)
+ROUGE_1 = Metric(
+    "rouge_1",
+    _mean_of_best(lambda made, wanted: rouge(made, wanted)["rouge1"]),
+    "ROUGE-1's F-measure (Lin 2004), as rouge-score has it; of Chinese and Japanese on characters",
+)
+ROUGE_2 = Metric(
+    "rouge_2",
+    _mean_of_best(lambda made, wanted: rouge(made, wanted)["rouge2"]),
+    "ROUGE-2's F-measure, likewise",
+)
 ROUGE_L = Metric(
     "rouge_l",
     _mean_of_best(lambda made, wanted: rouge(made, wanted)["rougeL"]),
-    "ROUGE-L's F-measure (Lin 2004), as rouge-score has it",
+    "ROUGE-L's F-measure, likewise",
 )
 INTENT_ACCURACY = Metric(
     "intent_accuracy",

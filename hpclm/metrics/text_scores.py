@@ -11,6 +11,12 @@ from collections.abc import Sequence
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LONGEST = 4  # n-grams of BLEU
+# What sacrebleu takes for Chinese (tokenizers/tokenizer_zh.py), in which U+2001 to U+2A6D are by an accident of writing
+_RANGES = ("\u2001-\u2a6d\u2e80-\u2fdf\u2ff0-\u303f\u3100-\u312f\u31a0-\u31ef\u3200-\u4db5\u4e00-\u9fbb\uf900-\ufa2d"
+           "\ufa30-\ufa6a\ufa70-\ufad9\ufe10-\ufe1f\ufe30-\ufe4f\uff00-\uffef")  # fmt: skip
+_CHINESE = re.compile(f"[{_RANGES}]")
+# Words of Latin letters and digits, as rouge-score has them; a character of a script without spaces is one
+_WORDS = re.compile("[a-z0-9]+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def plain(text: str) -> str:
@@ -42,13 +48,18 @@ def squad_f1(prediction: str, answer: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def bleu(predictions: Sequence[str], answers: Sequence[str]) -> float:
+def bleu(predictions: Sequence[str], answers: Sequence[str], *, chinese: bool = False) -> float:
     """Corpus BLEU-4 (Papineni et al. 2002) of one reference each, with sacrebleu's defaults: mteval-v13a's tokens, and
-    for an order without a match half of what the order before it was smoothed to (Chen and Cherry 2014, method 3)."""
+    for an order without a match half of what the order before it was smoothed to (Chen and Cherry 2014, method 3).
+
+    Args:
+        chinese: each character of Chinese is a token, as with sacrebleu's tokenize="zh".
+    """
+    tokens_of = _tokens_zh if chinese else _tokens_13a
     matches, totals = [0] * _LONGEST, [0] * _LONGEST
     length = reference = 0
     for prediction, answer in zip(predictions, answers, strict=True):
-        made, wanted = _tokens_13a(prediction), _tokens_13a(answer)
+        made, wanted = tokens_of(prediction), tokens_of(answer)
         length, reference = length + len(made), reference + len(wanted)
         for order in range(1, _LONGEST + 1):
             found = _ngrams(made, order)
@@ -74,6 +85,15 @@ def _tokens_13a(text: str) -> list[str]:
     text = f" {text.rstrip()} ".replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
         text = text.replace(entity, character)
+    return _separated(text)
+
+
+def _tokens_zh(text: str) -> list[str]:
+    """sacrebleu's tokens of Chinese: each of its characters is one, and the rest is as mteval-v13a has it."""
+    return _separated(_CHINESE.sub(r" \g<0> ", text.strip()))
+
+
+def _separated(text: str) -> list[str]:
     text = re.sub(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])", r" \1 ", text)
     text = re.sub(r"([^0-9])([\.,])", r"\1 \2 ", text)
     text = re.sub(r"([\.,])([^0-9])", r" \1 \2", text)
@@ -86,8 +106,9 @@ def _ngrams(tokens: list[str], order: int) -> Counter[tuple[str, ...]]:
 
 
 def rouge(prediction: str, answer: str) -> dict[str, float]:
-    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), on lower-case letters and digits, without stemming."""
-    made, wanted = (re.findall(r"[a-z0-9]+", text.lower()) for text in (prediction, answer))
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), on lower-case letters and digits, without stemming; of Chinese and
+    Japanese on characters, where rouge-score by itself finds no words."""
+    made, wanted = (_WORDS.findall(text.lower()) for text in (prediction, answer))
     result = {}
     for order in (1, 2):
         found, there = _ngrams(made, order), _ngrams(wanted, order)

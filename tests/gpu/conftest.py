@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from hpclm.core.files import write_json
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.layout import StagePaths
 from hpclm.core.records import to_dict
 from hpclm.core.spec import StageSpec
 from tests.support.engine_harness import write_data
 from tests.support.processes import environment
-from tests.support.rank_server import RANK, ForkedRank
+from tests.support.rank_server import RANK, ForkedRank, Kind
 from tests.support.waiting import wait_until
 
 REHEARSES = os.environ.get("HPCLM_GPU_TESTS") == "rehearse"
@@ -47,12 +48,15 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def forked(arguments: list[str], log: Path, device: str, *, function: str = RANK, **variables: str) -> ForkedRank:
+def forked(
+    arguments: list[str], log: Path, device: str, *, function: str = RANK, hf: bool = False, **variables: str
+) -> ForkedRank:
     """A process that has torch and megatron-core loaded."""
     gpu = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if device == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}
     # several tests run at once, and a process takes all cores otherwise
     env = environment(PYTHONWARNINGS="ignore", OMP_NUM_THREADS="2", **gpu, **variables)
-    return ForkedRank(arguments, env, log, kind="gpu" if device == "gpu" else "megatron", function=function)
+    kind: Kind = "gpu" if device == "gpu" else "hf" if hf else "megatron"
+    return ForkedRank(arguments, env, log, kind=kind, function=function)
 
 
 def ended(process: ForkedRank) -> int:
@@ -70,7 +74,13 @@ def run() -> Run:
     """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with."""
 
     def ranks(
-        spec: StageSpec, device: Any, *, attempt: int = 1, code: int = 0, function: str = RANK, **variables: str
+        spec: StageSpec | FineTuneStageSpec,
+        device: Any,
+        *,
+        attempt: int = 1,
+        code: int = 0,
+        function: str = RANK,
+        **variables: str,
     ) -> StagePaths:
         paths = StagePaths(Path(spec.stage_dir))
         write_json(paths.spec, to_dict(replace(spec, device=device)))
@@ -83,7 +93,8 @@ def run() -> Run:
             given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
             log = logs / f"{rank:05d}.log"
             words = [str(paths.root), f"{attempt:03d}"]
-            started.append(forked(words, log, device, function=function, **given, **variables))
+            hf = spec.engine == "hf"
+            started.append(forked(words, log, device, function=function, hf=hf, **given, **variables))
         try:
             for one in started:
                 ended(one)

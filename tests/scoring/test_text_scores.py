@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import warnings
 
 import pytest
@@ -140,3 +141,35 @@ def test_which_direction_is_better() -> None:
     assert larger_is_better("exact_match")
     assert not larger_is_better("val_loss")
     assert not larger_is_better("perplexity")
+
+
+CHINESE = [
+    "今天天气很好。",
+    "我喜欢吃苹果,也喜欢GPT-4!",
+    "深度学习(deep learning)在2024年…",
+    "他说：“好的”。",
+    "ＡＢＣ １２３",
+]
+
+
+def test_chinese_is_scored_by_characters() -> None:
+    """As sacrebleu's tokenize=zh and rouge-score with a tokenizer of characters, which by itself gives 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import sacrebleu
+        from rouge_score.rouge_scorer import RougeScorer
+    answers = [*CHINESE[1:], CHINESE[0]]
+    mixed = [a[: len(a) // 2] + b[len(b) // 2 :] for a, b in zip(CHINESE, answers, strict=True)]
+    wanted = sacrebleu.corpus_bleu(mixed, [answers], tokenize="zh").score / 100
+    assert bleu(mixed, answers, chinese=True) == pytest.approx(wanted)
+    assert bleu(CHINESE, CHINESE, chinese=True) == pytest.approx(1.0)
+
+    class Characters:
+        def tokenize(self, text: str) -> list[str]:
+            return re.findall("[a-z0-9]+|[\u4e00-\u9fff]", text.lower())
+
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Characters())
+    for made, answer in zip(mixed, answers, strict=True):
+        theirs = {name: one.fmeasure for name, one in scorer.score(answer, made).items()}
+        assert rouge(made, answer) == pytest.approx(theirs)
+    assert rouge(CHINESE[0], CHINESE[0])["rougeL"] == 1.0

@@ -29,7 +29,7 @@ _VERSION = 1
 _FLUSH = 1 << 20
 _EXAMPLES = 3
 # What does not change a row's tokens.
-_APART = ("train", "validation", "test", "packing", "cache", "chat_template")
+_APART = ("train", "validation", "test", "packing", "cache", "chat_template", "metrics")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from hpclm.planning import lowering
 from hpclm.planning.stage_context import StageContext
 
 # Packages of optimizers that are not torch's.
-PACKAGES = {"lion": "lion_pytorch", "lamb": "pytorch_optimizer", "adamw-8bit": "bitsandbytes"}
+PACKAGES = {"lion": "lion_pytorch", "adamw-8bit": "bitsandbytes"}
 # A norm or a mean over a whole tensor is not that of a rank's part of a flat one.
 _OF_WHOLE_TENSORS = {"lamb": "trust ratio", "adafactor": "means of rows and columns"}
 

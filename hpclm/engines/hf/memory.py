@@ -16,10 +16,6 @@ from hpclm.planning.stage_context import StageContext
 
 # Tensors like the weight that an optimizer keeps, fp32 each.
 _STATES = {"adamw": 2.0, "adam": 2.0, "lamb": 2.0, "lion": 1.0, "sgd": 1.0, "adafactor": 0.01, "adamw-8bit": 0.5}
-# Elements that transformers' layers keep of a token, in hidden sizes and in widths of the MLP: inputs of two norms and
-# their fp32 copies, of the projections, queries, keys, values before and after their rotation, the attention's result;
-# gate, activation, up and their product. Measured with the counter of storages on Llama (tests/engine_hf).
-_OF_HIDDEN, _OF_FFN = 14.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,32 @@ def note_host_memory(stage: StageContext, spec: FineTuneStageSpec, facts: ModelF
         stage.warning(("resources", "memory_gib"), what, "host memory <= memory_gib", asked, (needed,))
 
 
+def layer_activations(facts: ModelFacts, width: int, *, frozen: bool) -> float:
+    """Bytes a token that a layer of transformers keeps for the backward pass, with attention: documents.
+
+    Inputs of both norms, what they give (for the weights behind them), queries, keys and values, the attention's result
+    three times (as its own, in its order of heads, and as its projection's input), the MLP's gate, its activation, its
+    values and their product; below fp32 also an fp32 copy of what is normalised. The counter of storages says the same
+    (tests/engine_hf/test_memory.py).
+    """
+    hidden = facts.hidden_size or 0
+    query, key = facts.query_width or hidden, facts.key_width or hidden
+    ffn = facts.ffn_hidden_size or 4 * hidden
+    normed = 2 * hidden + (query + key if facts.head_norms else 0)
+    elements = 4.0 * hidden + 4 * query + 2 * key + (query + key if facts.head_norms else 0)
+    elements += (4 if facts.gated else 4.5) * ffn
+    if frozen:
+        elements -= 2 * hidden + query + (ffn if facts.gated else ffn / 2)
+        elements += hidden * (4 / width if width < 4 else 0)  # the adapters' input in fp32
+    return elements * width + (normed * 4 - normed * width if width < 4 else 0)
+
+
 def _activations(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
     """Of a micro-batch, at most: every sample is full, every token a label."""
     tokens = spec.batch.micro_batch_size * spec.data.max_seq_length
-    hidden, layers = facts.hidden_size or 0, facts.num_layers or 0
-    ffn = facts.ffn_hidden_size or 4 * hidden
-    layer = tokens * (_OF_HIDDEN * hidden + _OF_FFN * ffn) * width
-    inputs = tokens * hidden * width * layers
+    layers = facts.num_layers or 0
+    layer = tokens * layer_activations(facts, width, frozen=spec.method.method != "full")
+    inputs = tokens * (facts.hidden_size or 0) * width * layers
     kept = inputs + layer if spec.sharding.checkpointing else layer * layers
     logits = tokens * (facts.vocab_size or 0) * (8 + (width if width == 2 else 0))
     return int(kept + logits)

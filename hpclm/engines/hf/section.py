@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpclm.core.fine_tune_spec import Method, PromptTemplate, RowFormat, Strategy
 from hpclm.recipe.schema.base import Count, Fraction, Line, PathText, Prose, Section, described, fault
+from hpclm.recipe.schema.training_sections import Metric
 
 
 class Lora(Section):
@@ -115,6 +116,7 @@ class Instructions(Section):
         default={}, description="the rows' names for the format's keys: {instruction: question, output: answer}"
     )
     roles: _Names = Field(default={}, description="messages: the rows' names for user, assistant, system and tool")
+    metrics: tuple[Metric, ...] = Field(default=(), description="evaluate: scores of the answers, besides exact_match")
     learn: Literal["answers", "last-answer", "everything"] = Field(
         default="answers", description="tokens with a loss: every answer, the last one, or all tokens"
     )

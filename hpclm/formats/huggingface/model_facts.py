@@ -36,6 +36,9 @@ class ModelFacts:
 
     Attributes:
         parameters: of the whole model, each once; embeddings: of its largest matrix.
+        query_width: of all heads together; key_width: of all key heads (values have the same). As wide as the hidden
+            states where the weights do not tell.
+        gated: whether the MLP has a gate; head_norms: whether queries and keys are normalised.
         matrices: names of modules with a matrix, which adapters may be attached to.
         remote_code: whether it needs Python files of its own.
         quantized: the method it is quantised by.
@@ -50,6 +53,10 @@ class ModelFacts:
     num_layers: int | None
     hidden_size: int | None
     ffn_hidden_size: int | None
+    query_width: int | None
+    key_width: int | None
+    gated: bool
+    head_norms: bool
     max_positions: int | None
     vocab_size: int | None
     remote_code: bool
@@ -81,6 +88,10 @@ def model_facts(folder: Path) -> ModelFacts:
         num_layers=_number(text, _LAYERS),
         hidden_size=_number(text, _HIDDEN),
         ffn_hidden_size=_number(text, _FFN),
+        query_width=_rows(stored, "q_proj.weight"),
+        key_width=_rows(stored, "k_proj.weight"),
+        gated=any("gate" in name for name in stored),
+        head_norms=any("q_norm" in name for name in stored),
         max_positions=_number(text, _POSITIONS),
         vocab_size=_number(text, ("vocab_size",)),
         remote_code="auto_map" in config,
@@ -91,6 +102,11 @@ def model_facts(folder: Path) -> ModelFacts:
         has_chat_template=bool(told.get("chat_template")) or (folder / _CHAT_TEMPLATE).is_file(),
         end_is_padding=end is not None and end == padding,
     )
+
+
+def _rows(stored: Mapping[str, Stored], ending: str) -> int | None:
+    """Of the first matrix with such a name."""
+    return next((one.shape[0] for name, one in stored.items() if name.endswith(ending) and len(one.shape) == 2), None)
 
 
 def _object(path: Path) -> Mapping[str, Any]:

@@ -16,9 +16,10 @@ import torch.distributed as dist
 
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object
-from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.core.fine_tune_spec import HuggingFaceSpec
 from hpclm.core.logging import log
 from hpclm.core.ranks.seeds import named_seed
+from hpclm.core.spec import GenerationSpec
 from hpclm.data.answered_rows import key_of
 from hpclm.data.instructions.instruction_files import records
 from hpclm.data.instructions.instruction_records import Record
@@ -27,6 +28,7 @@ from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks import adapters
 from hpclm.engines.hf.ranks.base_models import model_folder
 from hpclm.engines.hf.ranks.document_batches import document_batch
+from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.engines.hf.ranks.loss_model import LossModel
@@ -58,14 +60,14 @@ def run(stage: HfStage) -> dict[str, object]:
     spec, group = stage.spec, stage.group
     assert spec.generation is not None
     stage.progress.update(phase="loading the model")
-    tuned = load(spec, group.device)
+    tuned = load(spec.base, spec.huggingface, spec.trainer.precision, group.device, spec.data.chat_template)
     encoder = InstructionEncoder(tuned.tokenizer, spec.data)
     rows = list(records(spec.data.test, spec.data, learns=False))
     prompts = Prompts(encoder, rows, spec.data.max_seq_length)
     if group.rank == 0 and prompts.truncated:
         log(f"{prompts.truncated} of {len(rows)} prompts lose their beginning")
     loss = _loss(stage, tuned, encoder, rows)
-    answerer = Answers(stage, tuned, prompts)
+    answerer = Answers(tuned, prompts, spec.generation, group)
     loop = AnsweringLoop(
         stage.paths, Replica(group.rank, group.world_size, True), group.device, stage.progress, stage.stop
     )
@@ -77,7 +79,7 @@ def run(stage: HfStage) -> dict[str, object]:
         "examples": len(rows),
         "examples_truncated": prompts.truncated,
         "left_out": [],
-        "scores": scores(predicted),
+        "scores": scores(predicted, spec.data.metrics),
         **loss,
         "answers_at_limit": sum(row[AT_LIMIT] for row in predicted),
         "generated_tokens": sum(row[TOKENS] for row in predicted),
@@ -88,15 +90,17 @@ def run(stage: HfStage) -> dict[str, object]:
     }
 
 
-def load(spec: FineTuneStageSpec, device: torch.device) -> Tuned:
-    """The model of a stage that does not train. Raises CheckpointError."""
-    folder = model_folder(spec.base)
+def load(
+    base: str, how: HuggingFaceSpec, precision: str, device: torch.device, chat_template: str | None = None
+) -> Tuned:
+    """A model that is not trained, and its adapter. Raises CheckpointError."""
+    folder = model_folder(base)
     card = read_object(folder / adapters.CONFIG)
     base_folder = folder if card is None else model_folder(str(card.get("base_model_name_or_path")))
-    tokenizer = load_tokenizer(folder, remote_code=spec.huggingface.remote_code, chat_template=spec.data.chat_template)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision, torch.float32)
-    model = empty_model(base_folder, spec.huggingface)
-    weights_of(model, base_folder, device, remote_code=spec.huggingface.remote_code).fill([("", model)], dtype)
+    tokenizer = load_tokenizer(folder, remote_code=how.remote_code, chat_template=chat_template)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    model = empty_model(base_folder, how)
+    weights_of(model, base_folder, device, remote_code=how.remote_code).fill([("", model)], dtype)
     model.tie_weights()
     model.to(device).eval()
     if card is None:
@@ -127,10 +131,8 @@ class Prompts:
 class Answers:
     """This rank's answers, a batch at a time, by transformers' own generate."""
 
-    def __init__(self, stage: HfStage, tuned: Tuned, prompts: Prompts) -> None:
-        assert stage.spec.generation is not None
-        self.stage, self.tuned, self.prompts = stage, tuned, prompts
-        self.spec = stage.spec.generation
+    def __init__(self, tuned: Tuned, prompts: Prompts, spec: GenerationSpec, group: DataGroup) -> None:
+        self.tuned, self.prompts, self.spec, self.group = tuned, prompts, spec, group
         self.ends = end_tokens(tuned)
         self.settings = self._settings()
         # keys and values of earlier tokens are kept, so the attention is no longer one over whole rows
@@ -155,7 +157,7 @@ class Answers:
         return found
 
     def __call__(self, left: list[int]) -> Iterator[list[dict[str, Any]]]:
-        group, size = self.stage.group, self.spec.batch_size
+        group, size = self.group, self.spec.batch_size
         # rows of similar length together: less padding
         ordered = sorted(left, key=lambda index: len(self.prompts.tokens[index]))[group.rank :: group.world_size]
         stream = iter(ordered)
@@ -165,13 +167,24 @@ class Answers:
 
     @torch.inference_mode()
     def _batch(self, indices: list[int]) -> list[dict[str, Any]]:
-        device = self.stage.group.device
+        device, virtual = self.group.device, self.tuned.virtual
         prompts = [self.prompts.tokens[index] for index in indices]
+        if virtual is not None:
+            # their places have a token of the prompt, whose embedding is replaced
+            prompts = [one[:1] * len(virtual) + one for one in prompts]
         width = max(map(len, prompts))
         tokens = torch.tensor([[self.ends[0]] * (width - len(one)) + one for one in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
         torch.manual_seed(named_seed(self.spec.seed, f"row {indices[0]}") % (1 << 31))
-        made = self.tuned.model.generate(input_ids=tokens, attention_mask=mask, **self.settings)
+        given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, **self.settings}
+        model = self.tuned.model
+        if virtual is not None:
+            # not PEFT's own generate, which has the padding between virtual tokens and prompt
+            words = self.tuned.base.get_input_embeddings()(tokens)
+            for row, one in enumerate(prompts):
+                words[row, width - len(one) : width - len(one) + len(virtual)] = virtual.to(words.dtype)
+            given["inputs_embeds"], model = words, self.tuned.base
+        made = model.generate(**given)
         return [self._row(index, row[width:].tolist()) for index, row in zip(indices, made, strict=True)]
 
     def _row(self, index: int, tokens: list[int]) -> dict[str, Any]:

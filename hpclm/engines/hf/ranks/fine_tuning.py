@@ -97,7 +97,7 @@ class FineTuningSteps:
         self.steps_per_epoch = batches.steps_per_epoch
         self.total_steps = spec.trainer.max_steps or (spec.trainer.max_epochs or 1) * batches.steps_per_epoch
         self.optimizer_name = sharding.optimizer_name
-        self.updates = 0
+        self.moved = False
         self.adapter: dict[str, Tensor] = {}
 
     def named_trainables(self) -> list[tuple[str, Any]]:
@@ -112,8 +112,9 @@ class FineTuningSteps:
         micro_batches = self.batches.train(step)
         weight = self.batches.weight(step)
         total = self.sharding.accumulate(micro_batches, weight)
-        norm = self.sharding.update(self.learning_rate(step))
-        self.updates = step + 1
+        rate = self.learning_rate(step)
+        norm = self.sharding.update(rate)
+        self.moved = self.moved or (rate > 0 and norm > 0)
         tokens = sum(batch.real_tokens for batch in micro_batches)
         sums = torch.stack([total, total.new_tensor(tokens), total.new_tensor(float(self.stop.requested))])
         dist.all_reduce(sums)
@@ -148,6 +149,7 @@ class FineTuningSteps:
     def restore(self, state: dict[str, Any]) -> None:
         self.sharding.loaded()
         self.sharding.restore(state)
+        self.moved = any(self.learning_rate(step) > 0 for step in range(int(state["step"])))
 
 
 class FineTunedCard:
@@ -162,7 +164,7 @@ class FineTunedCard:
         found.write_configuration(folder)
         if found.adapter is not None:
             tensors = adapters.peft_tensors(self.steps.adapter, found.adapter.virtual_tokens)
-            adapters.write(folder, found.adapter.config, tensors, trained=self.steps.updates > 0)
+            adapters.write(folder, found.adapter.config, tensors, trained=self.steps.moved)
         card = {"method": method, "base": str(found.folder), "precision": self.spec.trainer.precision,
                 "template": self.spec.data.template, "base_digest": found.digest}  # fmt: skip
         write_json(CheckpointFolder(folder).fine_tuned, card)

@@ -1,4 +1,4 @@
-"""Optimizers by name, each from torch or from a package of its own."""
+"""Optimizers by name: torch's, LAMB, and those of packages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hpclm.core.spec import OptimSpec
+from hpclm.engines.hf.ranks.lamb import Lamb
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -45,13 +46,7 @@ def _lion(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Opt
 
 
 def _lamb(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:
-    from pytorch_optimizer import Lamb
-
-    # the decay belongs to the update whose norm is taken (You et al. 2020, arXiv:1904.00962, algorithm 2)
-    made: torch.optim.Optimizer = Lamb(
-        groups, lr=0.0, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, weight_decouple=False, foreach=False
-    )
-    return made
+    return Lamb(groups, lr=0.0, betas=(spec.beta1, spec.beta2), eps=spec.epsilon)
 
 
 def _adafactor(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:

@@ -78,6 +78,19 @@ class InstructionEncoder:
             for one, text, (tokens, offsets) in zip(some, texts, self._tokens(texts), strict=True):
                 yield self._row(one, text, tokens, offsets)
 
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: the tokenizer's end token, and what the chat template ends answers with."""
+        found = [self.end or 0]
+        if self.chat:
+            try:
+                told = self._rendered((Turn("user", "a"), Turn("assistant", "b")), "").text.rstrip()
+            except RecordError:
+                return found
+            named = next((one for one in self.special if told.endswith(one)), None)
+            if named is not None:
+                found.append(int(self.tokenizer.convert_tokens_to_ids(named)))
+        return list(dict.fromkeys(found))
+
     def prompt(self, record: Record) -> tuple[str, list[int]]:
         """What precedes the last answer, as text and as tokens."""
         text = self._told(self._asked, record)

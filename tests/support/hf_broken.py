@@ -19,6 +19,7 @@ from tests.support.hf_broken_files import (
     empty_folder,
     hf_case,
     loop,
+    parquet,
     pipe,
     socket_file,
 )
@@ -172,6 +173,19 @@ def _rows() -> Iterator[Case]:
     form = {"instructions.format": "messages", "instructions.validation": DROP}
     yield rows("format", json.dumps(ROW) + "\n", "train.jsonl:1", "has no 'messages'", changes=form)
     yield rows("many", "x\n" * 50, "train.jsonl:1")
+    same = json.dumps({"question": "a", "answer": "b"}) + "\n"
+    yield rows("alike", same * 50, "train.jsonl:1: has none of the keys", "(49 more rows alike)")
+    yield rows("two-alike", ROWS + same * 2, "train.jsonl:17: has none of the keys", "(1 more row alike)")
+    different = "".join(json.dumps({**ROW, "output": None, "history": number, "system": number}) + "\n"
+                        for number in range(3))  # fmt: skip
+    yield rows("different", different, "train.jsonl:1: system is a number")
+    for id, of, said in (  # noqa: A001
+        ("number", 0.5, "output is a number"), ("bytes", b"\xff", "output is not text"),
+        ("list", [["a", "b"]], "output is a list"), ("none", None, "has no answer to learn"),
+        ("far", 2**60, "cannot be read"),
+    ):  # fmt: skip
+        where = "instructions.train" if id == "far" else "a.parquet row 1"
+        yield rows(f"parquet-{id}", parquet(of), where, said, name="a.parquet")
 
 
 def _evaluations() -> Iterator[Case]:

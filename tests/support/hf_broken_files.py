@@ -153,3 +153,17 @@ def socket_file(path: Path) -> None:
             made.bind(path.name)
         finally:
             os.chdir(where)
+
+
+def parquet(answer: Any) -> Callable[[Path], object]:
+    """A parquet file of one row with such an answer; of one that is a large number as a time far away."""
+
+    def build(path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        kind = pyarrow.timestamp("ms") if isinstance(answer, int) else None
+        column = pyarrow.array([answer], kind)
+        pyarrow.parquet.write_table(pyarrow.table({"instruction": ["a"], "output": column}), path)
+
+    return build

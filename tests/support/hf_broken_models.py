@@ -70,6 +70,9 @@ def model_cases() -> Iterator[Case]:
     yield hf_case("index-list", {}, checkpoint, "names no file", files={**none, index: []})
     yield hf_case("index-outside", {}, checkpoint, "not in the folder",
                   files={**none, index: {"weight_map": {"a": "../../etc/passwd"}}})  # fmt: skip
+    for name in ("a\nb", "x" * 300, "\0", "..", "/etc/passwd", ""):
+        yield hf_case(f"index-name-{name!r:.8}", {}, checkpoint, "not in the folder",
+                      files={**none, index: {"weight_map": {"a": name}}})  # fmt: skip
     yield hf_case("index-deep", {}, checkpoint, "names no file", files={**none, index: '{"a":' * 10**6})
     gptq = {**CONFIG, "quantization_config": {"quant_method": "gptq"}}
     zero3 = {"fine_tune.method": "full", "sharding.strategy": "zero3"}
@@ -162,6 +165,7 @@ def deepspeed_cases() -> Iterator[Case]:
     yield ds("unknown", {"gradient_cliping": 1.0}, "gradient_cliping", "gradient_clipping")
     yield ds("bucket-text", {"zero_optimization": {"reduce_bucket_size": "5e8"}}, "reduce_bucket_size", "number")
     yield ds("bucket-negative", {"zero_optimization": {"reduce_bucket_size": -1}}, "reduce_bucket_size", "number")
+    yield ds("bucket-huge", {"zero_optimization": {"reduce_bucket_size": 10**400}}, "reduce_bucket_size", "number")
     yield ds("overlap-text", {"zero_optimization": {"overlap_comm": "yes"}}, "overlap_comm", "true or false")
     yield ds("amp", {"amp": {"enabled": True}}, "amp", "trainer.precision")
     misspelt = {"zero_optimization": {"offload_optimizer": {"device": "cpu", "pin_memry": True}}}

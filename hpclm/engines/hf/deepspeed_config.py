@@ -197,9 +197,9 @@ def _check_zero(zero: object, sharding: ShardingSpec) -> None:
 
 def _is_count(value: object) -> bool:
     """JSON writes large ones as 5e8."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value) and value >= 0 and value == int(value)
+    if isinstance(value, float):
+        return math.isfinite(value) and value >= 0 and value == int(value)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _short(value: object) -> str:

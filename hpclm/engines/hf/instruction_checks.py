@@ -24,6 +24,17 @@ def files(stage: StageContext, data: InstructionData) -> list[str]:
     return [*data.test] if stage.task.answers else [*data.train, *data.validation]
 
 
+def _tell(stage: StageContext, path: str, wrong: dict[str, list[str]]) -> None:
+    """One finding for each thing that is wrong, at the first of its rows."""
+    for message, places in list(wrong.items())[:MAX_FINDINGS]:
+        more = len(places) - 1
+        rows_alike = f" ({more} more row{'s' if more > 1 else ''} alike)" if more else ""
+        stage.findings.error(places[0], f"{message}{rows_alike}", "rows")
+    left = sum(map(len, list(wrong.values())[MAX_FINDINGS:]))
+    if left:
+        stage.findings.error(path, f"{left} more rows are wrong; mend them, or remove them", "rows")
+
+
 def check(stage: StageContext, data: InstructionData) -> int | None:
     """Adds a finding for each wrong row, the first of them. Returns the number of training rows; None: unknown."""
     if not _names(stage, data):
@@ -92,7 +103,8 @@ def _file(
         what = f"{path}: {missing}; put the rows there, or set {rule[0]} to where they are"
         stage.error(keys, what, "data exists", path)
         return None
-    wrong = count = 0
+    count = 0
+    wrong: dict[str, list[str]] = {}
     try:
         for where, row in itertools.islice(rows(Path(path)), MAX_ROWS + 1):
             count += 1
@@ -101,15 +113,11 @@ def _file(
                 if data.template != "chat":
                     pieces(found, data.template, "")
             except RecordError as error:
-                wrong += 1
-                if wrong <= MAX_FINDINGS:
-                    stage.findings.error(where, str(error), "rows")
+                wrong.setdefault(str(error), []).append(where)
     except DataError as error:
         stage.error(keys, str(error), "data exists", path)
         return None
-    if wrong > MAX_FINDINGS:
-        what = f"{wrong - MAX_FINDINGS} more rows are wrong; mend them, or remove them"
-        stage.findings.error(path, what, "rows")
+    _tell(stage, path, wrong)
     if not count:
         stage.error(keys, f"{path}: contains no rows; add rows", "rows exist", 0)
     return count if count <= MAX_ROWS else None

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -170,7 +170,7 @@ def _note_ends(folder: Path, out: Path) -> None:
     template = (read_object(CheckpointFolder(folder).fine_tuned) or {}).get("template")
     if template not in get_args(PromptTemplate):
         return
-    data = InstructionData(template=template)
+    data = InstructionData(template=cast(PromptTemplate, template))
     try:
         ends = InstructionEncoder(load_tokenizer(out), data).ends()
     except DataError:  # a chat template that was given apart

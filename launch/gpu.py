@@ -42,7 +42,11 @@ NEEDED = {
     "pytest": "pytest>=8.3,<10",
 }
 # For the comparison with them; left out where they are missing.
-PEERS = {"peft": "peft>=0.17,<1", "transformers": "transformers>=4.53,<6"}
+PEERS = {
+    "accelerate": "accelerate>=1.2,<2",
+    "peft": "peft>=0.17,<1",
+    "transformers": "transformers>=4.57,<6",
+}
 # Not all of tests/: other folders hide the GPU when they are collected, or need what only developers install.
 TESTS = ("tests/gpu", "tests/hardware")
 MARK = "HPCLM_GPU_REPORT"

@@ -21,7 +21,8 @@ def import_recipe(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A prompt-learning YAML file of NeMo 1.x or its launcher, or a script with pretrain_gpt.py's flags.",
+            help="A prompt-learning YAML file of NeMo 1.x or its launcher, a script with pretrain_gpt.py's flags, "
+            "LLaMA-Factory's or axolotl's YAML, or TrainingArguments (SFTConfig) as JSON.",
             show_default=False,
         ),
     ],
@@ -34,7 +35,7 @@ def import_recipe(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file; default: standard output.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Translate NeMo's file or Megatron-LM's script into a recipe, and report how each of its keys was handled.
+    """Translate another tool's file or script into a recipe, and report how each of its keys was handled.
 
     Nothing of a script is run."""
     from hpclm.cli.output import print_json

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _ENGINES = "hpclm.engines"
 _TASKS = "hpclm.tasks"
+_IMPORTERS = "hpclm.recipe.importers"
 
 ENGINES: Registry[Engine] = Registry(
     _ENGINES,
@@ -92,7 +93,13 @@ METRICS: Registry[Metric] = Registry(
 IMPORTERS: Registry[Importer] = Registry(
     "hpclm.importers",
     "importer",
-    {"nemo": "hpclm.recipe.importers.nemo:IMPORTER", "megatron": "hpclm.recipe.importers.megatron:IMPORTER"},
+    {
+        "nemo": f"{_IMPORTERS}.nemo:IMPORTER",
+        "megatron": f"{_IMPORTERS}.megatron:IMPORTER",
+        "llama-factory": f"{_IMPORTERS}.llama_factory:IMPORTER",
+        "axolotl": f"{_IMPORTERS}.axolotl:IMPORTER",
+        "trainer": f"{_IMPORTERS}.trainer:IMPORTER",
+    },
     of="hpclm.recipe.importers.importer:Importer",
 )
 

@@ -293,12 +293,15 @@ class NodeNeeds:
         memory_bytes: estimate of the most loaded rank; None: unknown.
         precision: of the arithmetic; None: unknown.
         inputs: files and folders outside the run that a rank opens.
+        local_disk: folder on the node's own disk for what is offloaded; local_bytes: how much.
     """
 
     packages: list[str] = field(default_factory=list)
     memory_bytes: int | None = None
     precision: str | None = None
     inputs: list[str] = field(default_factory=list)
+    local_disk: str | None = None
+    local_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from hpclm.core.preflight_report import NodeFinding, PreflightReport, fault_of
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed
 from hpclm.core.spec import NodeNeeds, ParallelSpec
-from hpclm.nodes import gpu_checks
+from hpclm.nodes import gpu_checks, local_disk
 from hpclm.nodes.need import need_of
 from hpclm.nodes.node_facts import FolderFacts, device_files, free_gib, shared_folder
 from hpclm.nodes.nvml import Probe, probe
@@ -53,6 +53,8 @@ def examine(stage_dir: Path, spec: Checked, gpu: Probe | None) -> Iterator[NodeF
     yield from folder_findings(shared_folder(stage_dir))
     yield from _packages(spec.needs.packages)
     yield from _inputs(spec)
+    if spec.needs.local_disk is not None:
+        yield from local_disk.examine(spec.needs.local_disk, spec.needs.local_bytes)
     if gpu is not None:
         yield from _gpus(spec, gpu)
 

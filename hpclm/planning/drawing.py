@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.spec import BatchSpec, ParallelSpec, StageSpec
 from hpclm.planning.memory_estimate import GIB, MemoryEstimate
 from hpclm.planning.plan import Plan, StagePlan
@@ -53,7 +54,7 @@ def _stage(stage: StagePlan, twin: str) -> str:
 
 
 def _batch(stage: StagePlan) -> list[str]:
-    if not isinstance(stage.spec, StageSpec) or stage.parallel is None:
+    if not isinstance(stage.spec, StageSpec | FineTuneStageSpec) or stage.parallel is None:
         return []
     batch = stage.spec.batch
     if task_named(stage.task).answers:
@@ -61,9 +62,23 @@ def _batch(stage: StagePlan) -> list[str]:
         return [f"  {batch.micro_batch_size} prompts at once {replicas}"]
     steps = f", {stage.total_steps} steps" if stage.total_steps else ""
     return [
+        *_tuning(stage.spec),
         f"  batch {batch.global_batch_size} = micro {batch.micro_batch_size} × data {stage.parallel.data} × "
-        f"accumulation {batch.gradient_accumulation_steps}{steps}" + _growth(batch)
+        f"accumulation {batch.gradient_accumulation_steps}{steps}" + _growth(batch),
     ]
+
+
+def _tuning(spec: StageSpec | FineTuneStageSpec) -> list[str]:
+    """Engine hf's: what is trained, and what is divided over which ranks."""
+    if not isinstance(spec, FineTuneStageSpec):
+        return []
+    sharding, ranks = spec.sharding, spec.parallel.world_size
+    divided = f"{sharding.strategy} over {ranks} rank{'s' if ranks > 1 else ''}"
+    if sharding.group_size is not None and sharding.group_size < ranks:
+        divided += f" in groups of {sharding.group_size}"
+    offloaded = {"none": "", "optimizer": ", the optimizer offloaded", "all": ", all offloaded"}[sharding.offload]
+    again = ", activations computed again" if sharding.checkpointing else ""
+    return [f"  {spec.method.method} by {spec.optim.name}, {divided}{offloaded}{again}"]
 
 
 def _growth(batch: BatchSpec) -> str:

@@ -42,7 +42,7 @@ def make_plan(loaded: LoadedRecipe, *, files: bool = True, checks: InputChecks |
         plans.append(stage)
         earlier[context.recipe.name] = Earlier(context, base)
     section_checks.check_unused(loaded, contexts, findings)
-    for note in loaded.unknown_keys:
+    for note in loaded.doubtful_keys:
         findings.warning(f"{note.origin} {note.key}", note.note, "keys of the other tool", note.key)
     return Plan(loaded.name, str(loaded.path), tuple(plans), tuple(findings.items))
 

@@ -18,11 +18,14 @@ from hpclm.recipe.loading import translated
 _PATHS = (
     *(("model", "checkpoint"), ("prompts",), ("data", "train"), ("data", "validation"), ("data", "test")),
     *(("indexed", "paths"), ("indexed", "validation"), ("indexed", "cache")),
+    *(("instructions", "train"), ("instructions", "validation"), ("instructions", "test")),
+    *(("instructions", "chat_template"), ("instructions", "cache"), ("sharding", "deepspeed"), ("sharding", "nvme")),
     *(("tokenizer", "vocab_file"), ("tokenizer", "merges_file"), ("tokenizer", "tokenizer_file")),
 )
-_ORDER = (KeyFate.UNKNOWN, KeyFate.NOT_SUPPORTED, KeyFate.NO_EFFECT, KeyFate.TAKEN)
+_ORDER = (KeyFate.UNKNOWN, KeyFate.DIFFERS, KeyFate.NOT_SUPPORTED, KeyFate.NO_EFFECT, KeyFate.TAKEN)
 _WORDS = {
     KeyFate.UNKNOWN: "is not known",
+    KeyFate.DIFFERS: "may differ",
     KeyFate.NOT_SUPPORTED: "is not supported",
     KeyFate.NO_EFFECT: "had no effect",
 }
@@ -68,7 +71,10 @@ def _absolute(recipe: dict[str, Any], keys: tuple[str, ...], folder: Path) -> No
     """Paths made absolute."""
     *sections, last = keys
     for section in sections:
-        recipe = recipe.get(section) or {}
+        inner = recipe.get(section)
+        if not isinstance(inner, dict):
+            return
+        recipe = inner
     value = recipe.get(last)
     if isinstance(value, str):
         recipe[last] = os.path.abspath(folder / value)  # noqa: PTH100 - symbolic links are kept

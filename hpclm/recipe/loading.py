@@ -53,7 +53,7 @@ class LoadedRecipe:
         path: as the user gave it. `text`: the file's content.
         overrides: the `--set` arguments, in order.
         sections: the top-level sections of the file, as (name, place).
-        unknown_keys: those of another tool's file that its importer does not know.
+        doubtful_keys: those of another tool's file that its importer does not know, or that are done differently.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class LoadedRecipe:
     stages: tuple[LoadedStage, ...]
     overrides: tuple[str, ...]
     sections: tuple[tuple[str, str], ...]
-    unknown_keys: tuple[KeyNote, ...] = ()
+    doubtful_keys: tuple[KeyNote, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default and override written out and absolute paths; it
@@ -78,7 +78,8 @@ def load(
     nodes: int | None = None,
     devices_per_node: int | None = None,
 ) -> LoadedRecipe:
-    """Read the recipe at `path`: that file, those it extends, of NeMo's evaluation the archive it names; nothing else.
+    """Read the recipe at `path`: that file, those it extends, of other tools' files what they name: NeMo's archive,
+    LLaMA-Factory's dataset_info.json and the first of its rows, DeepSpeed's JSON; nothing else.
 
     Args:
         overrides: `--set` arguments such as `optim.lr=1e-4`.
@@ -101,9 +102,9 @@ def load(
     name = root.value["name"].value
     assert isinstance(name, str)
     sections = tuple((key, str(node.place)) for key, node in root.value.items() if key in section_names())
-    unknown = tuple(note for note in notes if note.fate is KeyFate.UNKNOWN)
+    doubtful = tuple(note for note in notes if note.fate in (KeyFate.UNKNOWN, KeyFate.DIFFERS))
     return LoadedRecipe(
-        path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections, unknown
+        path, name, text, tuple(s for s in stages if s is not None), tuple(overrides), sections, doubtful
     )
 
 
@@ -129,7 +130,8 @@ def translated(
     own = [replace(one, key=importer.own_key(root, one.key)) for one in wanted if one not in ours]
     theirs = importer.resolve(apply(root, own), path)
     made = importer.read(theirs, path.parent)
-    return text, apply(made.root, [replace(one, key=one.key.removeprefix(OURS)) for one in ours]), made.notes
+    recipe = apply(made.root, [replace(one, key=one.key.removeprefix(OURS)) for one in ours])
+    return text, made.completed(recipe), made.notes
 
 
 def _overrides(texts: Sequence[str], nodes: int | None, devices_per_node: int | None) -> list[Override]:

@@ -35,7 +35,8 @@ values are replaced, stages are matched by name. All paths are relative to the f
 A NeMo 1.x YAML file for prompt learning or its evaluation can be used as a recipe: `--set` then takes NeMo's keys
 (`--set model.optim.lr=1e-4`), and `--set hpclm.KEY=…` the keys below. So can a Megatron-LM launch script of
 pretrain_gpt.py (`.sh`, `.slurm`, …), or a file of its flags (`.args`): `--set num_layers=24` and `--set ~fp16` then
-take its flags. `hpclm recipe import FILE` translates such a file into a recipe.
+take its flags. So can LLaMA-Factory's and axolotl's YAML and TrainingArguments as JSON (docs/importing-fine-tuning.md).
+`hpclm recipe import FILE` translates such a file into a recipe.
 
 ## Several stages
 

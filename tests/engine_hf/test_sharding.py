@@ -72,6 +72,16 @@ def test_models_of_several_architectures(shop: Workshop, kind: str, strategy: st
     same(shop.run(kind, ranks=2, strategy=strategy), alone, tolerance=5e-6)
 
 
+def test_an_attention_that_is_more_than_ours_is_transformers_own(shop: Workshop) -> None:
+    """Gemma 2 caps its scores, which no kernel of torch does; Bloom's positions are distances in the mask."""
+    for kind, attention in (("gemma2", "eager"), ("bloom", "one row at a time")):
+        alone = shop.run(kind)
+        assert result(alone)["rows_kept_apart_by"] == attention
+        spec = shop.spec(kind)
+        one_by_one = run(replace(spec, batch=replace(spec.batch, micro_batch_size=1, gradient_accumulation_steps=8)))
+        same(one_by_one, alone, tolerance=5e-6)
+
+
 def test_rows_in_one_sequence_train_as_rows_alone(shop: Workshop) -> None:
     """The loss of a step is the mean over its labels, whatever the micro-batches and however the rows are packed."""
     rows = shop.run()

@@ -108,9 +108,21 @@ def host_memory(spec: FineTuneStageSpec, facts: ModelFacts) -> HostMemory:
     return HostMemory(int(weights), int(state), int(gradients), int(disk))
 
 
-def note_host_memory(stage: StageContext, spec: FineTuneStageSpec, facts: ModelFacts | None) -> None:
+def note_checkpoints(stage: StageContext, spec: FineTuneStageSpec, facts: ModelFacts) -> None:
+    """Disk that the checkpoints of a run take: fp32 weights that are trained, and the optimizer's state."""
+    if not stage.task.trains:
+        return
+    one = trained_parameters(facts, spec.method) * 4 * (1 + _STATES[spec.optim.name])
+    if one < GIB:
+        return
+    kept = spec.checkpoint.keep_last + (spec.checkpoint.keep_best or 0)
+    what = f"each has about {one / GIB:.1f} GiB, and up to {kept} are kept while another is written: "
+    stage.info(("checkpoint",), f"{what}{one * (kept + 1) / GIB:.0f} GiB of disk", "disk of checkpoints")
+
+
+def note_host_memory(stage: StageContext, spec: FineTuneStageSpec, facts: ModelFacts) -> None:
     """What offloading needs of a node, and a warning where the job does not ask for it."""
-    if facts is None or not stage.task.trains or spec.sharding.offload == "none":
+    if not stage.task.trains or spec.sharding.offload == "none":
         return
     devices = stage.recipe.resources.devices_per_node
     found = host_memory(spec, facts)

@@ -17,7 +17,7 @@ from hpclm.core.records import taken
 from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
 from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
 from hpclm.engines.hf.deepspeed_config import ContradictionError, completed, read_configuration
-from hpclm.engines.hf.memory import memory, note_host_memory
+from hpclm.engines.hf.memory import host_memory, memory, note_checkpoints, note_host_memory
 from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
 from hpclm.formats.huggingface.model_facts import ModelFacts, model_facts
 from hpclm.planning import lowering, rules, section_checks
@@ -56,11 +56,14 @@ class HfPlanner:
         rules.learning_rate(stage, total_steps)
         spec = self._spec(base, parallel, batch, data, method, sharding, huggingface)
         estimate = None if spec is None or self.facts is None else memory(spec, self.facts)
-        if estimate is not None and spec is not None:
+        if estimate is not None and spec is not None and self.facts is not None:
             rules.device_memory(stage, estimate.total)
             rules.host_memory(stage, estimate.total * recipe.resources.devices_per_node)
             note_host_memory(stage, spec, self.facts)
-            spec = replace(spec, needs=replace(spec.needs, memory_bytes=estimate.total))
+            note_checkpoints(stage, spec, self.facts)
+            on_disk = host_memory(spec, self.facts).disk * recipe.resources.devices_per_node
+            needs = replace(spec.needs, memory_bytes=estimate.total, local_disk=sharding.nvme, local_bytes=on_disk)
+            spec = replace(spec, needs=needs)
         return StagePlan(
             name=recipe.name,
             task=recipe.task,

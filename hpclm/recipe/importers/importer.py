@@ -15,6 +15,7 @@ class KeyFate(Word):
     """How a key of the other tool was handled."""
 
     TAKEN = "taken"
+    DIFFERS = "may differ"
     NO_EFFECT = "no effect"
     NOT_SUPPORTED = "not supported"
     UNKNOWN = "unknown"
@@ -30,12 +31,22 @@ class KeyNote:
     note: str
 
 
+def _same(root: Node) -> Node:
+    return root
+
+
 @dataclass(frozen=True)
 class Imported:
-    """A recipe's tree, every value at the line where the other file has it, and a note for each key."""
+    """A recipe's tree, every value at the line where the other file has it, and a note for each key.
+
+    Attributes:
+        completed: fills in what depends on other keys of the recipe, once the command line's are in it. Raises
+            RecipeError for what neither gives.
+    """
 
     root: Node
     notes: list[KeyNote]
+    completed: Callable[[Node], Node] = _same
 
 
 def _unchanged(root: Node, key: str) -> str:

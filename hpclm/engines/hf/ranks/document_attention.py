@@ -23,6 +23,14 @@ _KNOWN = frozenset({"position_ids", "use_cache", "cache", "cache_position", "pas
                     "output_hidden_states"})  # fmt: skip
 
 
+class UnsupportedAttentionError(ValueError):
+    """A model's attention is more than `attend` computes. `instead`: transformers' own that computes it."""
+
+    def __init__(self, message: str, instead: str) -> None:
+        super().__init__(message)
+        self.instead = instead
+
+
 @dataclass(frozen=True)
 class Documents:
     """Bounds of the rows in a packed sequence.
@@ -69,14 +77,13 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Query [1, n, s, d], key and value [1, groups, s, d]; the result is [1, s, n, d].
 
-    Raises ValueError for an attention that is more than this one computes.
+    Raises UnsupportedAttentionError.
     """
     strange = [name for name, given in kwargs.items() if given is not None and name not in _KNOWN]
     if strange or attention_mask is not None or documents is None:
-        raise ValueError(
-            f"{type(module).__name__} computes more than attention: documents does "
-            f"({', '.join(strange) or 'a mask'}); choose huggingface.attention: sdpa"
-        )
+        what = ", ".join(strange) or "a mask"
+        # what is added to the scores or to their softmax is left out by transformers' sdpa
+        raise UnsupportedAttentionError(f"{type(module).__name__} has {what}", "eager" if strange else "sdpa")
     length = query.size(2)
     if documents.segments is not None and not dropout and not sliding_window and flash_attention.usable(query):
         own_query, own_key, own_value = (one[0].transpose(0, 1) for one in (query, key, value))

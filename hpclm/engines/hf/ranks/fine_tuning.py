@@ -16,7 +16,7 @@ from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.learning_rate import learning_rate
 from hpclm.core.logging import log
 from hpclm.data.ranks.prepared_rows import PreparedRows
-from hpclm.engines.hf.ranks import adapters, base_models, fsdp
+from hpclm.engines.hf.ranks import adapters, base_models, fsdp, zero
 from hpclm.engines.hf.ranks.document_batches import InstructionBatches
 from hpclm.engines.hf.ranks.hf_groups import DataGroup, seed_step
 from hpclm.engines.hf.ranks.hf_stage import HfStage
@@ -24,7 +24,6 @@ from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.engines.hf.ranks.prepared_instructions import prepared
 from hpclm.engines.hf.ranks.sharding import Sharding
 from hpclm.engines.hf.ranks.torch_sharding import TorchSharding
-from hpclm.engines.hf.ranks.zero import ZeroSharding
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.tensor_shard import TensorShard
 from hpclm.training.ranks.training_loop import StepOutcome, TrainingLoop, Validation
@@ -57,7 +56,7 @@ def run(stage: HfStage) -> dict[str, object]:
         "train_rows": vars(train.counts),
         "validation_rows": None if validation is None else vars(validation.counts),
         "samples": len(batches.samples),
-        "rows_kept_apart_by": spec.huggingface.attention if model.keeps_rows_apart else "one row at a time",
+        "rows_kept_apart_by": model.attention if model.keeps_rows_apart else "one row at a time",
     }
 
 
@@ -66,9 +65,12 @@ def _sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGro
     if spec.sharding.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision, torch.float32)
-    dtype = torch.float32 if spec.method.method == "full" else compute
+    # DeepSpeed keeps fp32 masters of its own
+    dtype = torch.float32 if spec.method.method == "full" and not strategy.startswith("zero") else compute
     if strategy == "fsdp":
         fsdp.shard(model, found.weights, spec, group, dtype)
+    elif strategy == "zero3":
+        zero.divide(model, found.weights, spec, dtype)
     else:
         found.weights.fill([("", model)], dtype)
         model.tie_weights()
@@ -76,7 +78,7 @@ def _sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGro
     loss_model = LossModel(model, model, virtual)
     loss_model.train()
     if strategy.startswith("zero"):
-        return loss_model, ZeroSharding(loss_model, spec, group)
+        return loss_model, zero.ZeroSharding(loss_model, spec, group)
     return loss_model, TorchSharding(loss_model, spec, group)
 
 

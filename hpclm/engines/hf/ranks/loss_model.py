@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpclm.core.logging import log
 from hpclm.engines.hf.ranks import document_attention
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch, document_batch
 
@@ -28,11 +29,18 @@ class LossModel(nn.Module):
         super().__init__()
         self.model, self.virtual_tokens = model, virtual_tokens
         self.keeps_rows_apart = True
+        self.base = [base]  # not a part of this module
         self.own_attention = base.config._attn_implementation == document_attention.NAME
         self.takes_places = "logits_to_keep" in inspect.signature(type(base).forward).parameters
         self._virtual: tuple[Tensor, Tensor] | None = None
         if virtual_tokens is not None:
             base.get_input_embeddings().register_forward_hook(self._insert)
+
+    @property
+    def attention(self) -> str:
+        """The implementation that is used."""
+        found: str = self.base[0].config._attn_implementation
+        return found
 
     def forward(self, batch: DocumentBatch) -> Tensor:
         if self.keeps_rows_apart or len(batch.documents.starts) == 2:
@@ -71,8 +79,8 @@ class LossModel(nn.Module):
 
     @torch.no_grad()
     def check_rows_apart(self, vocabulary: int, device: torch.device) -> bool:
-        """Compute two rows in one sequence and each alone, and remember whether that is the same. Collective where the
-        model's weights are divided."""
+        """Compute two rows in one sequence and each alone, and remember whether that is the same; with an attention of
+        transformers where the model's is more than `documents`. Collective where the model's weights are divided."""
         import numpy as np
 
         virtual = 0 if self.virtual_tokens is None else self.virtual_tokens().size(0)
@@ -82,7 +90,13 @@ class LossModel(nn.Module):
         training = self.training
         self.eval()
         both = document_batch(rows, virtual).to(device)
-        together = self.logits(both, both.label_places).float()
+        try:
+            together = self.logits(both, both.label_places).float()
+        except document_attention.UnsupportedAttentionError as error:
+            log(f"{error}, which attention: documents does not compute; transformers' {error.instead} does")
+            self.base[0].set_attn_implementation(error.instead)
+            self.own_attention = False
+            together = self.logits(both, both.label_places).float()
         alone = torch.cat([self.logits(one, one.label_places).float() for one in both.single_rows()])
         self.train(training)
         scale = alone.abs().max().clamp(min=1e-6)

@@ -20,10 +20,15 @@ def build(spec: OptimSpec, named: Named, device: torch.device) -> torch.optim.Op
     Biases and one-dimensional weights (norms) do not decay, as in transformers' Trainer. Raises ImportError for a
     package that is not there.
     """
-    decaying = [parameter for _, parameter in named if parameter.dim() > 1]
-    others = [parameter for _, parameter in named if parameter.dim() <= 1]
+    decaying = [parameter for _, parameter in named if _dimensions(parameter) > 1]
+    others = [parameter for _, parameter in named if _dimensions(parameter) <= 1]
     groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return OPTIMIZERS[spec.name]([group for group in groups if group["params"]], spec, device)
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Of the whole weight: what ZeRO-3 leaves on a rank is flat."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _adamw(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:

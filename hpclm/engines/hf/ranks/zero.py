@@ -18,12 +18,27 @@ from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.engines.hf.ranks import optimizers
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.hf_loading import Weights, blocks_of
 from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.engines.hf.ranks.sharding import diverged, is_last, plain_name
 from hpclm.formats.ranks.tensor_shard import TensorShard, whole
 
 # Lion refuses a rate of 0.
 _NO_RATE = 1e-30
+
+
+def divide(model: Any, weights: Weights, spec: FineTuneStageSpec, dtype: torch.dtype) -> None:
+    """Stage 3: fill the empty model layer by layer, and divide each before the next has memory."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_init_required=False)
+    config = copy.deepcopy(spec.sharding.deepspeed)
+    for name, block in list(blocks_of(model)):
+        weights.fill([(name, block)], dtype)
+        deepspeed.zero.Init(module=block, config_dict_or_path=config, dtype=dtype)
+    weights.fill([("", model)], dtype)
+    model.tie_weights()
+    deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=dtype)
 
 
 class ZeroSharding:

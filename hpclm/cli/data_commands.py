@@ -91,12 +91,12 @@ def check(
     examples: Annotated[int, typer.Option("--examples", min=0, help="Rows to show from each file.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check every row against its template: errors, lengths, what is truncated or left
-    out, and what the model will see."""
+    """Check every row against its template: errors, lengths, what is truncated, left out
+    and learned, and what the model will see. Rows of instructions need transformers."""
     from hpclm.cli.output import print_findings, print_json
-    from hpclm.cli.tables import row_check_lines
+    from hpclm.cli.tables import instruction_check_lines, row_check_lines
     from hpclm.planning import make_plan
-    from hpclm.planning.row_report import check_rows
+    from hpclm.planning.row_report import RowCheck, check_rows
     from hpclm.recipe import load
     from hpclm.runs.submit import refuse_errors
 
@@ -107,4 +107,5 @@ def check(
     if as_json:
         print_json({"files": [one.to_dict() for one in found]})
     else:
-        typer.echo("\n\n".join("\n".join(row_check_lines(one)) for one in found))
+        blocks = (row_check_lines(one) if isinstance(one, RowCheck) else instruction_check_lines(one) for one in found)
+        typer.echo("\n\n".join("\n".join(block) for block in blocks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from hpclm.core.clock import clock
 from hpclm.core.layout import StagePaths
 
 if TYPE_CHECKING:
+    from hpclm.data.instructions.instruction_check import InstructionCheck
     from hpclm.planning.row_report import RowCheck
     from hpclm.recovery.bad_nodes import Fault
     from hpclm.runs.collect import Collected
@@ -165,6 +167,39 @@ def row_check_lines(found: RowCheck) -> list[str]:
     for text in found.shown:
         lines += ["  |" + line for line in text.split("\n")] + ["  +"]
     return lines
+
+
+_FILE_COLUMNS = ("rows", "kept", "tokens", "learned", "longest", "cut", "too_long", "without_label", "joined")
+
+
+def instruction_check_lines(found: InstructionCheck) -> list[str]:
+    """Rows of instructions: counts of each file, the samples that packing makes, and rows as the model sees them."""
+    how = f"template {found.template}, learn {found.learn}, at most {found.limit} tokens"
+    lines = [f"{found.stage} {found.role}: {sum(one.rows for one in found.files)} rows, {how}"]
+    cells = [[one.path, *(str(getattr(one, key) or "") for key in _FILE_COLUMNS)] for one in found.files]
+    lines += table([["file", *(key.replace("_", " ") for key in _FILE_COLUMNS)], *cells])
+    kept, tokens = sum(one.kept for one in found.files), sum(one.tokens for one in found.files)
+    if found.samples is not None and found.samples:
+        filled = f"{tokens / found.samples / found.limit:.0%} full"
+        lines.append(f"  packing: {kept} rows in {found.samples} samples of {found.limit} tokens, {filled}")
+    if found.role != "test":
+        ended, padding = sum(one.ended for one in found.files), found.padding or "none"
+        lines.append(
+            f"  end token {found.end}: learned in {ended} of {kept} rows; pad token {padding}: nothing is padded"
+        )
+    examples = [place for one in found.files for place in one.examples]
+    if examples:
+        lines.append(f"  left out, for example: {', '.join(examples[:_SHOWN_ROWS])}")
+    for row in found.shown:
+        counts = f"{row.tokens} tokens" + (f", {row.learned} learned" if row.learned else "")
+        lines.append(f"  {row.where}: {counts}" + (f" ({row.note})" if row.note else ""))
+        lines += ["  |" + _shown(line) for line in row.text.split("\n")] + ["  +"]
+    return lines
+
+
+def _shown(line: str) -> str:
+    """A line of a row, with what a terminal would act on written out."""
+    return "".join(repr(one)[1:-1] if unicodedata.category(one) == "Cc" and one != "\t" else one for one in line)
 
 
 def _text(value: object) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import PlanError
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.spec import StageSpec
 from hpclm.data.examples import PromptDataset, rows_to_answer
+from hpclm.data.instructions.instruction_check import InstructionCheck
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.planning.plan import Plan
@@ -44,12 +47,15 @@ class RowCheck:
         return dataclasses.asdict(self)
 
 
-def check_rows(plan: Plan, stage: str | None, examples: int) -> list[RowCheck]:
+def check_rows(plan: Plan, stage: str | None, examples: int) -> list[RowCheck | InstructionCheck]:
     """Every file of rows that the plan's stages read. Raises PlanError where there are none, DataError for bad rows."""
-    found = []
-    specs = [one.spec for one in plan.stages if isinstance(one.spec, StageSpec) and one.spec.data is not None]
+    found: list[RowCheck | InstructionCheck] = []
+    specs = [one.spec for one in plan.stages if isinstance(one.spec, StageSpec | FineTuneStageSpec) and one.spec.data]
     for spec in specs:
         if stage not in (None, spec.stage):
+            continue
+        if isinstance(spec, FineTuneStageSpec):
+            found += _instructions(plan, spec, examples)
             continue
         tokenizer = _tokenizer(spec)
         for role in task_named(spec.task).roles:
@@ -59,6 +65,27 @@ def check_rows(plan: Plan, stage: str | None, examples: int) -> list[RowCheck]:
         names = ", ".join(spec.stage for spec in specs)
         raise PlanError(f"no stage {stage!r} with rows; stages with rows: {names or 'none'}")
     return found
+
+
+def _instructions(plan: Plan, spec: FineTuneStageSpec, examples: int) -> list[InstructionCheck]:
+    """Raises PlanError where this machine has no transformers."""
+    for package in ("numpy", "transformers"):
+        if find_spec(package) is None:
+            mend = "install hpclm[hf], or check them in the stage's image"
+            raise PlanError(f"stage {spec.stage}: its rows need {package}, which this machine lacks; {mend}")
+    from hpclm.data.ranks.instruction_report import check_instructions
+
+    return check_instructions(spec, _model_folder(plan, spec), examples)
+
+
+def _model_folder(plan: Plan, spec: FineTuneStageSpec) -> Path:
+    """Of the model whose tokenizer a stage has: its own, or that of the stage it builds on."""
+    by_name = {one.name: one for one in plan.stages}
+    while is_in_run(spec.base):
+        earlier = by_name[by_name[spec.stage].depends_on[0]].spec
+        assert isinstance(earlier, FineTuneStageSpec)
+        spec = earlier
+    return Path(spec.base)
 
 
 def _tokenizer(spec: StageSpec) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -13,9 +14,11 @@ from hpclm.core.errors import DataError
 from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import InstructionData
 from hpclm.data.instructions.instruction_records import Record, RecordError, record
+from hpclm.data.rows import kind_of
 
 MAX_ROW_BYTES = 16 << 20
 _MAX_JSON_BYTES = 4 << 30
+_MEND_JSON = 'write one object a line, as {"instruction": …, "output": …}'
 
 
 def records(paths: list[str], data: InstructionData, *, learns: bool) -> Iterator[Record]:
@@ -43,9 +46,14 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             buffered = io.BufferedReader(cast(io.RawIOBase, stream))
             begin = buffered.peek(64)[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
             yield from _json_list(path, buffered) if begin.startswith(b"[") else _lines(path, buffered)
-    except (OSError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(f"{path}: cannot be read ({reason})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+        mend = "copy it again" if path.suffix == ".gz" else "give a file of rows"
+        raise DataError(f"{path}: cannot be read ({reason}); {mend}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[str, dict[str, object]]]:
@@ -55,7 +63,7 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[str, dict[str, object
         number += 1
         where = f"{path}:{number}"
         if len(line) > MAX_ROW_BYTES:
-            raise DataError(f"{where}: is longer than {MAX_ROW_BYTES >> 20} MiB; one row is one line")
+            raise DataError(f"{where}: is longer than {MAX_ROW_BYTES >> 20} MiB; write one row a line")
         if line.strip():
             yield where, _object(_parsed(line, where), where)
 
@@ -67,14 +75,18 @@ def _parsed(text: bytes, where: str) -> object:
         raise DataError(f"{where}: is not UTF-8 text at byte {error.start}; convert the file") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise DataError(f"{where}: is not valid JSON ({error.msg} at {place}column {error.colno})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is not valid JSON ({error})") from None
+        what = f"{error.msg} at {place}column {error.colno}"
+        raise DataError(f"{where}: is not valid JSON ({what}); {_MEND_JSON}") from None
+    except RecursionError:
+        raise DataError(f"{where}: is not valid JSON of rows (nested too deeply); {_MEND_JSON}") from None
+    except ValueError as error:
+        what = "a number of thousands of digits" if "digits" in str(error) else _first_line(error)
+        raise DataError(f"{where}: is not valid JSON ({what}); {_MEND_JSON}") from None
 
 
 def _object(row: object, where: str) -> dict[str, object]:
     if not isinstance(row, dict):
-        raise DataError(f'{where}: is not an object such as {{"instruction": …, "output": …}}')
+        raise DataError(f"{where}: is {kind_of(row)}, and is not an object; {_MEND_JSON}")
     return row
 
 
@@ -103,4 +115,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
                     number += 1
                     yield f"{path} row {number}", row
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a parquet file ({error})") from None
+        raise DataError(f"{path}: not a parquet file ({_first_line(error)}); copy it again") from None
+    except (ValueError, ArithmeticError) as error:  # a value that Python cannot hold, in whatever column
+        raise DataError(f"{path}: row {number + 1} or later cannot be read ({_first_line(error)}); mend it") from None

@@ -56,12 +56,13 @@ def _llama_factory(record: Record, end: str) -> list[Piece]:
     system = turns.pop(0).text + "\n\n" if turns and turns[0].role == "system" else _WITHOUT
     found = [Piece(system)]
     last = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)
+    answered = max((number for number, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
     for number, turn in enumerate(turns):
         if turn.role == "user":
             about = f"\n{record.input}" if record.input and number == last else ""
             found.append(Piece(f"### Instruction:\n{turn.text}{about}\n\n### Response:\n"))
         elif turn.role == "assistant":
-            found.append(Piece(f"{turn.text}{end}\n\n", learned=True, last=number == len(turns) - 1))
+            found.append(Piece(f"{turn.text}{end}\n\n", learned=True, last=number == answered))
         else:
             raise RecordError(f"has a turn of {turn.role}, which template: llama-factory cannot hold; choose chat")
     return found

@@ -27,6 +27,8 @@ _KEYS: dict[RowFormat, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "system"),
     "prompt-completion": ("prompt", "completion", "system"),
 }
+# Each once, in this order.
+KEYS: tuple[str, ...] = tuple(dict.fromkeys(key for keys in _KEYS.values() for key in keys))
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def record(row: Mapping[str, object], where: str, data: InstructionData, *, lear
     Args:
         learns: whether it must have an answer to learn.
     """
-    names = {data.columns.get(key, key): key for keys in _KEYS.values() for key in keys}
+    names = {key: key for key in KEYS if key not in data.columns} | {name: key for key, name in data.columns.items()}
     named = {names.get(key, key): value for key, value in row.items() if key in names or key not in data.columns}
     form = data.format if data.format != "auto" else _form_of(named, row)
     made = {"alpaca": _alpaca, "messages": _messages, "prompt-completion": _pair}[form](named, where, data)
@@ -171,8 +173,8 @@ def _turns(messages: list[object], data: InstructionData) -> tuple[Turn, ...]:
             )
         content = message.get("content", message.get("value"))
         if content is None:
-            raise RecordError(f"message {number} has no content (or value)")
+            raise RecordError(f"message {number} has no content (or value); add it, or remove the message")
         turns.append(Turn(role, _checked(content, f"message {number}")))  # type: ignore[arg-type]
     if not turns:
-        raise RecordError("has no messages")
+        raise RecordError("has no messages; add them, or remove the row")
     return tuple(turns)

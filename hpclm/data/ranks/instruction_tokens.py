@@ -19,6 +19,7 @@ from hpclm.data.instructions.instruction_prompts import pieces
 from hpclm.data.instructions.instruction_records import Record, RecordError, Turn
 
 _ROWS = 512
+_SHOWN = 200
 
 
 @dataclass
@@ -76,6 +77,19 @@ class InstructionEncoder:
             texts = [self._told(self._text, one) for one in some]
             for one, text, (tokens, offsets) in zip(some, texts, self._tokens(texts), strict=True):
                 yield self._row(one, text, tokens, offsets)
+
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: the tokenizer's end token, and what the chat template ends answers with."""
+        found = [self.end or 0]
+        if self.chat:
+            try:
+                told = self._rendered((Turn("user", "a"), Turn("assistant", "b")), "").text.rstrip()
+            except RecordError:
+                return found
+            named = next((one for one in self.special if told.endswith(one)), None)
+            if named is not None:
+                found.append(int(self.tokenizer.convert_tokens_to_ids(named)))
+        return list(dict.fromkeys(found))
 
     def prompt(self, record: Record) -> tuple[str, list[int]]:
         """What precedes the last answer, as text and as tokens."""
@@ -159,9 +173,11 @@ class InstructionEncoder:
         after = text if number == len(messages) - 1 else self._render(messages[: number + 1])
         if not text.startswith(before) or not text.startswith(after) or len(after) <= len(before):
             which = "its answer" if number == len(messages) - 1 else f"the answer in message {number + 1}"
+            later = any(one["role"] == "assistant" for one in messages[number + 1 :])
             raise RecordError(
                 f"the chat template renders {which} differently by what is around it, so what is learned cannot be "
-                "told; choose instructions.learn: last-answer, or give another instructions.chat_template"
+                f"told; {'choose instructions.learn: last-answer, or ' if later else ''}give another "
+                "instructions.chat_template"
             )
         said = text[len(before) : len(after)].rstrip()
         return len(before), len(before) + len(said) if said.endswith(self.special) else len(after)
@@ -170,7 +186,11 @@ class InstructionEncoder:
         try:
             made: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
         except Exception as error:  # jinja2's own, and whatever a template raises
-            raise RecordError(f"the chat template refuses it ({type(error).__name__}: {error})") from None
+            said = " ".join(str(error).split())[:_SHOWN]
+            raise RecordError(
+                f"the chat template refuses it ({type(error).__name__}: {said}); change the row, or give another "
+                "instructions.chat_template"
+            ) from None
         return made
 
 
@@ -184,12 +204,16 @@ def _said(turns: Sequence[Turn], about: str) -> list[dict[str, str]]:
 
 
 def _within(spans: list[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> tuple[list[bool], bool]:
-    """Which tokens end in a span, and whether one of them began before it."""
+    """Which tokens end in a span, and whether one of them began before it.
+
+    Offsets that leave white space out (ByteLevel with trim_offsets) are empty where a token is nothing else, at its
+    end: it belongs to the span that it ends in. What the tokenizer adds has (0, 0), which no span has inside.
+    """
     learned, joined, place = [], False, 0
     for start, end in offsets:
         while place < len(spans) and end > spans[place][1]:
             place += 1
-        inside = start < end and place < len(spans) and end > spans[place][0]
+        inside = place < len(spans) and end > spans[place][0]
         learned.append(inside)
         joined = joined or (inside and start < spans[place][0])
     return learned, joined

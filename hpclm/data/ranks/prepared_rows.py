@@ -29,7 +29,7 @@ _VERSION = 1
 _FLUSH = 1 << 20
 _EXAMPLES = 3
 # What does not change a row's tokens.
-_APART = ("train", "validation", "test", "packing", "cache", "metrics")
+_APART = ("train", "validation", "test", "packing", "cache", "chat_template", "metrics")
 
 
 @dataclass
@@ -83,7 +83,7 @@ def prepare(folder: Path, rows: Callable[[], Iterable[TokenRow]], data: Instruct
     starts = [0]
     with (partial / "tokens").open("wb") as tokens, (partial / "learned").open("wb") as learned:
         for row in rows():
-            kept = _kept(row, data, counts)
+            kept = kept_row(row, data, counts)
             if kept is None:
                 continue
             tokens.write(np.asarray(kept.tokens, dtype=np.int32).tobytes())
@@ -96,20 +96,27 @@ def prepare(folder: Path, rows: Callable[[], Iterable[TokenRow]], data: Instruct
     if not counts.rows:
         raise DataError(_nothing_left(counts))
     write_sealed(partial / "rows.json", to_dict(counts))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
     partial.replace(folder)
     return counts
 
 
 def _nothing_left(counts: RowCounts) -> str:
-    why = [f"{counts.too_long} are too long" if counts.too_long else "",
-           f"{counts.without_label} have no token to learn within instructions.max_seq_length" if counts.without_label
-           else ""]  # fmt: skip
-    named = "; ".join(one for one in why if one) or "the files contain none"
-    return f"no row is left to learn: {named}" + (f" (as {counts.examples[0]})" if counts.examples else "")
+    why = []
+    if counts.too_long:
+        why.append(f"{counts.too_long} are too long")
+    if counts.without_label:
+        why.append(f"{counts.without_label} have no token to learn within instructions.max_seq_length")
+    named = " and ".join(why) or "the files contain none"
+    example = f" (as {counts.examples[0]})" if counts.examples else ""
+    return f"no row is left to learn: {named}{example}; {'raise it, or ' if why else ''}add rows with answers"
 
 
-def _kept(row: TokenRow, data: InstructionData, counts: RowCounts) -> TokenRow | None:
+def kept_row(row: TokenRow, data: InstructionData, counts: RowCounts) -> TokenRow | None:
+    """The row as it is learned, and counted; None where it is left out. Raises DataError where it is refused."""
     limit = data.max_seq_length
     if len(row.tokens) > limit:
         if data.too_long == "refuse":
@@ -143,11 +150,17 @@ def _note(counts: RowCounts, row: TokenRow) -> None:
 
 
 def _complete(folder: Path) -> RowCounts | None:
+    """None where rows are missing, or their files are not as long as their number says."""
     try:
         found = read_sealed(folder / "rows.json")
-    except DamagedError:
+        if found is None:
+            return None
+        counts = from_dict(RowCounts, found, where=str(folder))
+        sizes = {"tokens": 4 * counts.tokens, "learned": counts.tokens, "starts": 8 * (counts.rows + 1)}
+        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (DamagedError, OSError, ValueError):
         return None
-    return None if found is None else from_dict(RowCounts, found, where=str(folder))
+    return counts if whole else None
 
 
 class PreparedRows:
@@ -161,8 +174,6 @@ class PreparedRows:
         self.starts: npt.NDArray[np.int64] = np.fromfile(folder / "starts", dtype=np.int64)
         self._tokens = np.memmap(folder / "tokens", dtype=np.int32, mode="r")
         self._learned = np.memmap(folder / "learned", dtype=np.uint8, mode="r")
-        if len(self.starts) != counts.rows + 1 or not self.starts[-1] == len(self._tokens) == len(self._learned):
-            raise DataError(f"{folder}: its files do not fit together; remove it, and they are made again")
         self.lengths: npt.NDArray[np.int64] = np.diff(self.starts)
         # labels of each row, for the weight of a batch: the first token of a row is none
         sums = np.concatenate([[0], np.cumsum(self._learned, dtype=np.int64)])

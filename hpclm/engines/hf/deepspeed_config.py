@@ -8,10 +8,17 @@ Keys: DeepSpeed's docs/_pages/config-json.md. `auto` is what Hugging Face's conf
 from __future__ import annotations
 
 import copy
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import ShardingSpec
+from hpclm.core.nearest import nearest_name
 from hpclm.core.spec import BatchSpec
+from hpclm.data.rows import kind_of, word
 
 AUTO = "auto"
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -29,7 +36,45 @@ _OURS = {
     "curriculum_learning": "nothing of hpclm's",
     "compression_training": "nothing of hpclm's",
     "sparse_attention": "nothing of hpclm's",
+    "data_efficiency": "nothing of hpclm's",
+    "amp": "trainer.precision",
+    "torch_autocast": "trainer.precision",
+    "bfloat16": "trainer.precision",
+    "tensor_parallel": "sharding.strategy",
 }
+_KEYS = (
+    *_OURS, "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "bf16", "fp16", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "communication_data_type",
+    "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
+    "data_types", "disable_allgather", "aio", "comms_logger", "flops_profiler", "compile", "dataloader_drop_last",
+    "disable_python_gc", "gradient_allreduce_op", "check_grad_overflow", "eigenvalue", "progressive_layer_drop",
+    "hybrid_engine", "nebula", "pipeline", "monitor_config", "timers", "graph_harvesting", "zero_hpz_partition_size",
+    "use_data_before_expert_parallelism",
+)  # fmt: skip
+# DeepSpeed's runtime/zero/config.py (0.19): what zero_optimization may hold, which refuses everything else.
+FLAGS = frozenset(
+    ("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce", "allgather_partitions",
+     "overlap_comm", "compute_grad_norm", "load_from_fp32_weights", "elastic_checkpoint", "cpu_offload_param",
+     "cpu_offload_use_pin_memory", "cpu_offload", "stage3_gather_16bit_weights_on_model_save",
+     "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential",
+     "stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters", "legacy_stage1", "round_robin_gradients",
+     "parameter_alignment", "zero_quantized_weights", "zero_quantized_nontrainable_weights",
+     "zero_quantized_gradients", "memory_efficient_linear", "pipeline_loading_checkpoint", "override_module_apply",
+     "log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory")
+)  # fmt: skip
+NUMBERS = frozenset(
+    ("reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
+     "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
+     "stage3_max_reuse_distance", "stage3_module_granularity_threshold", "zero_hpz_partition_size")
+)  # fmt: skip
+OBJECTS = frozenset(("offload_param", "offload_optimizer", "zenflow", "leaf_module"))
+OFFLOAD = frozenset(
+    ("device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory", "pipeline_read",
+     "pipeline_write", "fast_init", "ratio", "super_offload", "cpuadam_cores_perc")
+)  # fmt: skip
+_OFFLOADS = ("offload_optimizer", "offload_param")
+_MAX_BYTES, _MAX_DEPTH, _SHOWN = 1 << 20, 16, 60
 
 
 class ContradictionError(ValueError):
@@ -37,7 +82,33 @@ class ContradictionError(ValueError):
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
-        self.key = key
+        self.key = key if key.isprintable() else repr(key)
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """A DeepSpeed configuration as its user wrote it. Raises ValueError."""
+    try:
+        with open_file(path) as stream:
+            text = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); give a DeepSpeed configuration") from None
+    if len(text) > _MAX_BYTES:
+        raise ValueError("is too large for a configuration; give a DeepSpeed configuration")
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply for a configuration; give a DeepSpeed configuration") from None
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON ({str(error).splitlines()[0][:200]}); correct it") from None
+    if not isinstance(found, dict):
+        raise ValueError("is not a JSON object; give a DeepSpeed configuration")
+    level: list[Any] = [found]
+    for _ in range(_MAX_DEPTH):
+        level = [one for each in level if isinstance(each, (dict, list))
+                 for one in (each.values() if isinstance(each, dict) else each)]  # fmt: skip
+    if level:
+        raise ValueError("is nested too deeply for a configuration; give a DeepSpeed configuration")
+    return found
 
 
 def wanted(sharding: ShardingSpec, batch: BatchSpec, world_size: int, precision: str, *, clip: float) -> dict[str, Any]:
@@ -70,6 +141,9 @@ def completed(
         value = user.get(key)
         if value not in (None, AUTO, {}) and not (isinstance(value, dict) and value.get("enabled") is False):
             raise ContradictionError(key, f"is hpclm's part; use {instead}, and leave {key} out")
+    _check_names(user, _KEYS, "")
+    _check_zero(user.get("zero_optimization"), sharding)
+    user = {key: value for key, value in user.items() if key not in _OURS}
     made = _merged(user, wanted(sharding, batch, world_size, precision, clip=clip), "")
     zero = made["zero_optimization"]
     _fill_sizes(zero, hidden_size)
@@ -84,13 +158,62 @@ def completed(
     return made
 
 
+def _check_names(user: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+    """Refuses a misspelt key. Others that are not known may be a later DeepSpeed's."""
+    names = tuple(known)
+    for key in user:
+        near = None if key in names else nearest_name(key, names)
+        if near is not None:
+            raise ContradictionError(f"{place}{word(key)}", f"is no key of DeepSpeed's; did you mean {near}?")
+
+
+def _check_zero(zero: object, sharding: ShardingSpec) -> None:
+    if not isinstance(zero, dict):
+        return
+    place = "zero_optimization."
+    _check_names(zero, ("stage", *FLAGS, *NUMBERS, *OBJECTS), place)
+    for key, value in zero.items():
+        if key in ("cpu_offload", "cpu_offload_param") and value not in (None, False):
+            raise ContradictionError(f"{place}{key}", "is out of date; use sharding.offload, and leave it out")
+        if value in (None, AUTO):
+            continue
+        if key in FLAGS and not isinstance(value, bool):
+            raise ContradictionError(f"{place}{key}", f"is {_short(value)}; write true or false")
+        if key in NUMBERS and not _is_count(value):
+            raise ContradictionError(f"{place}{key}", f"is {_short(value)}; write a whole number from 0")
+        if key in OBJECTS and not isinstance(value, dict):
+            raise ContradictionError(f"{place}{key}", f"is {kind_of(value)}; write an object")
+    offloaded = {"none": (), "optimizer": _OFFLOADS[:1], "all": _OFFLOADS}[sharding.offload]
+    for key in _OFFLOADS:
+        inner = zero.get(key)
+        if not isinstance(inner, dict):
+            continue
+        _check_names(inner, OFFLOAD, f"{place}{key}.")
+        if key not in offloaded and inner.get("device") not in (None, "none"):
+            wanted_offload = "optimizer" if key == _OFFLOADS[0] else "all"
+            what = f"offloads, and the recipe's sharding.offload is {sharding.offload}; choose {wanted_offload} there"
+            raise ContradictionError(f"{place}{key}", f"{what}, or leave it out")
+
+
+def _is_count(value: object) -> bool:
+    """JSON writes large ones as 5e8."""
+    if isinstance(value, float):
+        return math.isfinite(value) and value >= 0 and value == int(value)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
 def _merged(user: dict[str, Any], recipe: dict[str, Any], place: str) -> dict[str, Any]:
     made = copy.deepcopy(user)
     for key, value in recipe.items():
         own, where = user.get(key, AUTO), f"{place}{key}"
         if isinstance(value, dict):
             if own != AUTO and not isinstance(own, dict):
-                raise ContradictionError(where, "must be an object")
+                raise ContradictionError(where, "must be an object; write one, or auto")
             made[key] = _merged({} if own == AUTO else own, value, f"{where}.")
         elif own in (AUTO, value):
             made[key] = value
@@ -98,7 +221,7 @@ def _merged(user: dict[str, Any], recipe: dict[str, Any], place: str) -> dict[st
             made[key] = own
         else:
             raise ContradictionError(
-                where, f"is {own!r}, and the recipe says {value!r}; write auto, or change one of them"
+                where, f"is {_short(own)}, and the recipe says {value!r}; write auto, or change one of them"
             )
     return made
 

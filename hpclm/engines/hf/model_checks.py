@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
+from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import HuggingFaceSpec, InstructionData, MethodSpec, ShardingSpec
 from hpclm.core.nearest import nearest_name
+from hpclm.data.instructions.template_syntax import template_fault
 from hpclm.formats.huggingface.model_facts import ModelFacts
 from hpclm.planning.stage_context import StageContext
 
 _SHOWN = 8
+_MAX_TEMPLATE = 1 << 20
+# Architectures for which PEFT (0.17 and later) chooses LoRA's targets itself: peft/utils/constants.py.
+DEFAULT_TARGETS = frozenset(
+    ("t5", "mt5", "bart", "gpt2", "bloom", "blip-2", "opt", "gptj", "gpt_neox", "gpt_neo", "bert", "roberta",
+     "xlm-roberta", "electra", "deberta-v2", "deberta", "layoutlm", "llama", "llama4", "chatglm", "gpt_bigcode", "mpt",
+     "RefinedWebModel", "RefinedWeb", "falcon", "btlm", "codegen", "mistral", "mixtral", "stablelm", "phi", "gemma",
+     "gemma2", "gemma3_text", "gemma4", "qwen2", "qwen3", "nemotron_h", "rwkv", "rwkv7")
+)  # fmt: skip
 
 
 def check(
@@ -20,8 +31,10 @@ def check(
     data: InstructionData | None,
     huggingface: HuggingFaceSpec,
 ) -> None:
-    """Adds a finding for everything that is wrong."""
-    if facts.remote_code and not huggingface.remote_code:
+    """Adds a finding for everything that is wrong. What is wrong with the folder itself is told by the stage that names
+    it, not again by those that build on that stage."""
+    names_it = stage.recipe.base is None
+    if facts.remote_code and not huggingface.remote_code and (names_it or "huggingface" in stage.loaded.own):
         what = (
             f"{facts.folder} has Python files of its own, which may do anything that you can; read them, then set "
             "huggingface.remote_code: true"
@@ -37,10 +50,16 @@ def check(
     if stage.task.trains and method.method == "lora":
         _targets(stage, facts, method)
     if data is not None:
-        _data(stage, facts, data)
+        _positions(stage, facts, method, data)
+        if names_it:
+            _tokenizer(stage, facts)
+        _template(stage, facts, data)
 
 
 def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None:
+    if not method.lora.targets and facts.model_type not in DEFAULT_TARGETS:
+        what = f"PEFT has no default for {facts.model_type}; give endings of module names, or [all-linear]"
+        stage.error(("fine_tune", "lora", "targets"), what, "lora's default targets", (), ("all-linear",))
     endings = {name.rpartition(".")[2] for name in facts.matrices}
     for key in ("targets", "modules_to_save"):
         for number, target in enumerate(getattr(method.lora, key)):
@@ -59,20 +78,47 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
         stage.error(("fine_tune", "lora", "targets"), what, "all-linear stands alone")
 
 
-def _data(stage: StageContext, facts: ModelFacts, data: InstructionData) -> None:
-    if facts.max_positions is not None and data.max_seq_length > facts.max_positions:
-        most = facts.max_positions
-        what = f"{data.max_seq_length} exceeds the model's {most} positions; choose {most} or less"
-        stage.error(
-            ("instructions", "max_seq_length"), what, "sequence length <= positions", data.max_seq_length,
-            (facts.max_positions,),
-        )  # fmt: skip
+def _positions(stage: StageContext, facts: ModelFacts, method: MethodSpec, data: InstructionData) -> None:
+    most, length = facts.max_positions, data.max_seq_length
+    if most is None:
+        return
+    if length > most:
+        what = f"{length} exceeds the model's {most} positions; choose {most} or less"
+        stage.error(("instructions", "max_seq_length"), what, "sequence length <= positions", length, (most,))
+        return
+    more = 0
+    keys: tuple[str, ...] = ("fine_tune", "virtual_tokens", "count")
+    if stage.task.trains and method.method in ("p-tuning", "prompt-tuning"):
+        more = method.virtual_tokens.count
+    elif stage.task.answers and stage.recipe.generation is not None:
+        more, keys = stage.recipe.generation.max_new_tokens, ("generation", "max_new_tokens")
+    if length + more > most:
+        what = f"{more} and instructions.max_seq_length {length} exceed the model's {most} positions together; choose "
+        mend = f"max_seq_length {most - more} or less" if more < most else f"less than {most}"
+        stage.error(keys, what + mend, "sequence length <= positions", more)
+
+
+def _tokenizer(stage: StageContext, facts: ModelFacts) -> None:
+    keys = ("model", "checkpoint")
     if not facts.has_fast_tokenizer:
         what = (
             f"{facts.folder} has no tokenizer.json; make one where transformers is: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-        stage.error(("model", "checkpoint"), what, "tokenizer.json exists")
+        stage.error(keys, what, "tokenizer.json exists")
+    elif not facts.has_end_token:
+        what = f"{facts.folder}: its tokenizer has no end token; write eos_token into its tokenizer_config.json"
+        stage.error(keys, what, "end token exists")
+    largest, size = facts.largest_token, facts.vocab_size
+    if largest is not None and size is not None and largest >= size:
+        what = f"{facts.folder}: its tokenizer has a token {largest}, and vocab_size of its config.json is {size}; "
+        stage.error(keys, f"{what}give a model whose tokenizer belongs to it", "tokens < vocab_size", largest)
+    if facts.end_is_padding:
+        what = "the tokenizer pads with its end token; here nothing is padded, and the end token is learned"
+        stage.info(keys, what, "pad = eos")
+
+
+def _template(stage: StageContext, facts: ModelFacts, data: InstructionData) -> None:
     if data.template == "chat" and data.chat_template is None and not facts.has_chat_template:
         what = (
             f"chat: {facts.folder} has no chat template (a base model has none); choose stanford, or give "
@@ -81,20 +127,43 @@ def _data(stage: StageContext, facts: ModelFacts, data: InstructionData) -> None
         stage.error(
             ("instructions", "template"), what, "chat template exists", "chat", ("stanford", "axolotl", "plain")
         )
-    if data.chat_template is not None and stage.files and not Path(data.chat_template).is_file():
-        what = f"{data.chat_template}: does not exist; give a Jinja file"
-        stage.error(("instructions", "chat_template"), what, "chat template exists", data.chat_template)
-    if facts.end_is_padding:
-        what = "the tokenizer pads with its end token; here nothing is padded, and the end token is learned"
-        stage.info(("model", "checkpoint"), what, "pad = eos")
+    if data.chat_template is not None and stage.files:
+        wrong = _jinja_fault(Path(data.chat_template))
+        if wrong is not None:
+            what = f"{data.chat_template}: {wrong}; give a Jinja file"
+            stage.error(("instructions", "chat_template"), what, "chat template exists", data.chat_template)
+
+
+def _jinja_fault(path: Path) -> str | None:
+    try:
+        with open_file(path) as stream:
+            text = stream.read(_MAX_TEMPLATE + 1)
+        if len(text) > _MAX_TEMPLATE:
+            return "is too large for a template"
+        written = text.decode()
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 text at byte {error.start}"
+    return template_fault(written) if written.strip() else "is empty"
 
 
 def mended(message: str, folder: Path) -> str:
     """The message for a folder that is no model, and what to do about it."""
-    if not folder.exists():
+    try:
+        mode = folder.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except OSError as error:
+        return f"{folder}: cannot be read ({error.strerror}); give a folder in transformers' format"
+    if mode is None:
         looks_like_name = len(folder.parts) >= 2 and not folder.parent.exists()
         hint = (
             f"; to fetch it: hpclm model fetch {'/'.join(folder.parts[-2:])} --out {folder}" if looks_like_name else ""
         )
         return f"{folder}: does not exist; give a folder in transformers' format{hint}"
-    return message
+    if not stat.S_ISDIR(mode):
+        return f"{folder}: is not a folder; give a folder in transformers' format"
+    return message if "; " in message else f"{message}; copy the model again, or give another folder"

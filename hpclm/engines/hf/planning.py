@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import (
     FineTuneStageSpec,
     HuggingFaceSpec,
@@ -18,7 +16,7 @@ from hpclm.core.fine_tune_spec import (
 from hpclm.core.records import taken
 from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
 from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
-from hpclm.engines.hf.deepspeed_config import ContradictionError, completed
+from hpclm.engines.hf.deepspeed_config import ContradictionError, completed, read_configuration
 from hpclm.engines.hf.memory import host_memory, memory, note_checkpoints, note_host_memory
 from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
 from hpclm.formats.huggingface.model_facts import ModelFacts, model_facts
@@ -27,8 +25,6 @@ from hpclm.planning.base_model import BaseModel, find_stage
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import Origin, StagePlan
 from hpclm.planning.specs import checkpoints_of
-
-_MAX_JSON = 1 << 20
 
 
 class HfPlanner:
@@ -108,8 +104,9 @@ class HfPlanner:
             try:
                 self.facts = model_facts(Path(folder))
             except CheckpointError as error:
-                keys = ("base",) if recipe.base is not None else ("model", "checkpoint")
-                stage.error(keys, model_checks.mended(str(error), Path(folder)), "model exists", folder)
+                if recipe.base is None:  # else its stage has said so
+                    what = model_checks.mended(str(error), Path(folder))
+                    stage.error(("model", "checkpoint"), what, "model exists", folder)
         self.base_model = BaseModel(origin, folder=folder)
         return origin
 
@@ -136,7 +133,7 @@ class HfPlanner:
         trainer = lowering.trainer(stage)
         hidden = None if self.facts is None else self.facts.hidden_size
         try:
-            user = _json(Path(written.deepspeed)) if written.deepspeed is not None and stage.files else {}
+            user = read_configuration(Path(written.deepspeed)) if written.deepspeed is not None and stage.files else {}
             filled = completed(
                 user, made, batch, world_size, trainer.precision, clip=trainer.gradient_clip_norm, hidden_size=hidden
             )
@@ -231,21 +228,3 @@ class HfPlanner:
     def _inputs(self, base: Origin, data: InstructionData) -> list[str]:
         others = [self.base_model.folder if base.stage else base.path, data.chat_template, data.cache]
         return [one for one in (*others, *instruction_checks.files(self.stage, data)) if one is not None]
-
-
-def _json(path: Path) -> dict[str, object]:
-    """Raises ValueError."""
-    try:
-        with open_file(path) as stream:
-            text = stream.read(_MAX_JSON + 1)
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
-    if len(text) > _MAX_JSON:
-        raise ValueError("is too large for a configuration")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError("is not a JSON object")
-    return found

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import read_object
+from hpclm.core.files import open_file, read_json
 from hpclm.formats.huggingface.architectures import read_config
 from hpclm.formats.huggingface.weights import Stored, stored_tensors
+from hpclm.formats.safetensors_header import declared_size
 
 _TOKENIZER, _TOKENIZER_CONFIG, _CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_SPECIAL_TOKENS = "special_tokens_map.json"
+# Classes that know no end token of their own; others have one without a file that says so.
+_PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# The first line of what git leaves where the file itself was not fetched (git-lfs, docs/spec.md).
+_POINTER = b"version https://git-lfs"
+# Values of the smallest stored types that share a byte.
+_VALUES_A_BYTE = 8
 # Names of the same number in the configurations of different architectures.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
@@ -34,6 +42,7 @@ class ModelFacts:
         matrices: names of modules with a matrix, which adapters may be attached to.
         remote_code: whether it needs Python files of its own.
         quantized: the method it is quantised by.
+        largest_token: of the tokenizer's own vocabulary, without what was added to it.
     """
 
     folder: str
@@ -53,6 +62,8 @@ class ModelFacts:
     remote_code: bool
     quantized: str | None
     has_fast_tokenizer: bool
+    has_end_token: bool
+    largest_token: int | None
     has_chat_template: bool
     end_is_padding: bool
 
@@ -60,7 +71,10 @@ class ModelFacts:
 def model_facts(folder: Path) -> ModelFacts:
     """Raises CheckpointError where the folder has no model, or one whose weights are pickles or incomplete."""
     config = read_config(folder)
+    for path in sorted([*folder.glob("*.safetensors"), folder / _TOKENIZER]):
+        _check_pointer(path)
     stored = stored_tensors(folder)
+    _check_sizes(folder, stored)
     text: Mapping[str, Any] = config.get("text_config") if isinstance(config.get("text_config"), dict) else config  # type: ignore[assignment]
     told = _object(folder / _TOKENIZER_CONFIG)
     quantized = config.get("quantization_config")
@@ -83,6 +97,8 @@ def model_facts(folder: Path) -> ModelFacts:
         remote_code="auto_map" in config,
         quantized=str(quantized.get("quant_method", "some method"))[:60] if isinstance(quantized, dict) else None,
         has_fast_tokenizer=(folder / _TOKENIZER).is_file(),
+        has_end_token=_has_end(folder, told, end),
+        largest_token=_largest_token(folder / _TOKENIZER),
         has_chat_template=bool(told.get("chat_template")) or (folder / _CHAT_TEMPLATE).is_file(),
         end_is_padding=end is not None and end == padding,
     )
@@ -94,10 +110,65 @@ def _rows(stored: Mapping[str, Stored], ending: str) -> int | None:
 
 
 def _object(path: Path) -> Mapping[str, Any]:
+    """Empty where there is no file."""
     try:
-        return read_object(path) or {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        found = read_json(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy the model again") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy the model again") from None
+    if found is not None and not isinstance(found, dict):
+        raise CheckpointError(f"{path}: is not a JSON object; copy the model again")
+    return found or {}
+
+
+def _check_pointer(path: Path) -> None:
+    try:
+        with open_file(path) as stream:
+            begin = stream.read(len(_POINTER))
+    except OSError:
+        return
+    if begin == _POINTER:
+        what = "is a pointer of Git LFS, not the file; in its folder: git lfs pull, or fetch the model again"
+        raise CheckpointError(f"{path}: {what}")
+
+
+def _check_sizes(folder: Path, stored: Mapping[str, Stored]) -> None:
+    """Every file is as long as its header says, and no tensor larger than its file."""
+    if not stored:
+        raise CheckpointError(f"{folder}: its weights hold no tensor; copy the model again")
+    sizes = {}
+    for name in {one.file for one in stored.values()}:
+        sizes[name], declared = (folder / name).stat().st_size, declared_size(folder / name)
+        if sizes[name] < declared:
+            shown = f"{declared} bytes" if declared < 10**18 else "more bytes than any disk has"
+            raise CheckpointError(
+                f"{folder / name}: has {sizes[name]} bytes, and its header says {shown}; copy the model again"
+            )
+    for one in stored.values():
+        if min(one.shape, default=0) < 0 or math.prod(one.shape) > _VALUES_A_BYTE * sizes[one.file]:
+            where = f"{folder / one.file}: tensor {one.name[:60]!r}"
+            raise CheckpointError(f"{where} has a shape that the file's bytes cannot hold; copy the model again")
+
+
+def _has_end(folder: Path, told: Mapping[str, Any], end: str | None) -> bool:
+    if end is not None or told.get("tokenizer_class") not in _PLAIN_TOKENIZERS:
+        return True
+    return _token(_object(folder / _SPECIAL_TOKENS).get("eos_token")) is not None
+
+
+def _largest_token(path: Path) -> int | None:
+    """None where there is no file, or one that does not say. Raises CheckpointError for one that is no tokenizer."""
+    model = _object(path).get("model")
+    if model is None and not path.is_file():
+        return None
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{path}: is not a tokenizer of the tokenizers library; copy the model again")
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):
+        return len(vocabulary) - 1
+    found = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    return max((one for one in found if isinstance(one, int)), default=None)
 
 
 def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

@@ -11,6 +11,7 @@ from hpclm.core.spec import ModelSpec
 from hpclm.formats.huggingface.names import Source, shapes, sources
 from hpclm.formats.safetensors_header import header
 
+_LONGEST_NAME = 255
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -53,8 +54,9 @@ def index_files(path: Path) -> list[str]:
     mapping = (read_object(path) or {}).get("weight_map")
     names = sorted(set(map(str, mapping.values()))) if isinstance(mapping, dict) else []
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{path}: names the file {name!r}, which is not in the folder")
+        is_name = name not in ("", "..") and name.isprintable() and len(name.encode()) <= _LONGEST_NAME
+        if not is_name or Path(name).name != name:
+            raise CheckpointError(f"{path}: names the file {name[:60]!r}, which is not in the folder")
     if not names:
         raise CheckpointError(f"{path}: names no file")
     return names

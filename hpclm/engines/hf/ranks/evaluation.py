@@ -118,7 +118,7 @@ class Prompts:
     """Rows as prompts; those of more than `limit` tokens lose their beginning."""
 
     def __init__(self, encoder: InstructionEncoder, rows: list[Record], limit: int) -> None:
-        self.rows, self.truncated = rows, 0
+        self.rows, self.truncated, self.ends = rows, 0, encoder.ends()
         self.texts: list[str] = []
         self.tokens: list[list[int]] = []
         for row in rows:
@@ -133,7 +133,7 @@ class Answers:
 
     def __init__(self, tuned: Tuned, prompts: Prompts, spec: GenerationSpec, group: DataGroup) -> None:
         self.tuned, self.prompts, self.spec, self.group = tuned, prompts, spec, group
-        self.ends = end_tokens(tuned)
+        self.ends = list(dict.fromkeys([*prompts.ends, *end_tokens(tuned)]))
         self.settings = self._settings()
         # keys and values of earlier tokens are kept, so the attention is no longer one over whole rows
         tuned.base.set_attn_implementation("sdpa")

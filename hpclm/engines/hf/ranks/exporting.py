@@ -9,16 +9,17 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
-from hpclm.core.errors import CheckpointError
+from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.files import read_object, umask, write_json, write_text
-from hpclm.core.fine_tune_spec import HuggingFaceSpec
+from hpclm.core.fine_tune_spec import HuggingFaceSpec, InstructionData, PromptTemplate
+from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks import adapters
 from hpclm.engines.hf.ranks.base_models import beside, digest, model_folder
 from hpclm.engines.hf.ranks.hf_loading import WeightFiles, empty_model, load_tokenizer, weights_of
@@ -60,6 +61,7 @@ def export(source: Path, out: Path, dtype: str, *, remote_code: bool = False) ->
         for path in beside(folder):
             if path.name != "config.json":
                 shutil.copyfile(path, partial / path.name)
+        _note_ends(folder, partial)
         write_text(partial / "README.md", _card(made))
         partial.replace(out)
     except BaseException:
@@ -160,6 +162,24 @@ def _configuration(folder: Path, out: Path, dtype: str) -> None:
     config.pop("torch_dtype", None)
     config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     write_json(out / "config.json", config)
+
+
+def _note_ends(folder: Path, out: Path) -> None:
+    """generation_config.json names all that ends an answer; with the base model's alone, a model tuned on a chat
+    template that ends answers otherwise would never stop."""
+    template = (read_object(CheckpointFolder(folder).fine_tuned) or {}).get("template")
+    if template not in get_args(PromptTemplate):
+        return
+    data = InstructionData(template=cast(PromptTemplate, template))
+    try:
+        ends = InstructionEncoder(load_tokenizer(out), data).ends()
+    except DataError:  # a chat template that was given apart
+        return
+    config = read_object(out / "generation_config.json") or {}
+    named = config.get("eos_token_id")
+    found = named if isinstance(named, list) else [] if named is None else [named]
+    every = list(dict.fromkeys([*found, *ends]))
+    write_json(out / "generation_config.json", {**config, "eos_token_id": every if len(every) > 1 else every[0]})
 
 
 def _card(made: Exported) -> str:

@@ -12,25 +12,11 @@ from torch import Tensor, nn
 
 from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import open_text
 from hpclm.core.fine_tune_spec import HuggingFaceSpec
+from hpclm.data.ranks.model_tokenizer import load_tokenizer as load_tokenizer
 from hpclm.engines.hf.ranks import document_attention
 from hpclm.formats.huggingface.weights import stored_tensors
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
-
-
-def load_tokenizer(folder: Path, *, remote_code: bool = False, chat_template: str | None = None) -> Any:
-    """transformers' tokenizer. Raises CheckpointError."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code)
-    except Exception as error:  # whatever the files make transformers raise
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
-    if chat_template is not None:
-        with open_text(Path(chat_template)) as stream:
-            tokenizer.chat_template = stream.read()
-    return tokenizer
 
 
 def empty_model(folder: Path, spec: HuggingFaceSpec) -> Any:

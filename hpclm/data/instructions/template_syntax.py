@@ -1,0 +1,32 @@
+"""Whether a chat template is one of Jinja's. Without transformers."""
+
+from __future__ import annotations
+
+
+def template_fault(text: str) -> str | None:
+    """What Jinja says of it, with the line; None for nothing, or where this machine has no Jinja.
+
+    The tags are those that transformers gives chat templates (utils/chat_template_utils.py): break and continue, and
+    `generation` around answers.
+    """
+    try:
+        from jinja2 import Environment, TemplateSyntaxError, nodes
+        from jinja2.ext import Extension
+        from jinja2.parser import Parser
+    except ImportError:
+        return None
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+    try:
+        Environment(extensions=[Generation, "jinja2.ext.loopcontrols"], autoescape=True).parse(text)
+    except TemplateSyntaxError as error:
+        return f"is no template of Jinja ({' '.join(str(error.message).split())[:200]}, line {error.lineno})"
+    except RecursionError:
+        return "is no template of Jinja (nested too deeply)"
+    return None

@@ -137,8 +137,8 @@ class Instructions(Section):
         if self.chat_template is not None and self.template != "chat":
             raise fault(f"chat_template goes with template: chat, not {self.template}; leave one out")
         for name in self.roles.values():
-            if name in self.roles and self.roles[name] != name:
-                raise fault(f"roles names {name} twice; give each role one name")
+            if list(self.roles.values()).count(name) > 1:
+                raise fault(f"roles gives the name {name} to two roles; give each role its own")
         return self
 
 

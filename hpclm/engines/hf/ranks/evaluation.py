@@ -32,6 +32,7 @@ from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.formats.huggingface.architectures import GENERATION_CONFIG
 from hpclm.metrics import scores
 from hpclm.training.ranks.answering_loop import AnsweringLoop, Replica
 
@@ -205,9 +206,10 @@ class Answers:
 
 def end_tokens(tuned: Tuned) -> list[int]:
     """The tokens that end an answer: the model's, which may be several, and the tokenizer's."""
+    told = (read_object(tuned.folder / GENERATION_CONFIG) or {}).get("eos_token_id")
     named = tuned.base.generation_config.eos_token_id
-    found = named if isinstance(named, list) else [named]
-    return list(dict.fromkeys(one for one in (tuned.tokenizer.eos_token_id, *found) if one is not None))
+    found = [one for ids in (told, named) for one in (ids if isinstance(ids, list) else [ids])]
+    return list(dict.fromkeys(one for one in (tuned.tokenizer.eos_token_id, *found) if isinstance(one, int)))
 
 
 @torch.inference_mode()

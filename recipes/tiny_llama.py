@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-VOCABULARY, HIDDEN, LAYERS, HEADS = 768, 128, 2, 4
-ENDS = ("<|end|>", "<|pad|>")
+VOCABULARY, HIDDEN, LAYERS, HEADS = 1024, 128, 2, 4
+ENDS = ("<|endoftext|>", "<|pad|>")
 # The prompt that the rows get, for the tokenizer; recipes name it template: stanford.
 PROMPT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
@@ -158,7 +158,7 @@ def main(folder: Path) -> None:
     for name, count in ROWS.items():
         write(folder / f"{name}.jsonl", rows(parts[name], count))
     seen = [f"{one['prompt']}{one['completion']}" for one in text(parts["train"])]
-    save_model(folder / "model", [*seen, *[PROMPT, *QUESTIONS.values()] * 50])
+    save_model(folder / "model", [*seen, *[PROMPT, *QUESTIONS.values()] * 1000])
     print({name: len(some) for name, some in parts.items()}, f"lines; {len(seen)} texts; {folder}")
 
 

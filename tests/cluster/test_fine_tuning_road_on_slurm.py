@@ -1,4 +1,4 @@
-"""Fine-tuning over two nodes of the real Slurm, a rank killed on the way: the same losses and weights as on one machine,
+"""Fine-tuning over two nodes of the real Slurm, a rank killed on the way: the losses and weights of one machine,
 and the same answers."""
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def submit(runs: Path, *words: str) -> StagePaths:
     return StagePaths(the_run(runs) / "stages" / "full")
 
 
-def test_over_two_nodes_with_a_rank_killed(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_over_two_nodes_with_a_rank_killed(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import safe_open
 
     prepare(tmp_path, monkeypatch)

@@ -1,5 +1,5 @@
-"""The road of a user who fine-tunes: a model and rows of this machine's own Python, the shipped recipe, scores, a merged
-model that transformers loads."""
+"""The road of a user who fine-tunes: a model and rows of this machine's own Python, the shipped recipe, scores, and a
+merged model that transformers loads."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.support.processes import hpclm
 pytestmark = pytest.mark.slow
 
 TUNED = ("ptune", "full", "lora")
-# It takes about a minute and a half on two idle cores.
+# It took six and a half on two cores whose load was eight.
 MINUTES = 20
 
 
@@ -23,7 +23,7 @@ def test_from_the_library_to_a_merged_model(tmp_path: Path, monkeypatch: pytest.
     run = the_run()
     loss = {name: result(run, name)["loss"] for name in ("alone", *(f"{one}-answers" for one in TUNED))}
     exact = {name: exact_match(run, name) for name in loss}
-    # the base has never seen the prompt; 0.18, 0.56 and 0.58 of exact matches after it
+    # the base has never seen the prompt; with seeds 1234, 2 and 3: 0.15 to 0.27 by p-tuning, 0.58 to 0.60 by the others
     assert exact["alone"] <= 0.05
     assert exact["ptune-answers"] >= exact["alone"] + 0.04
     for name in ("full-answers", "lora-answers"):

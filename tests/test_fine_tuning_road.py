@@ -13,7 +13,7 @@ from tests.support.processes import hpclm
 pytestmark = pytest.mark.slow
 
 TUNED = ("ptune", "full", "lora")
-# It took six and a half on two cores whose load was eight.
+# It took two and a half on two cores that others used too, six and a half at a load of eight.
 MINUTES = 20
 
 

@@ -25,10 +25,11 @@ from hpclm.cli.output import (
     print_submitted,
 )
 from hpclm.cli.recipe_commands import recipe_app
+from hpclm.cli.resume_command import resume
 from hpclm.cli.row_generation_command import generate_rows
 from hpclm.cli.score_command import evaluate_app
 from hpclm.cli.site_commands import site_app
-from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, resume_sweep, show_sweep, submit_sweep, sweep_statuses
+from hpclm.cli.sweep_commands import cancel_sweep, gather_sweep, show_sweep, submit_sweep, sweep_statuses
 from hpclm.cli.terminal import raw_output
 from hpclm.cli.track_command import track
 
@@ -244,6 +245,7 @@ def logs(
 
 app.command()(doctor)
 app.command()(generate)
+app.command()(resume)
 app.command()(track)
 
 
@@ -295,30 +297,6 @@ def collect(
         print_json({"folder": str(done.folder), "pred_file": shown, "summary": done.summary})
     else:
         typer.echo("\n".join(collected_lines(done)))
-
-
-@app.command()
-def resume(
-    run: RunArgument = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run ends and exit with its exit code.")] = False,
-    site: SiteOption = "local",
-    runs_dir: RunsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Submit the unfinished stages again, from their last complete checkpoint."""
-    from hpclm.runs.lookup import find
-    from hpclm.runs.record import Run
-    from hpclm.runs.resume import resume as resume_run
-
-    found = find(_folder(runs_dir, site), run)
-    if not isinstance(found, Run):
-        resume_sweep(found)
-        return
-    again, stages = resume_run(found)
-    if wait:
-        finish(follow_shown(again, quiet=as_json), as_json)
-    else:
-        print_submitted(again, stages, as_json)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def split_devices(stage: StageContext, context: int = 1) -> Topology | None:
         return None
     topology = Topology(parallel.tensor, parallel.pipeline, resources.nodes, resources.devices_per_node, context)
     _tensor_within_node(stage, topology)
-    if stage.task.answers and topology.data > 1:
+    if stage.task.answers and topology.data > 1 and stage.recipe.engine != "hf":
         stage.info(
             ("resources", "devices_per_node"),
             f"the test rows are shared by {topology.data} replicas of the model "

@@ -16,6 +16,7 @@ from hpclm.core.secrets import missing
 from hpclm.core.states import StageState
 from hpclm.runs.moved_run import refuse_others, settle
 from hpclm.runs.record import Run, SubmitRecord, read_run
+from hpclm.runs.rescaling import rescale
 from hpclm.runs.status import StageStatus, status_of
 from hpclm.runs.submit import start
 from hpclm.runs.upgrade import upgrade
@@ -25,8 +26,11 @@ from hpclm.schedulers.jobs import StageJob
 SETTLED_S = 60.0
 
 
-def resume(run: Run) -> tuple[Run, list[str]]:
+def resume(run: Run, nodes: int | None = None, devices_per_node: int | None = None) -> tuple[Run, list[str]]:
     """Submit what is not complete, with the original code and plan of the run; returns the stages submitted.
+
+    Args:
+        nodes, devices_per_node: others than before (`rescaling`).
 
     Raises HpclmError when everything is complete, a stage is still running or another command changes the run,
     SiteError if it no longer fits.
@@ -34,10 +38,10 @@ def resume(run: Run) -> tuple[Run, list[str]]:
     refuse_others(run, "resume")
     busy = f"run {run.record.run}: another command is resuming or cancelling it; see `hpclm status {run.record.run}`"
     with exclusive(run.paths.lock, busy):
-        return _resume(read_run(run.paths.root))
+        return _resume(read_run(run.paths.root), nodes, devices_per_node)
 
 
-def _resume(run: Run) -> tuple[Run, list[str]]:
+def _resume(run: Run, nodes: int | None, devices_per_node: int | None) -> tuple[Run, list[str]]:
     (status,) = status_of([run])
     run = read_run(run.paths.root)  # status may have found jobs whose ids were not recorded
     active = [stage for stage in status.stages if not stage.state.is_over]
@@ -57,6 +61,12 @@ def _resume(run: Run) -> tuple[Run, list[str]]:
     run = settle(run)
     for name in rest:
         stage_result.set_aside(run.paths.stage(name))
+    if nodes is not None or devices_per_node is not None:
+        if alive:
+            raise HpclmError(
+                f"run {run.record.run} is still running: {', '.join(alive)}; wait, or `hpclm cancel` it first"
+            )
+        run = rescale(upgrade(run), rest, nodes, devices_per_node)
     number = run.record.submits[-1].number + 1
     jobs = [_again(run.record.stage(name).job, number, [*rest, *alive]) for name in rest]
     if not alive:

@@ -137,3 +137,35 @@ def test_answers_end_at_the_recipes_strings(shop: Workshop) -> None:
     ends = GenerationSpec(max_new_tokens=12, batch_size=4, end_strings=[letter])
     cut = predictions(run(evaluation(shop, shop.model("llama"), generation=ends)))
     assert cut == [text.partition(letter)[0] for text in plain]
+
+
+def test_another_runs_checkpoints_are_a_model(shop: Workshop, tmp_path: Path) -> None:
+    """Planned and asked: a whole model, an adapter, and PEFT's adapter without anything beside it."""
+    from hpclm.planning import make_plan
+    from hpclm.recipe import load
+
+    text = (
+        "version: 1\nname: asked\ntask: evaluate\nengine: hf\nmodel: {{checkpoint: {model}}}\n"
+        "resources: {{device: cpu}}\ninstructions: {{test: [{test}], template: stanford, max_seq_length: 128}}\n"
+    )
+    tuned = shop.run(method="lora", lr=1e-2)
+    alone = tmp_path / "adapter"
+    alone.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (alone / name).write_bytes((tuned.checkpoint(10) / name).read_bytes())
+    found = []
+    for number, model in enumerate((shop.run().checkpoints, tuned.checkpoint(10), alone)):
+        recipe = tmp_path / f"{number}.yaml"
+        recipe.write_text(text.format(model=model, test=shop.rows["test"]))
+        plan = make_plan(load(recipe))
+        assert plan.errors == ()
+        spec = plan.stages[0].spec
+        assert isinstance(spec, FineTuneStageSpec)
+        if number:
+            assert str(shop.model("llama")) in spec.needs.inputs
+        paths = run(replace(spec, run="test", stage_dir=str(tmp_path / f"asked-{number}")))
+        found.append((predictions(paths), result(paths)["loss"]))
+    assert found[1] == found[2] != found[0]
+    recipe.write_text(text.replace("evaluate\nengine: hf", "fine-tune").format(model=alone, test=shop.rows["test"]))
+    errors = [str(one) for one in make_plan(load(recipe)).errors]
+    assert any("is an adapter; join it with its model first: hpclm model merge" in one for one in errors)

@@ -40,6 +40,8 @@ def pieces(record: Record, template: PromptTemplate, end: str) -> list[Piece]:
     if template == "plain":
         if record.input:
             raise RecordError("has an input, which template: plain has no place for; choose template: stanford")
+        if len(asked) < len(record.asked):
+            raise RecordError("has a system text, which template: plain has no place for; choose template: chat")
         return [Piece(asked[0].text), *tail]
     end = "### Response:\n" if template == "axolotl" else "### Response:"
     system = next((f"{turn.text}\n\n" for turn in record.asked if turn.role == "system"), None)

@@ -34,6 +34,9 @@ def check(
     """Adds a finding for everything that is wrong. What is wrong with the folder itself is told by the stage that names
     it, not again by those that build on that stage."""
     names_it = stage.recipe.base is None
+    if facts.adapter is not None and stage.task.trains:
+        what = f"{facts.adapter} is an adapter; join it with its model first: hpclm model merge {facts.adapter} OUT"
+        stage.error(("model", "checkpoint"), what, "base is a whole model", facts.adapter)
     if facts.remote_code and not huggingface.remote_code and (names_it or "huggingface" in stage.loaded.own):
         what = (
             f"{facts.folder} has Python files of its own, which may do anything that you can; read them, then set "

@@ -25,6 +25,7 @@ from hpclm.planning.base_model import BaseModel, find_stage
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import Origin, StagePlan
 from hpclm.planning.specs import checkpoints_of
+from hpclm.planning.stage_context import StageContext
 
 
 class HfPlanner:
@@ -93,6 +94,7 @@ class HfPlanner:
                 )
                 stage.error(("base",), what, "base's engine", recipe.base)
                 return None
+            self._refuse_adapter(found.context)
             origin, folder = Origin(stage=recipe.base), found.base_model.folder
         elif folder is None:
             what = f"{recipe.task} needs a model; give model.checkpoint, a folder in transformers' format"
@@ -109,6 +111,14 @@ class HfPlanner:
                     stage.error(("model", "checkpoint"), what, "model exists", folder)
         self.base_model = BaseModel(origin, folder=folder)
         return origin
+
+    def _refuse_adapter(self, parent: StageContext) -> None:
+        """A stage that trains needs a whole model, which an adapter's stage does not leave."""
+        written = parent.recipe.own_section("fine_tune", FineTune)
+        if self.stage.task.trains and written is not None and written.method != "full":
+            what = f"{parent.recipe.name} leaves an adapter ({written.method}), on which nothing can be trained; "
+            what += "join it with its model in between (hpclm model merge), or train from a stage of method full"
+            self.stage.error(("base",), what, "base is a whole model", parent.recipe.name)
 
     def _method(self) -> MethodSpec:
         written = self.stage.recipe.own_section("fine_tune", FineTune)
@@ -226,5 +236,7 @@ class HfPlanner:
         return found
 
     def _inputs(self, base: Origin, data: InstructionData) -> list[str]:
-        others = [self.base_model.folder if base.stage else base.path, data.chat_template, data.cache]
-        return [one for one in (*others, *instruction_checks.files(self.stage, data)) if one is not None]
+        own = None if self.facts is None else self.facts.folder  # an adapter's model
+        others = [self.base_model.folder if base.stage else base.path, own, data.chat_template, data.cache]
+        found = (*others, *instruction_checks.files(self.stage, data))
+        return list(dict.fromkeys(one for one in found if one is not None))

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file, read_json
+from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.huggingface.architectures import read_config
+from hpclm.formats.huggingface.tuned_folders import ADAPTER_CONFIG, tuned_folder
 from hpclm.formats.huggingface.weights import Stored, stored_tensors
 from hpclm.formats.safetensors_header import declared_size
 
@@ -39,6 +41,7 @@ class ModelFacts:
         query_width: of all heads together; key_width: of all key heads (values have the same). As wide as the hidden
             states where the weights do not tell.
         gated: whether the MLP has a gate; head_norms: whether queries and keys are normalised.
+        adapter: what was asked about is this adapter for the model.
         matrices: names of modules with a matrix, which adapters may be attached to.
         remote_code: whether it needs Python files of its own.
         quantized: the method it is quantised by.
@@ -66,15 +69,41 @@ class ModelFacts:
     largest_token: int | None
     has_chat_template: bool
     end_is_padding: bool
+    adapter: str | None = None
 
 
 def model_facts(folder: Path) -> ModelFacts:
-    """Raises CheckpointError where the folder has no model, or one whose weights are pickles or incomplete."""
-    config = read_config(folder)
+    """Of a folder in transformers' format, of what engine hf has tuned, or of an adapter's model.
+
+    Raises CheckpointError where the folder has no model, or one whose weights are pickles or incomplete.
+    """
+    tuned = tuned_folder(folder)
+    if tuned is not None and tuned.base is not None:
+        if tuned_folder(tuned.base) is not None and (tuned.base / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(f"{tuned.base}: is an adapter itself; join it with its model: hpclm model merge")
+        return replace(model_facts(tuned.base), adapter=str(tuned.checkpoint))
+    if tuned is not None:
+        return _facts(tuned.checkpoint, _of_checkpoint(tuned.checkpoint))
+    read_config(folder)  # what is no model's folder is said first
     for path in sorted([*folder.glob("*.safetensors"), folder / _TOKENIZER]):
         _check_pointer(path)
     stored = stored_tensors(folder)
     _check_sizes(folder, stored)
+    return _facts(folder, stored)
+
+
+def _of_checkpoint(folder: Path) -> dict[str, Stored]:
+    """The weights of a checkpoint of ours, by its manifest."""
+    names = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+    return {
+        name: Stored("", name, names.get(one.dtype, one.dtype), tuple(one.shape))
+        for name, one in read_manifest(folder).tensors.items()
+        if not name.startswith("optimizer.")
+    }
+
+
+def _facts(folder: Path, stored: dict[str, Stored]) -> ModelFacts:
+    config = read_config(folder)
     text: Mapping[str, Any] = config.get("text_config") if isinstance(config.get("text_config"), dict) else config  # type: ignore[assignment]
     told = _object(folder / _TOKENIZER_CONFIG)
     quantized = config.get("quantization_config")

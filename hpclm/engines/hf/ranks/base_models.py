@@ -74,7 +74,7 @@ def model_folder(base: str) -> Path:
     Raises CheckpointError.
     """
     folder = Path(base)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / adapters.CONFIG).is_file():
         return folder
     return resolve(folder, prefer="best")
 

@@ -98,7 +98,8 @@ def load(
     folder = model_folder(base)
     card = read_object(folder / adapters.CONFIG)
     base_folder = folder if card is None else model_folder(str(card.get("base_model_name_or_path")))
-    tokenizer = load_tokenizer(folder, remote_code=how.remote_code, chat_template=chat_template)
+    of_tokenizer = folder if (folder / "tokenizer.json").is_file() else base_folder
+    tokenizer = load_tokenizer(of_tokenizer, remote_code=how.remote_code, chat_template=chat_template)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     model = empty_model(base_folder, how)
     weights_of(model, base_folder, device, remote_code=how.remote_code).fill([("", model)], dtype)

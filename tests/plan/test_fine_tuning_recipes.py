@@ -28,7 +28,7 @@ SIZES = {
 }
 # Estimates of a rank, GiB, as docs/fine-tuning.md has them
 MEMORY = {
-    "llama3_8b_lora.yaml": 26,
+    "llama3_8b_lora.yaml": 24,
     "llama3_8b_full_fsdp.yaml": 13,
     "llama3_70b_lora_zero3.yaml": 28,
     "qwen2_7b_full_zero3_offload.yaml": 6,
@@ -65,7 +65,11 @@ def write_model(folder: Path, name: str) -> None:
               "num_hidden_layers": layers, "num_attention_heads": hidden // 128, "vocab_size": vocabulary,
               "num_key_value_heads": narrow // 128, "max_position_embeddings": positions}  # fmt: skip
     told = {"chat_template": "{{ messages }}", "eos_token": "</s>"} if biased else {"eos_token": "</s>"}
-    for file, content in (("config.json", config), ("tokenizer.json", {}), ("tokenizer_config.json", told)):
+    tokenizer = {
+        "model": {"type": "BPE", "vocab": {"</s>": 0}, "merges": []},
+        "added_tokens": [{"id": 0, "content": "</s>", "special": True}],
+    }
+    for file, content in (("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", told)):
         (folder / file).write_text(json.dumps(content))
 
 

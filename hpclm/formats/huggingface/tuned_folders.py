@@ -26,7 +26,10 @@ def tuned_folder(folder: Path) -> TunedFolder | None:
 
     Raises CheckpointError for an adapter that does not name its model.
     """
-    place = pointed(folder, "best") or pointed(folder, "latest") or folder
+    try:
+        place = pointed(folder, "best") or pointed(folder, "latest") or folder
+    except OSError:  # a name too long, a folder that cannot be read: whoever opens it says so
+        return None
     config = place / ADAPTER_CONFIG
     if config.is_file():
         try:

@@ -59,3 +59,31 @@ def score(
     for task, found in results.items():
         numbers = [f"{key} {value:.4f}" for key, value in found.items() if isinstance(value, float)]
         typer.echo(f"{task} ({found['task']}, {found['examples']} rows): {', '.join(numbers)}")
+
+
+@evaluate_app.command()
+def compare(
+    run: Annotated[
+        str | None, typer.Argument(help="Run id, a unique prefix of one, or a path; default: the latest run.")
+    ] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Rows to show with every answer.")] = 3,
+    site: Annotated[
+        str, typer.Option("--site", envvar="HPCLM_SITE", help="local, slurm, or a site profile.")
+    ] = "local",
+    runs_dir: Annotated[Path | None, typer.Option("--runs-dir", help="Folder of the runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The evaluations of a run side by side, as of a model before and after its tuning: scores, and answers to the same
+    rows."""
+    from hpclm.cli.output import print_json
+    from hpclm.cli.tables import comparison_lines
+    from hpclm.recipe.sites import load_site
+    from hpclm.runs.comparison import compare as compare_run
+    from hpclm.runs.record import find_run
+    from hpclm.runs.runs_folder import runs_folder
+
+    found = compare_run(find_run(runs_folder(runs_dir, load_site(site)), run), examples)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo("\n".join(comparison_lines(found)))

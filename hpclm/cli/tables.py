@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hpclm.planning.row_report import RowCheck
     from hpclm.recovery.bad_nodes import Fault
     from hpclm.runs.collect import Collected
+    from hpclm.runs.comparison import Comparison
     from hpclm.runs.status import RunStatus, StageStatus
     from hpclm.runs.sweep_results import SweepStatus
     from hpclm.schedulers.interface import JobScript
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HISTORY_LINES = 6
 _SHOWN_ROWS = 10
+_LONGEST_LINE = 110
 _HEADINGS = ("stage", "state", "step", "loss", "val loss", "tokens/s", "left", "job")
 
 
@@ -45,6 +47,30 @@ def run_lines(status: RunStatus) -> list[str]:
     lines += [f"  {stage.name}: {task} {_scores(one)}" for stage in status.stages for task, one in _scored(stage)]
     lines += [f"  warning: {warning}" for warning in status.warnings]
     return lines
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """A column an evaluation, a line a metric; then rows with every answer."""
+    stages = list(found.scores)
+    metrics = list(dict.fromkeys(metric for one in found.scores.values() for metric in one))
+    rows = [[metric, *(_number(found.scores[stage].get(metric)) for stage in stages)] for metric in metrics]
+    lines = table([["", *stages], *rows], indent="")
+    width = max(map(len, [*stages, "answer"]))
+    for one in found.examples:
+        lines += ["", f"{'prompt':{width}}  {_one_line(one.prompt)}"]
+        lines += [f"{'answer':{width}}  {_one_line(one.answer)}"] if one.answer is not None else []
+        lines += [f"{stage:{width}}  {_one_line(text)}" for stage, text in one.said.items()]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _one_line(text: str) -> str:
+    """What fits on a line, its end where it is too long: a prompt's question stands there."""
+    shown = " ".join(text.split())
+    return shown if len(shown) <= _LONGEST_LINE else "…" + shown[1 - _LONGEST_LINE :]
 
 
 def _history(stage: StageStatus) -> list[str]:

@@ -73,6 +73,8 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     weights = facts.parameters * kept / weights_by
     if not full:
         weights += trained * (width if zero else 4)
+    if strategy == "ddp" and full and width < 4:
+        weights += facts.parameters * width  # what autocast computes with is held until the backward pass
     if weights_by > 1:
         layer = (facts.parameters - facts.embeddings) / max(1, facts.num_layers or 1)
         weights += 2 * layer * width + facts.embeddings * width

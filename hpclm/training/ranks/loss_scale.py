@@ -15,9 +15,9 @@ class LossScale:
 
     INITIAL, MINIMUM, GROWTH_STEPS, HYSTERESIS = 2.0**32, 1.0, 1000, 2
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, initial: float = INITIAL) -> None:
         self.active = precision == "fp16"
-        self.scale = self.INITIAL if self.active else 1.0
+        self.scale = initial if self.active else 1.0
         self.good_steps = 0
         self.overflows_left = self.HYSTERESIS
 

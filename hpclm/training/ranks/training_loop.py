@@ -75,9 +75,9 @@ class Steps(Protocol):
     def learning_rate(self, step: int) -> float:
         """Of global step `step`."""
 
-    def shards(self) -> Sequence[Shard]:
-        """What a checkpoint has: weights that are trained, and the optimizer's state of each. A checkpoint is loaded
-        into the same."""
+    def shards(self, *, loading: bool = False) -> Sequence[Shard]:
+        """What a checkpoint has: weights that are trained, and the optimizer's state of each; `loading`: to be filled
+        from one."""
 
     def state(self) -> dict[str, Any]:
         """The rest of the state, JSON-ready: `restore` takes it, once the shards are loaded."""
@@ -116,7 +116,7 @@ class TrainingLoop:
         """Train to the end. Returns the stage's result; raises StoppedError after saving if a stop is requested."""
         step = self._resume()
         began, first = time.time(), step
-        while step < self.total_steps:
+        while step < self.total_steps and not self.early_stopping.should_stop:
             started = time.time()
             outcome = self.steps.step(step)
             step += 1
@@ -129,9 +129,8 @@ class TrainingLoop:
                 self._save(step, self.validation.loss if validated else None)
             if outcome.stop:
                 raise StoppedError(f"stop requested; saved step {step} of {self.total_steps}")
-            if self.early_stopping.should_stop and not is_last:
-                log(f"stopped early: {self.early_stopping.stale} validations in a row without a lower val_loss")
-                break
+        if step < self.total_steps:
+            log(f"stopped early: {self.early_stopping.stale} validations in a row without a lower val_loss")
         return self._result(step, time.time() - began)
 
     def _resume(self) -> int:
@@ -140,7 +139,7 @@ class TrainingLoop:
             self.progress.forget_after(0)
             return 0
         state = found.state
-        checkpoint_store.load(found.path, self.steps.shards())
+        checkpoint_store.load(found.path, self.steps.shards(loading=True))
         step = int(state["step"])
         self.steps.restore(state)
         self.validation = Validation(state["val_loss"])

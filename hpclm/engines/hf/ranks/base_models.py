@@ -12,7 +12,7 @@ from torch import nn
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
-from hpclm.core.files import open_file, read_object
+from hpclm.core.files import open_file, read_object, write_text
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.ranks.seeds import named_seed
 from hpclm.engines.hf.ranks import adapters
@@ -44,6 +44,8 @@ class Started:
     tokenizer: Any
     digest: str
     vocabulary: int
+    remote_code: bool = False
+    own_chat_template: bool = False
     adapter: adapters.Adapter | None = field(default=None)
 
     def attach(self, spec: FineTuneStageSpec, group: DataGroup) -> nn.Module | None:
@@ -57,13 +59,17 @@ class Started:
 
     def write_configuration(self, folder: Path) -> None:
         """config.json, the tokenizer's files and the rest that a folder in transformers' format has."""
-        for path in beside(self.folder):
+        for path in beside(self.folder, code=self.remote_code):
             shutil.copyfile(path, folder / path.name)
+        if self.own_chat_template:
+            write_text(folder / "chat_template.jinja", self.tokenizer.chat_template)
 
 
-def beside(folder: Path) -> list[Path]:
-    """The files of a model's folder that are no weights."""
-    found = {path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file()}
+def beside(folder: Path, *, code: bool = False) -> list[Path]:
+    """The files of a model's folder that are no weights; `code`: its Python files too."""
+    found = {
+        path for pattern in (*_BESIDE, *(["*.py"] if code else [])) for path in folder.glob(pattern) if path.is_file()
+    }
     found -= {CheckpointFolder(folder).manifest, CheckpointFolder(folder).fine_tuned}
     return sorted(path for path in found if not any(path.match(pattern) for pattern in _NOT_BESIDE))
 
@@ -103,7 +109,10 @@ def start(stage: HfStage) -> Started:
             "tokenizer that the model was trained with"
         )
     weights = weights_of(model, folder, stage.group.device, remote_code=spec.huggingface.remote_code)
-    return Started(folder, model, weights, tokenizer, digest(folder), vocabulary)
+    return Started(
+        folder, model, weights, tokenizer, digest(folder), vocabulary,
+        remote_code=spec.huggingface.remote_code, own_chat_template=spec.data.chat_template is not None,
+    )  # fmt: skip
 
 
 def digest(folder: Path) -> str:

@@ -20,7 +20,7 @@ NAME = "documents"
 # What transformers gives an attention that changes nothing here.
 _KNOWN = frozenset({"position_ids", "use_cache", "cache", "cache_position", "past_key_values", "output_attentions",
                     "is_causal", "logits_to_keep", "return_dict", "position_embeddings", "deterministic",
-                    "output_hidden_states"})  # fmt: skip
+                    "output_hidden_states", "output_router_logits"})  # fmt: skip
 
 
 class UnsupportedAttentionError(ValueError):

@@ -32,6 +32,7 @@ from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.engines.hf.ranks.tuned_adapters import attached, base_of
 from hpclm.formats.huggingface.architectures import GENERATION_CONFIG
 from hpclm.metrics import scores
 from hpclm.training.ranks.answering_loop import AnsweringLoop, Replica
@@ -73,7 +74,11 @@ def run(stage: HfStage) -> dict[str, object]:
         stage.paths, Replica(group.rank, group.world_size, True), group.device, stage.progress, stage.stop
     )
     began, wanted = time.time(), list(range(len(rows)))
-    made = loop.run(wanted, key_of(spec, spec.data.test, len(rows), (tuned.folder,)), answerer)
+    # drawn answers depend on which rows are asked together
+    drawn = {} if spec.generation.greedy else {"ranks": group.world_size}
+    files = (*spec.data.test, spec.data.chat_template)
+    key = f"{key_of(spec, files, len(rows), (tuned.folder, base_of(tuned.folder)))}{drawn or ''}"
+    made = loop.run(wanted, key, answerer)
     seconds = time.time() - began
     predicted = loop.predictions(wanted)
     return {
@@ -96,8 +101,8 @@ def load(
 ) -> Tuned:
     """A model that is not trained, and its adapter. Raises CheckpointError."""
     folder = model_folder(base)
-    card = read_object(folder / adapters.CONFIG)
-    base_folder = folder if card is None else model_folder(str(card.get("base_model_name_or_path")))
+    base_of_adapter = base_of(folder)
+    base_folder = base_of_adapter or folder
     of_tokenizer = folder if (folder / "tokenizer.json").is_file() else base_folder
     tokenizer = load_tokenizer(of_tokenizer, remote_code=how.remote_code, chat_template=chat_template)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -105,11 +110,9 @@ def load(
     weights_of(model, base_folder, device, remote_code=how.remote_code).fill([("", model)], dtype)
     model.tie_weights()
     model.to(device).eval()
-    if card is None:
+    if base_of_adapter is None:
         return Tuned(folder, model, model, tokenizer)
-    from peft import PeftModel
-
-    tuned = PeftModel.from_pretrained(model, str(folder), torch_device=str(device)).eval()
+    tuned = attached(model, folder, str(device))
     virtual = None
     if tuned.peft_config["default"].is_prompt_learning:
         virtual = tuned.get_prompt(1)[0].detach()

@@ -23,6 +23,7 @@ from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks import adapters
 from hpclm.engines.hf.ranks.base_models import beside, digest, model_folder
 from hpclm.engines.hf.ranks.hf_loading import WeightFiles, empty_model, load_tokenizer, weights_of
+from hpclm.engines.hf.ranks.tuned_adapters import attached, base_of
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,11 +55,10 @@ def export(source: Path, out: Path, dtype: str, *, remote_code: bool = False) ->
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        adapter = read_object(folder / adapters.CONFIG)
-        made = (
-            _whole(folder, partial, dtype) if adapter is None else _joined(folder, adapter, partial, dtype, remote_code)
-        )
-        for path in beside(folder):
+        base = base_of(folder)
+        made = _whole(folder, partial, dtype) if base is None else _joined(folder, base, partial, dtype, remote_code)
+        # of an adapter alone, what its model has
+        for path in [*(beside(base, code=remote_code) if base else ()), *beside(folder, code=remote_code)]:
             if path.name != "config.json":
                 shutil.copyfile(path, partial / path.name)
         _note_ends(folder, partial)
@@ -72,42 +72,43 @@ def export(source: Path, out: Path, dtype: str, *, remote_code: bool = False) ->
 
 def _whole(folder: Path, out: Path, dtype: str) -> Exported:
     """The weights of a checkpoint, a file at a time."""
+    card = read_object(CheckpointFolder(folder).fine_tuned)
+    if card is None:
+        raise CheckpointError(
+            f"{folder}: is neither an adapter nor what a fine-tune stage has made; a checkpoint of engine megatron: "
+            "hpclm model convert … --to huggingface"
+        )
     files = WeightFiles(folder)
-    card = read_object(CheckpointFolder(folder).fine_tuned) or {}
     write_files(out, ((name, files(name)) for name in sorted(files.names)), DTYPES[dtype])
     _configuration(folder, out, dtype)
     base, base_digest = str(card.get("base", "")), str(card.get("base_digest", ""))
     return Exported(str(out), str(folder), base, base_digest, str(card.get("method", "full")), dtype)
 
 
-def _joined(folder: Path, adapter: dict[str, Any], out: Path, dtype: str, remote_code: bool) -> Exported:
+def _joined(folder: Path, base: Path, out: Path, dtype: str, remote_code: bool) -> Exported:
     """The base model with the adapter's update in its weights, added in fp32."""
-    from peft import PeftModel
-
-    kind = str(adapter.get("peft_type"))
+    kind = str((read_object(folder / adapters.CONFIG) or {}).get("peft_type"))
     if kind != "LORA":
         raise CheckpointError(f"{folder}: is {kind}, which cannot be joined with the weights; use it as an adapter")
-    base = model_folder(str(adapter.get("base_model_name_or_path")))
-    known = digest(base)
-    card = read_object(CheckpointFolder(folder).fine_tuned) or {}
-    if card.get("base_digest") not in (None, known):
-        raise CheckpointError(
-            f"{base}: its weights are not those that {folder} was trained on; give the model as it was then"
-        )
     model = empty_model(base, HuggingFaceSpec(attention="sdpa", remote_code=remote_code))
     weights_of(model, base, torch.device("cpu"), remote_code=remote_code).fill([("", model)], torch.float32)
     model.tie_weights()
-    tuned: Any = PeftModel.from_pretrained(model, str(folder)).eval()
-    before = _logits(tuned, folder, remote_code)
+    tuned = attached(model, folder, "cpu")
+    of_tokenizer = folder if (folder / "tokenizer.json").is_file() else base
+    before = _logits(tuned, of_tokenizer, remote_code)
     whole: Any = tuned.merge_and_unload(safe_merge=True)
-    after = _logits(whole, folder, remote_code)
+    after = _logits(whole, of_tokenizer, remote_code)
     difference = float((before - after).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(before.abs().max())):
         raise CheckpointError(f"{folder}: the joined model's logits differ by {difference:.2g} from the adapter's")
-    tied = set(getattr(whole, "all_tied_weights_keys", None) or ())
-    write_files(out, ((name, one) for name, one in whole.state_dict().items() if name not in tied), DTYPES[dtype])
-    _configuration(base, out, dtype)
-    return Exported(str(out), str(folder), str(base), known, "lora", dtype, difference)
+    state = whole.state_dict()
+    pairs: dict[str, str] = dict(getattr(whole, "all_tied_weights_keys", None) or {})
+    # one of two that were tied may have been trained by itself (modules_to_save)
+    places = {name: one.data_ptr() for name, one in state.items()}
+    tied = {name for name, other in pairs.items() if places.get(name) == places.get(other)}
+    write_files(out, ((name, one) for name, one in state.items() if name not in tied), DTYPES[dtype])
+    _configuration(base, out, dtype, untied=len(tied) < len(pairs))
+    return Exported(str(out), str(folder), str(base), digest(base), "lora", dtype, difference)
 
 
 @torch.inference_mode()
@@ -156,10 +157,12 @@ def _in_shards(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, limit:
     yield held
 
 
-def _configuration(folder: Path, out: Path, dtype: str) -> None:
-    """config.json with the dtype of the weights."""
+def _configuration(folder: Path, out: Path, dtype: str, *, untied: bool = False) -> None:
+    """config.json with the dtype of the weights; `untied`: embeddings and output layer are no longer the same."""
     config = read_object(folder / "config.json") or {}
     config.pop("torch_dtype", None)
+    if untied:
+        config["tie_word_embeddings"] = False
     config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
     write_json(out / "config.json", config)
 

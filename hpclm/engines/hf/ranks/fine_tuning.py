@@ -25,7 +25,7 @@ from hpclm.engines.hf.ranks.prepared_instructions import prepared
 from hpclm.engines.hf.ranks.sharding import Sharding
 from hpclm.engines.hf.ranks.torch_sharding import TorchSharding
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.formats.ranks.tensor_shard import TensorShard
+from hpclm.formats.ranks.tensor_shard import TensorShard, whole
 from hpclm.training.ranks.training_loop import StepOutcome, TrainingLoop, Validation
 from hpclm.worker.signals import StopFlag
 
@@ -41,7 +41,9 @@ def run(stage: HfStage) -> dict[str, object]:
     found = base_models.start(stage)
     made = _sharded(found, spec, group)
     model, sharding = made
-    if not model.check_rows_apart(found.vocabulary, group.device) and group.rank == 0:
+    with torch.autocast(group.device.type, compute_dtype(spec), enabled=compute_dtype(spec) is not None):
+        apart = model.check_rows_apart(found.vocabulary, group.device)
+    if not apart and group.rank == 0:
         log("this model does not keep the rows of one sequence apart, so that each is computed alone, which is slower")
     steps = FineTuningSteps(spec, group, model, sharding, batches, stage.stop)
     card = FineTunedCard(found, spec, steps)
@@ -60,11 +62,16 @@ def run(stage: HfStage) -> dict[str, object]:
     }
 
 
+def compute_dtype(spec: FineTuneStageSpec) -> torch.dtype | None:
+    """What is computed in, below fp32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision)
+
+
 def _sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGroup) -> tuple[LossModel, Sharding]:
     model, strategy = found.model, spec.sharding.strategy
     if spec.sharding.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision, torch.float32)
+    compute = compute_dtype(spec) or torch.float32
     # DeepSpeed keeps fp32 masters of its own
     dtype = torch.float32 if spec.method.method == "full" and not strategy.startswith("zero") else compute
     if strategy == "fsdp":
@@ -80,6 +87,16 @@ def _sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGro
     if strategy.startswith("zero"):
         return loss_model, zero.ZeroSharding(loss_model, spec, group)
     return loss_model, TorchSharding(loss_model, spec, group)
+
+
+def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    """Buffers that belong to a model's weights, as a router's bias; the others are computed."""
+    return [
+        (f"{path}.{name}".lstrip("."), buffer)
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
 
 
 class FineTuningSteps:
@@ -116,7 +133,7 @@ class FineTuningSteps:
         total = self.sharding.accumulate(micro_batches, weight)
         rate = self.learning_rate(step)
         norm = self.sharding.update(rate)
-        self.moved = self.moved or (rate > 0 and norm > 0)
+        self.moved = self.moved or (rate > 0 and 0 < norm < float("inf"))
         tokens = sum(batch.real_tokens for batch in micro_batches)
         sums = torch.stack([total, total.new_tensor(tokens), total.new_tensor(float(self.stop.requested))])
         dist.all_reduce(sums)
@@ -139,11 +156,13 @@ class FineTuningSteps:
             total, weight = map(float, sums.tolist())
         return Validation(total / weight) if weight else Validation(None)
 
-    def shards(self) -> list[TensorShard]:
-        found = self.sharding.shards()
+    def shards(self, *, loading: bool = False) -> list[TensorShard]:
+        found = self.sharding.shards(loading=loading)
         if self.spec.method.method != "full":
-            self.adapter = self.sharding.trained()
-        return found
+            self.adapter = {} if loading else self.sharding.trained()
+            return found
+        buffers = persistent_buffers(self.model.base[0])
+        return [*found, *(whole(name, one, writes=self.group.rank == 0) for name, one in buffers)]
 
     def state(self) -> dict[str, Any]:
         return self.sharding.state()
@@ -151,7 +170,8 @@ class FineTuningSteps:
     def restore(self, state: dict[str, Any]) -> None:
         self.sharding.loaded()
         self.sharding.restore(state)
-        self.moved = any(self.learning_rate(step) > 0 for step in range(int(state["step"])))
+        rates = (self.learning_rate(step) for step in range(int(state["step"])))
+        self.moved = state["optimizer"]["updates"] > 0 and any(rate > 0 for rate in rates)
 
 
 class FineTunedCard:
@@ -167,6 +187,12 @@ class FineTunedCard:
         if found.adapter is not None:
             tensors = adapters.peft_tensors(self.steps.adapter, found.adapter.virtual_tokens)
             adapters.write(folder, found.adapter.config, tensors, trained=self.steps.moved)
-        card = {"method": method, "base": str(found.folder), "precision": self.spec.trainer.precision,
-                "template": self.spec.data.template, "base_digest": found.digest}  # fmt: skip
+        card = {
+            "method": method,
+            "base": str(found.folder),
+            "base_digest": found.digest,
+            "precision": self.spec.trainer.precision,
+            "template": self.spec.data.template,
+            "system": self.spec.data.system,
+        }
         write_json(CheckpointFolder(folder).fine_tuned, card)

@@ -106,6 +106,8 @@ class Weights:
         for name, buffer in model.named_buffers():
             if name in names:
                 buffer.copy_(files(name))
+        for module in model.modules():
+            module._buffers.update({name: one.to(device) for name, one in module._buffers.items() if one is not None})
 
     def fill(self, named: Iterable[tuple[str, nn.Module]], dtype: torch.dtype) -> None:
         """Of these modules (by their names in the model) the parameters that have no memory yet."""

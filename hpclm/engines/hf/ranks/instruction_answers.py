@@ -30,10 +30,15 @@ def answer(model: str, texts: list[str], spec: GenerationSpec, device: str) -> l
     on_gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
     place = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     tuned = load(model, HuggingFaceSpec(attention="sdpa"), "bf16" if on_gpu else "fp32", place)
-    template = (read_object(CheckpointFolder(tuned.folder).fine_tuned) or {}).get("template")
+    card = read_object(CheckpointFolder(tuned.folder).fine_tuned) or {}
+    template, system = card.get("template"), card.get("system")
     if template not in get_args(PromptTemplate):
         template = "chat" if tuned.tokenizer.chat_template else "plain"
-    data = InstructionData(template=cast(PromptTemplate, template), format="prompt-completion")
+    data = InstructionData(
+        template=cast(PromptTemplate, template),
+        format="prompt-completion",
+        system=system if isinstance(system, str) else None,
+    )
     rows = [_row(text, number, data) for number, text in enumerate(texts, start=1)]
     prompts = Prompts(InstructionEncoder(tuned.tokenizer, data), rows, _LONGEST)
     answers = Answers(tuned, prompts, spec, DataGroup(0, 1, 0, place))

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpclm.core.logging import log
@@ -43,9 +44,14 @@ class LossModel(nn.Module):
         return found
 
     def forward(self, batch: DocumentBatch) -> Tensor:
-        if self.keeps_rows_apart or len(batch.documents.starts) == 2:
+        if self.keeps_rows_apart:
             return self._loss(batch)
-        return torch.stack([self._loss(one) for one in batch.single_rows()]).sum()
+        rows = list(batch.single_rows())
+        # where weights are divided, every rank takes part in every pass
+        virtual = 0 if self.virtual_tokens is None else self.virtual_tokens().size(0)
+        nothing = document_batch([], virtual).to(batch.tokens.device)
+        rows += [nothing] * (_most(len(rows), batch.tokens.device) - len(rows))
+        return torch.stack([self._loss(one) for one in rows]).sum()
 
     def _loss(self, batch: DocumentBatch) -> Tensor:
         logits = self.logits(batch, batch.label_places).float()
@@ -101,5 +107,16 @@ class LossModel(nn.Module):
         self.train(training)
         scale = alone.abs().max().clamp(min=1e-6)
         tolerance = _TOLERANCE if together.dtype == torch.float32 else 5e-2
-        self.keeps_rows_apart = bool((together - alone).abs().max() <= tolerance * scale)
+        apart = bool((together - alone).abs().max() <= tolerance * scale)
+        # one answer for all ranks
+        self.keeps_rows_apart = _most(0 if apart else 1, device) == 0
         return self.keeps_rows_apart
+
+
+def _most(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)

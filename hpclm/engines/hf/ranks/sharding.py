@@ -32,8 +32,8 @@ class Sharding(Protocol):
     def loss(self, batch: DocumentBatch) -> Tensor:
         """The sum of the losses, without gradients."""
 
-    def shards(self) -> list[TensorShard]:
-        """Trained weights and the optimizer's state of each."""
+    def shards(self, *, loading: bool = False) -> list[TensorShard]:
+        """Trained weights and the optimizer's state of each; `loading`: to be filled, and not to be written."""
 
     def loaded(self) -> None:
         """What `shards` gave has been filled from a checkpoint."""

@@ -41,7 +41,7 @@ class TorchSharding:
         device = self.parameters[0].device
         self.optimizer = optimizers.build(spec.optim, self.named, device)
         self.optimizer_name = f"{type(self.optimizer).__module__.split('.')[0]}.{type(self.optimizer).__name__}"
-        self.loss_scale = LossScale(spec.trainer.precision)
+        self.loss_scale = LossScale(spec.trainer.precision, initial=2.0**16)
         self.updates = 0
         self.divided = [one for one in self.parameters if isinstance(one, DTensor)]
         self.whole = [one for one in self.parameters if not isinstance(one, DTensor)]
@@ -144,7 +144,7 @@ class TorchSharding:
     def loss(self, batch: DocumentBatch) -> Tensor:
         return self._forward(batch.to(self.group.device))
 
-    def shards(self) -> list[TensorShard]:
+    def shards(self, *, loading: bool = False) -> list[TensorShard]:
         self._make_states()
         found = []
         for name, parameter in self.named:

@@ -23,6 +23,7 @@ from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.engines.hf.ranks.sharding import diverged, is_last, plain_name
 from hpclm.formats.ranks.tensor_shard import TensorShard, whole
 
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 # Lion refuses a rate of 0.
 _NO_RATE = 1e-30
 
@@ -95,15 +96,17 @@ class ZeroSharding:
         found: Tensor = self.engine.module(batch.to(self.group.device))
         return found
 
-    def shards(self) -> list[TensorShard]:
-        """Each tensor on the rank that writes it, and on all to be loaded into."""
-        self._filled = []
+    def shards(self, *, loading: bool = False) -> list[TensorShard]:
+        """To be written, each tensor on one rank; to be loaded into, all on every rank."""
+        found = []
         self._link_states()
         for number, (name, parameter) in enumerate(self.named):
             writes = number % self.group.world_size == self.group.rank
-            for key, value in self._whole_state(name, parameter).items():
-                self._filled.append(whole(key, value, writes=writes))
-        return self._filled
+            state = self._whole_state(name, parameter)
+            if writes or loading:
+                found += [whole(key, value, writes=writes) for key, value in state.items()]
+        self._filled = found if loading else []
+        return found
 
     def _whole_state(self, name: str, parameter: nn.Parameter) -> dict[str, Tensor]:
         """The fp32 weight and the optimizer's state, on the CPU."""
@@ -193,13 +196,20 @@ class ZeroSharding:
             parameter.copy_(value)
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": {"updates": self.updates, "loss_scale": [float(self._scale()), 0.0, 0.0]}}
+        return {"optimizer": {"updates": self.updates, "loss_scale": [float(one) for one in self._scaler().values()]}}
 
-    def _scale(self) -> float:
-        return float(getattr(self.engine.optimizer, "cur_scale", 1.0))
+    def _scaler(self) -> dict[str, Any]:
+        """Of fp16: the numbers of DeepSpeed's loss scaler (runtime/fp16/loss_scaler.py)."""
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        return {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.updates = int(state["optimizer"]["updates"])
+        kept = self._scaler()
+        # of another sharding's checkpoint the scale alone means the same
+        numbers = state["optimizer"]["loss_scale"]
+        for name, value in zip(kept, numbers if len(numbers) == len(kept) else numbers[:1], strict=False):
+            setattr(self.engine.optimizer.loss_scaler, name, type(kept[name])(value))
         inner = self._inner()
         for group in inner.param_groups:
             if "step" in group:

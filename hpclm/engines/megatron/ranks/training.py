@@ -88,7 +88,7 @@ class TrainingSteps:
         self.passes = frozen_passes.FrozenPasses(self.model, groups.device) if is_whole else None
         self._next: dict[int, list[TrainingBatch]] = {}
 
-    def shards(self) -> Sequence[ShardedTensor]:
+    def shards(self, *, loading: bool = False) -> Sequence[ShardedTensor]:
         """All weights, or in prompt learning the prompts alone, and the optimizer's state of them."""
         if self.module.frozen:
             weights = self.module.prompts.shards() if self.module.prompts is not None else []

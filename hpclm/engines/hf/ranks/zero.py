@@ -196,7 +196,9 @@ class ZeroSharding:
             parameter.copy_(value)
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": {"updates": self.updates, "loss_scale": [float(one) for one in self._scaler().values()]}}
+        scaler = self._scaler()
+        scale = [float(scaler.get("cur_scale", 1.0)), 0.0, 2.0]  # as `LossScale` has it, for other shardings
+        return {"optimizer": {"updates": self.updates, "loss_scale": scale, "scaler": scaler}}
 
     def _scaler(self) -> dict[str, Any]:
         """Of fp16: the numbers of DeepSpeed's loss scaler (runtime/fp16/loss_scaler.py)."""
@@ -205,11 +207,11 @@ class ZeroSharding:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.updates = int(state["optimizer"]["updates"])
-        kept = self._scaler()
-        # of another sharding's checkpoint the scale alone means the same
-        numbers = state["optimizer"]["loss_scale"]
-        for name, value in zip(kept, numbers if len(numbers) == len(kept) else numbers[:1], strict=False):
-            setattr(self.engine.optimizer.loss_scaler, name, type(kept[name])(value))
+        if self.spec.trainer.precision == "fp16":
+            numbers = state["optimizer"].get("scaler") or {"cur_scale": state["optimizer"]["loss_scale"][0]}
+            for name in self._scaler():
+                if name in numbers:
+                    setattr(self.engine.optimizer.loss_scaler, name, numbers[name])
         inner = self._inner()
         for group in inner.param_groups:
             if "step" in group:

@@ -18,6 +18,7 @@ from hpclm.engines.hf.ranks.exporting import export, write_files
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from tests.engine_hf.conftest import Workshop
 from tests.support.engine_harness import result
+from tests.support.hf_models import loaded_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -40,13 +41,12 @@ def logits(model: Any, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("method", ["lora", "p-tuning", "prompt-tuning"])
 def test_peft_loads_what_a_stage_saves(shop: Workshop, kind: str, method: str) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     paths = shop.run(kind, method=method, lr=1e-2)
     folder = paths.checkpoint(10)
     card = json.loads(CheckpointFolder(folder).fine_tuned.read_text())
     assert card["base"] == str(shop.model(kind))
-    base: Any = AutoModelForCausalLM.from_pretrained(shop.model(kind))
+    base: Any = loaded_model(shop.model(kind))
     plain = logits(base, tokens_of(folder))
     tuned: Any = PeftModel.from_pretrained(base, str(folder))
     moved = logits(tuned, tokens_of(folder))[:, -plain.size(1) :]
@@ -65,16 +65,15 @@ def test_peft_loads_what_a_stage_saves(shop: Workshop, kind: str, method: str) -
 
 def test_a_joined_adapter_computes_what_the_adapter_did(shop: Workshop, tmp_path: Path) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     paths = shop.run(method="lora", lr=1e-2)
     made = export(paths.checkpoints, tmp_path / "joined", "fp32")
     assert made.difference is not None
     assert made.difference < 1e-5
-    base: Any = AutoModelForCausalLM.from_pretrained(shop.model("llama"))
+    base: Any = loaded_model(shop.model("llama"))
     adapter: Any = PeftModel.from_pretrained(base, str(Path(made.source)))
     wanted = logits(adapter, tokens_of(tmp_path / "joined"))
-    joined: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "joined")
+    joined = loaded_model(tmp_path / "joined")
     assert (logits(joined, tokens_of(tmp_path / "joined")) - wanted).abs().max() < 1e-5
     assert made.base_digest in (tmp_path / "joined" / "README.md").read_text()
 

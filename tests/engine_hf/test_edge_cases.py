@@ -24,7 +24,7 @@ from tests.engine_hf.conftest import Workshop
 from tests.engine_hf.test_adapters import logits, tokens_of
 from tests.engine_hf.test_sharding import same
 from tests.support.engine_harness import Ranks, losses, result, run
-from tests.support.hf_models import CHATML, save_model
+from tests.support.hf_models import CHATML, loaded_model, save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -45,13 +45,11 @@ def lora(shop: Workshop, base: Path, **how: Any) -> Any:
 @pytest.mark.parametrize("tied", [True, False])
 def test_modules_that_are_saved_are_in_the_joined_model(shop: Workshop, tmp_path: Path, tied: bool) -> None:
     """Tied embeddings are no longer one where one of them was trained by itself."""
-    from transformers import AutoModelForCausalLM
-
     base = save_model(tmp_path / "base", tie_word_embeddings=tied)
     paths = run(lora(shop, base))
     wanted = logits(loaded(paths.checkpoints), tokens_of(base))
     export(paths.checkpoints, tmp_path / "joined", "fp32")
-    joined: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "joined")
+    joined = loaded_model(tmp_path / "joined")
     assert (logits(joined, tokens_of(base)) - wanted).abs().max() < 1e-5
 
 

@@ -20,6 +20,7 @@ from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks.hf_loading import load_tokenizer
 from tests.engine_hf.conftest import Workshop
 from tests.support.engine_harness import Ranks, predictions, result, run
+from tests.support.hf_models import loaded_model
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -71,7 +72,6 @@ def behind(model: Any, virtual: Tensor, tokens: Tensor, end: int) -> list[int]:
 @pytest.mark.parametrize(("method", "ranks"), [("full", 1), ("full", 2), ("lora", 2), ("p-tuning", 2)])
 def test_answers_are_transformers_own(shop: Workshop, method: str, ranks: int) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     from hpclm.engines.hf.ranks.exporting import export
 
@@ -83,9 +83,9 @@ def test_answers_are_transformers_own(shop: Workshop, method: str, ranks: int) -
     if method == "full":
         out = shop.folder / f"exported-{shop.count}"
         export(folder, out, "fp32")
-        model: Any = AutoModelForCausalLM.from_pretrained(out)
+        model = loaded_model(out)
     else:
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(shop.model("llama")), str(folder))
+        model = PeftModel.from_pretrained(loaded_model(shop.model("llama")), str(folder))
     if method == "p-tuning":
         # PEFT's own generate places what follows the first token wrongly behind virtual tokens
         wanted = answers_of(model.base_model, spec, folder, model.eval().get_prompt(1)[0].detach())
@@ -97,12 +97,10 @@ def test_answers_are_transformers_own(shop: Workshop, method: str, ranks: int) -
 
 
 def test_the_loss_is_transformers_own(shop: Workshop) -> None:
-    from transformers import AutoModelForCausalLM
-
     base = shop.model("llama")
     spec = evaluation(shop, base, ranks=2)
     found = result(run(spec))
-    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    model = loaded_model(base)
     model.eval()
     encoder = InstructionEncoder(load_tokenizer(base), spec.data)
     total = count = 0.0

@@ -18,6 +18,7 @@ from hpclm.engines.hf.ranks.hf_loading import load_tokenizer
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from tests.engine_hf.conftest import Workshop
 from tests.support.engine_harness import losses, run
+from tests.support.hf_models import loaded_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -100,12 +101,10 @@ def ours(paths: StagePaths, names: set[str]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_losses_and_weights_are_trainers(shop: Workshop, tmp_path: Path, method: str) -> None:
     """Accumulation over micro-batches with different numbers of labels, clipping, warm-up and decay included."""
-    from transformers import AutoModelForCausalLM
-
     spec = shop.spec(method=method, steps=STEPS, lr=3e-3, weight_decay=0.1, validate=100)
     paths = run(spec)
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_pretrained(spec.base, dtype=torch.float32)
+    model: Any = loaded_model(Path(spec.base))
     if method == "lora":
         from hpclm.core.ranks.seeds import named_seed
         from hpclm.engines.hf.ranks import adapters

@@ -92,3 +92,18 @@ def save_model(folder: Path, kind: str = "llama", *, chat_template: str | None =
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     return folder
+
+
+def loaded_model(folder: Path) -> Any:
+    """The model of a folder, for reference. transformers' from_pretrained computes other rotary frequencies where
+    torch.distributed has been started, as other tests of the same process do."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
+    tensors = {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    assert not unexpected
+    assert set(missing) <= set(model.all_tied_weights_keys)
+    return model.float().eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import RecipeError
+from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.spec import StageSpec
 from hpclm.planning import make_plan
 from hpclm.recipe import load
@@ -161,7 +162,9 @@ def test_shipped_recipes_lack_nothing_but_the_users_own_files(path: Path) -> Non
     allowed = {"data exists", "text exists", "checkpoint exists", "tokenizer exists", "indexed data exists"}
     assert {finding.rule for finding in plan.errors} <= allowed
     assert all(stage.parallel is not None for stage in plan.stages)
-    assert all(isinstance(stage.spec, StageSpec) for stage in plan.stages if stage.task != "program")
+    assert all(
+        isinstance(stage.spec, StageSpec | FineTuneStageSpec) for stage in plan.stages if stage.task != "program"
+    )
     unseen = make_plan(load(path), files=False)
     assert all(stage.program is not None for stage in unseen.stages if stage.task == "program"), unseen.errors
 

@@ -108,7 +108,7 @@ class HfPlanner:
             except CheckpointError as error:
                 if recipe.base is None:  # else its stage has said so
                     what = model_checks.mended(str(error), Path(folder))
-                    stage.error(("model", "checkpoint"), what, "model exists", folder)
+                    stage.error(("model", "checkpoint"), what, "checkpoint exists", folder)
         self.base_model = BaseModel(origin, folder=folder)
         return origin
 

@@ -89,13 +89,13 @@ def test_cancel_lets_ranks_save_ends_them_and_skips_nothing_silently(
 ) -> None:
     run = start(monkeypatch, tmp_path, dataclasses.replace(CHAIN[0], behaviour={"seconds": 60}), *CHAIN[1:])
     until(run, "pretrain", "running")
+    ranks = "stages/pretrain/attempts/*/ranks/*.json"
+    wait_until("both ranks", lambda: len(list(run.paths.root.glob(ranks))) == 2)
     assert cancel(run) == ["pretrain", "ptune", "evaluate"]
     run = find_run(run.paths.root.parent, None)
     status = until_over(run)
     assert words(status) == dict.fromkeys(("pretrain", "ptune", "evaluate"), "cancelled")
-    assert [
-        json.loads(path.read_text())["exit_code"] for path in run.paths.root.glob("stages/pretrain/attempts/*/ranks/*")
-    ] == [30, 30]
+    assert [json.loads(path.read_text())["exit_code"] for path in run.paths.root.glob(ranks)] == [30, 30]
     assert not any(map(running, pids(run)))
     assert cancel(run) == []
 

@@ -53,15 +53,17 @@ def main(stage_dir: str, attempt: str) -> None:
         "started_at": time.time(),
         "state": "running",
     }
-    write_json(paths.rank(rank), record)
-    print(f"rank {rank} of {world}, local {local}, node {node}, threads {os.environ['OMP_NUM_THREADS']}", flush=True)
-    print(f"hpclm from {__file__}, in {Path.cwd()}", flush=True)
-    print(os.environ.get("PYXIS_STANDIN", ""), flush=True)
-    print(", ".join(f"{name} {len(os.environ.get(name, ''))}" for name in behaviour.get("show", [])), flush=True)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN if behaviour.get("deaf") else _stop)
     state, kind, code, message = "done", "ok", 0, ""
     try:
+        write_json(paths.rank(rank), record)
+        print(
+            f"rank {rank} of {world}, local {local}, node {node}, threads {os.environ['OMP_NUM_THREADS']}", flush=True
+        )
+        print(f"hpclm from {__file__}, in {Path.cwd()}", flush=True)
+        print(os.environ.get("PYXIS_STANDIN", ""), flush=True)
+        print(", ".join(f"{name} {len(os.environ.get(name, ''))}" for name in behaviour.get("show", [])), flush=True)
         _work(stage, paths, behaviour, rank, world)
     except StoppedError:
         state, kind, code, message = "stopped", "signal", 30, "stop requested"

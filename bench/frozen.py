@@ -67,7 +67,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
     trainer, gpt, _ = shared._trainer(model, parallel, groups, arguments, plan.OptimSpec(1e-3), frozen=frozen)
     initialize_weights(gpt, model, 1)
     count = iter(range(10**9))
-    found = shared._timed(lambda: trainer._step(next(count)).loss, arguments)
+    found = shared._timed(lambda: trainer.step(next(count)).loss, arguments)
     return {
         "step_ms": 1000 / found["steps_per_s"],
         "peak_mib": found["peak_mib"],

@@ -96,7 +96,7 @@ def step_difference(model: plan.ModelSpec, parallel: plan.ParallelSpec, groups: 
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
     adam.step()
-    outcome = trainer._step(0)
+    outcome = trainer.step(0)
     pairs = zip(_in_order(encoder), prompts.parameters(), strict=True)
     return {
         "loss": abs(outcome.loss - loss.item()),

@@ -35,7 +35,7 @@ def trace(plan: Plan, rank: int | None, log: Callable[[str], None] = lambda line
     """
     stages = [stage for stage in plan.stages if _tracer(stage) is not None]
     if not stages:
-        raise HpclmError("--trace: no stage of this recipe runs on an engine that can be traced (engine: megatron)")
+        raise HpclmError("--trace: no stage of this recipe runs on an engine that can be traced (megatron, hf)")
     for stage in stages:
         _refuse_missing(stage)
     wanted: list[tuple[StagePlan, int]] = []
@@ -66,11 +66,13 @@ def _tracer(stage: StagePlan) -> str | None:
 
 
 def _refuse_missing(stage: StagePlan) -> None:
-    missing = [name for name in engine_named(stage.engine).packages if importlib.util.find_spec(name) is None]
+    needed = stage.spec.needs.packages if stage.spec is not None else engine_named(stage.engine).packages
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
+        extras = "engine" if stage.engine == "megatron" else stage.engine
         raise HpclmError(
             f"--trace runs the code of engine {stage.engine}, which needs {', '.join(missing)} in {sys.executable}; "
-            "install hpclm[engine] there (no GPU is needed), or run this command in the image"
+            f"install hpclm[{extras}] there (no GPU is needed), or run this command in the image"
         )
 
 

@@ -34,6 +34,7 @@ _OF_HF = (
     "hpclm.engines.hf.ranks.stage_runner",
     "hpclm.engines.hf.ranks.fine_tuning",
     "hpclm.engines.hf.ranks.evaluation",
+    "hpclm.engines.hf.ranks.hf_trace",
     "transformers.models.llama.modeling_llama",
     "transformers.generation",
     "peft",

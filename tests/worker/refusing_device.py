@@ -54,12 +54,13 @@ def main() -> None:
     from hpclm.data.ranks import batches
     from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks import trace
+    from hpclm.training.ranks.rank_tracing import host_reads
     from hpclm.worker.ranks.storage_counter import StorageCounter
 
     made = process_groups.initialize(FakeStore(), asked["rank"], spec.parallel, torch.device("cpu"), 1, backend="fake")
     if asked.get("stray"):  # as a batch that nobody moved
         batches.TrainingBatch.to = batches.GenerationBatch.to = lambda self, device: self  # type: ignore[method-assign]
-    with FakeTensorMode(), trace._host_reads(), trace._lists_of_ones(spec), trace._no_random_states():
+    with FakeTensorMode(), host_reads(), trace._lists_of_ones(spec), trace._no_random_states():
         run = trace._answers if spec.task == "evaluate" else trace._steps
         run(spec, replace(made, device=DEVICE), StorageCounter())
     print("together")

@@ -227,7 +227,9 @@ def _merged(user: dict[str, Any], recipe: dict[str, Any], place: str) -> dict[st
 
 
 def _fill_sizes(zero: dict[str, Any], hidden_size: int | None) -> None:
-    """Bucket sizes as transformers fills them in (HfTrainerDeepSpeedConfig.trainer_config_finalize)."""
+    """Bucket sizes as transformers fills them in (HfTrainerDeepSpeedConfig.trainer_config_finalize). The bucket of
+    gradients always: where nothing is said, DeepSpeed's takes a gigabyte of every GPU, however small a model."""
+    zero.setdefault("reduce_bucket_size", AUTO)
     by_hidden = {
         "reduce_bucket_size": (1.0, 2),
         "stage3_prefetch_bucket_size": (0.9, 2),

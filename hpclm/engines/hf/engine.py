@@ -18,6 +18,7 @@ class HuggingFaceEngine:
 
     name = "hf"
     tasks = ("fine-tune", "evaluate")
+    tracer = "hpclm.engines.hf.ranks.hf_trace"
     packages = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
 
     @cached_property

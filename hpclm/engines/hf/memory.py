@@ -32,20 +32,52 @@ class HostMemory:
         return self.weights + self.optimizer + self.gradients
 
 
+# What a linear layer takes and gives, by the names that architectures have for it; others: the hidden size.
+_LAYERS = {
+    "q_proj": ("attention's input", "query"),
+    **dict.fromkeys(("k_proj", "v_proj"), ("attention's input", "key")),
+    **dict.fromkeys(("c_attn", "query_key_value", "qkv_proj", "Wqkv"), ("attention's input", "all heads")),
+    **dict.fromkeys(("o_proj", "out_proj", "dense"), ("query", "hidden")),
+    **dict.fromkeys(("gate_proj", "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h"), ("MLP's input", "ffn")),
+    **dict.fromkeys(("down_proj", "fc2", "fc_out", "dense_4h_to_h"), ("ffn", "hidden")),
+}
+_GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_PLAIN = ("c_attn", "o_proj", "c_fc", "fc2")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A linear layer with an adapter: what it takes, and both widths. Layers that take the same share it."""
+
+    takes: str
+    width: int
+    gives: int
+
+
+def _targets(facts: ModelFacts, method: MethodSpec) -> list[_Target]:
+    """Of a block of the model."""
+    hidden = facts.hidden_size or 0
+    query, key = facts.query_width or hidden, facts.key_width or hidden
+    widths = {"hidden": hidden, "attention's input": hidden, "MLP's input": hidden, "query": query, "key": key,
+              "all heads": query + 2 * key, "ffn": facts.ffn_hidden_size or 4 * hidden}  # fmt: skip
+    names = list(method.lora.targets) or (["q_proj", "v_proj"] if facts.gated else ["c_attn"])
+    if names == ["all-linear"]:
+        names = list(_GATED if facts.gated else _PLAIN)
+    if "c_proj" in names:  # GPT-2's of both the attention and the MLP
+        names = [one for one in names if one != "c_proj"] + ["out_proj", "fc2"]
+    found = [_LAYERS.get(name.rpartition(".")[2], (name, "hidden")) for name in names]
+    return [_Target(takes, widths.get(takes, hidden), widths[gives]) for takes, gives in found]
+
+
 def trained_parameters(facts: ModelFacts, method: MethodSpec) -> int:
-    """Weights that are trained. Of LoRA at most: every targeted module is taken as square of the hidden size."""
+    """Weights that are trained."""
     hidden = facts.hidden_size or 0
     if method.method == "full":
         return facts.parameters
     if method.method == "lora":
-        layers = facts.num_layers or 1
-        targets = method.lora.targets or ["q_proj", "v_proj"]
-        ffn = facts.ffn_hidden_size or 4 * hidden
-        widths = [hidden + ffn if one in ("gate_proj", "up_proj", "down_proj") else 2 * hidden for one in targets]
-        if targets == ["all-linear"]:
-            widths = [2 * hidden] * 4 + [hidden + ffn] * 3
-        saved = sum(facts.embeddings for _ in method.lora.modules_to_save)
-        return method.lora.rank * sum(widths) * layers + saved
+        widths = sum(one.width + one.gives for one in _targets(facts, method))
+        saved = facts.embeddings * len(method.lora.modules_to_save)
+        return method.lora.rank * widths * (facts.num_layers or 1) + saved
     count = method.virtual_tokens.count
     encoder = 0
     if method.method == "p-tuning":
@@ -76,18 +108,41 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     if strategy == "ddp" and full and width < 4:
         weights += facts.parameters * width  # what autocast computes with is held until the backward pass
     if weights_by > 1:
-        layer = (facts.parameters - facts.embeddings) / max(1, facts.num_layers or 1)
-        weights += 2 * layer * width + facts.embeddings * width
+        weights += _gathered(spec, facts) * width
     gradients = trained * (width if zero else 4) / gradients_by
     state = _state_bytes(spec, trained, width) / state_by
     if offload == "all":
         weights, gradients = weights - facts.parameters * kept / weights_by, 0.0
     if offload in ("optimizer", "all"):
         state = 0.0
+    gradients += _bucket(spec, width)
     held = _activations(spec, facts, width)
+    if zero and offload == "none":
+        held = max(held, int(trained * 4 / state_by))  # the gradients in fp32, when the optimizer takes them
     return MemoryEstimate(
         int(weights), int(gradients), int(state), held, facts.parameters + (0 if full else trained), trained
     )
+
+
+def _gathered(spec: FineTuneStageSpec, facts: ModelFacts) -> float:
+    """Weights that a rank holds beside its own part: a layer and the next, and the embeddings. ZeRO-3 holds more where
+    it may (stage3_max_live_parameters), each once more as it arrives."""
+    layer = (facts.parameters - facts.embeddings) / max(1, facts.num_layers or 1)
+    most = 2 * layer + facts.embeddings
+    zero = spec.sharding.deepspeed.get("zero_optimization")
+    if not isinstance(zero, dict):
+        return most
+    return float(min(2 * facts.parameters, max(most, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))))
+
+
+def _bucket(spec: FineTuneStageSpec, width: int) -> int:
+    """Bytes that DeepSpeed reserves to collect gradients in before they are sent; twice where it overlaps."""
+    zero = spec.sharding.deepspeed.get("zero_optimization")
+    if not isinstance(zero, dict):
+        return 0
+    size = int(zero.get("reduce_bucket_size", 500_000_000))
+    overlaps = spec.sharding.strategy != "zero3" and zero.get("overlap_comm")
+    return size * width * (2 if overlaps else 1)
 
 
 def _state_bytes(spec: FineTuneStageSpec, trained: int, width: int) -> float:
@@ -142,13 +197,14 @@ def note_host_memory(stage: StageContext, spec: FineTuneStageSpec, facts: ModelF
         stage.warning(("resources", "memory_gib"), what, "host memory <= memory_gib", asked, (needed,))
 
 
-def layer_activations(facts: ModelFacts, width: int, *, frozen: bool) -> float:
+def layer_activations(facts: ModelFacts, width: int, method: MethodSpec) -> float:
     """Bytes a token that a layer of transformers keeps for the backward pass, with attention: documents.
 
     Inputs of both norms, what they give (for the weights behind them), queries, keys and values, the attention's result
     three times (as its own, in its order of heads, and as its projection's input), the MLP's gate, its activation, its
-    values and their product; below fp32 also an fp32 copy of what is normalised. The counter of storages says the same
-    (tests/engine_hf/test_memory.py).
+    values and their product; below fp32 also an fp32 copy of what is normalised. Of frozen layers inputs are not kept;
+    of those with an adapter they are, and with dropout each has a copy of its own and a byte a value for what is
+    dropped. The counter of storages says the same (tests/engine_hf/test_memory.py).
     """
     hidden = facts.hidden_size or 0
     query, key = facts.query_width or hidden, facts.key_width or hidden
@@ -156,17 +212,27 @@ def layer_activations(facts: ModelFacts, width: int, *, frozen: bool) -> float:
     normed = 2 * hidden + (query + key if facts.head_norms else 0)
     elements = 4.0 * hidden + 4 * query + 2 * key + (query + key if facts.head_norms else 0)
     elements += (4 if facts.gated else 4.5) * ffn
-    if frozen:
+    masks = 0
+    if method.method != "full":
         elements -= 2 * hidden + query + (ffn if facts.gated else ffn / 2)
-        elements += hidden * (4 / width if width < 4 else 0)  # the adapters' input in fp32
-    return elements * width + (normed * 4 - normed * width if width < 4 else 0)
+    if method.method == "lora":
+        targets = _targets(facts, method)
+        if method.lora.dropout > 0:
+            masks = sum(one.width for one in targets)
+            elements += masks
+        else:
+            elements += sum({one.takes: one.width for one in targets}.values())
+    return elements * width + masks + (normed * 4 - normed * width if width < 4 else 0)
 
 
 def _activations(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
     """Of a micro-batch, at most: every sample is full, every token a label."""
     tokens = spec.batch.micro_batch_size * spec.data.max_seq_length
     layers = facts.num_layers or 0
-    layer = tokens * layer_activations(facts, width, frozen=spec.method.method != "full")
+    layer = tokens * layer_activations(facts, width, spec.method)
+    if spec.sharding.strategy == "zero3" and spec.method.method == "lora" and width < 4:
+        # DeepSpeed leaves the adapters in fp32, and has no autocast
+        layer += tokens * 4 * sum(one.width for one in _targets(facts, spec.method))
     inputs = tokens * (facts.hidden_size or 0) * width * layers
     kept = inputs + layer if spec.sharding.checkpointing else layer * layers
     logits = tokens * (facts.vocab_size or 0) * (8 + (width if width == 2 else 0))
@@ -174,9 +240,11 @@ def _activations(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
 
 
 def _answers(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
-    """Keys and values of a batch of answers, at most (as many key heads as query heads), and its logits."""
+    """Keys and values of a batch of answers, its logits, and what a layer makes of the prompts."""
     assert spec.generation is not None
     rows = spec.generation.batch_size
     length = spec.data.max_seq_length + spec.generation.max_new_tokens
-    cache = 2 * (facts.num_layers or 0) * rows * length * (facts.hidden_size or 0) * width
-    return cache + rows * (facts.vocab_size or 0) * 4
+    cache = 2 * (facts.num_layers or 0) * rows * length * (facts.key_width or facts.hidden_size or 0) * width
+    hidden = facts.hidden_size or 0
+    layer = (3 if facts.gated else 2) * (facts.ffn_hidden_size or 4 * hidden) + 4 * hidden
+    return cache + rows * (facts.vocab_size or 0) * 4 + rows * spec.data.max_seq_length * layer * width

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 # CUDA's caching allocator gives out multiples of it.
@@ -40,6 +40,8 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind: of what is made from now on.
         classify: a kind for a new tensor by what it is or by who makes it; None: `kind`.
         peak: so far.
+        elsewhere: kinds that do not lie on the device, and are not part of the peak.
+        most_elsewhere: the most bytes of these at once.
     """
 
     def __init__(self) -> None:
@@ -47,13 +49,15 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kind = "working"
         self.classify: Callable[[Tensor, FrameType], str | None] | None = None
         self.peak = Peak()
+        self.elsewhere: frozenset[str] = frozenset()
+        self.most_elsewhere = 0
         self.live: dict[str, int] = {}
         self._kinds: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._sizes: dict[int, tuple[str, int]] = {}
 
     @property
     def total(self) -> int:
-        return sum(self.live.values())
+        return sum(size for kind, size in self.live.items() if kind not in self.elsewhere)
 
     def mark(self, tensors: Iterable[Tensor | None], kind: str) -> None:
         """These tensors are of that kind, whenever they were made."""
@@ -68,14 +72,18 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 grown = self._see(tensor, None, frame) or grown
-        if grown and self.total > self.peak.total:
-            self.peak = Peak(self.total, dict(self.live), _lines(frame))
+        if grown:
+            self._look(frame)
         return made
 
     def _see(self, tensor: Tensor, kind: str | None, frame: FrameType | None = None) -> bool:
         """Count the tensor's storage if it is new, or move it to another kind. Whether it is new."""
-        if tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided or tensor.device.type == "meta":
             return False
+        if is_traceable_wrapper_subclass(tensor):
+            names, _ = tensor.__tensor_flatten__()
+            seen = [self._see(part, kind, frame) for name in names if isinstance(part := getattr(tensor, name), Tensor)]
+            return any(seen)
         storage = tensor.untyped_storage()
         key = storage._cdata
         known = self._sizes.get(key)
@@ -85,7 +93,7 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(kind, known[1])
                 self._sizes[key] = (kind, known[1])
             return False
-        size = -(-storage.nbytes() // _BLOCK) * _BLOCK
+        size = _taken(storage)
         if kind is None and self.classify is not None and frame is not None:
             kind = self.classify(tensor, frame)
         self._sizes[key] = (kind or self.kind, size)
@@ -93,12 +101,36 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._gone, key)
         return True
 
+    def resized(self, tensor: Tensor) -> None:
+        """The tensor's storage was given another size in place, which is not an operation."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._sizes:
+            return
+        kind, before = self._sizes[key]
+        after = _taken(tensor.untyped_storage())
+        self._sizes[key] = (kind, after)
+        self._add(kind, after - before)
+        if after > before:
+            self._look(sys._getframe(1))
+
+    def _look(self, frame: FrameType | None) -> None:
+        total = self.total
+        if total > self.peak.total:
+            held = {kind: size for kind, size in self.live.items() if kind not in self.elsewhere}
+            self.peak = Peak(total, held, _lines(frame))
+        if self.elsewhere:
+            self.most_elsewhere = max(self.most_elsewhere, sum(self.live.values()) - total)
+
     def _gone(self, key: int) -> None:
         kind, size = self._sizes.pop(key, ("", 0))
         self._add(kind, -size)
 
     def _add(self, kind: str, size: int) -> None:
         self.live[kind] = self.live.get(kind, 0) + size
+
+
+def _taken(storage: torch.UntypedStorage) -> int:
+    return -(-storage.nbytes() // _BLOCK) * _BLOCK
 
 
 def _lines(frame: FrameType | None) -> list[str]:
@@ -122,4 +154,4 @@ def short(name: str) -> str:
     for package in ("/hpclm/", "/megatron/"):
         if package in name:
             return package.strip("/") + "/" + name.rpartition(package)[2]
-    return name
+    return name.rpartition("/site-packages/")[2]

@@ -33,8 +33,11 @@ class Adapter:
     virtual_tokens: VirtualTokens | None = None
 
 
-def attach(model: Any, method: MethodSpec, base: str, tokenizer: Any, seed: int) -> Adapter:
+def attach(model: Any, method: MethodSpec, base: str, tokenizer: Any, seed: int, *, autocast: bool = True) -> Adapter:
     """Freeze the model and add what `method` trains, in fp32. The same seed gives the same values on every rank.
+
+    Args:
+        autocast: whether passes run under torch's autocast where the model is below fp32.
 
     Raises DataError for targets that the model does not have.
     """
@@ -42,7 +45,10 @@ def attach(model: Any, method: MethodSpec, base: str, tokenizer: Any, seed: int)
         parameter.requires_grad_(False)
     torch.manual_seed(seed)
     if method.method == "lora":
-        return Adapter(_attach_lora(model, method.lora, base))
+        made = Adapter(_attach_lora(model, method.lora, base))
+        if autocast:
+            _keep_input_dtype(model)
+        return made
     return _virtual(model, method, base, tokenizer)
 
 
@@ -80,6 +86,14 @@ def _attach_lora(model: Any, lora: LoraSpec, base: str) -> dict[str, Any]:
             parameter.data = parameter.data.float()
     config.inference_mode = True
     return _plain(config)
+
+
+def _keep_input_dtype(model: Any) -> None:
+    """Autocast casts an adapter's weights to what is computed in. PEFT casts its input to fp32 before, and that copy
+    would be held until the backward pass."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def _linear_names(model: Any) -> list[str]:

@@ -53,7 +53,11 @@ class Started:
         if spec.method.method == "full":
             return None
         seed = named_seed(spec.trainer.seed, "adapter") % (1 << 31)
-        self.adapter = adapters.attach(self.model, spec.method, str(self.folder), self.tokenizer, seed)
+        # DeepSpeed turns autocast off
+        autocast = not spec.sharding.strategy.startswith("zero")
+        self.adapter = adapters.attach(
+            self.model, spec.method, str(self.folder), self.tokenizer, seed, autocast=autocast
+        )
         virtual = self.adapter.virtual_tokens
         return None if virtual is None else virtual.to(group.device)
 

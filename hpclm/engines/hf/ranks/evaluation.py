@@ -32,6 +32,7 @@ from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.engines.hf.ranks.precision import dtype_of
 from hpclm.engines.hf.ranks.tuned_adapters import attached, base_of
 from hpclm.formats.huggingface.architectures import GENERATION_CONFIG
 from hpclm.metrics import scores
@@ -105,9 +106,8 @@ def load(
     base_folder = base_of_adapter or folder
     of_tokenizer = folder if (folder / "tokenizer.json").is_file() else base_folder
     tokenizer = load_tokenizer(of_tokenizer, remote_code=how.remote_code, chat_template=chat_template)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     model = empty_model(base_folder, how)
-    weights_of(model, base_folder, device, remote_code=how.remote_code).fill([("", model)], dtype)
+    weights_of(model, base_folder, device, remote_code=how.remote_code).fill([("", model)], dtype_of(precision))
     model.tie_weights()
     model.to(device).eval()
     if base_of_adapter is None:

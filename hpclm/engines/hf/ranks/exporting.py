@@ -23,10 +23,10 @@ from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks import adapters
 from hpclm.engines.hf.ranks.base_models import beside, digest, model_folder
 from hpclm.engines.hf.ranks.hf_loading import WeightFiles, empty_model, load_tokenizer, weights_of
+from hpclm.engines.hf.ranks.precision import dtype_of
 from hpclm.engines.hf.ranks.tuned_adapters import attached, base_of
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_BYTES = 5 * 10**9
 # Of the largest logit: above it, the joined model does not compute what the adapter did.
 _TOLERANCE = 1e-4
@@ -79,7 +79,7 @@ def _whole(folder: Path, out: Path, dtype: str) -> Exported:
             "hpclm model convert … --to huggingface"
         )
     files = WeightFiles(folder)
-    write_files(out, ((name, files(name)) for name in sorted(files.names)), DTYPES[dtype])
+    write_files(out, ((name, files(name)) for name in sorted(files.names)), dtype_of(dtype))
     _configuration(folder, out, dtype)
     base, base_digest = str(card.get("base", "")), str(card.get("base_digest", ""))
     return Exported(str(out), str(folder), base, base_digest, str(card.get("method", "full")), dtype)
@@ -106,7 +106,7 @@ def _joined(folder: Path, base: Path, out: Path, dtype: str, remote_code: bool) 
     # one of two that were tied may have been trained by itself (modules_to_save)
     places = {name: one.data_ptr() for name, one in state.items()}
     tied = {name for name, other in pairs.items() if places.get(name) == places.get(other)}
-    write_files(out, ((name, one) for name, one in state.items() if name not in tied), DTYPES[dtype])
+    write_files(out, ((name, one) for name, one in state.items() if name not in tied), dtype_of(dtype))
     _configuration(base, out, dtype, untied=len(tied) < len(pairs))
     return Exported(str(out), str(folder), str(base), digest(base), "lora", dtype, difference)
 
@@ -163,7 +163,7 @@ def _configuration(folder: Path, out: Path, dtype: str, *, untied: bool = False)
     config.pop("torch_dtype", None)
     if untied:
         config["tie_word_embeddings"] = False
-    config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    config["dtype"] = str(dtype_of(dtype)).removeprefix("torch.")
     write_json(out / "config.json", config)
 
 

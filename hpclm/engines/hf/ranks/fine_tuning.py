@@ -21,6 +21,7 @@ from hpclm.engines.hf.ranks.document_batches import InstructionBatches
 from hpclm.engines.hf.ranks.hf_groups import DataGroup, seed_step
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.engines.hf.ranks.precision import arithmetic, dtype_of
 from hpclm.engines.hf.ranks.prepared_instructions import prepared
 from hpclm.engines.hf.ranks.sharding import Sharding
 from hpclm.engines.hf.ranks.torch_sharding import TorchSharding
@@ -39,9 +40,8 @@ def run(stage: HfStage) -> dict[str, object]:
     batches = InstructionBatches(spec, train, validation, group.rank, group.world_size)
     stage.progress.update(phase="loading the model")
     found = base_models.start(stage)
-    made = _sharded(found, spec, group)
-    model, sharding = made
-    with torch.autocast(group.device.type, compute_dtype(spec), enabled=compute_dtype(spec) is not None):
+    model, sharding = sharded(found, spec, group)
+    with arithmetic(spec.trainer.precision, group.device):
         apart = model.check_rows_apart(found.vocabulary, group.device)
     if not apart and group.rank == 0:
         log("this model does not keep the rows of one sequence apart, so that each is computed alone, which is slower")
@@ -62,16 +62,12 @@ def run(stage: HfStage) -> dict[str, object]:
     }
 
 
-def compute_dtype(spec: FineTuneStageSpec) -> torch.dtype | None:
-    """What is computed in, below fp32."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision)
-
-
-def _sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGroup) -> tuple[LossModel, Sharding]:
+def sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGroup) -> tuple[LossModel, Sharding]:
     model, strategy = found.model, spec.sharding.strategy
     if spec.sharding.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    compute = compute_dtype(spec) or torch.float32
+        newer = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    compute = dtype_of(spec.trainer.precision)
     # DeepSpeed keeps fp32 masters of its own
     dtype = torch.float32 if spec.method.method == "full" and not strategy.startswith("zero") else compute
     if strategy == "fsdp":

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import Weights, blocks_of
+from hpclm.engines.hf.ranks.precision import dtype_of
 
 
 def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGroup, dtype: torch.dtype) -> None:
@@ -19,7 +20,7 @@ def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGrou
     Args:
         dtype: of the weights that a rank keeps.
     """
-    options: dict[str, Any] = {"mesh": _mesh(spec, group), "mp_policy": _precision(spec)}
+    options: dict[str, Any] = {"mesh": mesh(spec, group), "mp_policy": _precision(spec)}
     if spec.sharding.offload == "all":
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=group.device.type == "cuda")
     for name, block in list(blocks_of(model)):
@@ -27,10 +28,15 @@ def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGrou
         fully_shard(block, **options)
     weights.fill([("", model)], dtype)
     model.tie_weights()
+    words, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if output is not None and output.weight is not words.weight:
+        # the widest matrices: each is gathered where it is used
+        fully_shard(words, **options)
+        fully_shard(output, **options)
     fully_shard(model, **options)
 
 
-def _mesh(spec: FineTuneStageSpec, group: DataGroup) -> DeviceMesh:
+def mesh(spec: FineTuneStageSpec, group: DataGroup) -> DeviceMesh:
     kind, size = group.device.type, spec.sharding.group_size
     if size is None or size == group.world_size:
         return init_device_mesh(kind, (group.world_size,))
@@ -39,7 +45,7 @@ def _mesh(spec: FineTuneStageSpec, group: DataGroup) -> DeviceMesh:
 
 def _precision(spec: FineTuneStageSpec) -> MixedPrecisionPolicy:
     """Computed in the recipe's precision; gradients are summed in fp32."""
-    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.trainer.precision)
-    if compute is None or spec.method.method != "full":
+    compute = dtype_of(spec.trainer.precision)
+    if compute == torch.float32 or spec.method.method != "full":
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)

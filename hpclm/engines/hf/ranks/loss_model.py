@@ -96,21 +96,27 @@ class LossModel(nn.Module):
         training = self.training
         self.eval()
         both = document_batch(rows, virtual).to(device)
-        try:
-            together = self.logits(both, both.label_places).float()
-        except document_attention.UnsupportedAttentionError as error:
-            log(f"{error}, which attention: documents does not compute; transformers' {error.instead} does")
-            self.base[0].set_attn_implementation(error.instead)
-            self.own_attention = False
-            together = self.logits(both, both.label_places).float()
+        together = self.first_logits(both).float()
         alone = torch.cat([self.logits(one, one.label_places).float() for one in both.single_rows()])
         self.train(training)
         scale = alone.abs().max().clamp(min=1e-6)
         tolerance = _TOLERANCE if together.dtype == torch.float32 else 5e-2
-        apart = bool((together - alone).abs().max() <= tolerance * scale)
+        differ = bool(((together - alone).abs().max() <= tolerance * scale).logical_not())  # true of no numbers, too
         # one answer for all ranks
-        self.keeps_rows_apart = _most(0 if apart else 1, device) == 0
+        self.keeps_rows_apart = _most(int(differ), device) == 0
         return self.keeps_rows_apart
+
+    @torch.no_grad()
+    def first_logits(self, batch: DocumentBatch) -> Tensor:
+        """Logits of its labels, and from now on an attention of transformers where the model's is more than
+        `documents`."""
+        try:
+            return self.logits(batch, batch.label_places)
+        except document_attention.UnsupportedAttentionError as error:
+            log(f"{error}, which attention: documents does not compute; transformers' {error.instead} does")
+            self.base[0].set_attn_implementation(error.instead)
+            self.own_attention = False
+        return self.logits(batch, batch.label_places)
 
 
 def _most(number: int, device: torch.device) -> int:

@@ -22,13 +22,13 @@ from hpclm.engines.hf.ranks import optimizers
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.loss_model import LossModel
+from hpclm.engines.hf.ranks.precision import arithmetic
 from hpclm.engines.hf.ranks.sharding import clip_factor, diverged, is_last, trainables
 from hpclm.formats.ranks.tensor_shard import TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
 
 # Lion refuses a rate of 0.
 _NO_RATE = 1e-30
-_COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchSharding:
@@ -60,8 +60,7 @@ class TorchSharding:
         )
 
     def _forward(self, batch: DocumentBatch) -> Tensor:
-        compute = _COMPUTE.get(self.spec.trainer.precision)
-        with torch.autocast(self.group.device.type, compute, enabled=compute is not None):
+        with arithmetic(self.spec.trainer.precision, self.group.device):
             module = self.ddp if self.ddp is not None and torch.is_grad_enabled() else self.model
             loss: Tensor = module(batch)
         return loss
@@ -80,9 +79,10 @@ class TorchSharding:
 
     @contextlib.contextmanager
     def _summed(self, last: bool) -> Iterator[None]:
-        """Gradients are exchanged after the last micro-batch alone."""
+        """DDP exchanges gradients after the last micro-batch alone. FSDP divides those of each, since they would lie
+        whole on every rank in between; copies (`group_size`) exchange them after the last."""
         if self.fsdp is not None:
-            self.fsdp.set_requires_gradient_sync(last)
+            self.fsdp.set_requires_all_reduce(last)
         if self.ddp is not None and not last:
             with self.ddp.no_sync():  # type: ignore[operator]
                 yield

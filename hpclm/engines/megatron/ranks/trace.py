@@ -9,11 +9,8 @@ tensor (a norm, a loss) is 1. Bytes are counted by `worker.ranks.storage_counter
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType, SimpleNamespace
@@ -23,19 +20,17 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.core.rank_trace import RankTrace
-from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.ranks.packed_layout import Layout
 from hpclm.engines.megatron.ranks import cpu_standins
-from hpclm.worker.ranks.storage_counter import StorageCounter, is_ours, short
+from hpclm.training.ranks.rank_tracing import WORKSPACES, host_reads, kernels_of_gpus, serve
+from hpclm.worker.ranks.storage_counter import StorageCounter
 
 # Who makes a tensor, where that says what it is for.
 _MAKERS = {
@@ -45,9 +40,6 @@ _MAKERS = {
 }
 _CACHE_MAKER = "_allocate"  # of `key_value_cache`
 _FRAMES = 8
-# cuBLAS's, for the forward and the backward thread, as torch sets them on Hopper (ATen/cuda/CublasHandlePool.cpp;
-# older GPUs have a quarter); measured on an H200: 64 to 75 MiB above what the tensors hold, in eleven shapes.
-_WORKSPACES = 2 * 32 << 20
 
 
 def trace(spec: StageSpec, rank: int) -> RankTrace:
@@ -64,15 +56,15 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
     groups = process_groups.initialize(FakeStore(), rank, spec.parallel, torch.device("cpu"), 1, backend="fake")
     counter = StorageCounter()
     _tell_kinds(counter, spec)
-    with FakeTensorMode(), counter, _host_reads(), _lists_of_ones(spec), _no_random_states(), _kernels_of_gpus():
+    with FakeTensorMode(), counter, host_reads(), _lists_of_ones(spec), _no_random_states(), kernels_of_gpus():
         assumed = (_answers if spec.task == "evaluate" else _steps)(spec, groups, counter)
     peak = counter.peak
     dist.destroy_process_group()
     kinds = {kind: size for kind, size in sorted(peak.kinds.items()) if size}
     total = peak.total
     if on_gpu:
-        kinds["workspaces"] = _WORKSPACES
-        total += _WORKSPACES
+        kinds["workspaces"] = WORKSPACES
+        total += WORKSPACES
     seconds = round(time.perf_counter() - began, 2)
     return RankTrace(spec.stage, rank, groups.pipeline_rank, total, kinds, peak.where, assumed, seconds)
 
@@ -227,23 +219,6 @@ def _tell_kinds(counter: StorageCounter, spec: StageSpec) -> None:
     counter.classify = kind_of
 
 
-class _HostReadsOnes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What the host would read from a tensor without bytes is 1; and the collective that FakeTensors do not have."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            kind = args[0].dtype
-            return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
-        if func is torch.ops.c10d.allreduce_coalesced_.default:
-            return FakeWork().boxed()
-        return func(*args, **(kwargs or {}))
-
-
-def _host_reads() -> contextlib.AbstractContextManager[Any]:
-    mode: contextlib.AbstractContextManager[Any] = _HostReadsOnes()  # type: ignore[no-untyped-call]
-    return mode
-
-
 _END = 1  # what a list of tokens without bytes holds
 
 
@@ -263,34 +238,6 @@ def _lists_of_ones(spec: StageSpec) -> Iterator[None]:
         return [number] * tensor.numel()
 
     with patch.object(FakeTensor, "tolist", tolist):
-        yield
-
-
-class _FusedRmsNorm(torch.autograd.Function):
-    """What a GPU keeps of an RMS norm (its input, and a number a token); the steps of a CPU keep five times that."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(states, weight, states.new_empty(states.shape[:-1], dtype=torch.float32))
-        return torch.empty_like(states)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        states, weight, _ = ctx.saved_tensors
-        return torch.empty_like(states), torch.empty_like(weight)
-
-
-@contextlib.contextmanager
-def _kernels_of_gpus() -> Iterator[None]:
-    """Operations for which a GPU has a kernel and a CPU has not."""
-
-    def forward(norm: torch.nn.RMSNorm, states: Tensor) -> Tensor:
-        normed: Tensor = _FusedRmsNorm.apply(states, norm.weight)  # type: ignore[no-untyped-call]
-        return normed
-
-    from hpclm.training.ranks import flash_attention as flash
-
-    with patch.object(torch.nn.RMSNorm, "forward", forward), patch.object(flash, "usable", flash.takes):
         yield
 
 
@@ -314,24 +261,5 @@ def _between_stages(spec: StageSpec) -> list[int]:
     return [length, 1, spec.model.hidden_size]
 
 
-def main() -> None:
-    asked = json.load(sys.stdin)
-    spec, rank = from_dict(StageSpec, asked["spec"]), int(asked["rank"])
-    try:
-        found = trace(spec, rank)
-    except Exception as error:
-        traceback.print_exc()
-        found = RankTrace(spec.stage, rank, where=_own_lines(error), error=f"{type(error).__name__}: {error}")
-    json.dump(to_dict(found), sys.stdout)
-    sys.stdout.flush()
-    os._exit(0)  # fake groups need no farewell
-
-
-def _own_lines(error: BaseException) -> list[str]:
-    """The innermost lines of hpclm and megatron-core that led to an error."""
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    return [f"{short(one.filename)}:{one.lineno} {one.name}" for one in frames if is_ours(one.filename)][:3]
-
-
 if __name__ == "__main__":
-    main()
+    serve(trace, StageSpec)

@@ -1,0 +1,115 @@
+"""What the tracers of the engines share: tensors without bytes that can be read, kernels that a CPU lacks, and the
+exchange with `planning.tracing`, which runs a tracer as a program.
+
+Tensors are torch's FakeTensors, which have a shape and a type but no bytes; process groups are torch's fake ones, which
+answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import FakeWork
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hpclm.core.errors import HpclmError
+from hpclm.core.rank_trace import RankTrace
+from hpclm.core.records import from_dict, to_dict
+from hpclm.worker.ranks.storage_counter import is_ours, short
+
+Spec = TypeVar("Spec")
+
+# cuBLAS's, for the forward and the backward thread, as torch sets them on Hopper (ATen/cuda/CublasHandlePool.cpp;
+# older GPUs have a quarter); measured on an H200: 64 to 75 MiB above what the tensors hold, in eleven shapes.
+WORKSPACES = 2 * 32 << 20
+
+
+class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What the host would read from a tensor without bytes is 1; and the collective that FakeTensors do not have."""
+
+    def __init__(self, true: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.true = true
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            kind = args[0].dtype
+            if kind is torch.bool or (kind is torch.uint8 and not self.true):  # DeepSpeed's truth values
+                return self.true
+            return 1.0 if kind.is_floating_point else 1
+        if func is torch.ops.c10d.allreduce_coalesced_.default:
+            return FakeWork().boxed()
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads(*, true: bool = True) -> contextlib.AbstractContextManager[Any]:
+    """Numbers that the host reads are 1; of truth values it reads `true`."""
+    mode: contextlib.AbstractContextManager[Any] = _HostReads(true)
+    return mode
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    """What a GPU keeps of an RMS norm (its input, and a number a token); the steps of a CPU keep five times that."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(states, weight, states.new_empty(states.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        states, weight, _ = ctx.saved_tensors
+        return torch.empty_like(states), torch.empty_like(weight)
+
+
+@contextlib.contextmanager
+def kernels_of_gpus() -> Iterator[None]:
+    """Operations for which a GPU has a kernel and a CPU has not."""
+
+    def forward(norm: torch.nn.RMSNorm, states: Tensor) -> Tensor:
+        normed: Tensor = _FusedRmsNorm.apply(states, norm.weight)  # type: ignore[no-untyped-call]
+        return normed
+
+    from hpclm.training.ranks import flash_attention as flash
+
+    norms = patch.object(torch.nn.RMSNorm, "forward", forward)
+    dropout = patch.object(torch.nn.functional, "dropout", _dropout)
+    with norms, dropout, patch.object(flash, "usable", flash.takes):
+        yield
+
+
+def _dropout(states: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """A GPU keeps a byte a value of what is dropped; a CPU the factors."""
+    dropped: Tensor = torch.native_dropout(states, p, training)[0] if training and p > 0 else states
+    return dropped
+
+
+def serve(trace: Callable[[Spec, int], RankTrace], kind: type[Spec]) -> None:
+    """Read `{"spec": …, "rank": n}` on standard input, and write a `RankTrace` as JSON. Ends the process."""
+    asked = json.load(sys.stdin)
+    rank = int(asked["rank"])
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries print
+            found = trace(from_dict(kind, asked["spec"]), rank)
+    except Exception as error:
+        traceback.print_exc()
+        said = str(error) if isinstance(error, HpclmError) else f"{type(error).__name__}: {error}"
+        found = RankTrace(asked["spec"]["stage"], rank, where=_own_lines(error), error=said)
+    json.dump(to_dict(found), sys.stdout)
+    sys.stdout.flush()
+    os._exit(0)  # fake groups need no farewell
+
+
+def _own_lines(error: BaseException) -> list[str]:
+    """The innermost lines of hpclm and of the engine that led to an error."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return [f"{short(one.filename)}:{one.lineno} {one.name}" for one in frames if is_ours(one.filename)][:3]

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpclm.core.errors import HpclmError
@@ -41,6 +42,8 @@ class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.true = true
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # more than half of all calls
         if func is torch.ops.aten._local_scalar_dense.default:
             kind = args[0].dtype
             if kind is torch.bool or (kind is torch.uint8 and not self.true):  # DeepSpeed's truth values

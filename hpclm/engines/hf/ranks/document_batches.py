@@ -135,9 +135,11 @@ class InstructionBatches:
         return sum(self._labels(row) for sample in rows for row in self.samples[sample])
 
     def _labels(self, row: int) -> int:
+        labels = int(self.train_rows.labels[row])
+        if not self.virtual:
+            return labels
         _, learned = self.train_rows.row(row)
-        first = bool(learned[0]) if self.virtual else False
-        return int(self.train_rows.labels[row]) + first
+        return labels + bool(learned[0])  # a virtual token precedes it
 
     def _length(self, sample: int) -> int:
         return sum(int(self.train_rows.lengths[row]) for row in self.samples[sample])

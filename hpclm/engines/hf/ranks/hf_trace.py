@@ -32,12 +32,11 @@ from hpclm.engines.hf.ranks import base_models, fake_sharding, fine_tuning
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch, document_batch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import Weights, empty_model, load_tokenizer
-from hpclm.engines.hf.ranks.precision import arithmetic, dtype_of
+from hpclm.engines.hf.ranks.precision import dtype_of
 from hpclm.training.ranks.rank_tracing import WORKSPACES, host_reads, kernels_of_gpus, serve
 from hpclm.worker.ranks.storage_counter import StorageCounter
 
 _STEPS = 2  # in the second the optimizer has its state
-_MICRO_BATCHES = 2  # of that one: with the second there are gradients already
 _FRAMES = 12
 # What offloading keeps in the node's memory.
 _ELSEWHERE = {
@@ -127,13 +126,13 @@ def train(
     counter.kind = "activations"
     virtual = 0 if whole.virtual_tokens is None else spec.method.virtual_tokens.count
     batch = _full_batch(spec, virtual)
-    with arithmetic(spec.trainer.precision, group.device):
-        whole.first_logits(batch)
     for parameter in whole.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id"):
             parameter.register_post_accumulate_grad_hook(lambda one: counter.mark([one.grad], "gradients"))  # type: ignore[no-untyped-call]
     stop: Any = SimpleNamespace(requested=False)
-    batches: Any = _Batches(counter, [batch] * min(_MICRO_BATCHES, spec.batch.gradient_accumulation_steps))
+    # with the second there are gradients already, which of adapters are few
+    count = 2 if spec.method.method == "full" and spec.batch.gradient_accumulation_steps > 1 else 1
+    batches: Any = _Batches([batch] * count)
     steps = fine_tuning.FineTuningSteps(spec, group, whole, _Told(sharding, counter), batches, stop)
     for step in range(_STEPS):
         steps.step(step)
@@ -158,8 +157,8 @@ class _Batches:
 
     steps_per_epoch = 1
 
-    def __init__(self, counter: StorageCounter, micro_batches: list[DocumentBatch]) -> None:
-        self.counter, self.micro_batches = counter, micro_batches
+    def __init__(self, micro_batches: list[DocumentBatch]) -> None:
+        self.micro_batches = micro_batches
 
     def train(self, step: int) -> list[DocumentBatch]:
         return self.micro_batches if step else self.micro_batches[:1]

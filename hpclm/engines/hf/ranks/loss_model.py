@@ -60,21 +60,30 @@ class LossModel(nn.Module):
         return nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
 
     def logits(self, batch: DocumentBatch, places: Tensor) -> Tensor:
-        """[n, vocabulary] at these positions, at least one."""
+        """[n, vocabulary] at these positions, at least one. With an attention of transformers from the first time on
+        where the model's is more than `documents`."""
         places = places if len(places) else places.new_zeros(1)
         if batch.virtual_places is not None:
             assert self.virtual_tokens is not None
             table = self.virtual_tokens()
             count = len(batch.virtual_places) // table.size(0)
             self._virtual = batch.virtual_places, table.repeat(count, 1)
+        try:
+            found = self._computed(batch, places)
+        except document_attention.UnsupportedAttentionError as error:
+            log(f"{error}, which attention: documents does not compute; transformers' {error.instead} does")
+            self.base[0].set_attn_implementation(error.instead)
+            self.own_attention = False
+            found = self._computed(batch, places)
+        self._virtual = None
+        return found[0] if self.takes_places else found[0].index_select(0, places)
+
+    def _computed(self, batch: DocumentBatch, places: Tensor) -> Tensor:
         given: dict[str, Any] = {"documents": batch.documents} if self.own_attention else {}
         if self.takes_places:
             given["logits_to_keep"] = places
-        found: Tensor = self.model(
-            input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **given
-        ).logits
-        self._virtual = None
-        return found[0] if self.takes_places else found[0].index_select(0, places)
+        made: Tensor = self.model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **given).logits
+        return made
 
     def _insert(self, module: nn.Module, inputs: Any, words: Tensor) -> Tensor:
         """Virtual tokens in their places, [1, s, h]."""
@@ -85,8 +94,8 @@ class LossModel(nn.Module):
 
     @torch.no_grad()
     def check_rows_apart(self, vocabulary: int, device: torch.device) -> bool:
-        """Compute two rows in one sequence and each alone, and remember whether that is the same; with an attention of
-        transformers where the model's is more than `documents`. Collective where the model's weights are divided."""
+        """Compute two rows in one sequence and each alone, and remember whether that is the same. Collective where the
+        model's weights are divided."""
         import numpy as np
 
         virtual = 0 if self.virtual_tokens is None else self.virtual_tokens().size(0)
@@ -96,7 +105,7 @@ class LossModel(nn.Module):
         training = self.training
         self.eval()
         both = document_batch(rows, virtual).to(device)
-        together = self.first_logits(both).float()
+        together = self.logits(both, both.label_places).float()
         alone = torch.cat([self.logits(one, one.label_places).float() for one in both.single_rows()])
         self.train(training)
         scale = alone.abs().max().clamp(min=1e-6)
@@ -105,18 +114,6 @@ class LossModel(nn.Module):
         # one answer for all ranks
         self.keeps_rows_apart = _most(int(differ), device) == 0
         return self.keeps_rows_apart
-
-    @torch.no_grad()
-    def first_logits(self, batch: DocumentBatch) -> Tensor:
-        """Logits of its labels, and from now on an attention of transformers where the model's is more than
-        `documents`."""
-        try:
-            return self.logits(batch, batch.label_places)
-        except document_attention.UnsupportedAttentionError as error:
-            log(f"{error}, which attention: documents does not compute; transformers' {error.instead} does")
-            self.base[0].set_attn_implementation(error.instead)
-            self.own_attention = False
-        return self.logits(batch, batch.label_places)
 
 
 def _most(number: int, device: torch.device) -> int:

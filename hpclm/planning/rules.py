@@ -182,7 +182,10 @@ def training_length(stage: StageContext, topology: Topology | None) -> None:
         stage.error(("batch", "rampup"), "is for pretrain on indexed data; leave it out", "rampup needs indexed")
     if samples is None or samples <= grows.samples + batch.global_size:
         least = grows.samples + batch.global_size + 1
-        what = f"must be {least} or more, since the batch grows over {grows.samples} samples"
+        since = f"since the batch grows over {grows.samples} samples"
+        what = f"must be {least} or more, {since}"
+        if samples is None:
+            what = f"is missing, {since}: give {least} or more, in place of steps or epochs"
         stage.error(("trainer", "train_samples"), what, "train_samples > rampup.samples", samples, (least,))
     step = 1 if topology is None else batch.micro_size * topology.data
     for key in ("start", "increment"):
@@ -265,6 +268,14 @@ def learning_rate(stage: StageContext, total_steps: int | None) -> None:
             "warmup_steps + constant_steps <= steps",
             planned,
             (counted,),
+        )
+    elif counted and max(warmup, constant) >= counted:
+        whole, last = ("warm-up", "reaches lr at the end") if warmup >= counted else ("constant", "stays at min_lr")
+        stage.warning(
+            ("optim", "schedule", f"warmup_{unit}" if warmup >= counted else f"constant_{unit}"),
+            f"all {counted} {unit} of the run are {whole}, so the rate only {last}; choose fewer",
+            "warm-up < steps, constant < steps",
+            counted,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -199,7 +200,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "half": ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5, and must be a whole number"),
     "groups": ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide"),
     "deeper": ({"num_hidden_layers": 3}, "contains no tensor model.layers.2.input_layernorm.weight"),
-    "wider": ({"intermediate_size": 128}, "model.layers.0.mlp.gate_proj.weight has shape [96, 64], which does not fit"),
+    "wider": (
+        {"intermediate_size": 128},
+        "model.layers.0.mlp.gate_proj.weight has shape [96, 64], and config.json needs [128, 64]",
+    ),
     "more words": ({"vocab_size": 400}, "model.embed_tokens.weight has shape [300, 64]"),
 }
 
@@ -214,6 +218,64 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, alone: Groups, name: str) 
         convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)
     assert message in str(caught.value)
     assert not list(tmp_path.glob("ours*"))
+
+
+def test_the_tensor_that_is_wrong_is_named(tmp_path: Path, alone: Groups) -> None:
+    saved(tmp_path / "hf", "llama")
+    file = tmp_path / "hf" / "model.safetensors"
+    whole = load_file(file)
+
+    def error(**changes: torch.Tensor) -> str:
+        save_file({**whole, **changes}, file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError) as caught:
+            convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)
+        return str(caught.value)
+
+    up, key = "model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.k_proj.weight"
+    assert f"{up} has shape [128, 64], and config.json needs [96, 64]" in error(**{up: torch.zeros(128, 64)})
+    assert f"{key} has shape [64, 64], and config.json needs" in error(**{key: torch.zeros(64, 64)})
+    strange = "model.layers.0.mlp.strange.weight"
+    assert f"has a tensor {strange}, for which" in error(**{strange: torch.zeros(3)})
+    # what older files have beside weights
+    save_file({**whole, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}, file)
+    assert "2 layers" in convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)
+
+
+def test_a_tokenizer_that_transformers_splits_otherwise_is_said(tmp_path: Path, alone: Groups) -> None:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    text = "x = 2 34 34"
+    for kind in ("llama", "qwen2"):
+        saved(tmp_path / kind, kind)
+        Tokenizer.train([text] * 20, 300).save(tmp_path / kind)  # numbers with the space before them
+        convert(tmp_path / kind, tmp_path / f"{kind}-ours", "hpclm", None)
+        said = convert(tmp_path / f"{kind}-ours", tmp_path / f"{kind}-back", "huggingface", None)
+        right = Tokenizer.load(tmp_path / f"{kind}-ours").encode(text)
+        same: Any = PreTrainedTokenizerFast.from_pretrained(tmp_path / f"{kind}-back")
+        assert same(text)["input_ids"] == right
+        automatic: Any = AutoTokenizer.from_pretrained(tmp_path / f"{kind}-back")
+        card = (tmp_path / f"{kind}-back" / "README.md").read_text()
+        assert (automatic(text)["input_ids"] == right) == (kind == "llama")
+        assert ("PreTrainedTokenizerFast.from_pretrained" in said) == (kind == "qwen2")
+        assert ("AutoTokenizer.from_pretrained(" in card) == (kind == "llama")
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_a_sentencepiece_model_that_normalises_is_said(tmp_path: Path, alone: Groups, rule: str) -> None:
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words here and there"] * 50), model_writer=made, vocab_size=40,
+        normalization_rule_name=rule, remove_extra_whitespaces=rule != "identity", hard_vocab_limit=False,
+        minloglevel=2,
+    )  # fmt: skip
+    saved(tmp_path / "hf", "llama")
+    convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)
+    (tmp_path / "ours" / "tokenizer.json").unlink()
+    (tmp_path / "ours" / "tokenizer.model").write_bytes(made.getvalue())
+    said = convert(tmp_path / "ours", tmp_path / "back", "huggingface", None)
+    assert ("normalises texts" in said) == (rule != "identity")
 
 
 def test_damaged_folders_are_refused(tmp_path: Path, alone: Groups) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hpclm.cli import app as cli
+from hpclm.core.spec import ProgramStageSpec
 from hpclm.engines.nemo.config import as_yaml
 from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION
 from hpclm.planning import make_plan
@@ -171,6 +172,25 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ((("megatron.arguments", ["--lr", "1"]),), "--lr is made from optim.lr; set that instead"),
         ((("parallel.sequence", True), ("model.max_position_embeddings", 63)), "63 is not a multiple of tensor 2"),
         ((("parallel.tensor", 3), ("resources.devices_per_node", 3)), "3"),
+        (
+            (("model.position_embedding", "rope"), ("model.rotary_interpolation", 1.5)),
+            "1.5 is not whole, and Megatron-LM's flag takes whole numbers",
+        ),
+        ((("model.checkpoint", "models/gpt"),), "checkpoint: has no flag of Megatron-LM"),
+        ((("megatron.arguments", ["--swiglu"]),), "--swiglu is made from model.activation"),
+        ((("megatron.arguments", ["--adam-beta1=0.8"]),), "--adam-beta1 is made from optim.betas"),
+        ((("megatron.arguments", ["--vocab-file", "x"]),), "--vocab-file is made from tokenizer"),
+        ((("megatron.arguments", ["--mock-data"]),), "--mock-data names other data"),
+        ((("megatron.arguments", ["--overlap-param-gather"]),), "needs --use-distributed-optimizer or"),
+        ((("megatron.arguments", ["--use-torch-fsdp2"]),), "needs --no-gradient-accumulation-fusion"),
+        ((("megatron.arguments", ["--ckpt-format", "torch_dcp"]),), "torch_dcp needs --use-torch-fsdp2"),
+        ((("megatron.arguments", ["--decoder-seq-length", "100"]),), "the length is the data's"),
+        ((("megatron.arguments", ["--weight-decay-incr-style", "linear"]),), "needs --start-weight-decay"),
+        ((("megatron.arguments", ["foo", "--use-flash-attn"]),), "foo belongs to no flag"),
+        (
+            (("megatron.arguments", ["--use-flash-attn"]), ("trainer.deterministic", True)),
+            "--use-flash-attn does not go with trainer.deterministic",
+        ),
     ],
 )
 def test_what_megatron_lm_cannot_do_is_said_with_its_line(
@@ -180,6 +200,18 @@ def test_what_megatron_lm_cannot_do_is_said_with_its_line(
     said = hpclm("submit", "recipe.yaml", code=3)
     assert words in said
     assert "recipe.yaml:" in said
+
+
+def test_whole_numbers_and_the_environment_of_a_deterministic_run_are_passed_on(tmp_path: Path) -> None:
+    rope = (("model.position_embedding", "rope"), ("model.rotary_interpolation", 4), ("trainer.deterministic", True))
+    made = make_plan(load(megatron_recipe(tmp_path, *rope, ("megatron.arguments", []))))
+    assert made.errors == ()
+    spec = made.stages[0].spec
+    assert isinstance(spec, ProgramStageSpec)
+    argv = spec.program.argv
+    assert argv[argv.index("--rotary-seq-len-interpolation-factor") + 1] == "4"
+    # validate_args: "NCCL_ALGO must be one of"
+    assert spec.program.environment["NCCL_ALGO"] in ("Tree", "Ring", "CollnetDirect", "CollnetChain", "^NVLS")
 
 
 def builder(prefix: Path) -> None:
@@ -344,7 +376,7 @@ def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"trainer.max_steps": 10}, "must be 117 or more, since the batch grows over 100 samples"),
+        ({"trainer.max_steps": 10}, "is missing, since the batch grows over 100 samples: give 117 or more"),
         ({"trainer.train_samples": 50}, "must be 117 or more"),
         ({"trainer.train_samples": 500, "optim.schedule": {"warmup_steps": 3}}, "give warmup_samples"),
         (

@@ -314,6 +314,12 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     assert "cannot be read" in error(inputs=[str(tmp_path / "a.jsonl.gz")])
     (tmp_path / "a.jsonl.zst").write_bytes(b"not zstandard")
     assert "cannot be read" in error(inputs=[str(tmp_path / "a.jsonl.zst")])
+    lines = b"".join(b'{"text": "line %d"}\n' % number for number in range(9999))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines) + zstandard.compress(lines)[:-9])
+    for skip_bad in (False, True):
+        assert "ends within a frame; it is not whole" in error(
+            inputs=[str(tmp_path / "a.jsonl.zst")], skip_bad=skip_bad
+        )
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     assert "not a parquet file" in error(inputs=[str(tmp_path / "a.parquet")])
     assert "part of the output's name" in error(keys=["../x"])

@@ -19,6 +19,7 @@ from hpclm.data.documents import file_documents
 _SHOWN = 60
 _ROWS = 256
 _BUFFER = 1 << 20
+_PACKED = 4096  # bytes of a packed file at a time: of the most repetitive text they are 128 MiB
 BOM = b"\xef\xbb\xbf"
 
 
@@ -176,8 +177,7 @@ class Opened:
                 import zstandard
             except ImportError:
                 raise DataError(f"{path}: .zst files need the package zstandard; install hpclm[data]") from None
-            unpacking = zstandard.ZstdDecompressor().stream_reader(self.raw, read_across_frames=True)
-            self.stream = io.BufferedReader(_Unpacked(unpacking), _BUFFER)
+            self.stream = io.BufferedReader(_Unpacked(_Frames(self.raw, zstandard.ZstdDecompressor())), _BUFFER)
 
     def taken(self, count: int) -> int:
         """Bytes on disk that were read since the last call, given how many bytes of text were."""
@@ -192,6 +192,31 @@ class Opened:
     def __exit__(self, *exception: object) -> None:
         self.stream.close()
         self.raw.close()
+
+
+class _Frames:
+    """The text of zstd frames. zstandard's own reader takes a file that ends within a frame for a whole one."""
+
+    def __init__(self, raw: BinaryIO, decompressor: Any) -> None:
+        self.raw, self.decompressor = raw, decompressor
+        self.frame: Any = None
+        self.packed, self.text = b"", memoryview(b"")
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self.text:
+            self.packed = self.packed or self.raw.read(_PACKED)
+            if not self.packed:
+                if self.frame is not None:
+                    raise EOFError("it ends within a frame; it is not whole")
+                return 0
+            self.frame = self.frame or self.decompressor.decompressobj()
+            self.text = memoryview(self.frame.decompress(self.packed))
+            self.packed = self.frame.unused_data
+            if self.frame.eof:
+                self.frame = None
+        count = min(len(buffer), len(self.text))
+        buffer[:count], self.text = self.text[:count], self.text[count:]
+        return count
 
 
 class _Unpacked(io.RawIOBase):

@@ -29,7 +29,7 @@ class MegatronLm:
         return {"megatron": (Megatron, "needed by engine megatron-lm")}
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
-        from hpclm.engines.megatron_lm import arguments, support
+        from hpclm.engines.megatron_lm import arguments, flag_rules, support
         from hpclm.engines.megatron_lm.flags import TENSORBOARD, sample_length
         from hpclm.engines.megatron_lm.section import Megatron
 
@@ -39,6 +39,7 @@ class MegatronLm:
         support.check_schedule(stage)
         own = recipe.own_section("megatron", Megatron)
         given = arguments.read(stage, own.arguments if own else ())
+        flag_rules.check(stage, given, own.arguments if own else ())
         topology, accumulation = split(stage, given.context)
         rules.training_length(stage, topology)
         rules.learning_rate(stage, lowering.max_steps(stage))

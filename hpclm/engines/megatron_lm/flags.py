@@ -18,6 +18,12 @@ TENSORBOARD = "tensorboard"
 # As Megatron-LM's logger prints a step.
 PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
 _STYLES = {"wsd": "WSD"}
+# What --deterministic-mode asks for (validate_args, and the flag's own help).
+_DETERMINISTIC = {
+    "NCCL_ALGO": "Ring",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
 
 
 def sample_length(model: ModelSpec, indexed: IndexedData | None) -> int:
@@ -39,7 +45,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
         **_recompute(stage),
         **({"split": megatron.split} if indexed is None else _indexed(indexed)),
         "distributed-backend": "nccl" if stage.recipe.resources.device == "gpu" else "gloo",
-        **_tokenizer(stage),
+        **tokenizer_flags(stage),
     }
     argv = ["python", "-u", _braces(megatron.script)]
     for name, value in flags.items():
@@ -48,7 +54,20 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
     argv += [*_rampup(stage), *_tensorboard(stage)]
     argv += [*_paths(megatron, indexed), *_switches(stage, split, model, indexed)]
     argv += map(_braces, megatron.arguments)
-    return ProgramSpec(argv=argv, progress=PROGRESS, outputs=["checkpoints/latest_checkpointed_iteration.txt"])
+    return ProgramSpec(
+        argv=argv,
+        progress=PROGRESS,
+        outputs=["checkpoints/latest_checkpointed_iteration.txt"],
+        environment=_environment(stage),
+    )
+
+
+def _environment(stage: StageContext) -> dict[str, str]:
+    trainer, container = stage.recipe.trainer, stage.recipe.container
+    if trainer is None or not trainer.deterministic:
+        return {}
+    own = {} if container is None else container.environment
+    return {name: value for name, value in _DETERMINISTIC.items() if name not in own}
 
 
 def _architecture(model: ModelSpec) -> dict[str, object]:
@@ -74,7 +93,7 @@ def _rotary(model: ModelSpec) -> dict[str, object]:
     values = {
         "rotary-base": (int(model.rotary_base), 10000),
         "rotary-percent": (model.rotary_percent, 1.0),
-        "rotary-seq-len-interpolation-factor": (model.rotary_interpolation, 1.0),
+        "rotary-seq-len-interpolation-factor": (int(model.rotary_interpolation), 1),
         "rope-scaling-factor": (model.rotary_scaling_factor, None),
     }
     return {flag: value for flag, (value, default) in values.items() if value != default}
@@ -208,7 +227,8 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec, source
     return [*(flag for flag, wanted in chosen.items() if wanted), *groups]
 
 
-def _tokenizer(stage: StageContext) -> dict[str, str]:
+def tokenizer_flags(stage: StageContext) -> dict[str, str]:
+    """Of the recipe's tokenizer; none where `megatron.arguments` give it."""
     written = stage.recipe.tokenizer
     if written is not None and written.vocab_file and written.merges_file:
         return {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hpclm.core.nearest import either
 from hpclm.core.spec import IndexedData, ModelSpec
 from hpclm.engines.megatron_lm.arguments import flag_of
-from hpclm.engines.megatron_lm.flags import sample_length
+from hpclm.engines.megatron_lm.flags import sample_length, tokenizer_flags
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning import indexed_checks, lowering, rules
 from hpclm.planning.stage_context import StageContext
@@ -46,11 +46,60 @@ _OF_KEYS = {
     "--eval-iters": "trainer.val_batches",
     "--save-interval": "checkpoint.save_interval_steps",
     "--recompute-granularity": "trainer.recompute",
+    "--recompute-activations": "trainer.recompute",
+    "--recompute-method": "trainer.recompute",
+    "--recompute-num-layers": "trainer.recompute",
     "--data-path": "indexed.paths",
     "--split": "indexed.split",
     "--save": "(the stage's folder)",
     "--load": "(the stage's folder)",
+    "--position-embedding-type": "model.position_embedding",
+    "--rotary-base": "model.rotary_base",
+    "--rotary-percent": "model.rotary_percent",
+    "--rotary-seq-len-interpolation-factor": "model.rotary_interpolation",
+    "--use-rope-scaling": "model.rotary_scaling_factor",
+    "--rope-scaling-factor": "model.rotary_scaling_factor",
+    "--normalization": "model.normalization",
+    "--apply-layernorm-1p": "model.normalization",
+    "--norm-epsilon": "model.layernorm_epsilon",
+    "--swiglu": "model.activation",
+    "--squared-relu": "model.activation",
+    "--disable-bias-linear": "model.add_bias_linear",
+    "--add-qkv-bias": "model.add_qkv_bias",
+    "--qk-layernorm": "model.qk_norm",
+    "--untie-embeddings-and-output-weights": "model.tie_embeddings",
+    "--group-query-attention": "model.num_query_groups",
+    "--hidden-dropout": "model.hidden_dropout",
+    "--attention-dropout": "model.attention_dropout",
+    "--init-method-std": "model.init_std",
+    "--adam-beta1": "optim.betas",
+    "--adam-beta2": "optim.betas",
+    "--adam-eps": "optim.epsilon",
+    "--lr-decay-iters": "optim.schedule.constant_steps",
+    "--lr-decay-samples": "optim.schedule.constant_samples",
+    "--lr-wsd-decay-style": "optim.schedule.anneal",
+    "--lr-wsd-decay-iters": "optim.schedule.anneal_steps",
+    "--lr-wsd-decay-samples": "optim.schedule.anneal_samples",
+    "--log-interval": "trainer.log_interval_steps",
+    "--deterministic-mode": "trainer.deterministic",
+    "--distributed-backend": "resources.device",
 }
+# Other sources of data than the one that a recipe names.
+_OF_DATA = {
+    "--mock-data": "a recipe names its data",
+    "--data-args-path": "give indexed.paths",
+    "--per-split-data-args-path": "give indexed.paths and indexed.validation",
+    "--train-data-path": "give indexed.paths",
+    "--valid-data-path": "give indexed.validation",
+    "--test-data-path": "give indexed.paths and split",
+}
+_OF_INDEXED = {
+    "--data-cache-path": "indexed.cache",
+    "--reset-position-ids": "indexed.reset_positions",
+    "--reset-attention-mask": "indexed.reset_attention",
+    "--eod-mask-loss": "indexed.mask_end_loss",
+}
+_OF_TOKENIZER = ("--tokenizer-type", "--tokenizer-model", "--vocab-file", "--merge-file")
 
 
 def check(stage: StageContext) -> None:
@@ -81,6 +130,8 @@ def check(stage: StageContext) -> None:
                 "has no effect: Megatron-LM keeps every checkpoint; leave it out",
                 "kept checkpoints",
             )
+    if recipe.model is not None and recipe.model.checkpoint is not None:
+        _no_flag(stage, ("model", "checkpoint"))
     if recipe.text is not None:
         # of the recipe's top level it may be another stage's
         tell = stage.error if "text" in stage.loaded.own else stage.warning
@@ -137,11 +188,18 @@ def _check_tokenizer(stage: StageContext, own: Megatron | None) -> None:
 
 def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
     """Arguments that say what a key says."""
+    of_keys = dict(_OF_KEYS)
+    if stage.recipe.indexed is not None:
+        of_keys |= _OF_INDEXED
+    if tokenizer_flags(stage):
+        of_keys |= dict.fromkeys(_OF_TOKENIZER, "tokenizer")
     for index, word in enumerate(own.arguments if own else ()):
         flag = flag_of(word)
         where = ("megatron", "arguments", index)
-        if flag in _OF_KEYS:
-            stage.error(where, f"{flag} is made from {_OF_KEYS[flag]}; set that instead", "flags of keys", word)
+        if flag in of_keys:
+            stage.error(where, f"{flag} is made from {of_keys[flag]}; set that instead", "flags of keys", word)
+        elif flag in _OF_DATA:
+            stage.error(where, f"{flag} names other data; {_OF_DATA[flag]}, and leave it out", "one source of data")
 
 
 def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | None, *, evenly: bool) -> None:
@@ -154,6 +212,11 @@ def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | No
             model.activation,
             _ACTIVATIONS,
         )
+    for key in ("rotary_base", "rotary_interpolation"):
+        value = getattr(model, key)
+        if value != int(value):
+            what = f"{value:g} is not whole, and Megatron-LM's flag takes whole numbers; or choose engine: megatron"
+            stage.error(("model", key), what, "whole numbers", value, (round(value),))
     groups, tensor = model.num_query_groups, stage.recipe.parallel.tensor
     if groups % tensor and tensor % groups == 0:
         stage.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def _files(folder: Path) -> list[str]:
     return names
 
 
+# What files have beside weights: rotary frequencies of older Llamas, the causal mask of GPT-2's.
+_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+
+
 def index_files(path: Path) -> list[str]:
     """The files that an index names, in its own folder. Raises CheckpointError."""
     mapping = (read_object(path) or {}).get("weight_map")
@@ -77,22 +82,33 @@ def located(folder: Path, model: ModelSpec) -> dict[str, tuple[Source, list[Stor
             if part is None:
                 raise CheckpointError(f"{folder}: contains no tensor {one}, which config.json requires")
             parts.append(part)
-        _check_shape(folder, source, parts, wanted[name])
+        _check_shape(folder, source, parts, wanted[name], model)
         made[name] = source, parts
+    used = {part.name for _, parts in made.values() for part in parts}
+    others = (name for name in stored if name not in used and not _COMPUTED.search(name))
+    other = next((name for name in others if not (model.tie_embeddings and name == "lm_head.weight")), None)
+    if other is not None:
+        raise CheckpointError(f"{folder}: has a tensor {other}, for which the model of config.json has no place")
     return made
 
 
-def _check_shape(folder: Path, source: Source, parts: list[Stored], wanted: tuple[int, ...]) -> None:
-    shape = parts[0].shape
+def _check_shape(folder: Path, source: Source, parts: list[Stored], wanted: tuple[int, ...], model: ModelSpec) -> None:
+    for part, expected in zip(parts, _part_shapes(source, wanted, model), strict=True):
+        # a vocabulary may have more rows than the configuration's, for the sake of divisibility
+        more = source.vocabulary and part.shape[1:] == expected[1:] and part.shape[:1] > expected[:1]
+        if part.shape != expected and not more:
+            raise CheckpointError(
+                f"{folder}: {part.name} has shape {list(part.shape)}, and config.json needs {list(expected)}"
+            )
+
+
+def _part_shapes(source: Source, whole: tuple[int, ...], model: ModelSpec) -> list[tuple[int, ...]]:
+    """Of transformers' tensors that make one of hpclm's of that shape."""
     if source.rule in ("transposed", "fused_qkv"):
-        shape = shape[::-1]
-    elif source.rule in ("qkv", "joined"):
-        shape = (sum(part.shape[0] if part.shape else 0 for part in parts), *parts[0].shape[1:])
-    same_rest = all(part.shape[1:] == parts[0].shape[1:] for part in parts)
-    # a vocabulary may have more rows than the configuration's, for the sake of divisibility
-    fits = shape[1:] == wanted[1:] and (shape[0] >= wanted[0] if source.vocabulary and shape else shape == wanted)
-    if not fits or not same_rest:
-        raise CheckpointError(
-            f"{folder}: {parts[0].name} has shape {list(parts[0].shape)}, which does not fit config.json ({wanted} is "
-            "needed in all)"
-        )
+        return [whole[::-1]]
+    if source.rule == "joined":
+        return [(whole[0] // 2, *whole[1:])] * 2
+    if source.rule == "qkv":
+        heads = (model.num_attention_heads, model.num_query_groups, model.num_query_groups)
+        return [(count * model.kv_channels, *whole[1:]) for count in heads]
+    return [whole]

@@ -55,8 +55,10 @@ def _shares(value: object) -> tuple[float, ...]:
             numbers = tuple(float(part) for part in parts if not isinstance(part, bool))
         except (TypeError, ValueError):
             numbers = ()
-        if len(numbers) == len(parts) and all(0 <= one < 1e9 for one in numbers) and numbers[0] > 0:
-            return (*numbers, 0.0, 0.0)[:3]
+        if len(numbers) == len(parts) and all(0 <= one < 1e9 for one in numbers):
+            if numbers[0] > 0:
+                return (*numbers, 0.0, 0.0)[:3]
+            raise fault(f"leaves nothing to train on: {shown(str(value))}; the first share is training's: 969,30,1")
     raise fault(f"must be up to three shares, not {shown(str(value))}; write training, validation and test: 969,30,1")
 
 

@@ -133,10 +133,13 @@ def to_huggingface(source: Path, out: Path) -> str:
     with _new_folder(out) as folder:
         _write_weights(folder, wanted, tensor)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        otherwise = ""
         if tokenizer is not None:
             _write_tokenizer(folder, tokenizer, model)
-        _write_cards(folder, out.name, model, tokens)
-    return "\n".join(filter(None, [f"{out}: {config['architectures'][0]} for transformers", missing]))
+            otherwise = _split_otherwise(tokenizer, config["model_type"])
+        _write_cards(folder, out.name, model, tokens, otherwise)
+    found = [f"{out}: {config['architectures'][0]} for transformers", missing, otherwise]
+    return "\n".join(filter(None, found))
 
 
 def _write_weights(folder: Path, wanted: dict[str, Shape], tensor: Callable[[str], torch.Tensor]) -> None:
@@ -170,6 +173,30 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, model: ModelSpec) -> No
     (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
+# models/qwen2/tokenization_qwen2.py of transformers 5
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPACES = "½  x"
+
+
+def _split_otherwise(tokenizer: Tokenizer, kind: str) -> str:
+    """What transformers' AutoTokenizer does to texts that this tokenizer does not; empty: nothing."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        if tokenizer.processor.normalize(_SPACES).replace("▁", " ").lstrip() == _SPACES:
+            return ""
+        return (
+            "the SentencePiece model normalises texts (as two spaces to one), which transformers' LlamaTokenizer does "
+            "not: for the ids of training use the package sentencepiece with tokenizer.model"
+        )
+    if kind != "qwen2" or json.dumps(_QWEN, ensure_ascii=False) in tokenizer.backend.to_str():
+        return ""
+    return (
+        "transformers 5 gives every Qwen2 model Qwen's splitting of texts, which is not this tokenizer's: load it by "
+        "PreTrainedTokenizerFast.from_pretrained, not by AutoTokenizer"
+    )
+
+
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -180,14 +207,14 @@ pipeline_tag: text-generation
 Trained with hpclm {version} on megatron-core and converted to {architecture}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+from transformers import AutoModelForCausalLM, {tokenizer}
+tokenizer = {tokenizer}.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
 ```
 """
 
 
-def _write_cards(folder: Path, name: str, model: ModelSpec, tokens: dict[str, int]) -> None:
+def _write_cards(folder: Path, name: str, model: ModelSpec, tokens: dict[str, int], otherwise: str) -> None:
     """generation_config.json and README.md."""
     (folder / GENERATION_CONFIG).write_text(json.dumps(tokens, indent=2) + "\n")
     size = sum(torch.Size(sizes).numel() for sizes in shapes(model).values())
@@ -201,5 +228,8 @@ def _write_cards(folder: Path, name: str, model: ModelSpec, tokens: dict[str, in
         vocabulary=model.vocab_size,
         version=hpclm.__version__,
         architecture=config["architectures"][0],
+        tokenizer="PreTrainedTokenizerFast" if "PreTrainedTokenizerFast" in otherwise else "AutoTokenizer",
     )
+    if otherwise:
+        text += f"\n{otherwise[0].upper()}{otherwise[1:]}.\n"
     (folder / "README.md").write_text(text)

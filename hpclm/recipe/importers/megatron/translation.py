@@ -211,7 +211,12 @@ class Flags:
 
     def _split_and_batch(self) -> None:
         self._take("nproc_per_node", "nnodes", "tensor_model_parallel_size", "pipeline_model_parallel_size")
-        self._take("sequence_parallel", "micro_batch_size", "global_batch_size")
+        if self._is_on("sequence_parallel") and int(self._number("tensor_model_parallel_size") or 1) == 1:
+            # as validate_args does
+            self.fates["sequence_parallel"] = KeyFate.NO_EFFECT, "Megatron-LM turns it off where tensor is 1"
+        else:
+            self._take("sequence_parallel")
+        self._take("micro_batch_size", "global_batch_size")
         micro = self._number("micro_batch_size")
         if micro is None:
             self.faults.append(f"{self.place}: --micro-batch-size is missing; add it")

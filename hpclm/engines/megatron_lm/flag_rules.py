@@ -1,0 +1,96 @@
+"""Flags of `megatron.arguments` that need or exclude another, which Megatron-LM's validate_args would refuse later.
+
+Source: Megatron-LM core_v0.14.0, megatron/training/arguments.py. What is a recipe's key is in `support`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpclm.engines.megatron_lm.arguments import Arguments
+from hpclm.planning.stage_context import StageContext
+
+# Of each flag groups of which one is needed.
+_NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "--overlap-param-gather": (
+        ("--overlap-grad-reduce",),
+        ("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-custom-fsdp"),
+    ),
+    "--overlap-param-gather-with-optimizer-step": (("--use-distributed-optimizer",), ("--overlap-param-gather",)),
+    "--fp8-param-gather": (
+        ("--use-distributed-optimizer", "--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp"),
+    ),
+    "--use-torch-fsdp2": (("--no-gradient-accumulation-fusion",),),
+    "--start-weight-decay": (("--weight-decay-incr-style",),),
+    "--end-weight-decay": (("--weight-decay-incr-style",),),
+}
+_EXCLUDES = (
+    ("--use-torch-fsdp2", "--use-distributed-optimizer"),
+    ("--use-torch-fsdp2", "--expert-model-parallel-size"),
+)
+# Refused whatever else is given, and what to do.
+_NEVER = {
+    "--no-position-embedding": "is out of date; set model.position_embedding",
+    "--encoder-num-layers": "is for other models; set model.num_layers",
+    "--decoder-num-layers": "is for other models; set model.num_layers",
+    "--encoder-seq-length": "is for other models; the length is the data's",
+    "--decoder-seq-length": "is for other models; the length is the data's",
+}
+_INTERLEAVED = ("--num-layers-per-virtual-pipeline-stage", "--num-virtual-stages-per-pipeline-rank")
+
+
+def check(stage: StageContext, given: Arguments, words: Sequence[str]) -> None:
+    """Findings for flags that Megatron-LM refuses beside each other, or beside the recipe's keys."""
+    _beside_flags(given, words)
+    _beside_keys(stage, given)
+    if words and not words[0].startswith("-"):
+        where = ("megatron", "arguments", 0)
+        stage.error(where, f"{words[0]} belongs to no flag; write --flag value", "arguments are flags", words[0])
+
+
+def _beside_flags(given: Arguments, words: Sequence[str]) -> None:
+    flags = given.places
+    for flag in set(_NEVER) & set(flags):
+        given.error(flag, _NEVER[flag], "Megatron-LM's flags")
+    for flag, groups in _NEEDS.items():
+        for group in groups if flag in flags else ():
+            if not any(one in flags for one in group):
+                given.error(flag, f"needs {' or '.join(group)}", "Megatron-LM's flags")
+    for one, other in _EXCLUDES:
+        if one in flags and other in flags:
+            given.error(one, f"and {other} exclude each other; keep one", "Megatron-LM's flags")
+    if _value(words, "--ckpt-format", flags) == "torch_dcp" and "--use-torch-fsdp2" not in flags:
+        given.error("--ckpt-format", "torch_dcp needs --use-torch-fsdp2", "Megatron-LM's flags")
+    if _value(words, "--weight-decay-incr-style", flags) not in (None, "constant"):
+        for needed in ("--start-weight-decay", "--end-weight-decay"):
+            if needed not in flags:
+                given.error("--weight-decay-incr-style", f"needs {needed}", "Megatron-LM's flags")
+
+
+def _beside_keys(stage: StageContext, given: Arguments) -> None:
+    flags, recipe = given.places, stage.recipe
+    pipeline = recipe.parallel.pipeline
+    precision = recipe.trainer.precision if recipe.trainer is not None else None
+    if "--use-torch-fsdp2" in flags:
+        if pipeline > 1:
+            given.error("--use-torch-fsdp2", "does not go with parallel.pipeline above 1", "Megatron-LM's flags")
+        if precision == "fp16":
+            given.error("--use-torch-fsdp2", "does not go with fp16", "Megatron-LM's flags")
+        if recipe.model is not None and recipe.model.tie_embeddings:
+            given.error("--use-torch-fsdp2", "needs model.tie_embeddings false", "Megatron-LM's flags")
+    interleaved = next((flag for flag in _INTERLEAVED if flag in flags), None)
+    if interleaved is not None and pipeline == 2 and "--no-overlap-p2p-communication" in flags:
+        what = "without overlapping needs parallel.pipeline above 2"
+        given.error(interleaved, what, "Megatron-LM's flags")
+    if recipe.trainer is not None and recipe.trainer.deterministic:
+        for flag in ("--use-flash-attn", "--cross-entropy-loss-fusion"):
+            if flag in flags:
+                given.error(flag, "does not go with trainer.deterministic", "Megatron-LM's flags")
+
+
+def _value(words: Sequence[str], flag: str, places: dict[str, int]) -> str | None:
+    place = places.get(flag)
+    if place is None:
+        return None
+    _, has, value = words[place].partition("=")
+    return value if has else "".join(words[place + 1 : place + 2])

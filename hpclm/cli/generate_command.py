@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hpclm.cli import library_warnings
 
 if TYPE_CHECKING:
     from hpclm.core.spec import GenerationSpec
@@ -109,8 +110,7 @@ def _generated(
 
     if device is Device.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' words to each other
+    library_warnings.hide()
     if _is_of_engine_hf(model):
         return _answered(model, texts, spec, split, device)
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hpclm.cli import library_warnings
 
 model_app = typer.Typer(
     help="Fetch, inspect and convert models and trained prompts.", no_args_is_help=True, rich_markup_mode=None
@@ -108,7 +109,7 @@ def merge(
 def _exported(source: Path, out: Path, dtype: DType, *, remote_code: bool) -> dict[str, Any]:
     from hpclm.core.errors import HpclmError
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' words to each other
+    library_warnings.hide()
     try:
         from hpclm.engines.hf.ranks.exporting import exported
     except ImportError as error:
@@ -144,6 +145,7 @@ def convert(
         raise HpclmError(f"{out}: already exists; give another name")
     # on this machine's CPU, even if it has a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    library_warnings.hide()
     if to is Form.huggingface and _is_tuned(source):
         typer.echo(_exported(source, out, DType.fp32, remote_code=False)["folder"])
         return

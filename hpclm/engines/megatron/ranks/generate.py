@@ -98,7 +98,8 @@ def _check(request: Request, model: ModelSpec, tokenizer: Tokenizer) -> None:
         ("ffn_hidden_size", model.ffn_hidden_size),
         ("num_query_groups", model.num_query_groups),
     ):
-        if value % request.tensor:
+        shared = name == "num_query_groups" and request.tensor % value == 0  # each rank has a whole group, or a copy
+        if value % request.tensor and not shared:
             raise HpclmError(f"--tensor {request.tensor} does not divide {name} {value}; choose another")
     if model.num_layers % request.pipeline:
         raise HpclmError(f"--pipeline {request.pipeline} does not divide num_layers {model.num_layers}; choose another")

@@ -82,6 +82,31 @@ def test_updates_are_those_of_the_papers(name: str) -> None:
         assert (one.detach() - value).abs().max() < 2e-6
 
 
+def test_adafactor_is_torchs() -> None:
+    torch.manual_seed(0)
+    shapes = ((5, 3), (5,), (2, 4, 3))
+    ours, theirs = ([nn.Parameter(torch.randn(shape)) for shape in shapes] for _ in range(2))
+    with torch.no_grad():
+        for one, other in zip(ours, theirs, strict=True):
+            other.copy_(one)
+    spec = OptimSpec(RATE, weight_decay=DECAY, name="adafactor")
+    made = optimizers.build(spec, [(str(number), one) for number, one in enumerate(ours)], torch.device("cpu"))
+    expected = torch.optim.Adafactor(
+        [{"params": [theirs[0], theirs[2]], "weight_decay": DECAY}, {"params": [theirs[1]], "weight_decay": 0.0}],
+        lr=RATE, foreach=False,
+    )  # fmt: skip
+    for _ in range(5):
+        for group in made.param_groups:
+            group["lr"] = RATE
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        made.step()
+        expected.step()  # type: ignore[no-untyped-call]
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max() < 1e-6
+
+
 def test_every_optimizer_of_a_recipe_is_there() -> None:
     from typing import get_args
 
@@ -95,7 +120,7 @@ def test_every_optimizer_of_a_recipe_is_there() -> None:
     ("name", "strategy"),
     [
         ("adam", "fsdp"), ("adam", "zero2"), ("lion", "fsdp"), ("lion", "zero3"), ("lamb", "fsdp"), ("sgd", "fsdp"),
-        ("sgd", "zero1"), ("adafactor", "ddp"),
+        ("sgd", "zero1"), ("adafactor", "ddp"), ("adafactor", "fsdp"),
     ],
 )  # fmt: skip
 def test_sharding_changes_no_optimizer(shop: Workshop, name: str, strategy: str) -> None:

@@ -121,9 +121,6 @@ def _optimizer(stage: StageContext, sharding: ShardingSpec) -> None:
     if optim.name == "adamw-8bit" and (stage.recipe.resources.device == "cpu" or sharding.strategy != "ddp"):
         what = "adamw-8bit (bitsandbytes) needs GPUs and sharding.strategy: ddp; choose adamw"
         stage.error(keys, what, "optimizer under sharding", optim.name, ("adamw",))
-    if optim.name == "adafactor" and sharding.strategy == "fsdp":
-        what = "adafactor under fsdp is not supported; choose adamw, or sharding.strategy: ddp"
-        stage.error(keys, what, "optimizer under sharding", optim.name)
 
 
 def _method(stage: StageContext, method: MethodSpec, sharding: ShardingSpec) -> None:

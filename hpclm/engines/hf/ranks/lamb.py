@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from hpclm.engines.hf.ranks.whole_tensors import norm_of
 
 
 class Lamb(torch.optim.Optimizer):
@@ -45,12 +46,6 @@ class Lamb(torch.optim.Optimizer):
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         update = (mean / (1 - beta1**step)).div_((square / (1 - beta2**step)).sqrt_().add_(group["eps"]))
         update.add_(weight, alpha=group["weight_decay"])
-        of_weight, of_update = _norm(weight), _norm(update)
+        of_weight, of_update = norm_of(weight), norm_of(update)
         ratio = of_weight / of_update if of_weight > 0 and of_update > 0 else 1.0
         weight.add_(update, alpha=-group["lr"] * ratio)
-
-
-def _norm(tensor: Tensor) -> float:
-    """Of the whole tensor, wherever its parts are."""
-    found = torch.linalg.vector_norm(tensor)
-    return float(found.full_tensor() if isinstance(found, DTensor) else found)

@@ -1,4 +1,4 @@
-"""Optimizers by name: torch's, LAMB, and those of packages."""
+"""Optimizers by name: torch's, our own LAMB and Adafactor, and those of packages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hpclm.core.spec import OptimSpec
+from hpclm.engines.hf.ranks.adafactor import Adafactor
 from hpclm.engines.hf.ranks.lamb import Lamb
 
 Named = list[tuple[str, nn.Parameter]]
@@ -55,7 +56,7 @@ def _lamb(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Opt
 
 
 def _adafactor(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:
-    return torch.optim.Adafactor(groups, lr=0.0, foreach=False)
+    return Adafactor(groups, lr=0.0)
 
 
 def _adamw_8bit(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:

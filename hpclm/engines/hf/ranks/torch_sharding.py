@@ -24,6 +24,7 @@ from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.engines.hf.ranks.precision import arithmetic
 from hpclm.engines.hf.ranks.sharding import clip_factor, diverged, is_last, trainables
+from hpclm.engines.hf.ranks.whole_tensors import local, whole
 from hpclm.formats.ranks.tensor_shard import TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
 
@@ -115,7 +116,7 @@ class TorchSharding:
         if not overflow:
             if factor != 1.0:
                 for parameter in self.parameters:
-                    _local(_gradient(parameter)).mul_(factor)
+                    local(_gradient(parameter)).mul_(factor)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -135,7 +136,7 @@ class TorchSharding:
         return found
 
     def _squares(self, parameters: Sequence[Tensor]) -> Tensor:
-        norms = [torch.linalg.vector_norm(_local(one.grad)) for one in parameters if one.grad is not None]
+        norms = [torch.linalg.vector_norm(local(one.grad)) for one in parameters if one.grad is not None]
         if not norms:
             return torch.zeros((), device=self.parameters[0].device)
         return torch.stack(norms).square().sum()
@@ -160,8 +161,8 @@ class TorchSharding:
         if not isinstance(data, DTensor):
             return [TensorShard(key, data, tuple(data.shape), (0,) * data.dim(), self.group.rank)]
         shape, offset, writes = _place(data)
-        local = data.to_local()
-        return [TensorShard(key, local, shape, offset, 0 if writes else 1)] if local.numel() else []
+        part = data.to_local()
+        return [TensorShard(key, part, shape, offset, 0 if writes else 1)] if part.numel() else []
 
     def _make_states(self) -> None:
         """Have the optimizer make its state, by a step that changes nothing, where it has none yet."""
@@ -169,17 +170,17 @@ class TorchSharding:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = _NO_RATE
-        kept = [_local(parameter.detach()).clone() for parameter in self.parameters]
+        kept = [local(parameter.detach()).clone() for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for parameter, value in zip(self.parameters, kept, strict=True):
-                _local(parameter.detach()).copy_(value)
+                local(parameter.detach()).copy_(value)
                 for state in self.optimizer.state[parameter].values():
                     if isinstance(state, Tensor):
-                        _local(state).zero_()
+                        local(state).zero_()
         self._count()
 
     def _count(self) -> None:
@@ -210,22 +211,12 @@ class TorchSharding:
         self._count()
 
     def trained(self) -> dict[str, Tensor]:
-        return {name: _whole(parameter.detach()).cpu().clone() for name, parameter in self.named}
+        return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self.named}
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
-
-
-def _local(tensor: Tensor | None) -> Tensor:
-    """This rank's part, which shares its memory."""
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _place(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...], bool]:

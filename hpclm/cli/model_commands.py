@@ -106,6 +106,36 @@ def merge(
     typer.echo(f"{found['folder']}: {found['method']}, {found['dtype']}{same}")
 
 
+@model_app.command("init")
+def initialize(
+    source: Annotated[
+        Path, typer.Argument(help="A config.json of transformers, or a folder that has one.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Output folder; must not exist yet.", show_default=False)],
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="A folder with a tokenizer, if the source's has none.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the weights.")] = 1234,
+    dtype: Annotated[DType, typer.Option("--dtype", help="Of the weights.")] = DType.fp32,
+) -> None:
+    """A model that has learned nothing yet, to pre-train it with engine hf: weights drawn from a configuration."""
+    from hpclm.core.errors import HpclmError
+
+    if out.exists():
+        raise HpclmError(f"{out}: already exists; give another name")
+    for path in (source, tokenizer):
+        if path is not None and not path.exists():
+            raise HpclmError(f"{path}: does not exist")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    library_warnings.hide()
+    try:
+        from hpclm.engines.hf.ranks.new_models import initialize as make
+    except ImportError as error:
+        raise HpclmError(f"this needs transformers ({error}); install hpclm[hf]") from None
+    count = make(source, out, tokenizer, seed, dtype.value)
+    typer.echo(f"{out}: {count:,} parameters, {dtype.value}, drawn with seed {seed}")
+
+
 def _exported(source: Path, out: Path, dtype: DType, *, remote_code: bool) -> dict[str, Any]:
     from hpclm.core.errors import HpclmError
 

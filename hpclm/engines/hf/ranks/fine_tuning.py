@@ -131,7 +131,8 @@ class FineTuningSteps:
         norm = self.sharding.update(rate)
         self.moved = self.moved or (rate > 0 and 0 < norm < float("inf"))
         tokens = sum(batch.real_tokens for batch in micro_batches)
-        sums = torch.stack([total, total.new_tensor(tokens), total.new_tensor(float(self.stop.requested))])
+        counts = torch.tensor([float(tokens), float(self.stop.requested)], dtype=total.dtype, device=total.device)
+        sums = torch.cat([total[None], counts])
         dist.all_reduce(sums)
         with heartbeat.waiting():
             loss, real, stops = sums.tolist()

@@ -56,10 +56,10 @@ def trace(spec: FineTuneStageSpec, rank: int) -> RankTrace:
     model = empty_model(folder, spec.huggingface)
     tell_kinds(counter, model)
     mode = FakeTensorMode()
-    weights = _NoWeights(model, mode)
+    weights = NoWeights(model, mode)
     alone = fake_sharding.without_ranks()
     told = fake_sharding.resized_told(counter)
-    with alone, told, mode, counter, host_reads(true=False), kernels_of_gpus(), _numbers():
+    with alone, told, mode, counter, host_reads(true=False), kernels_of_gpus(), numbers():
         run = answers if spec.task == "evaluate" else train
         assumed = run(_at_home(spec), folder, model, weights, group, counter)
     peak = counter.peak
@@ -100,7 +100,7 @@ def _at_home(spec: FineTuneStageSpec) -> FineTuneStageSpec:
     return replace(spec, sharding=replace(spec.sharding, offload="none", nvme=None, deepspeed=deepspeed))
 
 
-class _NoWeights(Weights):
+class NoWeights(Weights):
     """Tensors without bytes in the places of an empty model."""
 
     def __init__(self, model: Any, mode: FakeTensorMode) -> None:
@@ -242,7 +242,7 @@ def tell_kinds(counter: StorageCounter, model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _numbers() -> Iterator[None]:
+def numbers() -> Iterator[None]:
     """Lists of ones, and modules that take other tensors in place of theirs (torch refuses that of FakeTensors)."""
 
     def swapped(one: Tensor, other: Tensor) -> None:

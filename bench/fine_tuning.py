@@ -144,7 +144,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     folder = Path(spec.base)
     model = empty_model(folder, spec.huggingface)
     started = base_models.Started(folder, model, weights_of(model, folder, cpu), None, "", arguments.vocab)
-    loss_model, sharding = fine_tuning._sharded(started, spec, group)
+    loss_model, sharding = fine_tuning.sharded(started, spec, group)
     batches = InstructionBatches(spec, PreparedRows(arguments.folder / "rows"), None, 0, 1)
     steps = fine_tuning.FineTuningSteps(spec, group, loss_model, sharding, batches, StopFlag())
     first = steps.step(0).loss

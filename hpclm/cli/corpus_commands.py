@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from hpclm.core.corpus_spec import CorpusSpec
     from hpclm.core.spec import TokenizerSpec
     from hpclm.data.corpus.inspecting import Contents
-    from hpclm.data.corpus.tokenizing import Progress, Tokenized
+    from hpclm.data.corpus.tokenized_record import Tokenized
+    from hpclm.data.corpus.tokenizing import Progress
 
 
 class Format(str, Enum):

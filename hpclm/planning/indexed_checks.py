@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import IndexedData, ModelSpec
+from hpclm.data.corpus.tokenized_record import record_of
+from hpclm.formats.checkpoint_manifest import sha256_of
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
 from hpclm.planning import base_model, lowering
 from hpclm.planning.base_model import Earlier
@@ -39,6 +42,8 @@ def check(stage: StageContext, source: IndexedData, model: ModelSpec | None) -> 
     _sections(stage, source, model)
     if not stage.files or parents(stage):
         return
+    for key, paths in _paths(source).items():
+        _tokenizers(stage, key, paths)
     headers = {key: _headers(stage, key, paths) for key, paths in _paths(source).items()}
     train = [header for header in headers["paths"] if header is not None]
     if len(train) == len(source.paths):
@@ -92,6 +97,30 @@ def _headers(stage: StageContext, key: str, paths: list[str]) -> list[IndexHeade
             stage.error(("indexed", key, index), f"{prefix}: contains {header.dtype}, not tokens", "tokens", prefix)
         found.append(header)
     return found
+
+
+def _tokenizers(stage: StageContext, key: str, prefixes: list[str]) -> None:
+    """Data that another tokenizer made: its ids are then other words."""
+    own = stage.recipe.tokenizer
+    if own is None:
+        return
+    for index, prefix in enumerate(prefixes):
+        record = record_of(prefix)
+        made = None if record is None else record.spec.tokenizer
+        for name in ("vocab_file", "merges_file", "tokenizer_file"):
+            ours, theirs = getattr(own, name), getattr(made, name, None)
+            if ours is None or theirs is None or _same(Path(ours), Path(theirs)):
+                continue
+            what = f"{prefix}: was made with the tokenizer {theirs}, which is not {ours}; give that one"
+            stage.error(("indexed", key, index), what, "tokens and tokenizer belong together", prefix)
+            break
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same; one that is not here may."""
+    if one == other or not (one.is_file() and other.is_file()):
+        return True
+    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
 
 
 def _parts(stage: StageContext, source: IndexedData, headers: list[IndexHeader]) -> None:

@@ -248,3 +248,23 @@ def test_tokens_of_another_tokenizer_are_refused(corpus: Path, tmp_path: Path) -
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
     (found,) = make_plan(load(tmp_path / "corpus.yaml")).errors
     assert "tokenizer: is not that of stage tokens, which made the tokens" in str(found)
+
+
+def test_data_of_another_tokenizer_on_the_disk_is_refused(corpus: Path, tmp_path: Path) -> None:
+    tokenize(spec_of(corpus, tmp_path / "made"), 1, lambda progress: None)
+    recipe = copy.deepcopy(RECIPE)
+    del recipe["stages"][0]
+    recipe["stages"][0]["indexed"] = {"paths": ["made_text_document"], "split": "90,10,0", "seq_length": 16}
+
+    def errors() -> tuple[object, ...]:
+        (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
+        return make_plan(load(tmp_path / "corpus.yaml")).errors
+
+    assert errors() == ()
+    shutil.copy(tmp_path / "merges.txt", tmp_path / "same.txt")
+    recipe["tokenizer"] = {"vocab_file": "vocab.json", "merges_file": "same.txt"}
+    assert errors() == ()
+    (tmp_path / "same.txt").write_text((tmp_path / "merges.txt").read_text().rpartition("\n")[0])
+    (found,) = errors()
+    assert "made_text_document: was made with the tokenizer" in str(found)
+    assert "merges.txt, which is not" in str(found)

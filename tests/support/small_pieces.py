@@ -7,7 +7,7 @@ import time
 
 from hpclm.data.corpus import inputs
 from hpclm.data.corpus.job import Worker
-from hpclm.data.corpus.parts import Counts
+from hpclm.data.corpus.tokenized_record import Counts
 from hpclm.worker import entry
 
 

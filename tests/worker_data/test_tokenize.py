@@ -30,7 +30,8 @@ from hpclm.core.spec import TokenizerSpec
 from hpclm.data.corpus import encoding, inputs, tokenizing
 from hpclm.data.corpus.inspecting import contents
 from hpclm.data.corpus.job import Worker, make_job
-from hpclm.data.corpus.parts import Counts, PartFiles, PartWriter, merge
+from hpclm.data.corpus.parts import PartFiles, PartWriter, merge
+from hpclm.data.corpus.tokenized_record import Counts, Tokenized
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
 
@@ -103,7 +104,7 @@ def same(ours: str, theirs: Path) -> bool:
     return all(Path(f"{ours}{end}").read_bytes() == Path(f"{theirs}{end}").read_bytes() for end in (".bin", ".idx"))
 
 
-def run(spec: CorpusSpec, workers: int = 1) -> tokenizing.Tokenized:
+def run(spec: CorpusSpec, workers: int = 1) -> Tokenized:
     return tokenize(spec, workers, lambda progress: None)[0]
 
 

@@ -10,10 +10,8 @@ import numpy as np
 
 from hpclm.core.errors import DataError, HpclmError
 from hpclm.core.indexed_files import bin_path, idx_path
-from hpclm.core.records import from_dict
-from hpclm.core.sealed import read_sealed
 from hpclm.core.spec import TokenizerSpec
-from hpclm.data.corpus.tokenizing import Tokenized
+from hpclm.data.corpus.tokenized_record import record_of
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
 
@@ -208,17 +206,3 @@ def _recorded(prefix: str) -> tuple[Tokenizer | None, str | None]:
         return load_tokenizer(own, None), own.tokenizer_file or own.vocab_file
     except HpclmError:
         return None, own.tokenizer_file or own.vocab_file
-
-
-def record_of(prefix: str) -> Tokenized | None:
-    """The record of the command that made a data set: beside it, called as its prefix begins."""
-    folder = Path(prefix).parent
-    for path in sorted(folder.glob("*.tokenized.json")):
-        try:
-            raw = read_sealed(path)
-            found = None if raw is None else from_dict(Tokenized, raw)
-        except (HpclmError, OSError, ValueError):
-            continue
-        if found is not None and Path(prefix).name in [Path(one).name for one in found.outputs]:
-            return found
-    return None

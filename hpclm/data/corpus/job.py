@@ -15,8 +15,9 @@ from hpclm.core.errors import DataError
 from hpclm.core.records import to_dict
 from hpclm.data.corpus import encoding
 from hpclm.data.corpus.inputs import Piece, Segment, corpus_files, pieces
-from hpclm.data.corpus.parts import Counts, PartFiles, PartWriter, finish_part
+from hpclm.data.corpus.parts import PartFiles, PartWriter, finish_part
 from hpclm.data.corpus.reading import Document, Reader
+from hpclm.data.corpus.tokenized_record import Counts
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 from hpclm.formats.indexed_dataset import dtype_for
 

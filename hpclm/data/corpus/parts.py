@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,33 +19,11 @@ from hpclm.core.files import sync
 from hpclm.core.indexed_files import bin_path, idx_path
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
+from hpclm.data.corpus.tokenized_record import Counts
 from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION, code_of
 
 _ITEMS = 1 << 20
 _COPY_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a part, or the whole, contains. `empty`: documents without tokens; `bad`: lines left out; `text_bytes`: of
-    the texts in UTF-8; `examples`: places of the first bad lines."""
-
-    documents: int = 0
-    tokens: int = 0
-    empty: int = 0
-    bad: int = 0
-    text_bytes: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.documents + other.documents,
-            self.tokens + other.tokens,
-            self.empty + other.empty,
-            self.bad + other.bad,
-            self.text_bytes + other.text_bytes,
-            [*self.examples, *other.examples][:3],
-        )
 
 
 @dataclass(frozen=True)

@@ -21,25 +21,14 @@ from hpclm.core.locks import exclusive
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.data.corpus.job import Job, Worker, make_job
-from hpclm.data.corpus.parts import Counts, merge
+from hpclm.data.corpus.parts import merge
+from hpclm.data.corpus.tokenized_record import Counts, Tokenized
 from hpclm.formats.indexed_dataset import read_header
 
 _POLL_S = 0.5
 _FIELDS = 3  # bytes, documents, tokens
 # of the libraries
 THREADS = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """`PREFIX.tokenized.json`: the record of what was made. `outputs`: the prefixes of the data sets."""
-
-    mark: str
-    spec: CorpusSpec
-    encoder: str
-    outputs: list[str]
-    counts: Counts
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from hpclm.core.logging import log
 from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.sealed import write_sealed
 from hpclm.data.corpus.job import Job, Worker, make_job
-from hpclm.data.corpus.parts import Counts
-from hpclm.data.corpus.tokenizing import THREADS, Tokenized, finish, made_before, make_folder
+from hpclm.data.corpus.tokenized_record import Counts, Tokenized
+from hpclm.data.corpus.tokenizing import THREADS, finish, made_before, make_folder
 from hpclm.worker.peers import refuse_failed, wait_until_finished
 from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.report import Progress, StoppedError

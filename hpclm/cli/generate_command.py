@@ -121,17 +121,9 @@ def _generated(
 
 
 def _is_of_engine_hf(model: str) -> bool:
-    """Whether it is what engine hf has tuned, or an adapter in PEFT's format."""
-    from hpclm.core.checkpoint_layout import CheckpointFolder
-    from hpclm.core.errors import CheckpointError
-    from hpclm.formats.checkpoint_pointers import pointed
+    from hpclm.formats.huggingface.tuned_folders import is_tuned
 
-    path = Path(model)
-    try:
-        path = pointed(path, "best") or pointed(path, "latest") or path
-    except CheckpointError:
-        return False
-    return CheckpointFolder(path).fine_tuned.is_file() or (path / "adapter_config.json").is_file()
+    return is_tuned(Path(model))
 
 
 def _answered(

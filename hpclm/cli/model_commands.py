@@ -147,19 +147,6 @@ def _exported(source: Path, out: Path, dtype: DType, *, remote_code: bool) -> di
     return exported(str(source), str(out), dtype.value, remote_code)
 
 
-def _is_tuned(source: Path) -> bool:
-    """Whether engine hf has made it."""
-    from hpclm.core.checkpoint_layout import CheckpointFolder
-    from hpclm.core.errors import CheckpointError
-    from hpclm.formats.checkpoint_pointers import pointed
-
-    try:
-        found = pointed(source, "best") or pointed(source, "latest") or source
-    except CheckpointError:
-        return False
-    return CheckpointFolder(found).fine_tuned.is_file()
-
-
 @model_app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="Model, checkpoint or prompts to convert.", show_default=False)],
@@ -176,7 +163,9 @@ def convert(
     # on this machine's CPU, even if it has a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     library_warnings.hide()
-    if to is Form.huggingface and _is_tuned(source):
+    from hpclm.formats.huggingface.tuned_folders import is_tuned
+
+    if to is Form.huggingface and is_tuned(source):
         typer.echo(_exported(source, out, DType.fp32, remote_code=False)["folder"])
         return
     try:

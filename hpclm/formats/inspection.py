@@ -13,7 +13,7 @@ from hpclm.core.records import to_dict
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
 from hpclm.formats.format_guard import guarded
-from hpclm.formats.huggingface.architectures import is_huggingface
+from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG, is_huggingface
 from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
 from hpclm.formats.huggingface.weights import stored_tensors
 from hpclm.formats.nemo.archive import Archive
@@ -21,8 +21,6 @@ from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
 from hpclm.formats.nemo.prompt_tables import is_prompt_archive, read_tables
 from hpclm.formats.safetensors_header import header
-
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 
 
 @guarded("an archive, a checkpoint or an adapter")

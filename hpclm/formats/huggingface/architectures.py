@@ -18,6 +18,8 @@ from hpclm.core.spec import ModelSpec
 from hpclm.core.vocabulary_size import padded_vocab_size
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+# PEFT's two files
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
 LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 KINDS = ("gpt2", *LLAMA_KINDS)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.records import read_record
-from hpclm.formats.huggingface.architectures import read_config
-from hpclm.formats.huggingface.hub_files import ADAPTER, ADAPTER_CONFIG, HubFile, is_digest
+from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG, read_config
+from hpclm.formats.huggingface.hub_files import HubFile, is_digest
 from hpclm.formats.huggingface.hub_transfer import digest_of
 from hpclm.formats.huggingface.weights import INDEX, SINGLE, index_files
 from hpclm.formats.safetensors_header import declared_size

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hpclm.core.errors import CheckpointError, DataError
-from hpclm.formats.huggingface.architectures import CONFIG
+from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG, CONFIG
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".ot", ".nemo")
 # Configurations, vocabularies and merges, SentencePiece and tiktoken models, chat templates

@@ -12,8 +12,8 @@ from typing import Any
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file, read_json
 from hpclm.formats.checkpoint_manifest import read_manifest
-from hpclm.formats.huggingface.architectures import read_config
-from hpclm.formats.huggingface.tuned_folders import ADAPTER_CONFIG, tuned_folder
+from hpclm.formats.huggingface.architectures import ADAPTER_CONFIG, read_config
+from hpclm.formats.huggingface.tuned_folders import tuned_folder
 from hpclm.formats.huggingface.weights import Stored, stored_tensors
 from hpclm.formats.safetensors_header import declared_size
 

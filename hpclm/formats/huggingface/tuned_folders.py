@@ -9,8 +9,7 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object
 from hpclm.formats.checkpoint_pointers import pointed
-
-ADAPTER_CONFIG = "adapter_config.json"
+from hpclm.formats.huggingface.architectures import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,15 @@ class TunedFolder:
 
     checkpoint: Path
     base: Path | None = None
+
+
+def is_tuned(folder: Path) -> bool:
+    """Whether engine hf has made it, or it is an adapter in PEFT's format."""
+    try:
+        place = pointed(folder, "best") or pointed(folder, "latest") or folder
+    except CheckpointError:
+        return False
+    return CheckpointFolder(place).fine_tuned.is_file() or (place / ADAPTER_CONFIG).is_file()
 
 
 def tuned_folder(folder: Path) -> TunedFolder | None:

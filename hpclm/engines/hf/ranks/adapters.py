@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.files import write_json
 from hpclm.core.fine_tune_spec import LoraSpec, MethodSpec, VirtualTokensSpec
+from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER
 _NAME = "default"
 
 

@@ -25,7 +25,7 @@ from hpclm.formats.ranks.checkpoint_manager import resolve
 _END = 1 << 20
 # What stands beside the weights: configuration, tokenizer, chat template, generation's defaults.
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.tiktoken")
-_NOT_BESIDE = ("*.index.json", "adapter_config.json", "trainer_state.json")
+_NOT_BESIDE = ("*.index.json", adapters.CONFIG, "trainer_state.json")
 
 
 @dataclass

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from hpclm.core.spec import TrainerSpec
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch
 from hpclm.formats.ranks.tensor_shard import TensorShard
+
+# Of an update that makes the optimizer's state and changes nothing. Lion refuses a rate of 0.
+NO_RATE = 1e-30
 
 
 class Sharding(Protocol):
@@ -59,9 +62,22 @@ def plain_name(name: str) -> str:
     return name.removeprefix("module.").removeprefix("model.")
 
 
-def diverged(norm: float, trainer: TrainerSpec) -> FloatingPointError:
+def diverged(norm: float) -> FloatingPointError:
     """For gradients that are no numbers."""
     return FloatingPointError(f"the gradient norm is {norm}: the training diverged; lower optim.lr")
+
+
+def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
+    """Optimizers count their updates in the state of each parameter, or of each group."""
+    for group in optimizer.param_groups:
+        if "step" in group:
+            group["step"] = updates
+    for state in optimizer.state.values():
+        step = state.get("step")
+        if isinstance(step, Tensor):
+            step.fill_(float(updates))
+        elif step is not None:
+            state["step"] = updates
 
 
 def clip_factor(norm: float, limit: float) -> float:

@@ -23,13 +23,10 @@ from hpclm.engines.hf.ranks.document_batches import DocumentBatch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.loss_model import LossModel
 from hpclm.engines.hf.ranks.precision import arithmetic
-from hpclm.engines.hf.ranks.sharding import clip_factor, diverged, is_last, trainables
+from hpclm.engines.hf.ranks.sharding import NO_RATE, clip_factor, diverged, is_last, set_updates, trainables
 from hpclm.engines.hf.ranks.whole_tensors import local, whole
 from hpclm.formats.ranks.tensor_shard import TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
-
-# Lion refuses a rate of 0.
-_NO_RATE = 1e-30
 
 
 class TorchSharding:
@@ -109,7 +106,7 @@ class TorchSharding:
         norm = self._norm() / self.loss_scale.scale
         overflow = not norm < float("inf")
         if overflow and self.loss_scale.scale <= LossScale.MINIMUM:
-            raise diverged(norm, self.spec.trainer)
+            raise diverged(norm)
         factor = clip_factor(norm, self.spec.trainer.gradient_clip_norm) / self.loss_scale.scale
         if self.loss_scale.active:
             self.loss_scale.update(overflow=overflow)
@@ -169,7 +166,7 @@ class TorchSharding:
         if all(self.optimizer.state[parameter] for parameter in self.parameters):
             return
         for group in self.optimizer.param_groups:
-            group["lr"] = _NO_RATE
+            group["lr"] = NO_RATE
         kept = [local(parameter.detach()).clone() for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -181,19 +178,7 @@ class TorchSharding:
                 for state in self.optimizer.state[parameter].values():
                     if isinstance(state, Tensor):
                         local(state).zero_()
-        self._count()
-
-    def _count(self) -> None:
-        """Optimizers count their updates in the state of each parameter, or of each group."""
-        for group in self.optimizer.param_groups:
-            if "step" in group:
-                group["step"] = self.updates
-        for state in self.optimizer.state.values():
-            step = state.get("step")
-            if isinstance(step, Tensor):
-                step.fill_(float(self.updates))
-            elif step is not None:
-                state["step"] = self.updates
+        set_updates(self.optimizer, self.updates)
 
     def loaded(self) -> None:
         """Everything was filled in place. What FSDP has gathered for an earlier pass is no longer right."""
@@ -208,7 +193,7 @@ class TorchSharding:
         found = state["optimizer"]
         self.updates = int(found["updates"])
         self.loss_scale.restore(found["loss_scale"])
-        self._count()
+        set_updates(self.optimizer, self.updates)
 
     def trained(self) -> dict[str, Tensor]:
         return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self.named}

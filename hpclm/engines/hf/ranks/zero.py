@@ -20,12 +20,10 @@ from hpclm.engines.hf.ranks.document_batches import DocumentBatch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import Weights, blocks_of
 from hpclm.engines.hf.ranks.loss_model import LossModel
-from hpclm.engines.hf.ranks.sharding import diverged, is_last, plain_name
+from hpclm.engines.hf.ranks.sharding import NO_RATE, diverged, is_last, plain_name, set_updates
 from hpclm.formats.ranks.tensor_shard import TensorShard, whole
 
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-# Lion refuses a rate of 0.
-_NO_RATE = 1e-30
 
 
 def divide(model: Any, weights: Weights, spec: FineTuneStageSpec, dtype: torch.dtype) -> None:
@@ -87,7 +85,7 @@ class ZeroSharding:
             norm = float(self.engine.get_global_grad_norm() or 0.0)
         overflow = bool(getattr(self.engine.optimizer, "overflow", False)) or not norm < float("inf")
         if overflow and self.spec.trainer.precision != "fp16":
-            raise diverged(norm, self.spec.trainer)
+            raise diverged(norm)
         self.updates += 0 if overflow else 1
         return norm
 
@@ -126,7 +124,7 @@ class ZeroSharding:
         if without:
             rates = [group["lr"] for group in inner.param_groups]
             for group in inner.param_groups:
-                group["lr"] = _NO_RATE
+                group["lr"] = NO_RATE
             for number in without:
                 self._make_state(zero, flat[number], number)
             for group, rate in zip(inner.param_groups, rates, strict=True):
@@ -212,16 +210,7 @@ class ZeroSharding:
             for name in self._scaler():
                 if name in numbers:
                     setattr(self.engine.optimizer.loss_scaler, name, numbers[name])
-        inner = self._inner()
-        for group in inner.param_groups:
-            if "step" in group:
-                group["step"] = self.updates
-        for one in inner.state.values():
-            step = one.get("step")
-            if isinstance(step, Tensor):
-                step.fill_(float(self.updates))
-            elif step is not None:
-                one["step"] = self.updates
+        set_updates(self._inner(), self.updates)
 
     def trained(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param

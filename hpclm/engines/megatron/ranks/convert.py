@@ -24,7 +24,8 @@ from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, to_huggingface
 from hpclm.formats.checkpoint_manifest import read_manifest
-from hpclm.formats.inspection import ADAPTER, ADAPTER_CONFIG, look
+from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
+from hpclm.formats.inspection import look
 from hpclm.formats.model_card import read_model_card
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import gpt_config, prompts_config

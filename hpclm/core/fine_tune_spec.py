@@ -89,6 +89,7 @@ class InstructionData:
     """Rows of instructions and answers.
 
     Attributes:
+        row_text: for rows of no format: their text with `{fields}`, the answer's at the end.
         columns: the rows' names for the format's, where they differ; `roles` likewise for names of roles.
         metrics: scores of answers (names of `hpclm.metrics`) besides those that are always reported.
         learn: which tokens have a loss: all answers, the last one, or everything.
@@ -104,6 +105,7 @@ class InstructionData:
     template: PromptTemplate = "chat"
     chat_template: str | None = None
     system: str | None = None
+    row_text: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     metrics: list[str] = field(default_factory=list)

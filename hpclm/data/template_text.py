@@ -14,8 +14,15 @@ from hpclm.core.spec import TaskTemplate
 
 FIELD = re.compile(r"\{(.*?)\}")
 MARKER = re.compile(r"<\|VIRTUAL_PROMPT_(\d{1,6})\|>")
+# a marker is removed together with the space after it if there is a space, or nothing, in front of it
+_REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
 # Braces over several lines are text to NeMo, and surely a mistake.
 BROKEN_FIELD = re.compile(r"\{[^{}]*[\r\n][^{}]*\}")
+
+
+def without_markers(text: str) -> str:
+    """A template without virtual tokens."""
+    return _REMOVED.sub("", text)
 
 
 def marker_of(splits: Sequence[int]) -> re.Pattern[str]:
@@ -34,6 +41,11 @@ def by_place(template: TaskTemplate) -> TaskTemplate:
     return replace(
         template, prompt_template=text, virtual_token_splits=[template.virtual_token_splits[number] for number in found]
     )
+
+
+def is_row_text(template: str) -> bool:
+    """Whether it is a row whose answer is the last field, at its end."""
+    return len(fields(template)) > 1 and template.rstrip().endswith("}") and not BROKEN_FIELD.search(template)
 
 
 def fields(template: str) -> list[str]:

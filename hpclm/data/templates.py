@@ -9,18 +9,15 @@ goes to the answer, whose first token it is part of, as in "… Answer: yes".
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import TaskTemplate
 from hpclm.data.rows import Row
-from hpclm.data.template_text import FIELD, MARKER
+from hpclm.data.template_text import FIELD, MARKER, without_markers
 from hpclm.data.tokenizers import Tokenizer
 
 SLOT = -1
-# a marker is removed together with the space after it if there is a space, or nothing, in front of it
-_REMOVED = re.compile(r"(?:^|(?<= ))(?:<\|VIRTUAL_PROMPT_\d{1,6}\|>)+ |<\|VIRTUAL_PROMPT_\d{1,6}\|>")
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Template:
         self.max_seq_length, self.min_seq_length = max_seq_length, min_seq_length
         self.add_bos, self.add_eos = add_bos, add_eos
         self.with_virtual = with_virtual
-        text = template.prompt_template if with_virtual else _REMOVED.sub("", template.prompt_template)
+        text = template.prompt_template if with_virtual else without_markers(template.prompt_template)
         marker = f"{{{template.answer_field}}}" if template.answer_field else None
         self.has_answer = marker is not None and marker in text
         self.before, self.after = text.split(marker, 1) if self.has_answer and marker else (text, "")

@@ -86,6 +86,9 @@ def _rules() -> Iterator[Case]:
     yield hf_case("template-twice", {"instructions.template": "stanford", "instructions.chat_template": "t.jinja"},
                   "chat_template", "leave one out", files={"t.jinja": "x"})  # fmt: skip
     yield hf_case("roles-twice", {"instructions.roles": {"user": "human", "assistant": "human"}}, "roles")
+    yield hf_case("row-text", {"instructions.row_text": "{a} and more"}, "row_text", "end with the answer's field")
+    yield hf_case("row-text-columns", {"instructions.row_text": "{a} {b}", "instructions.format": "alpaca"},
+                  "row_text", "leave columns and format out")  # fmt: skip
     yield hf_case("role-unknown", {"instructions.roles": {"usr": "human"}}, "instructions.roles", "user")
     yield hf_case("column-unknown", {"instructions.columns": {"instructon": "q"}}, "columns", "instruction")
     yield hf_case("columns-same", {"instructions.columns": {"input": "q", "output": "q"}}, "columns", "twice")

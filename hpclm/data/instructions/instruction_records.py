@@ -13,6 +13,7 @@ from typing import Literal
 from hpclm.core.fine_tune_spec import InstructionData, RowFormat
 from hpclm.core.nearest import nearest_name
 from hpclm.data.rows import has_surrogate, kind_of, word
+from hpclm.data.template_text import FIELD, without_markers
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -76,8 +77,11 @@ def record(row: Mapping[str, object], where: str, data: InstructionData, *, lear
     """
     names = {key: key for key in KEYS if key not in data.columns} | {name: key for key, name in data.columns.items()}
     named = {names.get(key, key): value for key, value in row.items() if key in names or key not in data.columns}
-    form = data.format if data.format != "auto" else _form_of(named, row)
-    made = {"alpaca": _alpaca, "messages": _messages, "prompt-completion": _pair}[form](named, where, data)
+    if data.row_text is not None:
+        made = _of_fields(row, where, data.row_text, keeps_space=data.template == "plain")
+    else:
+        form = data.format if data.format != "auto" else _form_of(named, row)
+        made = {"alpaca": _alpaca, "messages": _messages, "prompt-completion": _pair}[form](named, where, data)
     if data.system is not None and made.turns and made.turns[0].role != "system":
         made = Record(made.where, (Turn("system", data.system), *made.turns), made.input)
     if learns and not any(turn.role == "assistant" and turn.text.strip() for turn in made.turns):
@@ -85,6 +89,30 @@ def record(row: Mapping[str, object], where: str, data: InstructionData, *, lear
     if not any(turn.role != "assistant" for turn in made.turns):
         raise RecordError("has nothing but an answer; add what it answers")
     return made
+
+
+def _of_fields(row: Mapping[str, object], where: str, text: str, *, keeps_space: bool) -> Record:
+    """A task template's row. The space before an answer is the answer's, as tokenizers have it."""
+    text = without_markers(text).strip()
+    *_, last = FIELD.finditer(text)
+    asked = FIELD.sub(lambda found: _field(row, found[1], required=True), text[: last.start()])
+    answer = _field(row, last[1], required=False).rstrip(" ")  # as NeMo strips the whole
+    prompt = asked.rstrip()
+    if answer:
+        answer = asked[len(prompt) :] + answer if keeps_space else answer.strip()
+    return Record(where, (Turn("user", prompt.lstrip(" ")), *([Turn("assistant", answer)] if answer else [])))
+
+
+def _field(row: Mapping[str, object], name: str, *, required: bool) -> str:
+    value = row.get(name)
+    if value is None:
+        if required:
+            near = nearest_name(name, row)
+            hint = f"did you mean {word(near)}?" if near else "add it, or correct instructions.row_text"
+            raise RecordError(f"has no {name!r}, which instructions.row_text names; {hint}")
+        return ""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else _checked(value, name)
 
 
 def _form_of(named: Mapping[str, object], row: Mapping[str, object]) -> RowFormat:

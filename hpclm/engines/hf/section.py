@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpclm.core.fine_tune_spec import Method, PromptTemplate, RowFormat, Strategy
+from hpclm.data.template_text import is_row_text
 from hpclm.recipe.schema.base import Count, Fraction, Line, PathText, Prose, Section, described, fault
 from hpclm.recipe.schema.training_sections import Metric
 
@@ -112,6 +113,11 @@ class Instructions(Section):
         default=None, description="chat: a Jinja file instead of the tokenizer's own"
     )
     system: Prose | None = Field(default=None, description="system text of rows that have none")
+    row_text: Prose | None = Field(
+        default=None,
+        description="rows of any other keys: their text with {fields}, the answer's last, as "
+        "'{sentence} sentiment: {label}'; NeMo's markers of virtual tokens are left out",
+    )
     columns: _Names = Field(
         default={}, description="the rows' names for the format's keys: {instruction: question, output: answer}"
     )
@@ -136,6 +142,11 @@ class Instructions(Section):
     def _one_template(self) -> Instructions:
         if self.chat_template is not None and self.template != "chat":
             raise fault(f"chat_template goes with template: chat, not {self.template}; leave one out")
+        if self.row_text is not None:
+            if not is_row_text(self.row_text):
+                raise fault("row_text must end with the answer's field and have another before it; write {name}")
+            if self.columns or self.format != "auto":
+                raise fault("row_text names the rows' keys itself; leave columns and format out")
         for name in self.roles.values():
             if list(self.roles.values()).count(name) > 1:
                 raise fault(f"roles gives the name {name} to two roles; give each role its own")

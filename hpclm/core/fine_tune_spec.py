@@ -117,6 +117,24 @@ class InstructionData:
 
 
 @dataclass(frozen=True)
+class HarnessSpec:
+    """Tasks of lm-evaluation-harness.
+
+    Attributes:
+        include_path: folder with YAML files of tasks of one's own.
+        few_shot: examples in front of each question; None: as the task has it.
+        limit: questions of each task; None: all.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    few_shot: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    chat_template: bool = False
+
+
+@dataclass(frozen=True)
 class HuggingFaceSpec:
     """How transformers loads and runs the model.
 
@@ -153,6 +171,7 @@ class FineTuneStageSpec:
     sharding: ShardingSpec = field(default_factory=ShardingSpec)
     huggingface: HuggingFaceSpec = field(default_factory=HuggingFaceSpec)
     generation: GenerationSpec | None = None
+    harness: HarnessSpec | None = None
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     needs: NodeNeeds = field(default_factory=NodeNeeds)
     tracking: TrackerOptions = field(default_factory=dict)

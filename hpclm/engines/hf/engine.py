@@ -23,12 +23,13 @@ class HuggingFaceEngine:
 
     @cached_property
     def own_sections(self) -> dict[str, tuple[type[Section], str]]:
-        from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
+        from hpclm.engines.hf.section import FineTune, Harness, HuggingFace, Instructions, Sharding
 
         return {
             "instructions": (Instructions, "engine hf: rows of instructions and answers"),
             "fine_tune": (FineTune, "task fine-tune: the method"),
             "sharding": (Sharding, "engine hf: how training is divided over the ranks"),
+            "harness": (Harness, "engine hf, task evaluate: tasks of lm-evaluation-harness"),
             "huggingface": (HuggingFace, "engine hf: how transformers runs the model"),
         }
 

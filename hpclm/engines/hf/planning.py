@@ -8,6 +8,7 @@ from pathlib import Path
 from hpclm.core.errors import CheckpointError
 from hpclm.core.fine_tune_spec import (
     FineTuneStageSpec,
+    HarnessSpec,
     HuggingFaceSpec,
     InstructionData,
     MethodSpec,
@@ -18,7 +19,7 @@ from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
 from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
 from hpclm.engines.hf.deepspeed_config import ContradictionError, completed, read_configuration
 from hpclm.engines.hf.memory import host_memory, memory, note_checkpoints, note_host_memory
-from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Sharding
+from hpclm.engines.hf.section import FineTune, Harness, HuggingFace, Instructions, Sharding
 from hpclm.formats.huggingface.model_facts import ModelFacts, model_facts
 from hpclm.planning import lowering, rules, section_checks
 from hpclm.planning.base_model import BaseModel, find_stage
@@ -35,6 +36,8 @@ class HfPlanner:
         self.request, self.stage, self.packages = request, request.stage, packages
         self.base_model = BaseModel()
         self.facts: ModelFacts | None = None
+        self.harness: HarnessSpec | None = None
+        self.has_virtual_tokens = False
 
     def plan(self) -> StagePlan:
         stage, recipe = self.stage, self.stage.recipe
@@ -48,6 +51,7 @@ class HfPlanner:
         batch = lowering.batch(stage, topology.data, accumulation) if topology else None
         sharding = self._sharding(batch, world_size)
         hf_rules.check(stage, method, sharding, world_size)
+        self.harness = self._harness()
         data = self._data()
         huggingface = self._huggingface()
         if self.facts is not None:
@@ -95,6 +99,8 @@ class HfPlanner:
                 stage.error(("base",), what, "base's engine", recipe.base)
                 return None
             self._refuse_adapter(found.context)
+            tuned = found.context.recipe.own_section("fine_tune", FineTune)
+            self.has_virtual_tokens = tuned is not None and tuned.method in ("p-tuning", "prompt-tuning")
             origin, folder = Origin(stage=recipe.base), found.base_model.folder
         elif folder is None:
             what = f"{recipe.task} needs a model; give model.checkpoint, a folder in transformers' format"
@@ -160,6 +166,8 @@ class HfPlanner:
         stage = self.stage
         written = stage.recipe.own_section("instructions", Instructions)
         role = "test" if stage.task.answers else "train"
+        if self.harness is not None and (written is None or not written.test):
+            return InstructionData(template="plain", max_seq_length=2)  # no rows of its own
         if written is None:
             stage.needs(("instructions",), f"{role}, files of rows, and template")
             return None
@@ -173,6 +181,22 @@ class HfPlanner:
             what = "is missing; without val_loss the last checkpoint counts as the best"
             stage.warning(("instructions", "validation"), what, "validation rows")
         return taken(InstructionData, written)
+
+    def _harness(self) -> HarnessSpec | None:
+        stage = self.stage
+        written = stage.recipe.own_section("harness", Harness)
+        if written is None:
+            return None
+        if not stage.task.answers:
+            stage.error(("harness",), "is for evaluate; leave it out, or add an evaluate stage", "harness of evaluate")
+        if self.has_virtual_tokens:
+            what = "cannot ask a model with virtual tokens; leave it out, or ask the model that they were trained for"
+            stage.error(("harness",), what, "harness without virtual tokens")
+        path = written.include_path
+        if path is not None and stage.files and not Path(path).is_dir():
+            what = f"{path}: is no folder; give the one with your tasks' YAML files"
+            stage.error(("harness", "include_path"), what, "include_path is a folder", path)
+        return taken(HarnessSpec, written)
 
     def _total_steps(self, rows: int | None, data: InstructionData | None) -> int | None:
         """None where it depends on how rows pack, or on rows that are left out."""
@@ -216,6 +240,7 @@ class HfPlanner:
             sharding=sharding,
             huggingface=huggingface,
             generation=lowering.generation(stage) if stage.task.answers else None,
+            harness=self.harness,
             recovery=lowering.recovery(stage),
             tracking=stage.recipe.tracking.trackers if stage.task.trains else {},
             needs=NodeNeeds(
@@ -231,6 +256,8 @@ class HfPlanner:
         optim = self.stage.recipe.optim
         if optim is not None and optim.name in hf_rules.PACKAGES:
             found.append(hf_rules.PACKAGES[optim.name])
+        if self.harness is not None:
+            found.append("lm_eval")
         if any(name.endswith(".parquet") for name in instruction_checks.files(self.stage, data)):
             found.append("pyarrow")
         return found
@@ -238,5 +265,6 @@ class HfPlanner:
     def _inputs(self, base: Origin, data: InstructionData) -> list[str]:
         own = None if self.facts is None else self.facts.folder  # an adapter's model
         others = [self.base_model.folder if base.stage else base.path, own, data.chat_template, data.cache]
+        others.append(None if self.harness is None else self.harness.include_path)
         found = (*others, *instruction_checks.files(self.stage, data))
         return list(dict.fromkeys(one for one in found if one is not None))

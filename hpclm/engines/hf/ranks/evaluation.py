@@ -58,12 +58,25 @@ class Tuned:
     virtual: torch.Tensor | None = None
 
 
-def run(stage: HfStage) -> dict[str, object]:
+def run(stage: HfStage) -> dict[str, Any]:
     """Returns the stage's result with scores."""
     spec, group = stage.spec, stage.group
-    assert spec.generation is not None
     stage.progress.update(phase="loading the model")
     tuned = load(spec.base, spec.huggingface, spec.trainer.precision, group.device, spec.data.chat_template)
+    found: dict[str, Any] = {"scores": {}, "base": str(tuned.folder)}
+    if spec.data.test:
+        found = _answered(stage, tuned)
+    if spec.harness is not None:
+        from hpclm.engines.hf.ranks.harness import benchmark
+
+        stage.progress.update(phase="harness")
+        found["scores"] = {**found["scores"], **benchmark(tuned, spec.harness, group)}
+    return found
+
+
+def _answered(stage: HfStage, tuned: Tuned) -> dict[str, Any]:
+    spec, group = stage.spec, stage.group
+    assert spec.generation is not None
     encoder = InstructionEncoder(tuned.tokenizer, spec.data)
     rows = list(records(spec.data.test, spec.data, learns=False))
     prompts = Prompts(encoder, rows, spec.data.max_seq_length)

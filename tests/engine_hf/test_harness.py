@@ -42,6 +42,7 @@ def test_scores_are_the_harness_own(shop: Workshop, tmp_path: Path, monkeypatch:
     alone = result(run(spec))["scores"]["choice"]
     spread = result(run(replace(shop.spec(task="evaluate", ranks=2), data=spec.data, harness=harness)))
     assert spread["scores"]["choice"] == alone
+    assert spread["examples"] == 0  # so that collect and compare know that there are no answers
     model = shop.model("llama")
     script = (
         "import json, sys\nfrom lm_eval import simple_evaluate\nfrom lm_eval.tasks import TaskManager\n"

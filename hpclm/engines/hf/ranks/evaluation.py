@@ -63,7 +63,7 @@ def run(stage: HfStage) -> dict[str, Any]:
     spec, group = stage.spec, stage.group
     stage.progress.update(phase="loading the model")
     tuned = load(spec.base, spec.huggingface, spec.trainer.precision, group.device, spec.data.chat_template)
-    found: dict[str, Any] = {"scores": {}, "base": str(tuned.folder)}
+    found: dict[str, Any] = {"examples": 0, "scores": {}, "base": str(tuned.folder)}
     if spec.data.test:
         found = _answered(stage, tuned)
     if spec.harness is not None:

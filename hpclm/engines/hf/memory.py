@@ -16,6 +16,8 @@ from hpclm.planning.stage_context import StageContext
 
 # Tensors like the weight that an optimizer keeps, fp32 each.
 _STATES = {"adamw": 2.0, "adam": 2.0, "lamb": 2.0, "lion": 1.0, "sgd": 1.0, "adafactor": 0.01, "adamw-8bit": 0.5}
+# Tokens of a question of lm-evaluation-harness with its examples; few have more.
+_QUESTION = 1024
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     """Bytes on a rank's device."""
     width = 4 if spec.trainer.precision in ("fp32", "tf32") else 2
     if spec.task == "evaluate":
-        return MemoryEstimate(facts.parameters * width, 0, 0, _answers(spec, facts, width), facts.parameters, 0)
+        held = max(_answers(spec, facts, width), _harness(spec, facts, width))
+        return MemoryEstimate(facts.parameters * width, 0, 0, held, facts.parameters, 0)
     trained = trained_parameters(facts, spec.method)
     full = spec.method.method == "full"
     strategy, offload = spec.sharding.strategy, spec.sharding.offload
@@ -237,6 +240,14 @@ def _activations(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
     kept = inputs + layer if spec.sharding.checkpointing else layer * layers
     logits = tokens * (facts.vocab_size or 0) * (8 + (width if width == 2 else 0))
     return int(kept + logits)
+
+
+def _harness(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
+    """Logits of every token of the questions, which lm-evaluation-harness asks for, and again in fp32."""
+    if spec.harness is None:
+        return 0
+    length = min(_QUESTION, facts.max_positions or _QUESTION)
+    return spec.harness.batch_size * length * (facts.vocab_size or 0) * (width + 4)
 
 
 def _answers(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:

@@ -10,8 +10,9 @@ import pytest
 
 from hpclm.core.fine_tune_spec import InstructionData
 from hpclm.data.ranks.instruction_tokens import InstructionEncoder
-from hpclm.engines.hf.ranks.evaluation import Answers, Prompts, load
+from hpclm.engines.hf.ranks.evaluation import Answers, Prompts
 from hpclm.engines.hf.ranks.hf_loading import load_tokenizer
+from hpclm.engines.hf.ranks.tuned_models import load
 from tests.engine_hf.conftest import Workshop
 from tests.support.engine_harness import run
 from tests.support.hf_models import CHATML, save_model

@@ -17,8 +17,8 @@ from hpclm.core.fine_tune_spec import HuggingFaceSpec
 from hpclm.core.layout import StagePaths
 from hpclm.core.spec import EarlyStoppingSpec
 from hpclm.engines.hf.ranks import adapters
-from hpclm.engines.hf.ranks.evaluation import load
 from hpclm.engines.hf.ranks.exporting import export
+from hpclm.engines.hf.ranks.tuned_models import load
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from tests.engine_hf.conftest import Workshop
 from tests.engine_hf.test_adapters import logits, tokens_of

@@ -6,8 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ import torch.distributed as dist
 
 from hpclm.core import heartbeat
 from hpclm.core.files import read_object
-from hpclm.core.fine_tune_spec import HuggingFaceSpec
 from hpclm.core.logging import log
 from hpclm.core.ranks.seeds import named_seed
 from hpclm.core.spec import GenerationSpec
@@ -26,36 +23,17 @@ from hpclm.data.instructions.instruction_records import Record
 from hpclm.data.prediction_rows import AT_LIMIT, TOKENS
 from hpclm.data.ranks.instruction_tokens import InstructionEncoder
 from hpclm.engines.hf.ranks import adapters
-from hpclm.engines.hf.ranks.base_models import model_folder
 from hpclm.engines.hf.ranks.document_batches import document_batch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
-from hpclm.engines.hf.ranks.hf_loading import empty_model, load_tokenizer, weights_of
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.engines.hf.ranks.loss_model import LossModel
-from hpclm.engines.hf.ranks.precision import dtype_of
-from hpclm.engines.hf.ranks.tuned_adapters import attached, base_of
+from hpclm.engines.hf.ranks.tuned_adapters import base_of
+from hpclm.engines.hf.ranks.tuned_models import Tuned, load
 from hpclm.formats.huggingface.architectures import GENERATION_CONFIG
 from hpclm.metrics import scores
 from hpclm.training.ranks.answering_loop import AnsweringLoop, Replica
 
 _TASK = "instructions"
-
-
-@dataclass
-class Tuned:
-    """A model, with its adapter if it has one, whole on this rank.
-
-    Attributes:
-        folder: of the checkpoint or the model.
-        model: what generates; `base`: transformers' model in it.
-        virtual: the virtual tokens of a prompt method, [v, h].
-    """
-
-    folder: Path
-    model: Any
-    base: Any
-    tokenizer: Any
-    virtual: torch.Tensor | None = None
 
 
 def run(stage: HfStage) -> dict[str, Any]:
@@ -108,28 +86,6 @@ def _answered(stage: HfStage, tuned: Tuned) -> dict[str, Any]:
         "prompts": None,
         "base": str(tuned.folder),
     }
-
-
-def load(
-    base: str, how: HuggingFaceSpec, precision: str, device: torch.device, chat_template: str | None = None
-) -> Tuned:
-    """A model that is not trained, and its adapter. Raises CheckpointError."""
-    folder = model_folder(base)
-    base_of_adapter = base_of(folder)
-    base_folder = base_of_adapter or folder
-    of_tokenizer = folder if (folder / "tokenizer.json").is_file() else base_folder
-    tokenizer = load_tokenizer(of_tokenizer, remote_code=how.remote_code, chat_template=chat_template)
-    model = empty_model(base_folder, how)
-    weights_of(model, base_folder, device, remote_code=how.remote_code).fill([("", model)], dtype_of(precision))
-    model.tie_weights()
-    model.to(device).eval()
-    if base_of_adapter is None:
-        return Tuned(folder, model, model, tokenizer)
-    tuned = attached(model, folder, str(device))
-    virtual = None
-    if tuned.peft_config["default"].is_prompt_learning:
-        virtual = tuned.get_prompt(1)[0].detach()
-    return Tuned(folder, tuned, model, tokenizer, virtual)
 
 
 class Prompts:

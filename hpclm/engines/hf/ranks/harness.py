@@ -15,8 +15,8 @@ from hpclm.core import heartbeat
 from hpclm.core.errors import DataError
 from hpclm.core.fine_tune_spec import HarnessSpec
 from hpclm.core.logging import log
-from hpclm.engines.hf.ranks.evaluation import Tuned
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.tuned_models import Tuned
 
 
 def benchmark(tuned: Tuned, spec: HarnessSpec, group: DataGroup) -> dict[str, dict[str, float]]:

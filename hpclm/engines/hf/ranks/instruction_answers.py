@@ -15,8 +15,9 @@ from hpclm.core.spec import GenerationSpec
 from hpclm.data.instructions.instruction_records import Record, RecordError, record
 from hpclm.data.prediction_rows import TOKENS
 from hpclm.data.ranks.instruction_tokens import InstructionEncoder
-from hpclm.engines.hf.ranks.evaluation import Answers, Prompts, load
+from hpclm.engines.hf.ranks.evaluation import Answers, Prompts
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.tuned_models import load
 
 _LONGEST = 10**7
 

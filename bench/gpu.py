@@ -17,6 +17,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,10 +43,13 @@ SHAPES: dict[str, tuple[int, int, int, int, int, str]] = {
     "toy": (2, 64, 4, 32, 2, "pretrain"),
     "toy-ptune": (2, 64, 4, 32, 2, "p-tuning"),
 }
+_TOY_TUNING = ["--layers", "1", "--hidden", "64", "--heads", "2", "--vocab", "300", "--rows", "40", "--steps", "2"]
 PEERS = {
     "p-tuning against PEFT": ["prompt_learning", "--batch", "16", "--steps", "30"],
     "generation against transformers": ["generation", "--batch", "32", "--prompt", "128", "--new", "128"],
 }
+# LoRA on the rows of instructions, which the sides start in processes of their own
+TUNING = ["--rows", "2000", "--micro", "8", "--batch", "16", "--steps", "20"]
 PEER_SHAPE = ["--layers", "24", "--hidden", "1024", "--heads", "16", "--vocab", "50304", "--precision", "bf16"]
 
 
@@ -80,6 +84,10 @@ def _all(arguments: argparse.Namespace, found: dict[str, Any]) -> Iterator[tuple
     for shape in ("1.3b", "5b-layers", "20b") if gpu else ("toy", "toy-ptune"):
         yield f"{SHAPES[shape][-1]} {shape}", functools.partial(_training, arguments, shape)
     yield "checkpoint", lambda: _checkpoint(arguments, "1.3b" if gpu else "toy")
+    yield "tokenising", functools.partial(_tokenising, 3000 if gpu else 50)
+    sizes = [*PEER_SHAPE, *TUNING, "--rounds", "2"] if gpu else [*_TOY_TUNING, "--rounds", "1"]
+    tuning = [sys.executable, str(HERE / "fine_tuning.py"), "--device", arguments.device, *sizes]
+    yield "LoRA against Trainer and PEFT", functools.partial(_words_of, tuning)
     for name, words in PEERS.items():
         argv = [*words[1:], "--device", arguments.device, "--rounds", "3"]
         argv += PEER_SHAPE if gpu else ["--steps", "2"] if "learning" in words[0] else []
@@ -87,6 +95,26 @@ def _all(arguments: argparse.Namespace, found: dict[str, Any]) -> Iterator[tuple
             yield name, functools.partial(_said, words[0], argv)
         else:
             yield name, functools.partial(_words_of, [sys.executable, str(HERE / f"{words[0]}.py"), *argv])
+
+
+def _tokenising(files: int) -> dict[str, Any]:
+    """Python's own sources, on all of this machine's cores."""
+    from hpclm.core.corpus_spec import CorpusSpec
+    from hpclm.core.spec import TokenizerSpec
+    from hpclm.data.corpus.tokenizing import tokenize
+    from hpclm.data.tokenizers import Tokenizer
+
+    paths = sorted(Path(json.__file__).parents[1].rglob("*.py"))[:files]
+    texts = [path.read_text(errors="replace") for path in paths]
+    workers = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, prefix = Path(folder) / "corpus.jsonl", Path(folder) / "tokens"
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        Tokenizer.train(texts[:200], 8000).save(Path(folder))
+        own = TokenizerSpec("json", tokenizer_file=str(Path(folder) / "tokenizer.json"))
+        made, _ = tokenize(CorpusSpec([str(corpus)], own, str(prefix), append_eod=True), workers, lambda progress: None)
+    rate = made.counts.tokens / made.seconds
+    return {"encoder": made.encoder, "workers": workers, "tokens/s": round(rate)}
 
 
 def _share_of_peak(found: dict[str, Any], name: str) -> None:
@@ -107,7 +135,8 @@ def _words_of(argv: list[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
         return "failed: " + (done.stderr.strip().splitlines() or ["no words"])[-1]
-    return done.stdout.strip()
+    # DeepSpeed warns there, too
+    return "\n".join(line for line in done.stdout.splitlines() if "[WARNING]" not in line)
 
 
 def _device(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -84,10 +84,6 @@ def _all(arguments: argparse.Namespace, found: dict[str, Any]) -> Iterator[tuple
     for shape in ("1.3b", "5b-layers", "20b") if gpu else ("toy", "toy-ptune"):
         yield f"{SHAPES[shape][-1]} {shape}", functools.partial(_training, arguments, shape)
     yield "checkpoint", lambda: _checkpoint(arguments, "1.3b" if gpu else "toy")
-    yield "tokenising", functools.partial(_tokenising, 3000 if gpu else 50)
-    sizes = [*PEER_SHAPE, *TUNING, "--rounds", "2"] if gpu else [*_TOY_TUNING, "--rounds", "1"]
-    tuning = [sys.executable, str(HERE / "fine_tuning.py"), "--device", arguments.device, *sizes]
-    yield "LoRA against Trainer and PEFT", functools.partial(_words_of, tuning)
     for name, words in PEERS.items():
         argv = [*words[1:], "--device", arguments.device, "--rounds", "3"]
         argv += PEER_SHAPE if gpu else ["--steps", "2"] if "learning" in words[0] else []
@@ -95,6 +91,10 @@ def _all(arguments: argparse.Namespace, found: dict[str, Any]) -> Iterator[tuple
             yield name, functools.partial(_said, words[0], argv)
         else:
             yield name, functools.partial(_words_of, [sys.executable, str(HERE / f"{words[0]}.py"), *argv])
+    yield "tokenising", functools.partial(_tokenising, 3000 if gpu else 50)
+    sizes = [*PEER_SHAPE, *TUNING, "--rounds", "2"] if gpu else [*_TOY_TUNING, "--rounds", "1"]
+    tuning = [sys.executable, str(HERE / "fine_tuning.py"), "--device", arguments.device, *sizes]
+    yield "LoRA against Trainer and PEFT", functools.partial(_words_of, tuning)
 
 
 def _tokenising(files: int) -> dict[str, Any]:

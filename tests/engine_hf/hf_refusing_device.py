@@ -1,4 +1,4 @@
-"""A stage of engine hf as on a GPU, on a device that refuses to work with tensors of the host: `python … < JSON`.
+"""A stage of engine hf as on a GPU, on a device that refuses to work with tensors of the host.
 
 The device is torch's `meta` in FakeTensorMode, which checks that tensors are together: a stray one of the CPU raises.
 """
@@ -32,7 +32,8 @@ def moved(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
     return module
 
 
-def main() -> None:
+def run(asked_file: str) -> None:
+    """In a process of its own. Prints `together`."""
     from hpclm.core.fine_tune_spec import FineTuneStageSpec
     from hpclm.core.records import from_dict
     from hpclm.engines.hf.ranks import document_batches, fake_sharding, hf_trace
@@ -55,7 +56,7 @@ def main() -> None:
             made = torch.empty(parameter.shape, dtype=dtype).to(DEVICE)
             return nn.Parameter(made, requires_grad=parameter.requires_grad)
 
-    asked = json.load(sys.stdin)
+    asked = json.loads(Path(asked_file).read_text())
     spec = from_dict(FineTuneStageSpec, asked["spec"])
     if asked["stray"]:  # as a batch that nobody moved
         document_batches.DocumentBatch.to = lambda self, device: self  # type: ignore[method-assign]
@@ -76,7 +77,3 @@ def main() -> None:
     with fake_sharding.without_ranks(), mode, host_reads(true=False), hf_trace.numbers():
         hf_trace.train(spec, folder, model, weights, group, StorageCounter())
     print("together")
-
-
-if __name__ == "__main__":
-    main()

@@ -22,6 +22,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -113,6 +114,8 @@ def _rank(function: str, arguments: list[str], env: dict[str, str], log: str) ->
         _start_again_if_forks_cannot(module, name, arguments)
         getattr(importlib.import_module(module), name)(*arguments)
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -189,6 +189,8 @@ class HfPlanner:
             return None
         if not stage.task.answers:
             stage.error(("harness",), "is for evaluate; leave it out, or add an evaluate stage", "harness of evaluate")
+        if not written.tasks:
+            stage.error(("harness", "tasks"), "is missing; name tasks, as [arc_easy]", "tasks of the harness")
         if self.has_virtual_tokens:
             what = "cannot ask a model with virtual tokens; leave it out, or ask the model that they were trained for"
             stage.error(("harness",), what, "harness without virtual tokens")

@@ -156,9 +156,7 @@ class Instructions(Section):
 class Harness(Section):
     """Tasks of EleutherAI's lm-evaluation-harness (the package lm-eval), for an evaluate stage of engine hf."""
 
-    tasks: Annotated[tuple[Line, ...], Field(min_length=1)] = Field(
-        description="by name, as arc_easy; their data must be on the node"
-    )
+    tasks: tuple[Line, ...] = Field(default=(), description="by name, as arc_easy; their data must be on the node")
     include_path: PathText | None = Field(default=None, description="folder with YAML files of your own tasks")
     few_shot: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None, description="examples in front of each question; null: as the task has it"

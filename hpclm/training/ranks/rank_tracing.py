@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpclm.core.errors import HpclmError
 from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import from_dict, to_dict
-from hpclm.worker.ranks.storage_counter import is_ours, short
+from hpclm.worker.ranks.storage_counter import StorageCounter, is_ours, short
 
 Spec = TypeVar("Spec")
 
@@ -94,6 +95,20 @@ def _dropout(states: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     """A GPU keeps a byte a value of what is dropped; a CPU the factors."""
     dropped: Tensor = torch.native_dropout(states, p, training)[0] if training and p > 0 else states
     return dropped
+
+
+def counted(
+    counter: StorageCounter, stage: str, rank: int, began: float, assumed: list[str], *, on_gpu: bool, pipeline: int = 0
+) -> RankTrace:
+    """What the counter has seen of a rank, and on a GPU its kernels' workspaces. `began`: by time.perf_counter."""
+    peak = counter.peak
+    kinds = {kind: size for kind, size in sorted(peak.kinds.items()) if size}
+    total = peak.total
+    if on_gpu:
+        kinds["workspaces"] = WORKSPACES
+        total += WORKSPACES
+    seconds = round(time.perf_counter() - began, 2)
+    return RankTrace(stage, rank, pipeline, total, kinds, peak.where, assumed, seconds)
 
 
 def serve(trace: Callable[[Spec, int], RankTrace], kind: type[Spec]) -> None:

@@ -7,7 +7,6 @@ own code), loss, backward pass and optimizer are those of a run; what the host r
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
@@ -30,10 +28,11 @@ from hpclm.core.rank_trace import RankTrace
 from hpclm.data.ranks.packed_layout import Segments
 from hpclm.engines.hf.ranks import base_models, fake_sharding, fine_tuning
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch, document_batch
-from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.hf_groups import DataGroup, join
 from hpclm.engines.hf.ranks.hf_loading import Weights, empty_model, load_tokenizer
 from hpclm.engines.hf.ranks.precision import dtype_of
-from hpclm.training.ranks.rank_tracing import WORKSPACES, host_reads, kernels_of_gpus, serve
+from hpclm.training.ranks.rank_tracing import counted, host_reads, kernels_of_gpus, serve
+from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.ranks.storage_counter import StorageCounter
 
 _STEPS = 2  # in the second the optimizer has its state
@@ -62,17 +61,10 @@ def trace(spec: FineTuneStageSpec, rank: int) -> RankTrace:
     with alone, told, mode, counter, host_reads(true=False), kernels_of_gpus(), numbers():
         run = answers if spec.task == "evaluate" else train
         assumed = run(_at_home(spec), folder, model, weights, group, counter)
-    peak = counter.peak
-    kinds = {kind: size for kind, size in sorted(peak.kinds.items()) if size}
-    total = peak.total
-    if spec.device == "gpu":
-        kinds["workspaces"] = WORKSPACES
-        total += WORKSPACES
     if counter.most_elsewhere:
         kept = " and ".join(sorted(counter.elsewhere))
         assumed.append(f"{kept} lie in the node's memory: {counter.most_elsewhere / 2**30:.1f} GiB a rank, not counted")
-    seconds = round(time.perf_counter() - began, 2)
-    return RankTrace(spec.stage, rank, 0, total, kinds, peak.where, assumed, seconds)
+    return counted(counter, spec.stage, rank, began, assumed, on_gpu=spec.device == "gpu")
 
 
 def _model_folder(spec: FineTuneStageSpec) -> Path:
@@ -84,11 +76,9 @@ def _model_folder(spec: FineTuneStageSpec) -> Path:
 
 
 def _group(spec: FineTuneStageSpec, rank: int) -> DataGroup:
-    local = rank % spec.parallel.devices_per_node
-    group = DataGroup(rank, spec.parallel.world_size, local, torch.device("cpu"))
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(group.world_size), LOCAL_RANK=str(local))
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=group.world_size)
-    return group
+    node, local = divmod(rank, spec.parallel.devices_per_node)
+    facts = RankFacts(rank, spec.parallel.world_size, local, node, "", 0)
+    return join(FakeStore(), facts, torch.device("cpu"), backend="fake")
 
 
 def _at_home(spec: FineTuneStageSpec) -> FineTuneStageSpec:

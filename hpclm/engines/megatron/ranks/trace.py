@@ -29,7 +29,7 @@ from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.ranks.packed_layout import Layout
 from hpclm.engines.megatron.ranks import cpu_standins
-from hpclm.training.ranks.rank_tracing import WORKSPACES, host_reads, kernels_of_gpus, serve
+from hpclm.training.ranks.rank_tracing import counted, host_reads, kernels_of_gpus, serve
 from hpclm.worker.ranks.storage_counter import StorageCounter
 
 # Who makes a tensor, where that says what it is for.
@@ -58,15 +58,9 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
     _tell_kinds(counter, spec)
     with FakeTensorMode(), counter, host_reads(), _lists_of_ones(spec), _no_random_states(), kernels_of_gpus():
         assumed = (_answers if spec.task == "evaluate" else _steps)(spec, groups, counter)
-    peak = counter.peak
+    found = counted(counter, spec.stage, rank, began, assumed, on_gpu=on_gpu, pipeline=groups.pipeline_rank)
     dist.destroy_process_group()
-    kinds = {kind: size for kind, size in sorted(peak.kinds.items()) if size}
-    total = peak.total
-    if on_gpu:
-        kinds["workspaces"] = WORKSPACES
-        total += WORKSPACES
-    seconds = round(time.perf_counter() - began, 2)
-    return RankTrace(spec.stage, rank, groups.pipeline_rank, total, kinds, peak.where, assumed, seconds)
+    return found
 
 
 def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:

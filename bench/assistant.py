@@ -96,12 +96,12 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
+    from hpclm.core.parallel_spec import ParallelSpec
     from hpclm.engines.megatron.ranks import cpu_standins
 
     torch.set_num_threads(arguments.threads)
     cpu_standins.install()
     from hpclm.core.layout import StagePaths
-    from hpclm.core.spec import ParallelSpec
     from hpclm.data.tokenizers import load_tokenizer
     from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
@@ -123,7 +123,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
     card, prompts = starting_prompts(context, config, gpt, tokenizer)
     batches = PromptBatches(context, tokenizer, spec.data, card)
     model = LanguageModel(config, gpt, prompts, frozen=True)
-    trainer = TrainingSteps(spec, groups, model, batches, StopFlag())
+    trainer = TrainingSteps(spec, groups, [model], batches, StopFlag())
     _share(arguments, spec, batches, gpt, prompts)
     result = _timed(lambda step: trainer.step(step).loss, arguments.steps)
     if arguments.answers:
@@ -137,6 +137,7 @@ def _hpclm(arguments: argparse.Namespace) -> dict[str, float]:
 def _spec(arguments: argparse.Namespace) -> Any:
     """The run's p-tuning stage on one rank, with PEFT's encoder and a prompt at the start."""
     from hpclm.core import spec as plan
+    from hpclm.core.parallel_spec import ParallelSpec
     from hpclm.core.records import from_dict
 
     stages = arguments.run.resolve() / "stages"
@@ -148,7 +149,7 @@ def _spec(arguments: argparse.Namespace) -> Any:
         spec,
         stage_dir=str(arguments.shared),
         base=str(stages / "pretrain" / "checkpoints"),
-        parallel=plan.ParallelSpec(1, 1, 1, 1, 1, 1),
+        parallel=ParallelSpec(1, 1, 1, 1, 1, 1),
         batch=plan.BatchSpec(size, size, 1),
         trainer=plan.TrainerSpec("fp32", max_steps=arguments.steps),
         templates=[template],

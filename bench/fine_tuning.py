@@ -116,12 +116,13 @@ def _make(arguments: argparse.Namespace, folder: Path) -> None:
 def _spec(arguments: argparse.Namespace) -> Any:
     from hpclm.core import fine_tune_spec as hf
     from hpclm.core import spec as plan
+    from hpclm.core.parallel_spec import ParallelSpec
 
     batch = arguments.batch
     return hf.FineTuneStageSpec(
         run="bench", stage="bench", stage_dir="", task="fine-tune",
         device="gpu" if arguments.device == "cuda" else "cpu", base=str(arguments.folder / "model"),
-        parallel=plan.ParallelSpec(1, 1, 1, 1, 1, 1),
+        parallel=ParallelSpec(1, 1, 1, 1, 1, 1),
         batch=plan.BatchSpec(batch, arguments.micro, batch // arguments.micro),
         trainer=plan.TrainerSpec(arguments.precision, max_steps=arguments.steps + SKIPPED),
         optim=plan.OptimSpec(lr=1e-4, schedule="constant", beta2=0.999, weight_decay=0.0),

@@ -182,6 +182,7 @@ def _world(arguments: argparse.Namespace, shape: str) -> tuple[Any, Any, Any]:
     import torch.distributed as dist
 
     from hpclm.core import spec as plan
+    from hpclm.core.parallel_spec import ParallelSpec
     from hpclm.engines.megatron.ranks import cpu_standins
 
     gpu = arguments.device == "cuda"
@@ -198,7 +199,7 @@ def _world(arguments: argparse.Namespace, shape: str) -> tuple[Any, Any, Any]:
     )
     spec = plan.StageSpec(
         run="bench", stage="bench", stage_dir="", task=task, device="gpu" if gpu else "cpu", model=model,
-        tokenizer=plan.TokenizerSpec("base"), parallel=plan.ParallelSpec(1, 1, 1, 1, 1, 1),
+        tokenizer=plan.TokenizerSpec("base"), parallel=ParallelSpec(1, 1, 1, 1, 1, 1),
         batch=plan.BatchSpec(2 * micro, micro, 2), trainer=plan.TrainerSpec("bf16", max_steps=10**6),
         optim=plan.OptimSpec(lr=1e-5), checkpoint=plan.CheckpointSpec(),
         text=plan.TextData([], seq_length=tokens) if task == "pretrain" else None,
@@ -208,7 +209,7 @@ def _world(arguments: argparse.Namespace, shape: str) -> tuple[Any, Any, Any]:
     place = torch.device("cuda", 0) if gpu else torch.device("cpu")
     set_arithmetic("bf16", deterministic=False)
     groups = process_groups.initialize(dist.HashStore(), 0, spec.parallel, place, 1)
-    made, batch, _ = (trace._pretraining if task == "pretrain" else trace._prompt_learning)(spec, groups)
+    (made,), batch, _ = (trace._pretraining if task == "pretrain" else trace._prompt_learning)(spec, groups)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.fill_(1.0) if "norm" in name else parameter.normal_(0.0, 0.02)
@@ -226,7 +227,7 @@ def _training(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
     spec, groups, (model, batch) = _world(arguments, shape)
     ignored: Any = SimpleNamespace(requested=False)
     count = spec.batch.gradient_accumulation_steps
-    trainer = TrainingSteps(spec, groups, model, trace._Batches([batch] * count), ignored)
+    trainer = TrainingSteps(spec, groups, [model], trace._Batches([batch] * count), ignored)
     steps = iter(range(10**6))
     seconds = _seconds(lambda: trainer.step(next(steps)), arguments.steps, arguments)
     layers, hidden, _, tokens, _, task = SHAPES[shape]

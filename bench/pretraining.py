@@ -90,7 +90,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
-    from hpclm.core import spec as plan
+    from hpclm.core.parallel_spec import ParallelSpec
     from hpclm.engines.megatron.ranks import cpu_standins
 
     cpu_standins.install()
@@ -98,7 +98,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, float]:
 
     rank, number = map(int, arguments.rank.split(":"))
     world = arguments.tensor
-    parallel = plan.ParallelSpec(arguments.tensor, 1, 1, world, 1, world)
+    parallel = ParallelSpec(arguments.tensor, 1, 1, world, 1, world)
     store = dist.FileStore(str(Path(arguments.folder) / f"store-{arguments.side}-{number}"), world)
     groups = process_groups.initialize(store, rank, parallel, torch.device("cpu"), 1)
     weights = Path(arguments.folder) / f"weights-{rank}.pt"
@@ -171,7 +171,7 @@ def _hpclm(arguments: argparse.Namespace, model: Any, parallel: Any, groups: Any
     if not weights.exists():
         torch.save(gpt.state_dict(), weights)
     language_model = LanguageModel(config, gpt, None, frozen=False)
-    trainer = TrainingSteps(spec, groups, language_model, Batches(), StopFlag())
+    trainer = TrainingSteps(spec, groups, [language_model], Batches(), StopFlag())
     count = iter(range(10**9))
     return lambda: trainer.step(next(count)).loss
 

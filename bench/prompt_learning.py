@@ -125,7 +125,7 @@ def _world(arguments: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any
     import torch
     import torch.distributed as dist
 
-    from hpclm.core import spec as plan
+    from hpclm.core.parallel_spec import ParallelSpec
     from hpclm.engines.megatron.ranks import cpu_standins
 
     torch.set_num_threads(arguments.threads)
@@ -135,7 +135,7 @@ def _world(arguments: argparse.Namespace, **changes: Any) -> tuple[Any, Any, Any
     from hpclm.worker.ranks.devices import set_arithmetic
 
     set_arithmetic(arguments.precision, deterministic=False)
-    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+    parallel = ParallelSpec(1, 1, 1, 1, 1, 1)
     place = torch.device("cuda", 0) if arguments.device == "cuda" else torch.device("cpu")
     groups = process_groups.initialize(dist.HashStore(), 0, parallel, place, 1)
     return parallel, groups, model_spec(arguments, arguments.tokens + VIRTUAL, **changes)
@@ -205,7 +205,7 @@ def _trainer(
     gpt = build_gpt(model, config, groups)
     prompts = build_prompts(PromptsCard("p-tuning", spec.prompt, spec.templates), config, 1, groups.device)
     language_model = LanguageModel(config, gpt, prompts, frozen=frozen)
-    trainer = TrainingSteps(spec, groups, language_model, _Batches(arguments), StopFlag())
+    trainer = TrainingSteps(spec, groups, [language_model], _Batches(arguments), StopFlag())
     return trainer, gpt, prompts
 
 

@@ -66,7 +66,7 @@ def alone() -> Iterator[Any]:
         import torch
         import torch.distributed as dist
 
-        from hpclm.core.spec import ParallelSpec
+        from hpclm.core.parallel_spec import ParallelSpec
         from hpclm.engines.megatron.ranks import groups
 
         yield groups.initialize(dist.HashStore(), 0, ParallelSpec(1, 1, 1, 1, 1, 1), torch.device("cpu"), 1)

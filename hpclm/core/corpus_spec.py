@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hpclm.core.spec import SPEC_VERSION, NodeNeeds, ParallelSpec, RecoverySpec, TokenizerSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import SPEC_VERSION, NodeNeeds, RecoverySpec, TokenizerSpec
 
 Form = Literal["jsonl", "parquet", "text"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec, TrackerOptions
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import NodeNeeds, RecoverySpec, TrackerOptions
 
 
 class EngineSpec(Protocol):

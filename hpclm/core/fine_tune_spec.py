@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.spec import (
     SPEC_VERSION,
     BatchSpec,
@@ -12,7 +13,6 @@ from hpclm.core.spec import (
     GenerationSpec,
     NodeNeeds,
     OptimSpec,
-    ParallelSpec,
     RecoverySpec,
     TrackerOptions,
     TrainerSpec,

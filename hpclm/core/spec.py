@@ -15,6 +15,7 @@ from hpclm.core.data_spec import PromptData as PromptData
 from hpclm.core.data_spec import Semantics as Semantics
 from hpclm.core.data_spec import TaskTemplate as TaskTemplate
 from hpclm.core.data_spec import TextData as TextData
+from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
 
 SPEC_VERSION = 2
 
@@ -93,34 +94,6 @@ class TokenizerSpec:
     merges_file: str | None = None
     tokenizer_file: str | None = None
     sentencepiece: bool = False
-
-
-@dataclass(frozen=True)
-class ParallelSpec:
-    """The split. world_size = tensor · context · data · pipeline; rank = tp + TP·(cp + CP·(dp + DP·pp)) (Megatron's
-    order)."""
-
-    tensor: int
-    pipeline: int
-    data: int
-    world_size: int
-    nodes: int
-    devices_per_node: int
-    sequence_parallel: bool = False
-    context: int = 1
-
-
-@dataclass(frozen=True)
-class RecomputeSpec:
-    """Activation checkpointing, as megatron-core's TransformerConfig has it.
-
-    `selective` recomputes the core attention of every layer; `full` keeps only the inputs of layers: `uniform` one in
-    `num_layers`, `block` those of the first `num_layers` of each pipeline stage (the rest keep everything).
-    """
-
-    granularity: Literal["selective", "full"]
-    method: Literal["uniform", "block"] | None = None
-    num_layers: int | None = None
 
 
 @dataclass(frozen=True)

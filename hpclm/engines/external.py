@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpclm.core.spec import NodeNeeds, ProgramSpec, ProgramStageSpec, PromptData, TaskTemplate
 from hpclm.core.stage_inputs import stage_inputs
-from hpclm.planning import lowering, rules, template_checks
+from hpclm.planning import lowering, parallel_rules, rules, template_checks
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
 from hpclm.planning.stage_context import StageContext
@@ -67,7 +67,7 @@ def program_plan(
     """
     stage, recipe = request.stage, request.stage.recipe
     depends_on = tuple(dict.fromkeys((*stages_before(request), *parents)))
-    parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
+    parallel = lowering.parallel_spec(topology, recipe.parallel) if topology else None
     spec = None
     if parallel is not None and program is not None:
         read = stage_inputs(roles=stage.task.roles, data=data)
@@ -99,9 +99,9 @@ def program_plan(
     )
 
 
-def split(stage: StageContext, context: int = 1) -> tuple[Topology | None, int | None]:
+def split(stage: StageContext) -> tuple[Topology | None, int | None]:
     """The topology and the micro-batches of a rank in a step, with the checks that every trainer shares."""
-    topology = rules.split_devices(stage, context)
+    topology = parallel_rules.split_devices(stage)
     accumulation = rules.split_batch(stage, topology)
     rules.precision(stage, lowering.precision(stage))
     if lowering.precision(stage) == "tf32":

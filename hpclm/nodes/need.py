@@ -6,7 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
-from hpclm.core.spec import NodeNeeds, ParallelSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import NodeNeeds
 from hpclm.nodes.gpu_checks import Need
 
 _CUDA = re.compile(r"^cuda\s*(?::[^=]*)?=\s*(?:'([0-9.]+)'|\"([0-9.]+)\"|None)", re.MULTILINE)

@@ -21,10 +21,11 @@ from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths, StagePaths
 from hpclm.core.node_name import node_name
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.preflight_report import NodeFinding, PreflightReport, fault_of
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed
-from hpclm.core.spec import NodeNeeds, ParallelSpec
+from hpclm.core.spec import NodeNeeds
 from hpclm.nodes import gpu_checks, local_disk
 from hpclm.nodes.need import need_of
 from hpclm.nodes.node_facts import FolderFacts, device_files, free_gib, shared_folder

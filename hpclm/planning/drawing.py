@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
-from hpclm.core.spec import BatchSpec, ParallelSpec, StageSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import BatchSpec, StageSpec
 from hpclm.planning.memory_estimate import GIB, MemoryEstimate
 from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.task import task_named

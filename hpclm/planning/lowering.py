@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from hpclm.core.batch_schedule import BatchSchedule
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import taken
 from hpclm.core.spec import (
     BatchSpec,
@@ -16,7 +17,6 @@ from hpclm.core.spec import (
     GenerationSpec,
     IndexedData,
     OptimSpec,
-    ParallelSpec,
     PromptData,
     PromptSpec,
     RampupSpec,
@@ -29,6 +29,7 @@ from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
 
 if TYPE_CHECKING:
+    from hpclm.recipe.schema.resource_sections import Parallel
     from hpclm.recipe.schema.training_sections import Batch
 
 # Tokens of an example, of a model whose positions are not known here.
@@ -56,9 +57,17 @@ def device(stage: StageContext) -> Literal["cpu", "gpu"]:
     return "cpu" if stage.recipe.resources.device == "cpu" else "gpu"
 
 
-def parallel_spec(topology: Topology, sequence: bool) -> ParallelSpec:
+def parallel_spec(topology: Topology, written: Parallel) -> ParallelSpec:
     """The split as the ranks read it."""
-    return taken(ParallelSpec, topology, sequence_parallel=sequence)
+    return taken(
+        ParallelSpec,
+        written,
+        data=topology.data,
+        world_size=topology.world_size,
+        nodes=topology.nodes,
+        devices_per_node=topology.devices_per_node,
+        sequence_parallel=written.sequence,
+    )
 
 
 def precision(stage: StageContext) -> str:

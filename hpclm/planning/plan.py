@@ -8,8 +8,9 @@ from typing import Any
 
 from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.findings import Finding
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import to_dict
-from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec, RecoverySpec
+from hpclm.core.spec import ProgramSpec, ProgramStageSpec, RecoverySpec
 from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.topology import RankPlace, Topology
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import hpclm
 from hpclm.core.errors import HpclmError
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import from_dict, to_dict
-from hpclm.core.spec import ParallelSpec
 from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.plan import Plan, StagePlan
 

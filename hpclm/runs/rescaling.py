@@ -13,9 +13,10 @@ from hpclm.core.corpus_spec import TokenizeStageSpec
 from hpclm.core.errors import HpclmError
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.nearest import divisors, either
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
-from hpclm.core.spec import BatchSpec, ParallelSpec, ProgramStageSpec, StageSpec
+from hpclm.core.spec import BatchSpec, ProgramStageSpec, StageSpec
 from hpclm.core.stage_specs import AnySpec, class_of
 from hpclm.planning.task import task_named
 from hpclm.runs.record import Run

@@ -16,8 +16,9 @@ from hpclm.adapters.ranks.building import build_prompts
 from hpclm.cli import app as cli
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import write_json
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import to_dict
-from hpclm.core.spec import ParallelSpec, PromptSpec, TaskTemplate
+from hpclm.core.spec import PromptSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.convert import _tables, convert
 from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups

@@ -15,6 +15,7 @@ from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.exit_codes import ExitCode, markdown
 from hpclm.core.failures import POLICIES, FailureKind, failure_kind
 from hpclm.core.layout import StagePaths
+from hpclm.core.parallel_spec import RecomputeSpec
 from hpclm.core.registries import ENGINES
 from hpclm.engines.corpus.section import Tokenize
 from hpclm.engines.hf.section import FineTune, HuggingFace, Instructions, Lora, Sharding, VirtualTokens
@@ -112,7 +113,7 @@ PAIRS: list[tuple[type[Section], type]] = [
     (Tokenize, CorpusSpec),
     (Checkpointing, specs.CheckpointSpec),
     (EarlyStopping, specs.EarlyStoppingSpec),
-    (Recompute, specs.RecomputeSpec),
+    (Recompute, RecomputeSpec),
     (Text, specs.TextData),
     (Data, specs.PromptData),
     (TemplateSection, specs.TaskTemplate),

@@ -14,9 +14,10 @@ import pytest
 
 from hpclm.cli import app as cli
 from hpclm.core.fine_tune_spec import FineTuneStageSpec, LoraSpec
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import to_dict
-from hpclm.core.spec import BatchSpec, GenerationSpec, ParallelSpec
+from hpclm.core.spec import BatchSpec, GenerationSpec
 from hpclm.engines.hf.deepspeed_config import completed
 from hpclm.engines.hf.memory import memory
 from hpclm.formats.huggingface.model_facts import model_facts

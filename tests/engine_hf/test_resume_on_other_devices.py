@@ -10,7 +10,7 @@ import pytest
 from hpclm.core.errors import HpclmError
 from hpclm.core.files import read_lines
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import ParallelSpec
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.runs.cancel import cancel
 from hpclm.runs.record import Run, read_run
 from hpclm.runs.rescaling import _rescaled

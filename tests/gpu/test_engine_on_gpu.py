@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.exit_codes import ExitCode
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import to_dict
-from hpclm.core.spec import BatchSpec, ModelSpec, ParallelSpec, StageSpec, TextData, TokenizerSpec, TrainerSpec
+from hpclm.core.spec import BatchSpec, ModelSpec, StageSpec, TextData, TokenizerSpec, TrainerSpec
 from tests.gpu.conftest import REHEARSES, Run, ended, forked
 from tests.support.engine_harness import (
     ALONE,

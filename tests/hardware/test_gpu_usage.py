@@ -11,9 +11,10 @@ from typing import Any, Literal
 import pytest
 
 from hpclm.core.layout import StagePaths
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import to_dict
 from hpclm.core.sealed import write_sealed
-from hpclm.core.spec import ParallelSpec, ProgramSpec, ProgramStageSpec
+from hpclm.core.spec import ProgramSpec, ProgramStageSpec
 from hpclm.tracking.follower import Follower
 from hpclm.worker.tracking import measured
 from tests.support.fake_nvml import call, machine

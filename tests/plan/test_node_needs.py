@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec, StageSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import NodeNeeds, RecoverySpec, StageSpec
 from hpclm.nodes.need import need_of
 from hpclm.planning import Plan, make_plan
 from hpclm.planning.engine_protocol import engine_named

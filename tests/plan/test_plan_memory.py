@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.spec import (
     BatchSpec,
     CheckpointSpec,
     GenerationSpec,
     ModelSpec,
     OptimSpec,
-    ParallelSpec,
     PromptData,
     PromptSpec,
     StageSpec,
@@ -32,6 +32,7 @@ LLAMA3_8B = ModelSpec(
     32, 4096, 14336, 32, 8, 128, 8192, 128256, 128256, "rope", 500000.0, "rmsnorm", 1e-5, "swiglu", False, False
 )
 ONE = ParallelSpec(1, 1, 1, 1, 1, 1)
+FOUR = dataclasses.replace(ONE, tensor=4)
 BATCH = BatchSpec(16, 1, 16)
 
 
@@ -65,23 +66,25 @@ def test_parameters_are_those_of_the_published_models() -> None:
 
 @pytest.mark.parametrize("model", [GPT2, GPT20B, LLAMA3_8B])
 def test_one_rank_holds_everything(model: ModelSpec) -> None:
-    assert memory.rank_parameters(model, 1, 1) == memory.total_parameters(model)
+    assert memory.stage_parameters(model, ONE, 0) == memory.total_parameters(model)
 
 
 def test_a_split_leaves_each_rank_its_part() -> None:
     whole = memory.total_parameters(GPT20B)
-    assert memory.rank_parameters(GPT20B, 4, 1) == pytest.approx(whole / 4, rel=0.01)
-    assert memory.rank_parameters(GPT20B, 4, 4) == pytest.approx(whole / 16, rel=0.2)
+    assert memory.stage_parameters(GPT20B, FOUR, 0) == pytest.approx(whole / 4, rel=0.01)
+    assert memory.stage_parameters(GPT20B, dataclasses.replace(FOUR, pipeline=4), 0) == pytest.approx(
+        whole / 16, rel=0.2
+    )
 
 
 def test_a_frozen_base_costs_two_bytes_a_weight() -> None:
     templates = (TaskTemplate("t", "", 10, [10]),)
     frozen = estimate(
-        "p-tuning", GPT20B, dataclasses.replace(ONE, tensor=4), "bf16",
+        "p-tuning", GPT20B, FOUR, "bf16",
         data=PromptData(max_seq_length=2048), prompt=PromptSpec(), templates=list(templates),
     )  # fmt: skip
     own = memory.prompt_parameters(GPT20B, True, PromptSpec(), templates, 4)[1]
-    assert frozen.weights == 2 * memory.rank_parameters(GPT20B, 4, 1) + 4 * own
+    assert frozen.weights == 2 * memory.stage_parameters(GPT20B, FOUR, 0) + 4 * own
     assert frozen.gradients == 4 * own
     assert frozen.optimizer == 8 * own
     # tpmlp: two linear layers 6144 × 2048 with their biases, and ten input rows.
@@ -129,7 +132,7 @@ def test_encoders_are_counted_as_torch_counts_them(encoder: str, layers: int) ->
 def test_answering_keeps_keys_and_values_of_every_layer() -> None:
     short, long = (
         estimate(
-            "evaluate", GPT20B, dataclasses.replace(ONE, tensor=4), "bf16",
+            "evaluate", GPT20B, FOUR, "bf16",
             data=PromptData(max_seq_length=length), generation=GenerationSpec(batch_size=16),
         )
         for length in (1024, 2048)
@@ -138,4 +141,4 @@ def test_answering_keeps_keys_and_values_of_every_layer() -> None:
     states = 16 * 1024 * (4 * 6144 + 2 * 24576 // 4) * 2
     assert long.activations - short.activations == cache + states
     assert (long.gradients, long.optimizer) == (0, 0)
-    assert long.weights == 2 * memory.rank_parameters(GPT20B, 4, 1)
+    assert long.weights == 2 * memory.stage_parameters(GPT20B, FOUR, 0)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from hpclm.containers.launch import ContainerRequest, LaunchSpec
 from hpclm.containers.runtime import Runtime
 from hpclm.core.files import read_lines, write_json, write_text
-from hpclm.core.spec import NodeNeeds, ParallelSpec, RecoverySpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import NodeNeeds, RecoverySpec
 from hpclm.metrics.metric import Metric, References
 from hpclm.schedulers.local.scheduler import Local
 from hpclm.tracking.curve import Curve, numbers
@@ -119,13 +120,13 @@ class Shouter:
         return {"shouting": (Shouting, "how loud the shouter is")}
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
-        from hpclm.planning import lowering, rules
+        from hpclm.planning import lowering, parallel_rules
         from hpclm.planning.base_model import BaseModel
         from hpclm.planning.plan import StagePlan
 
         stage = request.stage
-        topology = rules.split_devices(stage)
-        parallel = lowering.parallel_spec(topology, sequence=False) if topology else None
+        topology = parallel_rules.split_devices(stage)
+        parallel = lowering.parallel_spec(topology, stage.recipe.parallel) if topology else None
         data = lowering.data(stage, None)
         spec = None
         if parallel is not None and data is not None:

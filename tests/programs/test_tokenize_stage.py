@@ -16,8 +16,9 @@ from hpclm.core.corpus_spec import CorpusSpec, TokenizeStageSpec
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.files import read_object, write_json
 from hpclm.core.layout import StagePaths
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import to_dict
-from hpclm.core.spec import ParallelSpec, StageSpec, TokenizerSpec
+from hpclm.core.spec import StageSpec, TokenizerSpec
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.planning import make_plan

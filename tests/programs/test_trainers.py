@@ -181,7 +181,7 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ((("megatron.arguments", ["--adam-beta1=0.8"]),), "--adam-beta1 is made from optim.betas"),
         ((("megatron.arguments", ["--vocab-file", "x"]),), "--vocab-file is made from tokenizer"),
         ((("megatron.arguments", ["--mock-data"]),), "--mock-data names other data"),
-        ((("megatron.arguments", ["--overlap-param-gather"]),), "needs --use-distributed-optimizer or"),
+        ((("megatron.arguments", ["--overlap-param-gather"]),), "is made from parallel.overlap; set that instead"),
         ((("megatron.arguments", ["--use-torch-fsdp2"]),), "needs --no-gradient-accumulation-fusion"),
         ((("megatron.arguments", ["--ckpt-format", "torch_dcp"]),), "torch_dcp needs --use-torch-fsdp2"),
         ((("megatron.arguments", ["--decoder-seq-length", "100"]),), "the length is the data's"),
@@ -278,11 +278,11 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
         assert expected in words, expected
 
 
-def on_pipeline(*words: str) -> tuple[tuple[str, Any], ...]:
+def on_pipeline(*words: str, **parallel: Any) -> tuple[tuple[str, Any], ...]:
     """Four layers on two pipeline stages, two micro-batches a step."""
     return (
         ("megatron.arguments", list(words)),
-        ("parallel", {"tensor": 1, "pipeline": 2}),
+        ("parallel", {"tensor": 1, "pipeline": 2, **parallel}),
         ("resources.devices_per_node", 4),
         ("model.num_layers", 4),
         ("batch", {"global": 8, "micro": 2}),
@@ -290,52 +290,78 @@ def on_pipeline(*words: str) -> tuple[tuple[str, Any], ...]:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("parallel", "flags"),
     [
-        ["--context-parallel-size", "2"],
-        ["--decoder-first-pipeline-num-layers", "1"],
-        ["--num-virtual-stages-per-pipeline-rank", "2"],
-        ["--num-layers-per-virtual-pipeline-stage=1"],
-        ["--pipeline-model-parallel-layout", "Et|tttL"],
-    ],
-)
-def test_arguments_of_the_split_are_understood(tmp_path: Path, words: list[str]) -> None:
-    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline(*words))))
-    assert plan.errors == ()
-    split = plan.stages[0].parallel
-    assert split is not None
-    context = 2 if "context" in words[0] else 1
-    assert (split.context, split.data) == (context, 2 // context)
-    assert [place.context for place in plan.stages[0].ranks] == [rank % context for rank in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--context-parallel-size=3"], "4 devices are not a multiple of tensor 1 × pipeline 2 × context 3 = 6"),
-        (["--context-parallel-size", "two"], "needs a whole number"),
-        (["--context-parallel-size", "9" * 4000], "needs a whole number"),
-        (["--decoder-first-pipeline-num-layers", "4"], "leaves 0 layers for 1 pipeline stages"),
-        (["--num-virtual-stages-per-pipeline-rank", "3"], "3 does not divide the 2 layers of a pipeline stage"),
-        (["--account-for-loss-in-pipeline-split"], "makes 5 layers for pipeline 2"),
-        (["--expert-model-parallel-size", "2"], "2 needs --num-experts"),
-        (["--num-experts", "2"], "set model.add_bias_linear to false"),
+        ({"context": 2}, ["--context-parallel-size", "2"]),
+        ({"first_stage_layers": 1}, ["--decoder-first-pipeline-num-layers", "1"]),
+        ({"last_stage_layers": 1}, ["--decoder-last-pipeline-num-layers", "1"]),
+        ({"virtual_pipeline": 2}, ["--num-virtual-stages-per-pipeline-rank", "2"]),
         (
-            ["--num-layers-per-virtual-pipeline-stage", "1", "--pipeline-model-parallel-layout", "Et|tttL"],
-            "exclude each other",
+            {"account_for_embedding": True, "account_for_loss": True},
+            ["--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"],
+        ),
+        ({"distributed_optimizer": True}, ["--use-distributed-optimizer"]),
+        ({"overlap": True}, ["--overlap-grad-reduce"]),
+        (
+            {"distributed_optimizer": True, "overlap": True},
+            ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"],
         ),
     ],
 )
-def test_arguments_that_megatron_lm_refuses_are_refused(tmp_path: Path, words: list[str], expected: str) -> None:
-    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline(*words))))
+def test_keys_of_the_split_are_passed_on(tmp_path: Path, parallel: dict[str, Any], flags: list[str]) -> None:
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline(**parallel))))
+    assert plan.errors == ()
+    split, spec = plan.stages[0].parallel, plan.stages[0].spec
+    assert split is not None
+    assert isinstance(spec, ProgramStageSpec)
+    context = parallel.get("context", 1)
+    assert (split.context, split.data) == (context, 2 // context)
+    assert [place.context for place in plan.stages[0].ranks] == [rank % context for rank in range(4)]
+    at = spec.program.argv.index(flags[0])
+    given = spec.program.argv[at : at + len(flags)] if flags[-1].isdigit() else flags
+    assert given == flags
+    assert set(flags) <= set(spec.program.argv)
+    plain = make_plan(load(megatron_recipe(tmp_path, *on_pipeline()))).stages[0].spec
+    assert isinstance(plain, ProgramStageSpec)
+    assert not set(flags) & {word for word in plain.program.argv if word.startswith("--")}
+
+
+def test_a_layout_of_the_layers_is_left_to_megatron_lm(tmp_path: Path) -> None:
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--pipeline-model-parallel-layout", "Et|tttL"))))
+    assert plan.errors == ()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "words", "expected"),
+    [
+        ({"context": 3}, [], "4 devices are not a multiple of tensor 1 × pipeline 2 × context 3 = 6"),
+        ({"first_stage_layers": 4}, [], "leaves 0 layers for the 1 other pipeline stages"),
+        ({"first_stage_layers": 1, "last_stage_layers": 2}, [], "and last_stage_layers have 3 of 4 layers"),
+        ({"virtual_pipeline": 3}, [], "3 does not divide the 2 layers of a pipeline stage"),
+        ({"account_for_loss": True}, [], "makes 5 layers for pipeline 2"),
+        ({"account_for_loss": True, "last_stage_layers": 1}, [], "does not go with last_stage_layers"),
+        ({}, ["--context-parallel-size=3"], "is made from parallel.context; set that instead"),
+        ({}, ["--num-layers-per-virtual-pipeline-stage=1"], "is made from parallel.virtual_pipeline"),
+        ({}, ["--expert-model-parallel-size", "2"], "2 needs --num-experts"),
+        ({}, ["--expert-model-parallel-size", "two"], "needs a whole number"),
+        ({}, ["--expert-model-parallel-size", "9" * 4000], "needs a whole number"),
+        ({}, ["--num-experts", "2"], "set model.add_bias_linear to false"),
+        ({"virtual_pipeline": 2}, ["--pipeline-model-parallel-layout", "Et|tttL"], "both divide the layers; keep one"),
+    ],
+)
+def test_splits_that_megatron_lm_refuses_are_refused(
+    tmp_path: Path, parallel: dict[str, Any], words: list[str], expected: str
+) -> None:
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline(*words, **parallel))))
     assert any(expected in str(one) for one in plan.errors), plan.errors
 
 
 def test_interleaved_stages_need_whole_groups_of_micro_batches(tmp_path: Path) -> None:
-    words = on_pipeline("--num-virtual-stages-per-pipeline-rank", "2")
-    plan = make_plan(load(megatron_recipe(tmp_path, *words, ("batch", {"global": 12, "micro": 2}))))
+    changes = on_pipeline(virtual_pipeline=2)
+    plan = make_plan(load(megatron_recipe(tmp_path, *changes, ("batch", {"global": 12, "micro": 2}))))
     (found,) = plan.errors
-    assert "needs a multiple of pipeline 2 micro-batches in a step, and there are 3" in str(found)
+    assert "makes 3 micro-batches, and the interleaved schedule needs a multiple of pipeline 2" in str(found)
+    assert found.choices == (8, 16)
 
 
 def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
@@ -349,11 +375,9 @@ def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
 
 def test_a_flag_that_the_parser_refuses_changes_no_plan(tmp_path: Path) -> None:
     """argparse knows the names with hyphens alone."""
-    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--context_parallel_size", "2"))))
-    split = plan.stages[0].parallel
-    assert split is not None
-    assert (split.context, split.data) == (1, 2)
-    assert any("did you mean --context-parallel-size?" in str(one) for one in plan.findings)
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--expert_model_parallel_size", "2"))))
+    assert plan.errors == ()
+    assert any("did you mean --expert-model-parallel-size?" in str(one) for one in plan.findings)
 
 
 def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hpclm.core import spec as plan
 from hpclm.core.files import read_lines, write_json
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.layout import StagePaths
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import to_dict
 from tests.support.processes import environment
 from tests.support.rank_server import ForkedRank, Kind
@@ -64,13 +65,40 @@ class Split:
     pipeline: int = 1
     data: int = 1
     sequence: bool = False
+    context: int = 1
+    virtual: int = 1
+    stages: tuple[int | None, int | None] = (None, None)
+    zero: bool = False
+    overlap: bool = False
 
     @property
     def ranks(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.data * self.context
+
+    @property
+    def parallel(self) -> ParallelSpec:
+        first, last = self.stages
+        return ParallelSpec(
+            self.tensor,
+            self.pipeline,
+            self.data,
+            self.ranks,
+            1,
+            self.ranks,
+            self.sequence,
+            context=self.context,
+            virtual_pipeline=self.virtual,
+            first_stage_layers=first,
+            last_stage_layers=last,
+            distributed_optimizer=self.zero,
+            overlap=self.overlap,
+        )
 
     def __str__(self) -> str:
-        return f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}" + ("-sp" if self.sequence else "")
+        name = f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}" + ("-sp" if self.sequence else "")
+        name += (f"-cp{self.context}" if self.context > 1 else "") + (f"-vp{self.virtual}" if self.virtual > 1 else "")
+        name += "" if self.stages == (None, None) else f"-stages{self.stages[0]},{self.stages[1]}"
+        return name + ("-zero" if self.zero else "") + ("-overlap" if self.overlap else "")
 
 
 ALONE = Split()
@@ -109,9 +137,7 @@ def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **chan
         device="cpu",
         model=changes.pop("model", SMALL),
         tokenizer=plan.TokenizerSpec("train", VOCAB) if task == "pretrain" else plan.TokenizerSpec("base"),
-        parallel=plan.ParallelSpec(
-            split.tensor, split.pipeline, split.data, split.ranks, 1, split.ranks, split.sequence
-        ),
+        parallel=split.parallel,
         batch=plan.BatchSpec(8, 2, 4 // split.data),
         trainer=plan.TrainerSpec("fp32", max_steps=steps, val_check_interval=changes.pop("validate", 10)),
         optim=plan.OptimSpec(lr=changes.pop("lr", 1e-2), warmup_steps=3, schedule="constant"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from hpclm.core.spec import ModelSpec, ParallelSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import ModelSpec
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from tests.support.engine_harness import SMALL

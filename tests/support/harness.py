@@ -11,6 +11,7 @@ from typing import Any
 
 from hpclm.core.files import write_json
 from hpclm.core.layout import RunPaths
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.payload import stage_payload
 from hpclm.core.site import Site
 from hpclm.core.spec import (
@@ -18,7 +19,6 @@ from hpclm.core.spec import (
     CheckpointSpec,
     ModelSpec,
     OptimSpec,
-    ParallelSpec,
     PromptData,
     StageSpec,
     TokenizerSpec,

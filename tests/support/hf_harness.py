@@ -8,6 +8,7 @@ from typing import Any
 
 from hpclm.core import fine_tune_spec as hf
 from hpclm.core import spec as plan
+from hpclm.core.parallel_spec import ParallelSpec
 from tests.support.hf_models import instruction_rows, write_rows
 
 
@@ -44,7 +45,7 @@ def hf_spec(folder: Path, base: Path, rows: dict[str, Path], *, ranks: int = 1, 
         task="fine-tune",
         device="cpu",
         base=str(base),
-        parallel=plan.ParallelSpec(1, 1, ranks, ranks, 1, ranks),
+        parallel=ParallelSpec(1, 1, ranks, ranks, 1, ranks),
         batch=plan.BatchSpec(8, 2, 4 // ranks),
         trainer=plan.TrainerSpec(precision, max_steps=steps, val_check_interval=changes.pop("validate", 5)),
         optim=plan.OptimSpec(

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from bench import prompt_learning as bench
 from hpclm.core import spec as plan
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.engines.megatron.ranks import cpu_standins
 
 cpu_standins.install()
@@ -39,7 +40,7 @@ OPTIM = plan.OptimSpec(lr=1e-2, weight_decay=0.0, epsilon=1e-3, schedule="consta
 
 
 def main() -> None:
-    parallel = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+    parallel = ParallelSpec(1, 1, 1, 1, 1, 1)
     groups = process_groups.initialize(dist.HashStore(), 0, parallel, torch.device("cpu"), 1)
     model = plan.ModelSpec(
         SIZES.layers, HIDDEN, 4 * HIDDEN, 4, 4, HIDDEN // 4, SIZES.tokens + bench.VIRTUAL, SIZES.vocab, SIZES.vocab
@@ -79,7 +80,7 @@ def encoder_difference(kind: Literal["mlp", "lstm"], config: Any, groups: Any) -
     return float((ours()[0] - theirs(torch.arange(bench.VIRTUAL).unsqueeze(0))[0]).abs().max())
 
 
-def step_difference(model: plan.ModelSpec, parallel: plan.ParallelSpec, groups: Any) -> dict[str, float]:
+def step_difference(model: plan.ModelSpec, parallel: ParallelSpec, groups: Any) -> dict[str, float]:
     """Loss, gradients and updated weights of one training step on the same frozen model."""
     trainer, gpt, prompts = bench._trainer(model, parallel, groups, SIZES, OPTIM)
     initialize_weights(gpt, model, 1)

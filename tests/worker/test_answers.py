@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hpclm.core.spec import GenerationSpec, ParallelSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import GenerationSpec
 from hpclm.data.ranks.batches import GenerationBatch
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer

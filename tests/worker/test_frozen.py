@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.adapters.ranks.building import build_prompts
 from hpclm.core import spec as plan
+from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.data.ranks.packing import pack
 from hpclm.data.templates import Example
@@ -26,7 +27,7 @@ from tests.support.engine_harness import SMALL
 # megatron-core warns of its own defaults
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-PARALLEL = plan.ParallelSpec(1, 1, 1, 1, 1, 1)
+PARALLEL = ParallelSpec(1, 1, 1, 1, 1, 1)
 TEMPLATE = plan.TaskTemplate("task", "", 4, [4])
 LENGTH, ROWS = 25, 8
 MODEL = replace(SMALL, tie_embeddings=False)
@@ -71,7 +72,7 @@ def trainer(groups: Groups, *, frozen: bool, answer: int = LENGTH - 4, recompute
     initialize_weights(gpt, MODEL, 1)
     prompts = build_prompts(PromptsCard("prompt-tuning", None, [TEMPLATE]), config, 1, groups.device)
     model = LanguageModel(config, gpt, prompts, frozen=frozen)
-    return TrainingSteps(spec, groups, model, OneBatch(answer), StopFlag())  # type: ignore[arg-type]
+    return TrainingSteps(spec, groups, [model], OneBatch(answer), StopFlag())  # type: ignore[arg-type]
 
 
 def flops(one: TrainingSteps) -> int:
@@ -93,7 +94,7 @@ def test_a_frozen_base_has_no_gradients_and_no_optimizer_state(alone: Groups) ->
     weights = sum(p.numel() for p in full.module.gpt.parameters())
 
     def gradients(one: TrainingSteps) -> int:
-        return sum(buffer.grad_data.numel() for buffer in one.model.buffers)
+        return sum(buffer.grad_data.numel() for buffer in one.models[0].buffers)
 
     # buffers are padded to a multiple of 64 or 128 values
     assert prompts <= gradients(frozen) <= prompts + 128
@@ -168,7 +169,7 @@ def test_graphs_train_as_passes_kernel_by_kernel_do(alone: Groups, monkeypatch: 
 def test_recomputation_runs_the_layers_again(alone: Groups, frozen: bool) -> None:
     calls: list[int] = []
 
-    def counted(recompute: plan.RecomputeSpec | None) -> int:
+    def counted(recompute: RecomputeSpec | None) -> int:
         one = trainer(alone, frozen=frozen, recompute=recompute)
         for layer in one.module.gpt.decoder.layers:
             layer.self_attention.core_attention.register_forward_hook(lambda *_: calls.append(1))
@@ -177,6 +178,6 @@ def test_recomputation_runs_the_layers_again(alone: Groups, frozen: bool) -> Non
         return len(calls)
 
     assert counted(None) == MODEL.num_layers
-    assert counted(plan.RecomputeSpec("selective")) == 2 * MODEL.num_layers
-    assert counted(plan.RecomputeSpec("full", "uniform", 1)) == 2 * MODEL.num_layers
-    assert counted(plan.RecomputeSpec("full", "block", 1)) == MODEL.num_layers + 1
+    assert counted(RecomputeSpec("selective")) == 2 * MODEL.num_layers
+    assert counted(RecomputeSpec("full", "uniform", 1)) == 2 * MODEL.num_layers
+    assert counted(RecomputeSpec("full", "block", 1)) == MODEL.num_layers + 1

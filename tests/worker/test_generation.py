@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.ranks.seeds import named_generator
-from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
+from hpclm.core.spec import GenerationSpec, ModelSpec
 from hpclm.data.ranks.batches import GenerationBatch
 from hpclm.data.templates import Example
 from hpclm.engines.megatron.ranks import cuda_graph

@@ -17,6 +17,7 @@ from hpclm.core.spec import OptimSpec
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.engines.megatron.ranks.masked_loss import masked_mean
 from hpclm.engines.megatron.ranks.optimizer import Optimizer
+from hpclm.engines.megatron.ranks.parameter_parts import whole_parameters
 from hpclm.training.ranks.loss_scale import LossScale
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,7 +37,7 @@ def test_steps_are_adamws_with_clipping(alone: Groups, clip: float) -> None:
     torch.manual_seed(0)
     ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
-    optimizer, twin = Optimizer(ours, OPTIM, clip, alone.device, LossScale("fp32")), twin_of(theirs)
+    optimizer, twin = Optimizer(whole_parameters(ours), OPTIM, clip, alone.device, LossScale("fp32")), twin_of(theirs)
     for _ in range(5):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             gradient = torch.randn_like(a)
@@ -50,7 +51,9 @@ def test_steps_are_adamws_with_clipping(alone: Groups, clip: float) -> None:
 
 def test_bf16_weights_follow_fp32_masters(alone: Groups) -> None:
     module = torch.nn.Linear(4, 4, bias=False).bfloat16()
-    optimizer = Optimizer(module, OptimSpec(lr=1e-4, weight_decay=0.0), 0.0, alone.device, LossScale("bf16"))
+    optimizer = Optimizer(
+        whole_parameters(module), OptimSpec(lr=1e-4, weight_decay=0.0), 0.0, alone.device, LossScale("bf16")
+    )
     start = optimizer.masters[0].clone()
     for _ in range(3):
         module.weight.main_grad = torch.ones(4, 4)  # type: ignore[attr-defined]
@@ -62,7 +65,7 @@ def test_bf16_weights_follow_fp32_masters(alone: Groups) -> None:
 
 def test_a_diverged_step_is_an_error_in_words(alone: Groups) -> None:
     module = torch.nn.Linear(2, 2)
-    optimizer = Optimizer(module, OPTIM, 1.0, alone.device, LossScale("fp32"))
+    optimizer = Optimizer(whole_parameters(module), OPTIM, 1.0, alone.device, LossScale("fp32"))
     for parameter in module.parameters():
         parameter.main_grad = torch.full_like(parameter, math.nan)  # type: ignore[attr-defined]
     with pytest.raises(FloatingPointError, match=r"the training diverged; lower optim\.lr"):
@@ -72,7 +75,7 @@ def test_a_diverged_step_is_an_error_in_words(alone: Groups) -> None:
 def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(alone: Groups) -> None:
     module = torch.nn.Linear(2, 2)
     scale = LossScale("fp16")
-    optimizer = Optimizer(module, OPTIM, 1.0, alone.device, scale)
+    optimizer = Optimizer(whole_parameters(module), OPTIM, 1.0, alone.device, scale)
     before = module.weight.detach().clone()
     for parameter in module.parameters():
         parameter.main_grad = torch.full_like(parameter, math.inf)  # type: ignore[attr-defined]

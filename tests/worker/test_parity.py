@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from hpclm.core.layout import StagePaths
-from hpclm.core.spec import BatchSpec, GenerationSpec, RecomputeSpec
+from hpclm.core.parallel_spec import RecomputeSpec
+from hpclm.core.spec import BatchSpec, GenerationSpec
 from tests.support import engine_harness
 from tests.support.engine_harness import MODERN, NEMOTRON, SPLITS, Split, losses, predictions, run, stage_spec
 

@@ -7,8 +7,9 @@ import torch
 
 from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.adapters.ranks.building import build_prompts
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import from_dict, to_dict
-from hpclm.core.spec import ParallelSpec, PromptSpec, TaskTemplate
+from hpclm.core.spec import PromptSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import transformer_config
 from hpclm.engines.megatron.ranks.groups import Groups
 from tests.support.engine_harness import SMALL

@@ -48,7 +48,7 @@ def test_a_run_with_memory_holds_what_the_trace_says(
 
     norm = Optimizer._gradient_norm
     # nobody has set the weights
-    monkeypatch.setattr(Optimizer, "_gradient_norm", lambda self: [norm(self), 1.0][1])
+    monkeypatch.setattr(Optimizer, "_gradient_norm", lambda self, gradients: [norm(self, gradients), 1.0][1])
 
     made = plan_of(tmp_path, *ALONE)
     spec = spec_of(made, stage)

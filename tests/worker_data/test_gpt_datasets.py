@@ -17,6 +17,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from hpclm.core import spec as plan
 from hpclm.core.errors import DataError, HpclmError
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.data.ranks import gpt_datasets
 from hpclm.data.ranks.gpt_datasets import index_record, open_datasets, prepare_indices
 from hpclm.data.ranks.packed_layout import Layout, documents_layout
@@ -51,7 +52,7 @@ def stage(
         device="cpu",
         model=plan.ModelSpec(1, 8, 8, 1, 1, 8, 32, 512, 512),
         tokenizer=plan.TokenizerSpec("json"),
-        parallel=plan.ParallelSpec(1, 1, 1, 1, 1, 1),
+        parallel=ParallelSpec(1, 1, 1, 1, 1, 1),
         batch=plan.BatchSpec(size, 1, 1),
         trainer=plan.TrainerSpec("fp32", max_steps=steps, val_batches=val_batches, seed=seed),
         optim=plan.OptimSpec(1e-3),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hpclm.core import spec as plan
 from hpclm.core.errors import DataError
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.data.ranks.text_corpus import Windows, prepare_text
 from hpclm.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -73,7 +74,7 @@ def spec_of(folder: Path, document: str, **changes: object) -> plan.StageSpec:
         device="cpu",
         model=plan.ModelSpec(1, 8, 8, 1, 1, 8, 8, 384, 384),
         tokenizer=plan.TokenizerSpec("train", 300),
-        parallel=plan.ParallelSpec(1, 1, 1, 1, 1, 1),
+        parallel=ParallelSpec(1, 1, 1, 1, 1, 1),
         batch=plan.BatchSpec(1, 1, 1),
         trainer=plan.TrainerSpec("fp32", max_steps=1),
         optim=plan.OptimSpec(1e-3),

@@ -27,6 +27,15 @@ class Segments:
     key_index: Tensor | None
 
 
+@functools.lru_cache(maxsize=16)
+def last_of(rows: int, queries: int, keys: int, device: torch.device) -> Segments:
+    """Of rows of equal length, of which only the last positions are queries."""
+    numbers = torch.arange(rows + 1, dtype=torch.int32, device=device)
+    return Segments(
+        queries=numbers * queries, keys=numbers * keys, longest_query=queries, longest_key=keys, key_index=None
+    )
+
+
 class Layout:
     """Where the rows of a packed sequence lie, as one int64 tensor [1 + shared, rows, width + extra + 1].
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hpclm.core.records import taken
 from hpclm.core.spec import ProgramSpec
 from hpclm.engines.external import program_plan
-from hpclm.planning import rules
+from hpclm.planning import parallel_rules
 from hpclm.planning.base_model import BaseModel
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
@@ -47,7 +47,8 @@ class Command:
         if written is not None:
             _check_progress(stage, written)
             program = taken(ProgramSpec, written)
-        return program_plan(request, rules.split_devices(stage), program), BaseModel()
+        parallel_rules.only_plain(stage, who="a program", allowed=("context",))
+        return program_plan(request, parallel_rules.split_devices(stage), program), BaseModel()
 
 
 def _check_progress(stage: StageContext, written: Program) -> None:

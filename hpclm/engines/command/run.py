@@ -121,6 +121,7 @@ def _values(
         "master_port": port,
         "tensor": split.tensor,
         "pipeline": split.pipeline,
+        "context": split.context,
         "data": split.data,
         "run": spec.run,
         "run_dir": str(stage.run.root),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from hpclm.core.corpus_spec import CorpusSpec, TokenizeStageSpec
 from hpclm.core.errors import DataError
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import taken
-from hpclm.core.spec import NodeNeeds, ParallelSpec, TokenizerSpec
+from hpclm.core.spec import NodeNeeds, TokenizerSpec
 from hpclm.data.corpus.inputs import PACKED, corpus_files
 from hpclm.engines.external import stages_before
 from hpclm.planning import lowering, vocabulary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpclm.core.fine_tune_spec import MethodSpec, ShardingSpec
 from hpclm.core.nearest import divisors
-from hpclm.planning import lowering
+from hpclm.planning import lowering, parallel_rules
 from hpclm.planning.stage_context import StageContext
 
 # Packages of optimizers that are not torch's.
@@ -34,6 +34,7 @@ def _split(stage: StageContext) -> None:
         stage.error(
             ("parallel", "sequence"), "is for tensor parallelism; choose false", "engine hf's split", True, (False,)
         )
+    parallel_rules.only_plain(stage, who="engine hf")
 
 
 def _not_here(stage: StageContext) -> None:

@@ -14,14 +14,15 @@ from hpclm.core.fine_tune_spec import (
     MethodSpec,
     ShardingSpec,
 )
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import taken
-from hpclm.core.spec import BatchSpec, NodeNeeds, ParallelSpec
+from hpclm.core.spec import BatchSpec, NodeNeeds
 from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
 from hpclm.engines.hf.deepspeed_config import ContradictionError, completed, read_configuration
 from hpclm.engines.hf.memory import host_memory, memory, note_checkpoints, note_host_memory
 from hpclm.engines.hf.section import FineTune, Harness, HuggingFace, Instructions, Sharding
 from hpclm.formats.huggingface.model_facts import ModelFacts, model_facts
-from hpclm.planning import lowering, rules, section_checks
+from hpclm.planning import lowering, parallel_rules, rules, section_checks
 from hpclm.planning.base_model import BaseModel, find_stage
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import Origin, StagePlan
@@ -44,10 +45,11 @@ class HfPlanner:
         section_checks.check(stage)
         base = self._base()
         method = self._method()
-        topology = rules.split_devices(stage) if recipe.parallel.tensor == recipe.parallel.pipeline == 1 else None
+        undivided = recipe.parallel.tensor == recipe.parallel.pipeline == recipe.parallel.context == 1
+        topology = parallel_rules.split_devices(stage) if undivided else None
         world_size = recipe.resources.nodes * recipe.resources.devices_per_node
         accumulation = rules.split_batch(stage, topology)
-        parallel = lowering.parallel_spec(topology, False) if topology else None
+        parallel = lowering.parallel_spec(topology, recipe.parallel) if topology else None
         batch = lowering.batch(stage, topology.data, accumulation) if topology else None
         sharding = self._sharding(batch, world_size)
         hf_rules.check(stage, method, sharding, world_size)

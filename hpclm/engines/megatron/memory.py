@@ -7,16 +7,9 @@ estimate: allocator overhead, workspaces and communication buffers come on top.
 
 from __future__ import annotations
 
-from hpclm.core.spec import (
-    BatchSpec,
-    GenerationSpec,
-    ModelSpec,
-    ParallelSpec,
-    PromptSpec,
-    RecomputeSpec,
-    StageSpec,
-    TaskTemplate,
-)
+from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
+from hpclm.core.spec import BatchSpec, GenerationSpec, ModelSpec, PromptSpec, StageSpec, TaskTemplate
+from hpclm.planning.layer_split import layers_by_stage
 from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.task import task_named
 
@@ -58,16 +51,18 @@ def total_parameters(model: ModelSpec) -> int:
     return model.num_layers * layer_parameters(model) + embedding_parameters(model) + norm_parameters(model) + output
 
 
-def rank_parameters(model: ModelSpec, tensor: int, pipeline: int) -> int:
-    """Weights of the most loaded rank: the first stage (embeddings) or the last (output layer and final norm)."""
-    words = model.padded_vocab_size * model.hidden_size
-    layers = model.num_layers // pipeline * -(-layer_parameters(model) // tensor)
-    positions = embedding_parameters(model) - words
-    first = words // tensor + positions
-    last = words // tensor + norm_parameters(model)
-    if pipeline > 1:
-        return layers + max(first, last)
-    return layers + first + norm_parameters(model) + (0 if model.tie_embeddings else words // tensor)
+def stage_parameters(model: ModelSpec, parallel: ParallelSpec, stage: int) -> int:
+    """Weights of a rank of a pipeline stage: its layers, embeddings in the first, output layer and final norm in the
+    last."""
+    words = model.padded_vocab_size * model.hidden_size // parallel.tensor
+    count = sum(layers_by_stage(model.num_layers, parallel)[stage]) * -(-layer_parameters(model) // parallel.tensor)
+    is_last = stage == parallel.pipeline - 1
+    if stage == 0:
+        count += words + embedding_parameters(model) - model.padded_vocab_size * model.hidden_size
+    if is_last:
+        # of tied embeddings the last of several stages has a copy
+        count += norm_parameters(model) + (0 if stage == 0 and model.tie_embeddings else words)
+    return count
 
 
 def prompt_parameters(
@@ -111,6 +106,9 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
         whole += 2 * model.hidden_size
         split += query + model.ffn_hidden_size
     masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
+    if parallel.context > 1:
+        # keys and values of the whole sequence
+        split += 2 * key * parallel.context
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
     return kept * width + (masks / parallel.tensor if parallel.sequence_parallel else masks)
 
@@ -124,19 +122,20 @@ def activation_bytes(
     recompute: RecomputeSpec | None = None,
     *,
     frozen: bool = False,
+    stage: int = 0,
 ) -> int:
-    """Activations kept for the backward pass on the most loaded rank.
+    """Activations kept for the backward pass on a rank of a pipeline stage.
 
-    The first stage holds those of min(PP, micro-batches) micro-batches under 1F1B. The logits are kept in fp32 and, if
-    that is another type, in the compute type too. With full recomputation a layer (or group of layers) keeps its input,
-    s·b·h, and one group at a time is whole; what `selective` saves is not kept anyway.
+    A stage holds those of the micro-batches that are under way there (see `_in_flight`). The logits are kept in fp32
+    and, if that is another type, in the compute type too. With full recomputation a layer (or group of layers) keeps
+    its input, s·b·h, and one group at a time is whole; what `selective` saves is not kept anyway.
 
     Args:
         frozen: no weight is trained, so no input of a linear layer is kept for its gradient.
     """
-    tokens = seq_length * batch.micro_batch_size
-    in_flight = min(parallel.pipeline, batch.gradient_accumulation_steps)
-    count = max(1, model.num_layers // parallel.pipeline)  # fewer than one is refused elsewhere
+    tokens = seq_length // parallel.context * batch.micro_batch_size
+    chunks = layers_by_stage(model.num_layers, parallel)[stage]
+    count = max(1, max(chunks))  # fewer than one is refused elsewhere
     whole = tokens * layer_activations(model, parallel, width, frozen=frozen)
     layers, working = whole * count, 0.0
     if recompute is not None and recompute.granularity == "full":
@@ -146,10 +145,21 @@ def activation_bytes(
             layers, working = entry * -(-count // size), whole * size
         else:
             layers, working = entry * size + whole * (count - size), whole
+    held = int(layers) * _in_flight(parallel, batch, stage)
+    if stage < parallel.pipeline - 1:
+        return held + int(working)
     logits = tokens * model.padded_vocab_size // parallel.tensor * (4 if width == 4 else 4 + width)
-    if parallel.pipeline == 1:
-        return int(layers) + max(int(working), logits)
-    return max(int(layers) * in_flight + int(working), int(layers) + max(int(working), logits))
+    return held + max(int(working), logits)
+
+
+def _in_flight(parallel: ParallelSpec, batch: BatchSpec, stage: int) -> int:
+    """Passes of a chunk that a stage has begun and not ended (schedules.py, get_pp_rank_microbatches): under 1F1B as
+    many as there are stages from this one on."""
+    micro_batches, chunks = batch.gradient_accumulation_steps, parallel.virtual_pipeline
+    after = parallel.pipeline - stage - 1
+    if chunks == 1:
+        return min(after + 1, micro_batches)
+    return min(2 * after + (chunks - 1) * parallel.pipeline + 1, micro_batches * chunks)
 
 
 def generation_bytes(
@@ -158,7 +168,7 @@ def generation_bytes(
     """Key/value cache, one layer's states while the prompts are read, and logits of each row's last token, which are
     gathered over tensor ranks."""
     groups = max(1, model.num_query_groups // parallel.tensor)
-    layers = model.num_layers // parallel.pipeline
+    layers = max(map(sum, layers_by_stage(model.num_layers, parallel)))
     cache = 2 * layers * generation.batch_size * length * groups * model.kv_channels * width
     mlp = (4 if model.gated else 2) * model.ffn_hidden_size // parallel.tensor
     states = generation.batch_size * length * (4 * model.hidden_size + mlp) * width
@@ -176,26 +186,33 @@ def sequence_length(spec: StageSpec) -> int | None:
 def memory(spec: StageSpec) -> MemoryEstimate | None:
     """Bytes on the most loaded rank; None if the length of a sample is unknown.
 
-    Trained weights cost 18 bytes each in bf16/fp16 (2 + 4 gradient in fp32 + 12) and 16 in fp32; frozen ones 2 (4).
+    Trained weights cost 18 bytes each in bf16/fp16 (2 + 4 gradient in fp32 + 12) and 16 in fp32; frozen ones 2 (4). The
+    distributed optimizer divides the last 12 (8) over the ranks that have the same weights.
     Prompt tables and encoders are fp32.
     """
     length = sequence_length(spec)
     if length is None:
         return None
+    found = [_of_stage(spec, length, stage) for stage in range(spec.parallel.pipeline)]
+    return max(found, key=lambda estimate: estimate.total)
+
+
+def _of_stage(spec: StageSpec, length: int, stage: int) -> MemoryEstimate:
     model, parallel, task = spec.model, spec.parallel, task_named(spec.task)
     templates = tuple(spec.templates)
     width = element_bytes(spec.trainer.precision)
-    total, mine = total_parameters(model), rank_parameters(model, parallel.tensor, parallel.pipeline)
+    total, mine = total_parameters(model), stage_parameters(model, parallel, stage)
     if task.answers and spec.generation is not None:
         extra, _ = prompt_parameters(model, False, None, templates, 1)
         held = generation_bytes(model, parallel, spec.generation, length, width)
         return MemoryEstimate(mine * width + extra * 4, 0, 0, held, total + extra, 0)
-    frozen = task.learns_prompts
-    held = activation_bytes(model, parallel, spec.batch, length, width, spec.trainer.recompute, frozen=frozen)
+    frozen, recompute = task.learns_prompts, spec.trainer.recompute
+    held = activation_bytes(model, parallel, spec.batch, length, width, recompute, frozen=frozen, stage=stage)
     if task.learns_prompts:
         trainable, own = prompt_parameters(model, task.encodes_prompts, spec.prompt, templates, parallel.tensor)
         return MemoryEstimate(
             mine * width + own * 4, own * 4, own * FP32_OPTIMIZER_BYTES, held, total + trainable, trainable
         )
     state = OPTIMIZER_BYTES if width == 2 else FP32_OPTIMIZER_BYTES
-    return MemoryEstimate(mine * width, mine * 4, mine * state, held, total, total)
+    shared = parallel.data * parallel.context if parallel.distributed_optimizer else 1
+    return MemoryEstimate(mine * width, mine * 4, -(-mine * state // shared), held, total, total)

@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hpclm.core.spec import (
-    BatchSpec,
-    IndexedData,
-    ModelSpec,
-    NodeNeeds,
-    ParallelSpec,
-    PromptData,
-    StageSpec,
-    TaskTemplate,
-)
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import BatchSpec, IndexedData, ModelSpec, NodeNeeds, PromptData, StageSpec, TaskTemplate
 from hpclm.core.stage_inputs import Input, stage_inputs
 from hpclm.engines.megatron import backends
 from hpclm.engines.megatron.memory import memory
@@ -24,6 +16,7 @@ from hpclm.planning import (
     indexed_checks,
     input_checks,
     lowering,
+    parallel_rules,
     rules,
     section_checks,
     template_checks,
@@ -57,25 +50,23 @@ class StagePlanner:
         self.base_model = base_model.resolve(stage, self.earlier, prompts_stage, self.names, seq_length)
         self._same_base(prompts_stage)
         model = self.base_model.model
-        topology = rules.split_devices(stage)
+        topology = parallel_rules.split_devices(stage)
         accumulation = rules.split_batch(stage, topology)
         rules.training_length(stage, topology)
         data, templates = self._data(prompts_stage, model)
         length = seq_length if data is None else data.max_seq_length
         if model is not None:
-            rules.split_model(stage, model)
-            rules.recompute(stage, model)
             rules.lengths(stage, model, length, seq_keys)
             self._room_for_answers(model, templates)
         indexed = self.indexed = indexed_checks.resolve(stage, self.earlier, self.names)
         if indexed is not None:
             indexed_checks.check(stage, indexed, model)
             indexed_checks.check_whole_validation(stage, indexed)
-        rules.sequence_parallel(stage, length, seq_keys)
+        self._check_split(model, accumulation, length, seq_keys)
         rules.precision(stage, lowering.precision(stage))
         rules.prompt_encoder(stage)
         rules.adamw(stage)
-        parallel = lowering.parallel_spec(topology, recipe.parallel.sequence) if topology else None
+        parallel = lowering.parallel_spec(topology, recipe.parallel) if topology else None
         batch = lowering.batch(stage, topology.data, accumulation) if topology else None
         spec = self._spec(parallel, batch, data, templates, prompts)
         train_rows = self._read_inputs(prompts_stage, data, templates)
@@ -98,6 +89,25 @@ class StagePlanner:
             spec=spec if spec is None or estimate is None else _with_memory(spec, estimate),
             recovery=lowering.recovery(stage),
         )
+
+    def _check_split(
+        self, model: ModelSpec | None, accumulation: int | None, length: int | None, keys: tuple[str, ...]
+    ) -> None:
+        """The keys of `parallel`, of which some are for training of whole models alone."""
+        stage, indexed = self.stage, self.stage.recipe.indexed
+        if model is not None:
+            parallel_rules.split_model(stage, model)
+            parallel_rules.stages(stage, model, accumulation)
+            parallel_rules.recompute(stage, model)
+        parallel_rules.sequence_parallel(stage, length, keys)
+        if not stage.task.starts_models:
+            who = f"task {stage.recipe.task}"
+            parallel_rules.only_plain(stage, who=who, allowed=parallel_rules.LAYERS)
+            return
+        parallel_rules.context_parallel(stage, length, keys)
+        if stage.recipe.parallel.context > 1 and indexed is not None and indexed.reset_attention:
+            what = "keeps documents apart, which context parallelism does not; set it to false, or parallel.context 1"
+            stage.error(("indexed", "reset_attention"), what, "context with whole samples", True, (False,))
 
     def _prompts(self) -> tuple[Earlier | None, Origin | None]:
         """The stage that evaluate takes prompts from, or prompt learning adds tasks to, and their location."""

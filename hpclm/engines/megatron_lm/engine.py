@@ -30,7 +30,7 @@ class MegatronLm:
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
         from hpclm.engines.megatron_lm import arguments, flag_rules, support
-        from hpclm.engines.megatron_lm.flags import TENSORBOARD, sample_length
+        from hpclm.engines.megatron_lm.flags import TENSORBOARD
         from hpclm.engines.megatron_lm.section import Megatron
 
         stage, recipe = request.stage, request.stage.recipe
@@ -40,20 +40,21 @@ class MegatronLm:
         own = recipe.own_section("megatron", Megatron)
         given = arguments.read(stage, own.arguments if own else ())
         flag_rules.check(stage, given, own.arguments if own else ())
-        topology, accumulation = split(stage, given.context)
+        topology, accumulation = split(stage)
         rules.training_length(stage, topology)
         rules.learning_rate(stage, lowering.max_steps(stage))
         entries = vocabulary.from_recipe(stage)[1] if recipe.tokenizer is not None else None
         indexed = indexed_checks.resolve(stage, request.earlier, request.names)
         model = architecture.from_keys(stage, entries, recipe.indexed.seq_length if recipe.indexed else None)
         if model is not None:
-            support.check_model(stage, model, indexed, evenly=not arguments.splits_layers(given))
-            arguments.check(given, model, topology, accumulation, sample_length(model, indexed))
+            laid_out = arguments.LAYOUT in given.places
+            support.check_model(stage, model, indexed, accumulation, laid_out=laid_out)
+            arguments.check(given, model, topology)
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining
 
-            program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel.sequence), model, indexed)
+            program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel), model, indexed)
         parents = indexed_checks.parents(stage)
         return program_plan(request, topology, program, parents=parents, tracks=(TENSORBOARD,)), BaseModel()
 

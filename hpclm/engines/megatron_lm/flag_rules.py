@@ -12,22 +12,12 @@ from hpclm.planning.stage_context import StageContext
 
 # Of each flag groups of which one is needed.
 _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "--overlap-param-gather": (
-        ("--overlap-grad-reduce",),
-        ("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-custom-fsdp"),
-    ),
-    "--overlap-param-gather-with-optimizer-step": (("--use-distributed-optimizer",), ("--overlap-param-gather",)),
-    "--fp8-param-gather": (
-        ("--use-distributed-optimizer", "--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp"),
-    ),
     "--use-torch-fsdp2": (("--no-gradient-accumulation-fusion",),),
     "--start-weight-decay": (("--weight-decay-incr-style",),),
     "--end-weight-decay": (("--weight-decay-incr-style",),),
 }
-_EXCLUDES = (
-    ("--use-torch-fsdp2", "--use-distributed-optimizer"),
-    ("--use-torch-fsdp2", "--expert-model-parallel-size"),
-)
+_EXCLUDES = (("--use-torch-fsdp2", "--expert-model-parallel-size"),)
+_FSDP = ("--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp")
 # Refused whatever else is given, and what to do.
 _NEVER = {
     "--no-position-embedding": "is out of date; set model.position_embedding",
@@ -36,7 +26,6 @@ _NEVER = {
     "--encoder-seq-length": "is for other models; the length is the data's",
     "--decoder-seq-length": "is for other models; the length is the data's",
 }
-_INTERLEAVED = ("--num-layers-per-virtual-pipeline-stage", "--num-virtual-stages-per-pipeline-rank")
 
 
 def check(stage: StageContext, given: Arguments, words: Sequence[str]) -> None:
@@ -78,10 +67,21 @@ def _beside_keys(stage: StageContext, given: Arguments) -> None:
             given.error("--use-torch-fsdp2", "does not go with fp16", "Megatron-LM's flags")
         if recipe.model is not None and recipe.model.tie_embeddings:
             given.error("--use-torch-fsdp2", "needs model.tie_embeddings false", "Megatron-LM's flags")
-    interleaved = next((flag for flag in _INTERLEAVED if flag in flags), None)
-    if interleaved is not None and pipeline == 2 and "--no-overlap-p2p-communication" in flags:
-        what = "without overlapping needs parallel.pipeline above 2"
-        given.error(interleaved, what, "Megatron-LM's flags")
+    parallel = recipe.parallel
+    if parallel.virtual_pipeline > 1 and pipeline == 2 and "--no-overlap-p2p-communication" in flags:
+        what = "needs parallel.pipeline above 2 where parallel.virtual_pipeline is set"
+        given.error("--no-overlap-p2p-communication", what, "Megatron-LM's flags")
+    if parallel.distributed_optimizer and "--use-torch-fsdp2" in flags:
+        what = "and parallel.distributed_optimizer exclude each other; keep one"
+        given.error("--use-torch-fsdp2", what, "Megatron-LM's flags")
+    if "--overlap-param-gather-with-optimizer-step" in flags and not (
+        parallel.distributed_optimizer and parallel.overlap
+    ):
+        what = "needs parallel.distributed_optimizer and parallel.overlap"
+        given.error("--overlap-param-gather-with-optimizer-step", what, "Megatron-LM's flags")
+    if "--fp8-param-gather" in flags and not parallel.distributed_optimizer and not set(_FSDP) & set(flags):
+        what = f"needs parallel.distributed_optimizer or {' or '.join(_FSDP)}"
+        given.error("--fp8-param-gather", what, "Megatron-LM's flags")
     if recipe.trainer is not None and recipe.trainer.deterministic:
         for flag in ("--use-flash-attn", "--cross-entropy-loss-fusion"):
             if flag in flags:

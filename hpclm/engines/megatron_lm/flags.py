@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpclm.core.layout import StagePaths
-from hpclm.core.spec import IndexedData, ModelSpec, ParallelSpec, ProgramSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import IndexedData, ModelSpec, ProgramSpec
 from hpclm.engines.megatron_lm.section import Megatron
 from hpclm.planning import lowering
 from hpclm.planning.stage_context import StageContext
@@ -38,6 +39,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
     flags = {
         "tensor-model-parallel-size": split.tensor,
         "pipeline-model-parallel-size": split.pipeline,
+        **_stages(split),
         **_architecture(model),
         "seq-length": sample_length(model, indexed),
         **_training(stage),
@@ -60,6 +62,17 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
         outputs=["checkpoints/latest_checkpointed_iteration.txt"],
         environment=_environment(stage),
     )
+
+
+def _stages(split: ParallelSpec) -> dict[str, object]:
+    """Contexts and pipeline stages, where they differ from Megatron-LM's defaults."""
+    values = {
+        "context-parallel-size": (split.context, 1),
+        "num-virtual-stages-per-pipeline-rank": (split.virtual_pipeline, 1),
+        "decoder-first-pipeline-num-layers": (split.first_stage_layers, None),
+        "decoder-last-pipeline-num-layers": (split.last_stage_layers, None),
+    }
+    return {flag: value for flag, (value, default) in values.items() if value != default}
 
 
 def _environment(stage: StageContext) -> dict[str, str]:
@@ -209,6 +222,11 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec, source
         "--fp16": precision == "fp16",
         "--deterministic-mode": stage.recipe.trainer is not None and stage.recipe.trainer.deterministic,
         "--sequence-parallel": split.sequence_parallel,
+        "--account-for-embedding-in-pipeline-split": split.account_for_embedding,
+        "--account-for-loss-in-pipeline-split": split.account_for_loss,
+        "--use-distributed-optimizer": split.distributed_optimizer,
+        "--overlap-grad-reduce": split.overlap,
+        "--overlap-param-gather": split.overlap and split.distributed_optimizer,
         "--swiglu": model.activation == "swiglu",
         "--squared-relu": model.activation == "squared_relu",
         # the fused one is the tanh form, and there is none of squared ReLU

@@ -8,7 +8,7 @@ from hpclm.core.spec import IndexedData, ModelSpec
 from hpclm.engines.megatron_lm.arguments import flag_of
 from hpclm.engines.megatron_lm.flags import sample_length, tokenizer_flags
 from hpclm.engines.megatron_lm.section import Megatron
-from hpclm.planning import indexed_checks, lowering, rules
+from hpclm.planning import indexed_checks, lowering, parallel_rules, rules
 from hpclm.planning.stage_context import StageContext
 
 _ACTIVATIONS = ("gelu", "gelu_exact", "squared_relu", "swiglu")
@@ -17,6 +17,16 @@ _OF_KEYS = {
     "--tensor-model-parallel-size": "parallel.tensor",
     "--pipeline-model-parallel-size": "parallel.pipeline",
     "--sequence-parallel": "parallel.sequence",
+    "--context-parallel-size": "parallel.context",
+    "--num-layers-per-virtual-pipeline-stage": "parallel.virtual_pipeline",
+    "--num-virtual-stages-per-pipeline-rank": "parallel.virtual_pipeline",
+    "--decoder-first-pipeline-num-layers": "parallel.first_stage_layers",
+    "--decoder-last-pipeline-num-layers": "parallel.last_stage_layers",
+    "--account-for-embedding-in-pipeline-split": "parallel.account_for_embedding",
+    "--account-for-loss-in-pipeline-split": "parallel.account_for_loss",
+    "--use-distributed-optimizer": "parallel.distributed_optimizer",
+    "--overlap-grad-reduce": "parallel.overlap",
+    "--overlap-param-gather": "parallel.overlap",
     "--num-layers": "model.num_layers",
     "--hidden-size": "model.hidden_size",
     "--ffn-hidden-size": "model.ffn_hidden_size",
@@ -202,8 +212,14 @@ def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
             stage.error(where, f"{flag} names other data; {_OF_DATA[flag]}, and leave it out", "one source of data")
 
 
-def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | None, *, evenly: bool) -> None:
-    """The checks that hpclm's own engine makes, for Megatron-LM's rules."""
+def check_model(
+    stage: StageContext, model: ModelSpec, indexed: IndexedData | None, accumulation: int | None, *, laid_out: bool
+) -> None:
+    """The checks that hpclm's own engine makes, for Megatron-LM's rules.
+
+    Args:
+        laid_out: the arguments say which layers a pipeline stage has.
+    """
     if model.activation not in _ACTIVATIONS:
         stage.error(
             ("model", "activation"),
@@ -227,10 +243,13 @@ def check_model(stage: StageContext, model: ModelSpec, indexed: IndexedData | No
         )
     length = sample_length(model, indexed)
     keys = ("indexed", "seq_length") if indexed else ("model", "max_position_embeddings")
-    rules.split_model(stage, model, evenly=evenly)
-    rules.recompute(stage, model)
+    parallel_rules.split_model(stage, model)
+    if not laid_out:
+        parallel_rules.stages(stage, model, accumulation)
+        parallel_rules.recompute(stage, model)
     rules.lengths(stage, model, length, keys)
-    rules.sequence_parallel(stage, length, keys)
+    parallel_rules.sequence_parallel(stage, length, keys)
+    parallel_rules.context_parallel(stage, length, keys)
     if indexed is not None:
         indexed_checks.check(stage, indexed, model)
 

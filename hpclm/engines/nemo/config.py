@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.layout import RunPaths
-from hpclm.core.spec import ParallelSpec, ProgramSpec, PromptData, TaskTemplate
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import ProgramSpec, PromptData, TaskTemplate
 from hpclm.engines.nemo.section import Nemo
 from hpclm.planning.specs import RUN_DIR, STAGE_DIR
 from hpclm.planning.stage_context import StageContext

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from hpclm.core.spec import ParallelSpec, ProgramSpec, PromptData, TaskTemplate
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import ProgramSpec, PromptData, TaskTemplate
 from hpclm.engines.external import check_sections, program_plan, rows_and_templates, split
-from hpclm.planning import lowering, rules
+from hpclm.planning import lowering, parallel_rules, rules
 from hpclm.planning.base_model import BaseModel
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import StagePlan
@@ -36,6 +37,7 @@ class Nemo:
             _check_training(request)
         else:
             _check_evaluation(request)
+        parallel_rules.only_plain(stage, who="engine nemo")
         topology, _ = split(stage)
         if recipe.trainer is not None and recipe.trainer.deterministic:
             stage.error(("trainer", "deterministic"), "NeMo's scripts have no switch for it; leave it out", "nemo")
@@ -47,7 +49,7 @@ class Nemo:
         rules.learning_rate(stage, recipe.trainer.max_steps if recipe.trainer else None)
         program = None
         if topology is not None and data is not None and not stage.findings.errors:
-            program = _program(request, lowering.parallel_spec(topology, recipe.parallel.sequence), data, templates)
+            program = _program(request, lowering.parallel_spec(topology, recipe.parallel), data, templates)
         named = recipe.prompts
         parents = (named,) if named is not None and named in request.earlier else ()
         return program_plan(request, topology, program, data, parents), BaseModel()

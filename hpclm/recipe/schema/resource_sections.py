@@ -19,6 +19,30 @@ class Parallel(Section):
     sequence: bool = Field(
         default=False, description="sequence parallelism: norms and dropout split over the tensor ranks"
     )
+    context: Degree = Field(default=1, description="context parallelism: devices that share each sequence (pretrain)")
+    virtual_pipeline: Degree = Field(
+        default=1, description="chunks of layers of each pipeline stage, run in turns to idle less (pretrain)"
+    )
+    first_stage_layers: Degree | None = Field(
+        default=None, description="layers of the first pipeline stage; null: as many as the others"
+    )
+    last_stage_layers: Degree | None = Field(
+        default=None, description="layers of the last pipeline stage; null: as many as the others"
+    )
+    account_for_embedding: bool = Field(
+        default=False, description="the embedding counts as a layer of the first pipeline stage"
+    )
+    account_for_loss: bool = Field(
+        default=False, description="the output layer counts as a layer of the last pipeline stage"
+    )
+    distributed_optimizer: bool = Field(
+        default=False, description="optimizer state divided over data-parallel devices (ZeRO-1; pretrain)"
+    )
+    overlap: bool = Field(
+        default=False,
+        description="gradients are sent while the backward pass computes; with distributed_optimizer, weights while "
+        "the forward pass does (pretrain)",
+    )
 
 
 class Resources(Section):

@@ -35,8 +35,15 @@ Spec = TypeVar("Spec")
 WORKSPACES = 2 * 32 << 20
 
 
+_COALESCED = (
+    torch.ops.c10d.allreduce_coalesced_.default,
+    torch.ops.c10d.reduce_scatter_tensor_coalesced_.default,
+    torch.ops.c10d.allgather_into_tensor_coalesced_.default,
+)
+
+
 class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What the host would read from a tensor without bytes is 1; and the collective that FakeTensors do not have."""
+    """What the host would read from a tensor without bytes is 1; and the collectives that FakeTensors do not have."""
 
     def __init__(self, true: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -50,7 +57,7 @@ class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if kind is torch.bool or (kind is torch.uint8 and not self.true):  # DeepSpeed's truth values
                 return self.true
             return 1.0 if kind.is_floating_point else 1
-        if func is torch.ops.c10d.allreduce_coalesced_.default:
+        if func in _COALESCED:
             return FakeWork().boxed()
         return func(*args, **(kwargs or {}))
 

@@ -15,8 +15,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from hpclm.data.ranks.packed_layout import Layout, layout_of
+from hpclm.data.ranks.packed_layout import Layout, last_of, layout_of
+from hpclm.engines.megatron.ranks.context_parallel import attend_over_context
 from hpclm.training.ranks import flash_attention as flash
+
+
+@functools.lru_cache(maxsize=16)
+def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
+    """What the last so many positions may attend to, bool [queries, keys]."""
+    return torch.ones((queries, keys), dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class SdpaAttention(MegatronModule):
@@ -47,6 +54,22 @@ class SdpaAttention(MegatronModule):
     ) -> Tensor:
         if attention_mask is not None and attention_mask.dtype == torch.int64:
             return self._attend_packed(query, key, value, layout_of(attention_mask, query.size(0)))
+        if self.config.context_parallel_size > 1:
+            return attend_over_context(query, key, value, self._attend_to_earlier)
+        return self._attend_long(query, key, value, attention_mask)
+
+    def _attend_to_earlier(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Of queries that are the last positions of the keys."""
+        (length, rows), whole = query.shape[:2], key.size(0)
+        if flash.usable(query) and not (self.training and self.config.attention_dropout > 0.0):
+            segments = last_of(rows, length, whole, query.device)
+            flat_query, flat_key, flat_value = (one.transpose(0, 1).flatten(0, 1) for one in (query, key, value))
+            made = flash.attend(flat_query, flat_key, flat_value, segments, self.softmax_scale)
+            return made.view(rows, length, self.hidden_size_per_partition).transpose(0, 1)
+        return self._attend_long(query, key, value, _causal(length, whole, query.device) if whole > length else None)
+
+    def _attend_long(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """All [s, b, n, d]; the result [s, b, n · d]."""
         # [s, b, n, d] -> [b, n, s, d], views only
         context = self._attend(
             query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), attention_mask

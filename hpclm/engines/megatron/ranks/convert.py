@@ -19,8 +19,9 @@ from hpclm.adapters.prompts_card import PromptsCard
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import from_dict, read_record, to_dict
-from hpclm.core.spec import ModelSpec, ParallelSpec, TaskTemplate
+from hpclm.core.spec import ModelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, to_huggingface
 from hpclm.formats.checkpoint_manifest import read_manifest

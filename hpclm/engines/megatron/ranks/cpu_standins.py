@@ -64,6 +64,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "cuda":
             kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return wrapped

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from hpclm.core.errors import HpclmError
 from hpclm.core.files import read_json, write_json
-from hpclm.core.spec import GenerationSpec, ModelSpec, ParallelSpec
+from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.spec import GenerationSpec, ModelSpec
 from hpclm.core.vocabulary_size import padded_vocab_size
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer

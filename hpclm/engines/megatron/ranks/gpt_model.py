@@ -14,8 +14,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from hpclm.core.ranks.seeds import named_generator
-from hpclm.core.spec import Backends, ModelSpec, ParallelSpec, RecomputeSpec
+from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
+from hpclm.core.ranks.seeds import normal_part
+from hpclm.core.spec import Backends, ModelSpec
 from hpclm.engines.megatron.ranks import rotary
 from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.gated import Gate
@@ -92,6 +93,7 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence_parallel,
+        **_stages(parallel),
         variable_seq_lengths=variable_lengths,
         moe_token_dispatcher_type="alltoall",  # unused without experts, but the default forbids variable lengths
     )
@@ -120,6 +122,21 @@ def _numerics(precision: str, device: torch.device, hidden_dropout: float) -> di
     }
 
 
+def _stages(parallel: ParallelSpec) -> dict[str, Any]:
+    """How sequences and layers are divided."""
+    interleaved = parallel.virtual_pipeline > 1
+    return {
+        "context_parallel_size": parallel.context,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline if interleaved else None,
+        "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
+        "account_for_embedding_in_pipeline_split": parallel.account_for_embedding,
+        "account_for_loss_in_pipeline_split": parallel.account_for_loss,
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }
+
+
 def _recompute(wanted: RecomputeSpec | None) -> dict[str, Any]:
     """Activation checkpointing."""
     return {
@@ -130,10 +147,51 @@ def _recompute(wanted: RecomputeSpec | None) -> dict[str, Any]:
 
 
 def build_gpt(
-    model: ModelSpec, config: TransformerConfig, groups: Groups, backends: Backends = DEFAULT_BACKENDS
+    model: ModelSpec,
+    config: TransformerConfig,
+    groups: Groups,
+    backends: Backends = DEFAULT_BACKENDS,
+    chunk: int | None = None,
 ) -> GPTModel:
-    """This rank's shard of the model, weights not yet set."""
+    """This rank's shard of the model, weights not yet set.
+
+    Args:
+        chunk: which of the rank's chunks of layers, under the interleaved schedule.
+    """
     rotary.install()
+    embeds = groups.is_first_stage and not chunk
+    with groups.device:
+        gpt = GPTModel(
+            config=config,
+            transformer_layer_spec=_layers(model, config, backends, get_num_layers_to_build(config, chunk)),
+            vocab_size=model.padded_vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            pre_process=embeds,
+            post_process=groups.is_last_stage and chunk in (None, groups.virtual_size - 1),
+            share_embeddings_and_output_weights=model.tie_embeddings,
+            position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
+            rotary_base=int(model.rotary_base),
+            rotary_percent=model.rotary_percent,
+            seq_len_interpolation_factor=None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
+            rope_scaling=model.rotary_scaling_factor is not None,
+            rope_scaling_factor=model.rotary_scaling_factor or 1.0,
+            vp_stage=chunk,
+        )
+    # Soft prompts are inserted between the embedding lookup and the scatter over the sequence, so the lookup must give
+    # the whole sequence (with learned positions it always does).
+    if embeds:
+        gpt.embedding.reduce_scatter_embeddings = False
+        gpt.embedding.word_embeddings.reduce_scatter_embeddings = False
+    for parameter in gpt.parameters():
+        # the position table does not follow params_dtype
+        parameter.data = parameter.data.to(config.params_dtype)
+    mark_tensor_parallel(gpt)
+    if groups.tensor_size == 1:
+        make_plain(gpt)
+    return gpt
+
+
+def _layers(model: ModelSpec, config: TransformerConfig, backends: Backends, count: int) -> TransformerBlockSubmodules:
     norm = NORMS[backends.norm]
     layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=model.qk_norm)
     if model.qk_norm:
@@ -146,43 +204,15 @@ def build_gpt(
         # the name is of where it came from: the MLP then takes its activation from the layer's parts
         config.use_te_activation_func = True
         layer.submodules.mlp.submodules.activation_func = Gate
-    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
-    with groups.device:
-        gpt = GPTModel(
-            config=config,
-            transformer_layer_spec=block,
-            vocab_size=model.padded_vocab_size,
-            max_sequence_length=model.max_position_embeddings,
-            pre_process=groups.is_first_stage,
-            post_process=groups.is_last_stage,
-            share_embeddings_and_output_weights=model.tie_embeddings,
-            position_embedding_type="learned_absolute" if model.position_embedding == "learned" else "rope",
-            rotary_base=int(model.rotary_base),
-            rotary_percent=model.rotary_percent,
-            seq_len_interpolation_factor=None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
-            rope_scaling=model.rotary_scaling_factor is not None,
-            rope_scaling_factor=model.rotary_scaling_factor or 1.0,
-        )
-    # Soft prompts are inserted between the embedding lookup and the scatter over the sequence, so the lookup must give
-    # the whole sequence (with learned positions it always does).
-    if groups.is_first_stage:
-        gpt.embedding.reduce_scatter_embeddings = False
-        gpt.embedding.word_embeddings.reduce_scatter_embeddings = False
-    for parameter in gpt.parameters():
-        # the position table does not follow params_dtype
-        parameter.data = parameter.data.to(config.params_dtype)
-    mark_tensor_parallel(gpt)
-    if groups.tensor_size == 1:
-        make_plain(gpt)
-    return gpt
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
 
 @torch.no_grad()
 def initialize_weights(gpt: GPTModel, model: ModelSpec, seed: int) -> None:
     """GPT-2's initialisation: N(0, init_std), the projections into the residual stream divided by √(2L).
 
-    Every whole tensor is drawn from a generator seeded by (seed, its global name) and then sliced, so that each split
-    of the model starts from the same weights. Only one whole tensor is in memory at a time, never the model.
+    A weight's numbers depend on the seed, its global name and their places in the whole tensor, so that each split of
+    the model starts from the same weights; a rank draws its own part alone.
     """
     residual_std = model.init_std / math.sqrt(2 * model.num_layers)
     for shard in sharded_tensors(gpt):
@@ -197,6 +227,4 @@ def initialize_weights(gpt: GPTModel, model: ModelSpec, seed: int) -> None:
 
 
 def _drawn(shard: ShardedTensor, seed: int, std: float) -> torch.Tensor:
-    generator = named_generator(seed, shard.key)
-    whole = torch.randn(shard.global_shape, generator=generator, dtype=torch.float32).mul_(std)
-    return whole[shard.global_slice()]
+    return normal_part(seed, shard.key, shard.global_offset, shard.local_shape).mul_(std)

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.ranks.seeds import named_seed
-from hpclm.core.spec import ParallelSpec
 
 COLLECTIVE_TIMEOUT_MIN = 30
 
@@ -28,6 +28,9 @@ class Groups:
     pipeline_size: int
     data_size: int
     device: torch.device
+    context_rank: int = 0
+    context_size: int = 1
+    virtual_size: int = 1
 
     @property
     def is_first_stage(self) -> bool:
@@ -39,8 +42,8 @@ class Groups:
 
     @property
     def is_reporter(self) -> bool:
-        """True on the one rank that has the loss and logs it: last stage, first data and tensor rank."""
-        return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0
+        """True on the one rank that has the loss and logs it: last stage, first data, context and tensor rank."""
+        return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0 and self.context_rank == 0
 
 
 def initialize(
@@ -64,6 +67,8 @@ def initialize(
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
         distributed_timeout_minutes=COLLECTIVE_TIMEOUT_MIN,
         create_gloo_process_groups=False,
     )
@@ -77,6 +82,9 @@ def initialize(
         pipeline_size=parallel.pipeline,
         data_size=parallel.data,
         device=device,
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel.context,
+        virtual_size=parallel.virtual_pipeline,
     )
     seed_step(seed, 0, groups)
     return groups
@@ -84,6 +92,9 @@ def initialize(
 
 def seed_step(seed: int, step: int, groups: Groups) -> None:
     """Seed every generator from (seed, step, stage); megatron-core adds the tensor rank where it must differ."""
-    number = named_seed(seed, f"step {step} stage {groups.pipeline_rank}") % (1 << 31)
+    name = f"step {step} stage {groups.pipeline_rank}"
+    # ranks that have other positions of the same rows
+    name += f" context {groups.context_rank}" if groups.context_size > 1 else ""
+    number = named_seed(seed, name) % (1 << 31)
     torch.manual_seed(number)
     tensor_parallel.model_parallel_cuda_manual_seed(number)

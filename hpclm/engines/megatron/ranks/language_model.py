@@ -31,6 +31,7 @@ class LanguageModel(MegatronModule):
         self.prompts = prompts
         self.frozen = frozen
         self.model_type = gpt.model_type
+        self.vp_stage = gpt.vp_stage
         self.pre_process, self.post_process = gpt.pre_process, gpt.post_process
         # read by megatron-core, which sums the gradients of tied embeddings over first and last stage
         self.share_embeddings_and_output_weights = gpt.share_embeddings_and_output_weights and not frozen

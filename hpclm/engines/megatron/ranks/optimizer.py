@@ -2,26 +2,25 @@
 
 megatron-core's optimizer classes assert CUDA tensor types, so they cannot run the same recipe on a CPU; this one is
 the same arithmetic (Megatron's mixed-precision optimizer: fp32 masters, fp32 gradients, one global norm over the
-model-parallel group) on torch's fused AdamW. Gradients come from megatron-core's DistributedDataParallel.
+model-parallel group) on torch's fused AdamW. Gradients come from megatron-core's DistributedDataParallel. A rank
+updates the parts of its parameters that it is given: all of them, or its share under the distributed optimizer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
 from hpclm.core import heartbeat
 from hpclm.core.spec import OptimSpec
-from hpclm.formats.ranks.parameters import attributes
+from hpclm.engines.megatron.ranks.parameter_parts import Part, PlacedParts
+from hpclm.formats.ranks.tensor_shard import Shard, TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
 
 
@@ -34,26 +33,39 @@ class OptimizerState(TypedDict):
 
 
 class Optimizer:
-    """Updates the trainable parameters this rank holds; possibly none (prompt learning on a later pipeline stage)."""
+    """Updates the trainable parameters this rank holds; possibly none (prompt learning on a later pipeline stage).
+
+    Args:
+        parts: what this rank updates.
+        norm_group: ranks that have all of the gradient between them; None: all ranks.
+        publish: called after an update, to give the new weights to the ranks that did not make them.
+    """
 
     name = "torch.optim.AdamW(fused)"
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        parts: Sequence[Part],
         optim: OptimSpec,
         clip_norm: float,
         device: torch.device,
         loss_scale: LossScale,
+        *,
+        norm_group: dist.ProcessGroup | None = None,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self.parameters]
+        self.parts = list(parts)
+        self.norm_group, self.publish = norm_group, publish
+        weights = [part.weight() for part in self.parts]
+        self.masters = [one if one.dtype == torch.float32 else one.float() for one in weights]
+        # masters in another type than the weights, which are rounded from them
+        self.rounded = [(w, m) for w, m in zip(weights, self.masters, strict=True) if w is not m]
         self.clip_norm, self.loss_scale = clip_norm, loss_scale
         self.updates = 0
         self.device = device
         # Megatron's rule (optimizer/__init__.py, _get_param_groups): no decay for biases and one-dimensional weights
-        decay = [m for m, p in zip(self.masters, self.parameters, strict=True) if p.dim() > 1]
-        no_decay = [m for m, p in zip(self.masters, self.parameters, strict=True) if p.dim() <= 1]
+        decay = [m for m, p in zip(self.masters, self.parts, strict=True) if p.parameter.dim() > 1]
+        no_decay = [m for m, p in zip(self.masters, self.parts, strict=True) if p.parameter.dim() <= 1]
         groups = [
             {"params": decay, "weight_decay": optim.weight_decay},
             {"params": no_decay, "weight_decay": 0.0},
@@ -72,7 +84,8 @@ class Optimizer:
         In fp16 an overflow skips the update and the norm is infinite or NaN; elsewhere, and where no smaller loss
         scale would help, that raises FloatingPointError.
         """
-        norm = self._gradient_norm() / self.loss_scale.scale
+        gradients = [part.gradient() for part in self.parts]
+        norm = self._gradient_norm(gradients) / self.loss_scale.scale
         overflow = not math.isfinite(norm)
         if overflow and self.loss_scale.scale <= LossScale.MINIMUM:
             raise FloatingPointError(f"the gradient norm is {norm}: the training diverged; lower optim.lr")
@@ -85,9 +98,13 @@ class Optimizer:
             factor = 1.0
         if self.clip_norm > 0:
             factor *= min(1.0, self.clip_norm / (norm + 1e-6))
-        gradients = [attributes(parameter).main_grad for parameter in self.parameters]
         if factor != 1.0 and gradients:
             torch._foreach_mul_(gradients, factor)
+        self._update(gradients, lr)
+        self.publish()
+        return norm
+
+    def _update(self, gradients: list[torch.Tensor], lr: float) -> None:
         for master, gradient in zip(self.masters, gradients, strict=True):
             master.grad = gradient
         if self.adam is not None:
@@ -95,46 +112,40 @@ class Optimizer:
                 group["lr"] = lr
             self.adam.step()
         self.updates += 1
-        rounded = [(p.detach(), m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
-        if rounded:
-            torch._foreach_copy_([p for p, _ in rounded], [m for _, m in rounded])
+        if self.rounded:
+            torch._foreach_copy_([weight for weight, _ in self.rounded], [master for _, master in self.rounded])
         for master in self.masters:
             master.grad = None
-        return norm
 
-    def _gradient_norm(self) -> float:
+    def _gradient_norm(self, gradients: list[torch.Tensor]) -> float:
         counted = [
-            attributes(parameter).main_grad
-            for parameter in self.parameters
-            if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
+            gradient
+            for gradient, part in zip(gradients, self.parts, strict=True)
+            if param_is_not_shared(part.parameter) and param_is_not_tensor_parallel_duplicate(part.parameter)
         ]
         square = torch.zeros(1, dtype=torch.float32, device=self.device)
         if counted:
             square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))) ** 2
-        dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
+        dist.all_reduce(square, group=self.norm_group)
         # not math.sqrt, which rounds differently: losses are compared bit by bit
         with heartbeat.waiting():
             norm: float = float(square.item()) ** 0.5
         return norm
 
-    def sharded_state(self, shards: Iterable[ShardedTensor]) -> list[ShardedTensor]:
+    def sharded_state(self, shards: Iterable[Shard]) -> list[TensorShard]:
         """Masters and Adam moments as pieces named `optimizer.<what>.<parameter>`, placed as their parameters are.
 
         Creates zero moments where there are none yet, so that a checkpoint can also be loaded into the result.
         """
-        state: list[ShardedTensor] = []
-        by_pointer = {p.data_ptr(): m for p, m in zip(self.parameters, self.masters, strict=True)}
+        state: list[TensorShard] = []
+        placed = PlacedParts(self.parts, self.masters)
         for shard in shards:
-            master = _owner(shard, by_pointer, self.parameters, self.masters)
-            if master is None:
-                continue
-            moments = self._moments(master)
-            values: dict[str, torch.Tensor] = {"exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
-            if shard.data.dtype != torch.float32:
-                values["master"] = master
-            for what, value in values.items():
-                data = _same_view(shard, value)
-                state.append(replace(shard, key=f"optimizer.{what}.{shard.key}", data=data, dtype=data.dtype))
+            for piece, master in placed.of(shard):
+                moments = self._moments(master)
+                values: dict[str, torch.Tensor] = {"exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+                if shard.data.dtype != torch.float32:
+                    values["master"] = master
+                state += [piece.shard(f"optimizer.{what}.{shard.key}", value) for what, value in values.items()]
         return state
 
     def _moments(self, master: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -155,32 +166,3 @@ class Optimizer:
         self.loss_scale.restore(state["loss_scale"])
         for master in self.masters:
             self._moments(master)["step"].fill_(float(self.updates))
-
-
-def _owner(
-    shard: ShardedTensor,
-    by_pointer: dict[int, torch.Tensor],
-    parameters: list[torch.nn.Parameter],
-    masters: list[torch.Tensor],
-) -> torch.Tensor | None:
-    """The master of the parameter whose storage `shard` is, or a part of."""
-    if shard.data.data_ptr() in by_pointer:
-        return by_pointer[shard.data.data_ptr()]
-    storage = shard.data.untyped_storage().data_ptr()
-    start = shard.data.data_ptr()
-    for parameter, master in zip(parameters, masters, strict=True):
-        begin = parameter.data_ptr()
-        end = begin + parameter.numel() * parameter.element_size()
-        if parameter.untyped_storage().data_ptr() == storage and begin <= start < end:
-            return master
-    return None
-
-
-def _same_view(shard: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
-    """The part of `value` (shaped as the whole parameter) that `shard.data` is of the parameter."""
-    if tuple(value.shape) == tuple(shard.data.shape):
-        return value
-    # SwiGLU's fused weight is stored as two pieces along the first axis
-    rows: int = shard.data.shape[0]
-    first: int = shard.data.storage_offset() // max(1, math.prod(shard.data.shape[1:]))
-    return value[first % value.shape[0] :][:rows]

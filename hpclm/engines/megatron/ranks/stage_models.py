@@ -83,13 +83,19 @@ def base_weights(base: str) -> Path:
     return resolve(Path(base), prefer="latest")
 
 
-def start_weights(context: StageContext, config: TransformerConfig) -> GPTModel:
-    """A model for full training: the base's weights where the recipe names one, else initialised from the seed."""
-    if context.spec.base is not None:
-        return load_base(context, config)
-    gpt = build_gpt(context.spec.model, config, context.groups, context.spec.backends)
-    initialize_weights(gpt, context.spec.model, context.spec.trainer.seed)
-    return gpt
+def start_weights(context: StageContext, config: TransformerConfig) -> list[GPTModel]:
+    """A model for full training, a part for each of this rank's chunks of layers: the base's weights where the recipe
+    names one, else initialised from the seed."""
+    spec, count = context.spec, context.groups.virtual_size
+    chunks = []
+    for chunk in range(count):
+        gpt = build_gpt(spec.model, config, context.groups, spec.backends, chunk if count > 1 else None)
+        if spec.base is not None:
+            load_weights(gpt, spec.model, spec.base)
+        else:
+            initialize_weights(gpt, spec.model, spec.trainer.seed)
+        chunks.append(gpt)
+    return chunks
 
 
 def write_model_card(folder: Path, spec: StageSpec) -> None:

@@ -68,15 +68,20 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     from hpclm.engines.megatron.ranks.training import TrainingSteps
 
     counter.kind = "weights"
-    model, batch, assumed = (_prompt_learning if spec.task != "pretrain" else _pretraining)(spec, groups)
+    models, batch, assumed = (_prompt_learning if spec.task != "pretrain" else _pretraining)(spec, groups)
     # as many as are under way at once, and one more
-    count = min(spec.batch.gradient_accumulation_steps, spec.parallel.pipeline + 1)
+    stages = spec.parallel.pipeline
+    count = min(
+        spec.batch.gradient_accumulation_steps, stages + 1 if spec.parallel.virtual_pipeline == 1 else 2 * stages
+    )
     batches = _Batches([batch] * count)
     counter.kind = "gradients"
     ignored = SimpleNamespace(requested=False)
-    trainer = TrainingSteps(spec, groups, model, batches, ignored)  # type: ignore[arg-type]
+    trainer = TrainingSteps(spec, groups, models, batches, ignored)  # type: ignore[arg-type]
     optimizer = trainer.optimizer
-    counter.mark(set(optimizer.masters) - set(optimizer.parameters), "optimizer")
+    buffers = [buffer for one in trainer.models for buffer in one.buffers]
+    counter.mark((buffer.param_data for buffer in buffers if buffer.param_data is not None), "weights")
+    counter.mark((master for _, master in optimizer.rounded), "optimizer")
     for step in range(2):
         counter.kind = "activations"
         trainer.step(step)
@@ -85,23 +90,24 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     return assumed
 
 
-def _pretraining(spec: StageSpec, groups: Any) -> tuple[Any, TrainingBatch, list[str]]:
+def _pretraining(spec: StageSpec, groups: Any) -> tuple[list[Any], TrainingBatch, list[str]]:
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
     from hpclm.engines.megatron.ranks.stage_models import config_for
 
     assert spec.pretraining_length is not None
     config = config_for(_context(spec, groups), variable_lengths=False)
-    gpt = build_gpt(spec.model, config, groups, spec.backends)
-    shape = (spec.batch.micro_batch_size, spec.pretraining_length)
+    chunks = range(groups.virtual_size) if groups.virtual_size > 1 else [None]
+    parts = [build_gpt(spec.model, config, groups, spec.backends, chunk) for chunk in chunks]
+    shape = (spec.batch.micro_batch_size, spec.pretraining_length // spec.parallel.context)
     numbers = torch.zeros(shape, dtype=torch.int64)
     batch = TrainingBatch(
         tokens=numbers, labels=numbers.clone(), position_ids=numbers.clone(), loss_mask=torch.ones(shape)
     )
-    return LanguageModel(config, gpt, None, frozen=False), batch.to(groups.device), []
+    return [LanguageModel(config, gpt, None, frozen=False) for gpt in parts], batch.to(groups.device), []
 
 
-def _prompt_learning(spec: StageSpec, groups: Any) -> tuple[Any, TrainingBatch, list[str]]:
+def _prompt_learning(spec: StageSpec, groups: Any) -> tuple[list[Any], TrainingBatch, list[str]]:
     from hpclm.adapters.ranks.building import build_prompts
     from hpclm.engines.megatron.ranks.gpt_model import build_gpt
     from hpclm.engines.megatron.ranks.language_model import LanguageModel
@@ -130,7 +136,7 @@ def _prompt_learning(spec: StageSpec, groups: Any) -> tuple[Any, TrainingBatch, 
         layout=Layout.make(0, [each] * rows, length),
     )
     assumed = [f"{rows} rows of {spec.data.max_seq_length} tokens that share no prefix, a loss at each of them"]
-    return LanguageModel(config, gpt, prompts, frozen=True), batch.to(groups.device), assumed
+    return [LanguageModel(config, gpt, prompts, frozen=True)], batch.to(groups.device), assumed
 
 
 def _answers(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
@@ -242,7 +248,7 @@ def _no_random_states() -> Iterator[None]:
 
     from hpclm.engines.megatron.ranks import training
 
-    fork = contextlib.contextmanager(lambda *ignored, **also: iter([None]))
+    fork = lambda *ignored, **also: contextlib.nullcontext()  # noqa: E731 - a method
     with patch.object(CudaRNGStatesTracker, "fork", fork), patch.object(training, "seed_step", lambda *ignored: None):
         yield
 

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -19,12 +18,16 @@ from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
 from hpclm.engines.megatron.ranks import frozen_passes
 from hpclm.engines.megatron.ranks.backend_modules import OPTIMIZERS
+from hpclm.engines.megatron.ranks.data_parallel import data_parallel
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.masked_loss import masked_mean
+from hpclm.engines.megatron.ranks.optimizer import Optimizer
+from hpclm.engines.megatron.ranks.parameter_parts import owned_parts, whole_parameters
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.formats.ranks.tensor_shard import Shard
 from hpclm.training.ranks.loss_scale import LossScale
 from hpclm.training.ranks.training_loop import StepOutcome, TrainingLoop, TrainingResult, Validation
 from hpclm.worker.signals import StopFlag
@@ -57,7 +60,7 @@ class TrainingSteps:
         self,
         spec: StageSpec,
         groups: Groups,
-        model: LanguageModel,
+        models: Sequence[LanguageModel],
         batches: Batches,
         stop: StopFlag,
         metrics: Callable[[], dict[str, float]] | None = None,
@@ -65,41 +68,59 @@ class TrainingSteps:
         self.spec, self.groups, self.batches = spec, groups, batches
         self.metrics = metrics
         self.stop = stop
-        self.module = model
-        self.model = DistributedDataParallel(
-            config=model.config,
-            ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True),
-            module=model,
-        )
-        model.config.finalize_model_grads_func = finalize_model_grads
-        model.config.no_sync_func = self.model.no_sync
+        self.module = models[0]
+        self.modules = list(models)
         loss_scale = LossScale(spec.trainer.precision)
+        self.models = data_parallel(models, spec.parallel)
         if loss_scale.active:
-            model.config.grad_scale_func = loss_scale.apply
-        optimizer = OPTIMIZERS[spec.backends.optimizer]
-        self.optimizer = optimizer(model, spec.optim, spec.trainer.gradient_clip_norm, groups.device, loss_scale)
+            self.module.config.grad_scale_func = loss_scale.apply
+        self.optimizer = self._optimizer(loss_scale)
         trainer = spec.trainer
         self.schedule = spec.batch.schedule
         self.total_steps = trainer.max_steps or (trainer.max_epochs or 1) * batches.steps_per_epoch
         self.steps_per_epoch = batches.steps_per_epoch
-        self.optimizer_name = optimizer.name
-        self.has_dropout = frozen_passes.has_dropout(spec, frozen=model.frozen)
-        is_whole = frozen_passes.usable(spec, groups, frozen=model.frozen)
-        self.passes = frozen_passes.FrozenPasses(self.model, groups.device) if is_whole else None
+        self.optimizer_name = self.optimizer.name
+        frozen = self.module.frozen
+        self.has_dropout = frozen_passes.has_dropout(spec, frozen=frozen)
+        is_whole = frozen_passes.usable(spec, groups, frozen=frozen)
+        self.passes = frozen_passes.FrozenPasses(self.models[0], groups.device) if is_whole else None
         self._next: dict[int, list[TrainingBatch]] = {}
 
-    def shards(self, *, loading: bool = False) -> Sequence[ShardedTensor]:
+    def _optimizer(self, loss_scale: LossScale) -> Optimizer:
+        distributed = self.spec.parallel.distributed_optimizer
+        found = (owned_parts(one) for one in self.models) if distributed else map(whole_parameters, self.modules)
+        return OPTIMIZERS[self.spec.backends.optimizer](
+            [part for parts in found for part in parts],
+            self.spec.optim,
+            self.spec.trainer.gradient_clip_norm,
+            self.groups.device,
+            loss_scale,
+            norm_group=None if distributed else parallel_state.get_model_parallel_group(),
+            publish=self._gather_weights if distributed and not self.spec.parallel.overlap else lambda: None,
+        )
+
+    def _gather_weights(self, *, at_once: bool = False) -> None:
+        """Each rank's share of the weights from the rank that updated it."""
+        for model in self.models:
+            model.start_param_sync(force_sync=at_once)
+
+    def shards(self, *, loading: bool = False) -> Sequence[Shard]:
         """All weights, or in prompt learning the prompts alone, and the optimizer's state of them."""
+        parallel = self.spec.parallel
+        if parallel.distributed_optimizer and parallel.overlap and not loading:
+            self._gather_weights(at_once=True)
         if self.module.frozen:
             weights = self.module.prompts.shards() if self.module.prompts is not None else []
         else:
-            weights = sharded_tensors(self.module.gpt)
+            weights = [one for module in self.modules for one in sharded_tensors(module.gpt)]
         return [*weights, *self.optimizer.sharded_state(weights)]
 
     def step(self, step: int) -> StepOutcome:
         if not self.module.training:  # asking all modules takes as long as several layers
-            self.model.train()
-        self.model.zero_grad_buffer()
+            for model in self.models:
+                model.train()
+        for model in self.models:
+            model.zero_grad_buffer()
         if self.has_dropout:
             # Seeded by the step, so that a resumed run draws the same masks as an uninterrupted one.
             seed_step(self.spec.trainer.seed, step, self.groups)
@@ -138,12 +159,14 @@ class TrainingSteps:
         self, micro_batches: list[TrainingBatch], *, forward_only: bool, weight: float | None = None
     ) -> list[dict[str, Tensor]]:
         rows, length = micro_batches[0].tokens.shape
+        split = self.groups.context_size > 1
+        group = parallel_state.get_context_parallel_group() if split else None
         losses: list[dict[str, Tensor]] = get_forward_backward_func()(
-            forward_step_func=functools.partial(forward_step, weight=weight),
-            data_iterator=iter(micro_batches),
-            model=[self.model],
+            forward_step_func=functools.partial(forward_step, weight=weight, group=group),
+            data_iterator=[iter(micro_batches) for _ in self.models],
+            model=list(self.models),
             num_microbatches=len(micro_batches),
-            seq_length=length,
+            seq_length=length * self.groups.context_size,
             micro_batch_size=rows,
             forward_only=forward_only,
         )
@@ -152,7 +175,8 @@ class TrainingSteps:
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
         """Mean loss over every answer token, or every token."""
-        self.model.eval()
+        for model in self.models:
+            model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.groups.device)
         for micro_batches in self.batches.validation():
             for item in self._forward_backward(micro_batches, forward_only=True):
@@ -174,24 +198,28 @@ class TrainingSteps:
 
 def train(
     context: StageContext,
-    model: LanguageModel,
+    models: Sequence[LanguageModel],
     batches: Batches,
     manager: CheckpointManager,
     metrics: Callable[[], dict[str, float]] | None = None,
 ) -> TrainingResult:
     """All steps of the stage that are left."""
     spec = context.spec
-    steps = TrainingSteps(spec, context.groups, model, batches, context.stop, metrics)
+    steps = TrainingSteps(spec, context.groups, models, batches, context.stop, metrics)
     return TrainingLoop(steps, spec.trainer, spec.checkpoint, manager, context.progress, context.stop).fit()
 
 
 def forward_step(
-    batches: Iterator[TrainingBatch], model: torch.nn.Module, *, weight: float | None = None
+    batches: Iterator[TrainingBatch],
+    model: torch.nn.Module,
+    *,
+    weight: float | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]]:
     """megatron-core's forward step: output of this stage and, for the last stage, the loss function."""
     heartbeat.beat()
     batch = next(batches)
-    return model(batch), functools.partial(masked_mean, batch.loss_mask, share=weight)
+    return model(batch), functools.partial(masked_mean, batch.loss_mask, share=weight, group=group)
 
 
 def _real_tokens(batch: TrainingBatch) -> int:

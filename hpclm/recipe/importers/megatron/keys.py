@@ -46,6 +46,15 @@ TAKEN: dict[str, tuple[str, Kind]] = {
     "tensor_model_parallel_size": ("parallel.tensor", "whole"),
     "pipeline_model_parallel_size": ("parallel.pipeline", "whole"),
     "sequence_parallel": ("parallel.sequence", "switch"),
+    "context_parallel_size": ("parallel.context", "whole"),
+    "num_virtual_stages_per_pipeline_rank": ("parallel.virtual_pipeline", "whole"),
+    "num_layers_per_virtual_pipeline_stage": ("parallel.virtual_pipeline", "whole"),
+    "decoder_first_pipeline_num_layers": ("parallel.first_stage_layers", "whole"),
+    "decoder_last_pipeline_num_layers": ("parallel.last_stage_layers", "whole"),
+    "account_for_embedding_in_pipeline_split": ("parallel.account_for_embedding", "switch"),
+    "account_for_loss_in_pipeline_split": ("parallel.account_for_loss", "switch"),
+    "use_distributed_optimizer": ("parallel.distributed_optimizer", "switch"),
+    "overlap_grad_reduce": ("parallel.overlap", "switch"),
     "micro_batch_size": ("batch.micro", "whole"),
     "global_batch_size": ("batch.global", "whole"),
     "train_iters": ("trainer.max_steps", "whole"),
@@ -116,10 +125,8 @@ NO_EFFECT: dict[str, str] = {
     **dict.fromkeys(("use_flash_attn", "no_masked_softmax_fusion", "no_bias_gelu_fusion"), _KERNELS),
     **dict.fromkeys(("no_bias_swiglu_fusion", "no_bias_dropout_fusion", "no_rope_fusion"), _KERNELS),
     **dict.fromkeys(("cross_entropy_loss_fusion", "cross_entropy_fusion_impl", "no_persist_layer_norm"), _KERNELS),
-    **dict.fromkeys(("no_gradient_accumulation_fusion", "use_distributed_optimizer"), _KERNELS),
-    **dict.fromkeys(
-        ("overlap_grad_reduce", "overlap_param_gather", "overlap_param_gather_with_optimizer_step"), _KERNELS
-    ),
+    **dict.fromkeys(("no_gradient_accumulation_fusion", "overlap_param_gather_with_optimizer_step"), _KERNELS),
+    "overlap_param_gather": "(parallel.overlap does both)",
     **dict.fromkeys(
         ("grad_reduce_in_bf16", "accumulate_allreduce_grads_in_fp32", "attention_softmax_in_fp32"), _KERNELS
     ),
@@ -149,15 +156,10 @@ NO_EFFECT: dict[str, str] = {
 }
 # Flags that would change what is trained, with the value that changes nothing and the reason.
 REFUSED: dict[str, tuple[str | None, str]] = {
-    "context_parallel_size": ("1", "there is no context parallelism; choose 1"),
     "expert_model_parallel_size": ("1", "there are no mixtures of experts"),
     "expert_tensor_parallel_size": ("1", "there are no mixtures of experts"),
     "num_experts": (None, "there are no mixtures of experts"),
     "moe_router_topk": (None, "there are no mixtures of experts"),
-    "num_layers_per_virtual_pipeline_stage": (None, "pipeline stages are not interleaved; remove it"),
-    "num_virtual_stages_per_pipeline_rank": (None, "pipeline stages are not interleaved; remove it"),
-    "decoder_first_pipeline_num_layers": (None, "all pipeline stages have as many layers; remove it"),
-    "decoder_last_pipeline_num_layers": (None, "all pipeline stages have as many layers; remove it"),
     "fp8_format": (None, "there is no fp8; remove the fp8 flags, bf16 stays"),
     "fp8_amax_history_len": (None, "there is no fp8"),
     "fp8_amax_compute_algo": (None, "there is no fp8"),

@@ -216,16 +216,32 @@ class Flags:
             self.fates["sequence_parallel"] = KeyFate.NO_EFFECT, "Megatron-LM turns it off where tensor is 1"
         else:
             self._take("sequence_parallel")
+        self._take("context_parallel_size", "num_virtual_stages_per_pipeline_rank", "decoder_first_pipeline_num_layers")
+        self._take("decoder_last_pipeline_num_layers", "account_for_embedding_in_pipeline_split")
+        self._take("account_for_loss_in_pipeline_split", "use_distributed_optimizer", "overlap_grad_reduce")
+        self._layers_of_chunks()
         self._take("micro_batch_size", "global_batch_size")
         micro = self._number("micro_batch_size")
         if micro is None:
             self.faults.append(f"{self.place}: --micro-batch-size is missing; add it")
         elif "global_batch_size" not in self.flags:
             devices = int(self._number("nproc_per_node") or 1) * int(self._number("nnodes") or 1)
-            model = int(self._number("tensor_model_parallel_size") or 1) * int(
-                self._number("pipeline_model_parallel_size") or 1
-            )
+            splits = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+            model = math.prod(int(self._number(name) or 1) for name in splits)
             self._put("batch.global", self.flags["micro_batch_size"].place, int(micro) * max(1, devices // model))
+
+    def _layers_of_chunks(self) -> None:
+        """--num-layers-per-virtual-pipeline-stage: chunks by their layers."""
+        each = self._number("num_layers_per_virtual_pipeline_stage")
+        layers, pipeline = self._number("num_layers"), self._number("pipeline_model_parallel_size") or 1
+        if each is None or layers is None:
+            return
+        place = self.flags["num_layers_per_virtual_pipeline_stage"].place
+        if each < 1 or layers % (pipeline * each):
+            what = f"{each:.0f} does not divide the {layers / pipeline:g} layers of a pipeline stage"
+            self.faults.append(f"{place}: {what}")
+            return
+        self._put("parallel.virtual_pipeline", place, int(layers // (pipeline * each)))
 
     def _training(self) -> None:
         if "train_iters" not in self.flags and "train_samples" not in self.flags:

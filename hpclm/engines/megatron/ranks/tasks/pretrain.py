@@ -15,6 +15,7 @@ from hpclm.data.ranks.packed_layout import documents_layout
 from hpclm.data.ranks.pretraining_data import open_prepared
 from hpclm.data.ranks.sampler import GlobalBatchSampler
 from hpclm.data.tokenizers import Tokenizer
+from hpclm.engines.megatron.ranks.context_parallel import own_part
 from hpclm.engines.megatron.ranks.language_model import LanguageModel
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.engines.megatron.ranks.stage_models import config_for, start_weights, write_model_card
@@ -31,7 +32,7 @@ def run(context: StageContext) -> dict[str, object]:
     data = open_prepared(spec, context.paths.data, tokenizer)
     batches = PretrainingBatches(context, data, tokenizer.eos_id)
     config = config_for(context, variable_lengths=False)
-    model = LanguageModel(config, start_weights(context, config), None, frozen=False)
+    models = [LanguageModel(config, gpt, None, frozen=False) for gpt in start_weights(context, config)]
 
     def finish(folder: Path) -> None:
         write_model_card(folder, spec)
@@ -39,7 +40,7 @@ def run(context: StageContext) -> dict[str, object]:
 
     on_first_rank(lambda: finish(context.paths.checkpoints))
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
-    result = train(context, model, batches, manager)
+    result = train(context, models, batches, manager)
     return {
         **result,
         "train_samples": data.epoch_samples,
@@ -55,6 +56,7 @@ class PretrainingBatches:
 
     def __init__(self, context: StageContext, data: Datasets, end: int) -> None:
         spec, groups = context.spec, context.groups
+        self.groups = groups
         self.data, self.device, self.end = data, groups.device, end
         self.resets = spec.indexed is not None and spec.indexed.reset_attention
         batch = spec.batch
@@ -108,6 +110,8 @@ class PretrainingBatches:
             loss_mask=stacked["loss_mask"],
             layout=layout,
         )
+        if self.groups.context_size > 1:
+            batch = own_part(batch, self.groups.context_rank, self.groups.context_size)
         return batch.to(self.device)
 
 

@@ -55,7 +55,7 @@ def run(context: StageContext) -> dict[str, object]:
     model = LanguageModel(config, gpt, prompts, frozen=True)
     manager = CheckpointManager(context.paths.checkpoints, spec.checkpoint, finish)
     metrics = answers_scored(context, model, tokenizer, card) if spec.trainer.val_metrics else None
-    result = train(context, model, batches, manager, metrics)
+    result = train(context, [model], batches, manager, metrics)
     return {**result, **batches.counts()}
 
 

@@ -1,0 +1,51 @@
+"""How a model is divided over ranks, and what is computed again to save memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ParallelSpec:
+    """The split. world_size = tensor · context · data · pipeline; rank = tp + TP·(cp + CP·(dp + DP·pp)) (Megatron's
+    order).
+
+    Attributes:
+        virtual_pipeline: chunks of layers that a pipeline stage has (interleaved schedule).
+        first_stage_layers, last_stage_layers: of the first and the last stage, where they have fewer or more than the
+            others.
+        account_for_embedding, account_for_loss: the embedding or the output layer counts as a layer where layers are
+            divided over the stages.
+        distributed_optimizer: the optimizer's state is divided over data-parallel ranks (ZeRO-1).
+        overlap: gradients are sent while the backward pass computes, weights while the forward pass does.
+    """
+
+    tensor: int
+    pipeline: int
+    data: int
+    world_size: int
+    nodes: int
+    devices_per_node: int
+    sequence_parallel: bool = False
+    context: int = 1
+    virtual_pipeline: int = 1
+    first_stage_layers: int | None = None
+    last_stage_layers: int | None = None
+    account_for_embedding: bool = False
+    account_for_loss: bool = False
+    distributed_optimizer: bool = False
+    overlap: bool = False
+
+
+@dataclass(frozen=True)
+class RecomputeSpec:
+    """Activation checkpointing, as megatron-core's TransformerConfig has it.
+
+    `selective` recomputes the core attention of every layer; `full` keeps only the inputs of layers: `uniform` one in
+    `num_layers`, `block` those of the first `num_layers` of each pipeline stage (the rest keep everything).
+    """
+
+    granularity: Literal["selective", "full"]
+    method: Literal["uniform", "block"] | None = None
+    num_layers: int | None = None

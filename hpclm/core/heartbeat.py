@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
 _last = time.monotonic()
 _count = 0
 _waits = 0
+_own = threading.local()
 
 
 def beat() -> None:
-    """Report progress."""
+    """Report progress; from a thread that works beside the training it is none."""
     global _last, _count
+    if getattr(_own, "silent", False):
+        return
     _last = time.monotonic()
     _count += 1
+
+
+def silence() -> None:
+    """Let beats of this thread count for nothing: a training that is stuck beside it must be seen."""
+    _own.silent = True
 
 
 @contextlib.contextmanager

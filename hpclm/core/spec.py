@@ -204,11 +204,13 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """Steps between checkpoints (None: at each validation and at the end), and how many of each kind are kept."""
+    """Steps between checkpoints (None: at each validation and at the end), how many of each kind are kept, and whether
+    training goes on while they are written."""
 
     save_interval_steps: int | None = None
     keep_last: int = 2
     keep_best: int | None = 2
+    asynchronous: bool = False
 
 
 @dataclass(frozen=True)

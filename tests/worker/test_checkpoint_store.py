@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
+from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.spec import CheckpointSpec
 from hpclm.data.tokenizers import Tokenizer
@@ -18,6 +20,8 @@ from hpclm.formats.checkpoint_manifest import damage
 from hpclm.formats.checkpoint_pointers import checkpoints_in, step_of
 from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager, resolve
+from hpclm.formats.ranks.tensor_file import write_tensors
+from hpclm.formats.ranks.tensor_shard import TensorShard, divided, is_main_replica
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -154,3 +158,70 @@ def test_a_tokenizer_that_has_changed_is_not_used(tmp_path: Path, alone: Groups)
     assert "tokenizer.json" in wrong
     with pytest.raises(DataError, match=r"tokenizer.json: its contents have changed"):
         Tokenizer.load(folder)
+
+
+def asynchronous(folder: Path) -> CheckpointManager:
+    return CheckpointManager(folder, CheckpointSpec(keep_last=1, asynchronous=True), lambda made: None)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, alone: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored are the values at the step that it is named after."""
+    manager, values = asynchronous(tmp_path), WHOLE.clone()
+    written = threading.Event()
+
+    def slowly(path: Path, data: dict[str, torch.Tensor]) -> str:
+        assert written.wait(30)
+        return write_tensors(path, data)
+
+    monkeypatch.setattr(checkpoint_store, "write_tensors", slowly)
+    manager.save(1, [shard(values)], {"loss": 0.1}, 1.0)
+    values.zero_()
+    assert not (tmp_path / "latest.json").exists(), "it is not complete yet"
+    manager.check()
+    written.set()
+    manager.save(2, [shard(values)], {"loss": 0.2}, None)
+    manager.settle()
+    assert [step_of(one) for one in checkpoints_in(tmp_path)] == [1, 2], "the best and the newest"
+    found = shard(torch.ones_like(WHOLE))
+    checkpoint_store.load(tmp_path / "step-00000001", [found])
+    assert torch.equal(found.data, WHOLE)
+    assert all(damage(one) is None for one in checkpoints_in(tmp_path))
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_training(
+    tmp_path: Path, alone: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path, data: dict[str, torch.Tensor]) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint_store, "write_tensors", broken)
+    manager = asynchronous(tmp_path)
+    manager.save(1, [shard(WHOLE)], {}, None)
+    assert manager.saving is not None
+    manager.saving.thread.join()
+    with pytest.raises(OSError, match="Input/output error"):
+        manager.check()
+    assert not checkpoints_in(tmp_path)
+
+
+def test_a_thread_that_writes_is_no_sign_of_life(alone: Groups, tmp_path: Path) -> None:
+    """A training that is stuck beside it must be seen."""
+    before = heartbeat.count()
+    manager = asynchronous(tmp_path)
+    manager.save(1, [shard(WHOLE)], {}, None)
+    assert manager.saving is not None
+    manager.saving.thread.join()
+    assert heartbeat.count() == before
+
+
+def test_each_rank_writes_about_as_much() -> None:
+    pieces = [
+        TensorShard(f"w{n}", torch.zeros(rows, 8), (rows, 8), (0, 0), (0, 0, 3))
+        for n, rows in enumerate((64, 8, 32, 24))
+    ]
+    owned = [[one.key for one in divided(pieces, rank, 2) if is_main_replica(one)] for rank in (0, 1)]
+    assert owned == [["w0"], ["w1", "w2", "w3"]]
+    copy = TensorShard("tied", torch.zeros(2), (2,), (0,), (1, 0, 0))
+    assert not any(is_main_replica(one) for one in divided([copy], 0, 1)), "another stage writes it"

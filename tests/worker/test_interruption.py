@@ -30,6 +30,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "full-zero3": {"strategy": "zero3"},
     "lora-ddp": {"method": "lora"},
 }
+# Checkpoints are written while training goes on, the optimizer's state is divided over the ranks.
+ASYNCHRONOUS = "pretrain-asynchronous"
 
 
 class Shop:
@@ -46,6 +48,11 @@ class Shop:
         if task in TUNED:
             how = {"ranks": 2, "steps": STEPS, "save": SAVE, "schedule": "constant", **TUNED[task]}
             return hf_spec(self.folder / name, *self.model(), **how)
+        if task == ASYNCHRONOUS:
+            spec = stage_spec(
+                self.folder / name, self.data, "pretrain", Split(1, 1, 2, zero=True), steps=STEPS, save=SAVE
+            )
+            return replace(spec, checkpoint=replace(spec.checkpoint, asynchronous=True))
         base = None if task == "pretrain" else str(self.base.checkpoints)
         split = Split(1, 1, 2) if task == "pretrain" else Split(2)
         return stage_spec(self.folder / name, self.data, task, split, base=base, steps=STEPS, save=SAVE)
@@ -69,7 +76,8 @@ def same_end(shop: Shop, task: str, paths: StagePaths) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "step"), [("pretrain", 7), ("p-tuning", 1), ("p-tuning", 23), *((task, 8) for task in TUNED)]
+    ("task", "step"),
+    [("pretrain", 7), ("p-tuning", 1), ("p-tuning", 23), (ASYNCHRONOUS, 11), *((task, 8) for task in TUNED)],
 )
 def test_a_killed_rank_costs_nothing(shop: Shop, task: str, step: int) -> None:
     spec = shop.spec(f"killed-{task}-{step}", task)
@@ -84,7 +92,7 @@ def test_a_killed_rank_costs_nothing(shop: Shop, task: str, step: int) -> None:
     same_end(shop, task, run(spec, attempt=2))
 
 
-@pytest.mark.parametrize("task", ["pretrain", *TUNED])
+@pytest.mark.parametrize("task", ["pretrain", ASYNCHRONOUS, *TUNED])
 def test_a_kill_in_the_middle_of_a_save_leaves_no_half_checkpoint(shop: Shop, task: str) -> None:
     spec = shop.spec(f"killed-saving-{task}", task)
     ranks = Ranks(spec)
@@ -97,7 +105,12 @@ def test_a_kill_in_the_middle_of_a_save_leaves_no_half_checkpoint(shop: Shop, ta
 
 @pytest.mark.parametrize(
     ("number", "task"),
-    [(signal.SIGTERM, "p-tuning"), (signal.SIGUSR2, "p-tuning"), *((signal.SIGTERM, task) for task in TUNED)],
+    [
+        (signal.SIGTERM, "p-tuning"),
+        (signal.SIGUSR2, "p-tuning"),
+        (signal.SIGTERM, ASYNCHRONOUS),
+        *((signal.SIGTERM, task) for task in TUNED),
+    ],
 )
 def test_a_signal_to_one_rank_stops_all_after_saving(shop: Shop, number: signal.Signals, task: str) -> None:
     spec = shop.spec(f"stopped-{number.name}-{task}", task)

@@ -25,6 +25,7 @@ from hpclm.core.spec import CheckpointSpec
 from hpclm.formats.checkpoint_manifest import damage, read_manifest
 from hpclm.formats.checkpoint_pointers import Which, checkpoints_in, pointed, step_of
 from hpclm.formats.ranks import checkpoint_store
+from hpclm.formats.ranks.staging import Staging
 from hpclm.formats.ranks.tensor_shard import Shard
 
 
@@ -43,21 +44,49 @@ class CheckpointManager:
         self.folder, self.policy, self.finish = folder, policy, finish
         self.paths = CheckpointFolder(folder)
         self.best: list[tuple[float, int]] = []
+        self.staging = Staging() if policy.asynchronous else None
+        self.saving: checkpoint_store.Saving | None = None
 
     def save(self, step: int, shards: Iterable[Shard], state: Mapping[str, object], val_loss: float | None) -> None:
-        """Write the checkpoint of `step` and drop those the policy no longer keeps."""
+        """Write the checkpoint of `step` and drop those the policy no longer keeps.
+
+        An asynchronous one is complete after `settle`, or after the next save has begun.
+        """
+        self.settle()
         if val_loss is not None:
             self.best = sorted({*self.best, (val_loss, step)})[: self._kept(1)]
-        state = {**state, "step": step, "val_loss": val_loss, "best": [list(item) for item in self.best]}
-        checkpoint_store.save(self.paths.step(step), shards, state, self.finish)
-        if dist.get_rank() == 0:
-            write_json(self.paths.latest, {"checkpoint": self.paths.step(step).name, "step": step})
-            if self.best:
-                loss, best = self.best[0]
-                record = {"checkpoint": self.paths.step(best).name, "step": best, "val_loss": loss}
-                write_json(self.paths.best, record)
-            self._prune(step)
-        dist.barrier()
+        best = list(self.best)
+        state = {**state, "step": step, "val_loss": val_loss, "best": [list(item) for item in best]}
+        self.saving = checkpoint_store.Saving(
+            self.paths.step(step),
+            shards,
+            state,
+            self.finish,
+            staging=self.staging,
+            done=lambda: self._point_to(step, best),
+        )
+        if self.staging is None:
+            self.settle()
+
+    def check(self) -> None:
+        """Raise what has gone wrong with a checkpoint that is being written. Not collective."""
+        if self.saving is not None:
+            self.saving.check()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if one is."""
+        if self.saving is not None:
+            self.saving.wait()
+            self.saving = None
+            dist.barrier()
+
+    def _point_to(self, step: int, best: list[tuple[float, int]]) -> None:
+        write_json(self.paths.latest, {"checkpoint": self.paths.step(step).name, "step": step})
+        if best:
+            loss, number = best[0]
+            record = {"checkpoint": self.paths.step(number).name, "step": number, "val_loss": loss}
+            write_json(self.paths.best, record)
+        self._prune(step, best)
 
     def resume(self) -> ResumePoint | None:
         """The newest undamaged checkpoint, or None for a fresh start.
@@ -90,8 +119,8 @@ class CheckpointManager:
         """How many of the best checkpoints are kept, None: all."""
         return None if self.policy.keep_best is None else max(least, self.policy.keep_best)
 
-    def _prune(self, newest: int) -> None:
-        keep = {newest, *(step for _, step in self.best[: self._kept(0)])}
+    def _prune(self, newest: int, best: list[tuple[float, int]]) -> None:
+        keep = {newest, *(step for _, step in best[: self._kept(0)])}
         steps = sorted(step_of(path) for path in checkpoints_in(self.folder))
         keep.update(steps[-max(1, self.policy.keep_last) :])
         for step in steps:

@@ -12,8 +12,14 @@ checksums, and megatron-core's writer starts processes of its own, each importin
 
 from __future__ import annotations
 
+import base64
+import itertools
+import json
 import math
 import shutil
+import threading
+import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +33,7 @@ from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import sync, umask, write_json
-from hpclm.core.records import to_dict
+from hpclm.core.records import from_dict, to_dict
 from hpclm.core.storage import when_there_is_room
 from hpclm.formats.checkpoint_manifest import (
     Manifest,
@@ -38,6 +44,7 @@ from hpclm.formats.checkpoint_manifest import (
     read_manifest,
     sha256_of,
 )
+from hpclm.formats.ranks.staging import Staging
 from hpclm.formats.ranks.tensor_file import write_tensors
 from hpclm.formats.ranks.tensor_shard import Shard, is_main_replica
 
@@ -58,25 +65,113 @@ def save(
         finish: called on rank 0 with the directory before it is renamed, to add files next to the tensors; the manifest
             has their checksums too.
     """
-    rank = dist.get_rank()
-    partial = directory.with_name(directory.name + ".partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    Saving(directory, shards, state, finish).wait()
     dist.barrier()
-    own = _write_shard(partial, rank, [shard for shard in shards if is_main_replica(shard)])
-    files = [own] * dist.get_world_size()
-    dist.all_gather_object(files, own)
-    if rank == 0:
-        finish(partial)
-        manifest = _manifest(files, state)
-        beside = (path for path in sorted(partial.iterdir()) if path.name not in manifest.files)
+
+
+class Saving:
+    """A checkpoint that a thread of each rank writes; rank 0's completes it when all have written.
+
+    They tell it through the store that the ranks met at, so that no collective runs beside those of the training. The
+    constructor is collective; the arguments are those of `save`.
+
+    Args:
+        staging: buffers to copy the tensors to, which may then change while they are written; None: they do not.
+        done: called on rank 0 when the checkpoint is complete.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        shards: Iterable[Shard],
+        state: Mapping[str, object],
+        finish: Callable[[Path], None] = lambda folder: None,
+        *,
+        staging: Staging | None = None,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.directory, self.partial = directory, directory.with_name(directory.name + ".partial")
+        self.state, self.finish, self.done = state, finish, done
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.store = _Notes(next(_numbers))
+        if self.rank == 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+        dist.barrier()
+        own = [shard for shard in shards if is_main_replica(shard)]
+        data = [shard.data for shard in own] if staging is None else staging.copies([shard.data for shard in own])
+        self.pieces = list(zip(own, data, strict=True))
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name=f"saving {directory.name}", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until this rank's part is written; on rank 0 until the checkpoint is complete. Raises what went wrong."""
+        while self.thread.is_alive():
+            self.thread.join(0.2)
+            heartbeat.beat()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has gone wrong so far."""
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        heartbeat.silence()
+        try:
+            written = _write_shard(self.partial, self.rank, self.pieces)
+            if self.rank == 0:
+                self._complete(written)
+            else:
+                self.store.tell(self.rank, written)
+        except BaseException as error:
+            self.error = error
+            if self.rank != 0:
+                self.store.tell(self.rank, None, failed=True)
+
+    def _complete(self, own: _Written | None) -> None:
+        files = [own, *(self.store.hear(rank) for rank in range(1, self.world_size))]
+        self.finish(self.partial)
+        manifest = _manifest(files, self.state)
+        beside = (path for path in sorted(self.partial.iterdir()) if path.name not in manifest.files)
         manifest.files.update({path.name: StoredFile(path.stat().st_size, sha256_of(path)) for path in beside})
-        write_json(CheckpointFolder(partial).manifest, to_dict(manifest))
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.replace(directory)
-        sync(directory.parent)
-    dist.barrier()
+        write_json(CheckpointFolder(self.partial).manifest, to_dict(manifest))
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.partial.replace(self.directory)
+        sync(self.directory.parent)
+        self.done()
+
+
+# Every rank makes the same checkpoints in the same order.
+_numbers = itertools.count()
+
+
+class _Notes:
+    """What ranks tell rank 0 of one checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        self.store = dist.distributed_c10d._get_default_store()
+        self.prefix = f"checkpoint/{number}"
+
+    def tell(self, rank: int, written: _Written | None, *, failed: bool = False) -> None:
+        said = {"failed": failed, "written": None if written is None else to_dict(written)}
+        packed = base64.b64encode(zlib.compress(json.dumps(said).encode()))
+        self.store.set(f"{self.prefix}/{rank}", packed.decode())
+
+    def hear(self, rank: int) -> _Written | None:
+        """Waits for it. The store is asked now and then: a wait would keep the training from using it."""
+        key = f"{self.prefix}/{rank}"
+        while not self.store.check([key]):
+            time.sleep(_PAUSE_S)
+        said = json.loads(zlib.decompress(base64.b64decode(self.store.get(key))))
+        self.store.delete_key(key)
+        if said["failed"]:
+            raise CheckpointError(f"rank {rank} could not write its part of the checkpoint; see its log")
+        return None if said["written"] is None else from_dict(_Written, said["written"])
+
+
+_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -89,13 +184,13 @@ class _Written:
     tensors: dict[str, StoredTensor]
 
 
-def _write_shard(folder: Path, rank: int, shards: list[Shard]) -> _Written | None:
+def _write_shard(folder: Path, rank: int, pieces: list[tuple[Shard, torch.Tensor]]) -> _Written | None:
     name = f"shard-{rank:05d}.safetensors"
     data: dict[str, torch.Tensor] = {}
     tensors: dict[str, StoredTensor] = {}
-    for number, shard in enumerate(shards):
-        data[str(number)] = shard.data
-        dtype = str(shard.data.dtype).removeprefix("torch.")
+    for number, (shard, values) in enumerate(pieces):
+        data[str(number)] = values
+        dtype = str(values.dtype).removeprefix("torch.")
         tensor = tensors.setdefault(shard.key, StoredTensor(dtype, list(shard.global_shape), []))
         tensor.pieces.append(Piece(name, str(number), list(shard.global_offset), list(shard.local_shape)))
     if not data:

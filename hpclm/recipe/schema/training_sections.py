@@ -208,3 +208,7 @@ class Checkpointing(Section):
     save_interval_steps: Count | None = Field(default=None, description="null: at each validation and at the end")
     keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, description="newest checkpoints kept")
     keep_best: _Kept = Field(default=2, description="checkpoints of lowest val_loss kept; all: every one")
+    asynchronous: bool = Field(
+        default=False,
+        description="training goes on while a checkpoint is written, from a copy in host memory",
+    )

@@ -119,6 +119,7 @@ class TrainingLoop:
         while step < self.total_steps and not self.early_stopping.should_stop:
             started = time.time()
             outcome = self.steps.step(step)
+            self.manager.check()
             step += 1
             self._report(step, outcome, time.time() - started, (time.time() - began) / (step - first))
             is_last = step == self.total_steps
@@ -128,7 +129,9 @@ class TrainingLoop:
             if validated or outcome.stop or self._save_due(step):
                 self._save(step, self.validation.loss if validated else None)
             if outcome.stop:
+                self.manager.settle()
                 raise StoppedError(f"stop requested; saved step {step} of {self.total_steps}")
+        self._settle()
         if step < self.total_steps:
             log(f"stopped early: {self.early_stopping.stale} validations in a row without a lower val_loss")
         return self._result(step, time.time() - began)
@@ -169,6 +172,11 @@ class TrainingLoop:
         state = {"loss": self.loss, **self.steps.state(), "patience": self.early_stopping.state()}
         self.manager.save(step, self.steps.shards(), state, val_loss)
         self.progress.update(phase="training")
+
+    def _settle(self) -> None:
+        """The last checkpoint must be complete before the stage is."""
+        self.progress.update(phase="saving")
+        self.manager.settle()
 
     def _report(self, step: int, outcome: StepOutcome, seconds: float, mean_seconds: float) -> None:
         self.loss = outcome.loss

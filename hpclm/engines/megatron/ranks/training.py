@@ -27,7 +27,7 @@ from hpclm.engines.megatron.ranks.parameter_parts import owned_parts, whole_para
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
 from hpclm.formats.ranks.shards import sharded_tensors
-from hpclm.formats.ranks.tensor_shard import Shard
+from hpclm.formats.ranks.tensor_shard import Shard, divided
 from hpclm.training.ranks.loss_scale import LossScale
 from hpclm.training.ranks.training_loop import StepOutcome, TrainingLoop, TrainingResult, Validation
 from hpclm.worker.signals import StopFlag
@@ -113,7 +113,14 @@ class TrainingSteps:
             weights = self.module.prompts.shards() if self.module.prompts is not None else []
         else:
             weights = [one for module in self.modules for one in sharded_tensors(module.gpt)]
-        return [*weights, *self.optimizer.sharded_state(weights)]
+        state = self.optimizer.sharded_state(weights)
+        if self.module.frozen or loading:
+            return [*weights, *state]
+        rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+        size = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+        if parallel.distributed_optimizer:
+            return [*divided(weights, rank, size), *state]
+        return divided([*weights, *state], rank, size)
 
     def step(self, step: int) -> StepOutcome:
         if not self.module.training:  # asking all modules takes as long as several layers

@@ -77,9 +77,9 @@ def _refuse_missing(stage: StagePlan) -> None:
 
 
 def _ranks(stage: str, parallel: ParallelSpec, rank: int | None) -> Iterator[int]:
-    """Tensor and data parallel ranks of a pipeline stage hold the same, so one of them is enough."""
+    """Tensor, context and data parallel ranks of a pipeline stage hold the same, so one of them is enough."""
     if rank is None:
-        yield from range(0, parallel.world_size, parallel.tensor * parallel.data)
+        yield from range(0, parallel.world_size, parallel.tensor * parallel.context * parallel.data)
     elif rank < parallel.world_size:
         yield rank
     else:

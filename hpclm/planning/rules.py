@@ -37,7 +37,8 @@ def split_batch(stage: StageContext, topology: Topology | None) -> int | None:
         return None
     accumulation = batch.global_size // step
     if topology.pipeline > 1:
-        idle = (topology.pipeline - 1) / (accumulation + topology.pipeline - 1)
+        chunks = stage.recipe.parallel.virtual_pipeline
+        idle = (topology.pipeline - 1) / (accumulation * chunks + topology.pipeline - 1)
         stage.info(
             ("batch", "global"),
             f"{accumulation} micro-batches over {topology.pipeline} pipeline stages leave devices idle "

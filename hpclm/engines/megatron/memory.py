@@ -138,18 +138,28 @@ def activation_bytes(
     count = max(1, max(chunks))  # fewer than one is refused elsewhere
     whole = tokens * layer_activations(model, parallel, width, frozen=frozen)
     layers, working = whole * count, 0.0
+    entry = tokens * model.hidden_size * width // (parallel.tensor if parallel.sequence_parallel else 1)
     if recompute is not None and recompute.granularity == "full":
-        entry = tokens * model.hidden_size * width / (parallel.tensor if parallel.sequence_parallel else 1)
         size = min(recompute.num_layers or 1, count)
+        # what the backward pass of the recomputed MLP holds beside the layer's own
+        gradients = tokens * (7 if model.gated else 2) * model.ffn_hidden_size // parallel.tensor * width
         if recompute.method == "uniform":
-            layers, working = entry * -(-count // size), whole * size
+            layers, working = entry * -(-count // size), whole * size + gradients
         else:
-            layers, working = entry * size + whole * (count - size), whole
-    held = int(layers) * _in_flight(parallel, batch, stage)
+            kept = whole * (count - size)  # of the last layers, which is gone when the first ones are recomputed
+            layers, working = entry * size + kept, max(0.0, whole + gradients - kept)
+    held = int(layers) * _in_flight(parallel, batch, stage) + _between_stages(parallel, entry)
     if stage < parallel.pipeline - 1:
         return held + int(working)
     logits = tokens * model.padded_vocab_size // parallel.tensor * (4 if width == 4 else 4 + width)
     return held + max(int(working), logits)
+
+
+def _between_stages(parallel: ParallelSpec, entry: int) -> int:
+    """Activations and gradients that are sent and received; under the interleaved schedule ahead of their turn."""
+    if parallel.pipeline == 1:
+        return 0
+    return entry * (2 if parallel.virtual_pipeline == 1 else parallel.virtual_pipeline * parallel.pipeline)
 
 
 def _in_flight(parallel: ParallelSpec, batch: BatchSpec, stage: int) -> int:
@@ -190,14 +200,15 @@ def memory(spec: StageSpec) -> MemoryEstimate | None:
     distributed optimizer divides the last 12 (8) over the ranks that have the same weights.
     Prompt tables and encoders are fp32.
     """
+    found = [of_stage(spec, stage) for stage in range(spec.parallel.pipeline)]
+    return max((one for one in found if one is not None), key=lambda estimate: estimate.total, default=None)
+
+
+def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
+    """The same of a rank of one pipeline stage."""
     length = sequence_length(spec)
     if length is None:
         return None
-    found = [_of_stage(spec, length, stage) for stage in range(spec.parallel.pipeline)]
-    return max(found, key=lambda estimate: estimate.total)
-
-
-def _of_stage(spec: StageSpec, length: int, stage: int) -> MemoryEstimate:
     model, parallel, task = spec.model, spec.parallel, task_named(spec.task)
     templates = tuple(spec.templates)
     width = element_bytes(spec.trainer.precision)

@@ -64,17 +64,15 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
 
 
 def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
-    """A step, and another one, in which the optimizer has its moments."""
+    """A short step, and a whole one, in which the optimizer has its moments."""
     from hpclm.engines.megatron.ranks.training import TrainingSteps
 
     counter.kind = "weights"
     models, batch, assumed = (_prompt_learning if spec.task != "pretrain" else _pretraining)(spec, groups)
+    stages, interleaved = spec.parallel.pipeline, spec.parallel.virtual_pipeline > 1
     # as many as are under way at once, and one more
-    stages = spec.parallel.pipeline
-    count = min(
-        spec.batch.gradient_accumulation_steps, stages + 1 if spec.parallel.virtual_pipeline == 1 else 2 * stages
-    )
-    batches = _Batches([batch] * count)
+    count = min(spec.batch.gradient_accumulation_steps, 2 * stages if interleaved else stages + 1)
+    batches = _Batches([batch] * count, stages if interleaved else 1)
     counter.kind = "gradients"
     ignored = SimpleNamespace(requested=False)
     trainer = TrainingSteps(spec, groups, models, batches, ignored)  # type: ignore[arg-type]
@@ -179,15 +177,15 @@ def _context(spec: StageSpec, groups: Any) -> Any:
 
 
 class _Batches:
-    """The same micro-batches in every step (see `training.Batches`)."""
+    """The same micro-batches in every step (see `training.Batches`), of the first step only the first so many."""
 
     steps_per_epoch = 1
 
-    def __init__(self, micro_batches: list[TrainingBatch]) -> None:
-        self.micro_batches = micro_batches
+    def __init__(self, micro_batches: list[TrainingBatch], first: int | None = None) -> None:
+        self.micro_batches, self.first = micro_batches, first
 
     def train(self, step: int) -> list[TrainingBatch]:
-        return self.micro_batches
+        return self.micro_batches[: self.first] if step == 0 else self.micro_batches
 
     def weight(self, step: int) -> None:
         """Does not change what is held."""

@@ -13,18 +13,27 @@ _waits = 0
 _own = threading.local()
 
 
+class Beside:
+    """Counts the beats of a thread that works beside the training."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 def beat() -> None:
-    """Report progress; from a thread that works beside the training it is none."""
+    """Report progress; that of a thread beside the training is its own (see `count_beside`)."""
     global _last, _count
-    if getattr(_own, "silent", False):
+    beside: Beside | None = getattr(_own, "beside", None)
+    if beside is not None:
+        beside.count += 1
         return
     _last = time.monotonic()
     _count += 1
 
 
-def silence() -> None:
-    """Let beats of this thread count for nothing: a training that is stuck beside it must be seen."""
-    _own.silent = True
+def count_beside(beside: Beside) -> None:
+    """Let beats of this thread count there and nowhere else: a training that is stuck beside it must be seen."""
+    _own.beside = beside
 
 
 @contextlib.contextmanager

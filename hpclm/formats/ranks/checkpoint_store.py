@@ -102,14 +102,18 @@ class Saving:
         data = [shard.data for shard in own] if staging is None else staging.copies([shard.data for shard in own])
         self.pieces = list(zip(own, data, strict=True))
         self.error: BaseException | None = None
+        self.beats = heartbeat.Beside()
         self.thread = threading.Thread(target=self._run, name=f"saving {directory.name}", daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
         """Until this rank's part is written; on rank 0 until the checkpoint is complete. Raises what went wrong."""
+        seen = -1
         while self.thread.is_alive():
             self.thread.join(0.2)
-            heartbeat.beat()
+            if self.beats.count != seen:  # a disk that hangs must be seen
+                seen = self.beats.count
+                heartbeat.beat()
         self.check()
 
     def check(self) -> None:
@@ -118,7 +122,7 @@ class Saving:
             raise self.error
 
     def _run(self) -> None:
-        heartbeat.silence()
+        heartbeat.count_beside(self.beats)
         try:
             written = _write_shard(self.partial, self.rank, self.pieces)
             if self.rank == 0:

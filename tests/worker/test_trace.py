@@ -161,8 +161,9 @@ WIDE = (("model.hidden_size", 512), ("model.num_layers", 4), ("text.seq_length",
         (("parallel.tensor", 1), ("parallel.pipeline", 2), ("batch.micro", 2)),
         (("trainer.recompute", FULL),),
         (("trainer.precision", "bf16"), ("resources.device", "gpu"), *GATED),
+        (("model.attention_dropout", 0.1), ("text.seq_length", 256), ("model.max_position_embeddings", 256)),
     ],
-    ids=["gpt", "llama", "sequence", "pipeline", "recomputed", "bf16"],
+    ids=["gpt", "llama", "sequence", "pipeline", "recomputed", "bf16", "scores on a CPU"],
 )
 def test_the_plans_estimate_is_what_the_engine_holds(tmp_path: Path, changes: tuple[tuple[str, Any], ...]) -> None:
     made = plan_of(tmp_path, *WIDE, ("batch", {"global": 16, "micro": 8}), *changes)

@@ -16,6 +16,8 @@ from hpclm.planning.task import task_named
 # fp32 master weight and two moments of AdamW.
 OPTIMIZER_BYTES = 12
 FP32_OPTIMIZER_BYTES = 8
+# Of an attention score with dropout on a CPU: its weight, what is left of it, and the factor, each fp32.
+_SCORE_BYTES = 12
 
 
 def element_bytes(precision: str) -> int:
@@ -88,7 +90,7 @@ def prompt_parameters(
     return tables + encoder, tables + encoder
 
 
-def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, frozen: bool) -> float:
+def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, frozen: bool, scored: int = 0) -> float:
     """Bytes a token that one layer keeps for the backward pass, on one rank.
 
     With ffn = 4h and trained weights it is h·(8 + 26/TP) at 2 bytes an element: the h·(10 + 24/TP) of arXiv:2205.05198,
@@ -97,6 +99,9 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
     linear layers after them. Split are queries, keys, values and the attention's result (twice: as its own and as its
     projection's input), queries and keys again where they are rotated, and what the MLP's activation needs. `hpclm plan
     --trace` counts the same from the engine's own code; a test compares them.
+
+    Args:
+        scored: positions whose attention scores are kept for each token, where attention is not fused.
     """
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
     mlp = 2 if model.gated else 1  # both halves of what a gate is given
@@ -105,12 +110,13 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
     if not frozen:
         whole += 2 * model.hidden_size
         split += query + model.ffn_hidden_size
+    scores = scored * model.num_attention_heads * _SCORE_BYTES / parallel.tensor
     masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
     if parallel.context > 1:
         # keys and values of the whole sequence
         split += 2 * key * parallel.context
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
-    return kept * width + (masks / parallel.tensor if parallel.sequence_parallel else masks)
+    return kept * width + scores + (masks / parallel.tensor if parallel.sequence_parallel else masks)
 
 
 def activation_bytes(
@@ -123,6 +129,7 @@ def activation_bytes(
     *,
     frozen: bool = False,
     stage: int = 0,
+    scored: int = 0,
 ) -> int:
     """Activations kept for the backward pass on a rank of a pipeline stage.
 
@@ -132,11 +139,12 @@ def activation_bytes(
 
     Args:
         frozen: no weight is trained, so no input of a linear layer is kept for its gradient.
+        scored: see `layer_activations`.
     """
     tokens = seq_length // parallel.context * batch.micro_batch_size
     chunks = layers_by_stage(model.num_layers, parallel)[stage]
     count = max(1, max(chunks))  # fewer than one is refused elsewhere
-    whole = tokens * layer_activations(model, parallel, width, frozen=frozen)
+    whole = tokens * layer_activations(model, parallel, width, frozen=frozen, scored=scored)
     layers, working = whole * count, 0.0
     entry = tokens * model.hidden_size * width // (parallel.tensor if parallel.sequence_parallel else 1)
     if recompute is not None and recompute.granularity == "full":
@@ -218,7 +226,12 @@ def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
         held = generation_bytes(model, parallel, spec.generation, length, width)
         return MemoryEstimate(mine * width + extra * 4, 0, 0, held, total + extra, 0)
     frozen, recompute = task.learns_prompts, spec.trainer.recompute
-    held = activation_bytes(model, parallel, spec.batch, length, width, recompute, frozen=frozen, stage=stage)
+    # with dropout in it, attention has no fused kernel on a CPU
+    kept = spec.device == "cpu" and model.attention_dropout > 0 and not frozen
+    kept = kept and (recompute is None or recompute.granularity == "full")
+    held = activation_bytes(
+        model, parallel, spec.batch, length, width, recompute, frozen=frozen, stage=stage, scored=length if kept else 0
+    )
     if task.learns_prompts:
         trainable, own = prompt_parameters(model, task.encodes_prompts, spec.prompt, templates, parallel.tensor)
         return MemoryEstimate(

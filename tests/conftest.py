@@ -22,10 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file share one, and so do all on the real Slurm."""
+    """Where tests run in several processes, those of a file share one, and so do all on the real Slurm; but for tests
+    that name a group of their own."""
     for item in items:
-        on_slurm = item.get_closest_marker("cluster") is not None
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
+        if item.get_closest_marker("xdist_group") is None:
+            on_slurm = item.get_closest_marker("cluster") is not None
+            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -180,7 +180,7 @@ RECIPES = sorted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in RECIPES])
 def test_every_shipped_recipe_runs_on_the_engine(recipe: str) -> None:
     """Each pipeline stage of it, at its real size; models and rows are not here, and not needed."""
     found = tracing.trace(make_plan(load(ROOT / "recipes" / recipe)), None)

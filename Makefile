@@ -41,7 +41,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 # Two processes: many tests wait for others (schedulers, ranks, timeouts). A file's tests stay together, in order.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 # Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included.
 test: $(READY) slurm

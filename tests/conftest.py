@@ -20,16 +20,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write the golden files instead of comparing")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file share one, and so do all on the real Slurm; but for tests
-    that name a group of their own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            on_slurm = item.get_closest_marker("cluster") is not None
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """With `-m ""` the tests of a GPU are chosen on every machine, and say why they do not run on this one."""
     if item.get_closest_marker("gpu") is None or os.environ.get("HPCLM_GPU_TESTS") == "rehearse":

@@ -121,7 +121,7 @@ def test_ranks_share_what_their_sharding_divides(shop: Workshop, wide: Path, tmp
     assert any("in the node's memory" in line for line in offloaded.assumed)
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in MEMORY])
+@pytest.mark.parametrize("name", MEMORY)
 def test_every_shipped_recipe_runs_on_the_engine(tmp_path: Path, name: str) -> None:
     found = tracing.trace(make_plan(load(shipped_recipe(tmp_path, name))), None)
     assert [one.error for one in found] == [None] * len(found)

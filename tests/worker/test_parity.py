@@ -44,7 +44,7 @@ class Workshop:
         base = str(self.base(model=model).checkpoints)
         steps = 8 if model is DEEP else 20
         # at 1e-2 the modern model's loss leaps from 1.7 to 3.1 in two steps, and a leap magnifies what fp32 rounds off
-        lr = 2e-3 if model in (MODERN, NEMOTRON) else 1e-2
+        lr = 1e-4 if model in (MODERN, NEMOTRON) else 1e-2
         settings = {"base": base, "encoder": encoder, "model": model, "steps": steps, "lr": lr}
         return run(stage_spec(self.folder / name, self.data, task, split, **settings))
 

@@ -75,7 +75,9 @@ MODERN_SPLITS = [ZERO, Split(1, 2, virtual=2), Split(2, sequence=True, context=2
 
 
 @pytest.mark.parametrize(
-    ("split", "model"), [(split, GPT) for split in SPLITS] + [(split, LLAMA) for split in MODERN_SPLITS], ids=str
+    ("split", "model"),
+    [(split, GPT) for split in SPLITS] + [(split, LLAMA) for split in MODERN_SPLITS],
+    ids=lambda value: str(value) if isinstance(value, Split) else value.position_embedding,
 )
 def test_the_curve_is_that_of_one_rank(workshop: Workshop, split: Split, model: Any) -> None:
     ours, reference = workshop.trained(split, model), workshop.trained(ALONE, model)

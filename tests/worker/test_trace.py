@@ -11,7 +11,6 @@ import pytest
 
 from hpclm.cli import app as cli
 from hpclm.core.errors import HpclmError
-from hpclm.core.records import to_dict
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.planning import make_plan, tracing
@@ -170,24 +169,3 @@ def test_the_plans_estimate_is_what_the_engine_holds(tmp_path: Path, changes: tu
     for one in tracing.worst(tracing.trace(made, None)).values():
         held = one.peak_bytes - one.bytes_by_kind.get("workspaces", 0)  # these come on top of the estimate
         assert one.estimate_bytes == pytest.approx(held, rel=0.15), (one.stage, one.bytes_by_kind)
-
-
-RECIPES = sorted(
-    path.name
-    for pattern in ("gpt*.yaml", "codeparrot_small.yaml", "llama3_*_pretrain.yaml")
-    for path in (ROOT / "recipes").glob(pattern)
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", [pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in RECIPES])
-def test_every_shipped_recipe_runs_on_the_engine(recipe: str) -> None:
-    """Each pipeline stage of it, at its real size; models and rows are not here, and not needed."""
-    found = tracing.trace(make_plan(load(ROOT / "recipes" / recipe)), None)
-    assert [one.error for one in found] == [None] * len(found)
-    trains_all = "pretrain" in recipe or "codeparrot" in recipe
-    expected = {"pretrain"} if trains_all else {"ptune", "evaluate"}
-    assert {one.stage for one in found} >= expected or "prompt_tuning" in recipe
-    for one in found:
-        assert one.estimate_bytes == pytest.approx(one.peak_bytes, rel=0.1), one.stage
-    assert to_dict(found[0])["where"]

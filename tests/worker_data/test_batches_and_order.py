@@ -110,7 +110,7 @@ def test_a_packed_sequence_attends_as_its_rows_do_alone(
     def attend(states: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
         module = object.__new__(SdpaAttention)
         torch.nn.Module.__init__(module)
-        module.config = SimpleNamespace(attention_dropout=0.0, sequence_parallel=False)
+        module.config = SimpleNamespace(attention_dropout=0.0, sequence_parallel=False, context_parallel_size=1)
         module.grouped, module.softmax_scale, module.hidden_size_per_partition = False, None, 8
         query, key, value = states.unbind(1)
         output: torch.Tensor = module(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), layout)

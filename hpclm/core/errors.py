@@ -71,3 +71,7 @@ class CheckpointError(HpclmError):
     """A checkpoint is missing, damaged or belongs to another model."""
 
     exit_code = ExitCode.CHECKPOINT
+
+
+class PeerError(RuntimeError):
+    """Another rank failed while this one waited for it; that rank's record says why."""

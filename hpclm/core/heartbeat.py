@@ -14,10 +14,11 @@ _own = threading.local()
 
 
 class Beside:
-    """Counts the beats of a thread that works beside the training."""
+    """Counts the beats of a thread that works beside the training. `waits`: it does so for other ranks."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.waits = False
 
 
 def beat() -> None:

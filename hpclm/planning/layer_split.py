@@ -41,16 +41,21 @@ def layers_by_stage(layers: int, split: Split) -> list[list[int]]:
 
     The embedding and the output layer, where they count as a layer, are in the first and the last chunk.
     """
-    stages, chunks = split.pipeline, split.virtual_pipeline
-    counts = [_each(layers, split) or 0] * stages
-    if split.first_stage_layers is not None:
-        counts[0] = split.first_stage_layers
-    if split.last_stage_layers is not None:
-        counts[-1] = split.last_stage_layers
-    found = [[count // chunks] * chunks for count in counts]
-    found[0][0] -= split.account_for_embedding
-    found[-1][-1] -= split.account_for_loss
-    return [[max(0, count) for count in stage] for stage in found]
+    return [layers_of_stage(layers, split, stage) for stage in range(split.pipeline)]
+
+
+def layers_of_stage(layers: int, split: Split, stage: int) -> list[int]:
+    """The layers of each chunk of one pipeline stage."""
+    chunks, last = split.virtual_pipeline, split.pipeline - 1
+    count = _each(layers, split) or 0
+    if stage == 0 and split.first_stage_layers is not None:
+        count = split.first_stage_layers
+    if stage == last and split.last_stage_layers is not None:
+        count = split.last_stage_layers
+    found = [count // chunks] * chunks
+    found[0] -= split.account_for_embedding and stage == 0
+    found[-1] -= split.account_for_loss and stage == last
+    return [max(0, one) for one in found]
 
 
 def _each(layers: int, split: Split) -> int | None:
@@ -82,7 +87,7 @@ def _uneven(layers: int, split: Split, written: list[str]) -> Problem | None:
     if others == 0 and left:
         what = f"and last_stage_layers have {layers - left} of {layers} layers; they must add up"
     elif others and (left < others or left % others):
-        what = f"leaves {left} layers for the {others} other pipeline stages, which do not divide them"
+        what = f"leaves {max(0, left)} layers for the other {others} pipeline stages; each needs as many"
     return None if what is None else Problem(written[0], what, "layers of the other stages")
 
 

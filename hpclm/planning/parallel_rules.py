@@ -138,10 +138,18 @@ def stages(stage: StageContext, model: ModelSpec, accumulation: int | None) -> N
             batch.global_size,
             choices,
         )
-    if batch is not None and batch.rampup is not None:
-        what = "a batch that grows and parallel.virtual_pipeline do not go together: some of its sizes would not be "
-        what += "multiples of pipeline; leave one out"
-        stage.error(("batch", "rampup"), what, "no rampup with virtual_pipeline")
+    if accumulation is None or batch is None or batch.rampup is None:
+        return
+    unit = batch.global_size // accumulation * parallel.pipeline
+    for key in ("start", "increment"):
+        value = getattr(batch.rampup, key)
+        if value % unit:
+            choices = multiples(unit, value)
+            what = (
+                f"{value} is not a multiple of micro × data parallel × pipeline = {unit}, as the interleaved schedule "
+            )
+            what += f"needs; choose {either(choices)}"
+            stage.error(("batch", "rampup", key), what, "rampup % (micro · data · pipeline) == 0", value, choices)
 
 
 def recompute(stage: StageContext, model: ModelSpec) -> None:

@@ -77,7 +77,7 @@ def _split(spec: AnySpec, nodes: int, devices_per_node: int) -> ParallelSpec:
     if world_size % model:
         raise HpclmError(
             f"stage {spec.stage}: {world_size} devices are not a multiple of tensor {old.tensor} × pipeline "
-            f"{old.pipeline}, which a resumed run keeps; choose a multiple of {model}"
+            f"{old.pipeline} × context {old.context}, which a resumed run keeps; choose a multiple of {model}"
         )
     return dataclasses.replace(
         old, data=world_size // model, world_size=world_size, nodes=nodes, devices_per_node=devices_per_node
@@ -97,4 +97,13 @@ def _batch(spec: StageSpec | FineTuneStageSpec, parallel: ParallelSpec) -> Batch
             f"choose {either([one * model for one in replicas])} devices in all"
         )
     steps = batch.global_batch_size // (batch.micro_batch_size * parallel.data)
+    if parallel.virtual_pipeline > 1 and steps % parallel.pipeline:
+        whole = batch.global_batch_size // batch.micro_batch_size
+        replicas = [one for one in divisors(whole) if one <= 4096 and not whole // one % parallel.pipeline]
+        model = parallel.world_size // parallel.data
+        raise HpclmError(
+            f"stage {spec.stage}: {parallel.data} replicas make {steps} micro-batches of a step, and the interleaved "
+            f"schedule needs a multiple of pipeline {parallel.pipeline}; "
+            f"choose {either([one * model for one in replicas])} devices in all"
+        )
     return dataclasses.replace(batch, gradient_accumulation_steps=steps)

@@ -21,8 +21,12 @@ _RECORDED = "2000"
 _BLACKWELL = 10
 
 
-def gpu_environment(paths: AttemptPaths, node: str, *, tensor_parallel: bool) -> dict[str, str]:
-    """What is set where the user has set nothing."""
+def gpu_environment(paths: AttemptPaths, node: str, *, divided: bool) -> dict[str, str]:
+    """What is set where the user has set nothing.
+
+    Args:
+        divided: layers or sequences are, over tensor or context ranks.
+    """
     recorder = str(paths.flight_recorder)
     wanted = {
         # as NVML and nvidia-smi count them
@@ -35,7 +39,7 @@ def gpu_environment(paths: AttemptPaths, node: str, *, tensor_parallel: bool) ->
         "TORCH_FR_DUMP_TEMP_FILE": recorder,
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": recorder,
     }
-    if tensor_parallel and (_architecture(paths, node) or 0) < _BLACKWELL:
+    if divided and (_architecture(paths, node) or 0) < _BLACKWELL:
         # Megatron's order of communication and compute kernels requires one hardware queue
         wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     if not can_compile():
@@ -45,9 +49,9 @@ def gpu_environment(paths: AttemptPaths, node: str, *, tensor_parallel: bool) ->
     return wanted
 
 
-def set_gpu_environment(paths: AttemptPaths, node: str, *, tensor_parallel: bool) -> None:
+def set_gpu_environment(paths: AttemptPaths, node: str, *, divided: bool) -> None:
     """Set it; a value set by the user is kept."""
-    for name, value in gpu_environment(paths, node, tensor_parallel=tensor_parallel).items():
+    for name, value in gpu_environment(paths, node, divided=divided).items():
         os.environ.setdefault(name, value)
     paths.flight_recorder.parent.mkdir(parents=True, exist_ok=True)
 

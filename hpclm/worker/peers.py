@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from hpclm.core import heartbeat
+from hpclm.core.errors import PeerError
 from hpclm.core.layout import AttemptPaths
 from hpclm.core.rank_report import RankReport
 from hpclm.core.records import read_record
-from hpclm.worker.report import PeerError
 
 _POLL_S = 0.1
 

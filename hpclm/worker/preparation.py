@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from hpclm.core.errors import PeerError
 from hpclm.core.files import write_text
 from hpclm.core.layout import AttemptPaths
 from hpclm.core.rank_report import RankReport
 from hpclm.core.records import read_record
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.report import PeerError, RendezvousError
+from hpclm.worker.report import RendezvousError
 
 _POLL_S = 0.05
 _START_S = 300.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from hpclm.core import heartbeat
-from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.errors import CheckpointError, DataError, PeerError
 from hpclm.core.failures import FailureKind, policy
 from hpclm.core.files import append_line, finite, write_json
 from hpclm.core.rank_report import RankReport
@@ -64,10 +64,6 @@ class ProgramError(Exception):
 
 class RendezvousError(RuntimeError):
     """The rendezvous of the ranks failed; the message says which rank is missing or what could not be reached."""
-
-
-class PeerError(RuntimeError):
-    """Another rank failed while this one waited for it; that rank's record says why."""
 
 
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], FailureKind], ...] = (

@@ -335,7 +335,7 @@ def test_a_layout_of_the_layers_is_left_to_megatron_lm(tmp_path: Path) -> None:
     ("parallel", "words", "expected"),
     [
         ({"context": 3}, [], "4 devices are not a multiple of tensor 1 × pipeline 2 × context 3 = 6"),
-        ({"first_stage_layers": 4}, [], "leaves 0 layers for the 1 other pipeline stages"),
+        ({"first_stage_layers": 4}, [], "leaves 0 layers for the other 1 pipeline stages"),
         ({"first_stage_layers": 1, "last_stage_layers": 2}, [], "and last_stage_layers have 3 of 4 layers"),
         ({"virtual_pipeline": 3}, [], "3 does not divide the 2 layers of a pipeline stage"),
         ({"account_for_loss": True}, [], "makes 5 layers for pipeline 2"),

@@ -88,14 +88,14 @@ def test_one_hardware_queue_up_to_hopper(tmp_path: Path, capability: list[int] |
     paths = AttemptPaths(tmp_path)
     if capability:
         write_json(paths.preflight_report("n"), {"facts": {"gpu": {"gpus": [{"capability": capability}, {}]}}})
-    found = gpu_environment.gpu_environment(paths, "n", tensor_parallel=True)
+    found = gpu_environment.gpu_environment(paths, "n", divided=True)
     assert found.get("CUDA_DEVICE_MAX_CONNECTIONS") == queues
-    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in gpu_environment.gpu_environment(paths, "n", tensor_parallel=False)
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in gpu_environment.gpu_environment(paths, "n", divided=False)
 
 
 def test_what_the_user_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "PYTORCH_ALLOC_CONF": "x:y"})
-    gpu_environment.set_gpu_environment(AttemptPaths(tmp_path), "n", tensor_parallel=False)
+    gpu_environment.set_gpu_environment(AttemptPaths(tmp_path), "n", divided=False)
     assert os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
     assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
     assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == str(tmp_path / "flight-recorder" / "rank_")
@@ -105,7 +105,7 @@ def test_nothing_is_compiled_on_a_node_without_a_compiler(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert not gpu_environment.can_compile()
-    found = gpu_environment.gpu_environment(AttemptPaths(tmp_path), "n", tensor_parallel=False)
+    found = gpu_environment.gpu_environment(AttemptPaths(tmp_path), "n", divided=False)
     assert found["TORCHDYNAMO_DISABLE"] == "1"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpclm.core.errors import PeerError
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths
 from hpclm.core.rank_report import RankReport
@@ -17,7 +18,7 @@ from hpclm.data.documents import documents, split, text_files
 from hpclm.worker import preparation
 from hpclm.worker.preparation import prepare_on_first_rank
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.report import PeerError, RendezvousError
+from hpclm.worker.report import RendezvousError
 
 
 def rank(number: int) -> RankFacts:

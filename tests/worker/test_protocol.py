@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.errors import CheckpointError, DataError, PeerError
 from hpclm.core.exit_codes import ExitCode
 from hpclm.worker.rank_identity import RankFacts, rank_facts
 from hpclm.worker.ranks.rendezvous import rendezvous
-from hpclm.worker.report import PeerError, ProgramError, Progress, RankRecord, RendezvousError, StoppedError
+from hpclm.worker.report import ProgramError, Progress, RankRecord, RendezvousError, StoppedError
 from hpclm.worker.signals import StopFlag
 from tests.support.processes import python, start
 from tests.support.waiting import wait_until

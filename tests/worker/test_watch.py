@@ -23,7 +23,8 @@ from pathlib import Path
 from hpclm.core.layout import AttemptPaths
 from hpclm.core import heartbeat
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.report import PeerError, RankRecord
+from hpclm.core.errors import PeerError
+from hpclm.worker.report import RankRecord
 from hpclm.worker.stall_watch import StallWatch
 
 paths, rank, timeout = AttemptPaths(Path(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])

@@ -13,7 +13,7 @@ from hpclm.recipe.schema.container_section import InsidePath, variable_name
 # The placeholders in braces in an argument. docs/programs.md explains them.
 PLACEHOLDERS = (
     "rank", "world_size", "local_rank", "local_world_size", "node_rank", "num_nodes", "devices_per_node",
-    "master_addr", "master_port", "tensor", "pipeline", "data",
+    "master_addr", "master_port", "tensor", "context", "pipeline", "data",
     "run", "run_dir", "stage", "stage_dir", "checkpoints", "restart",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
 from hpclm.core.spec import BatchSpec, GenerationSpec, ModelSpec, PromptSpec, StageSpec, TaskTemplate
-from hpclm.planning.layer_split import layers_by_stage
+from hpclm.planning.layer_split import layers_by_stage, layers_of_stage
 from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.task import task_named
 
@@ -57,7 +57,7 @@ def stage_parameters(model: ModelSpec, parallel: ParallelSpec, stage: int) -> in
     """Weights of a rank of a pipeline stage: its layers, embeddings in the first, output layer and final norm in the
     last."""
     words = model.padded_vocab_size * model.hidden_size // parallel.tensor
-    count = sum(layers_by_stage(model.num_layers, parallel)[stage]) * -(-layer_parameters(model) // parallel.tensor)
+    count = sum(layers_of_stage(model.num_layers, parallel, stage)) * -(-layer_parameters(model) // parallel.tensor)
     is_last = stage == parallel.pipeline - 1
     if stage == 0:
         count += words + embedding_parameters(model) - model.padded_vocab_size * model.hidden_size
@@ -142,7 +142,7 @@ def activation_bytes(
         scored: see `layer_activations`.
     """
     tokens = seq_length // parallel.context * batch.micro_batch_size
-    chunks = layers_by_stage(model.num_layers, parallel)[stage]
+    chunks = layers_of_stage(model.num_layers, parallel, stage)
     count = max(1, max(chunks))  # fewer than one is refused elsewhere
     whole = tokens * layer_activations(model, parallel, width, frozen=frozen, scored=scored)
     layers, working = whole * count, 0.0

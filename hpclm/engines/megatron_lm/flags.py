@@ -6,6 +6,7 @@ Source: NVIDIA/Megatron-LM core_r0.12 to core_r0.16, megatron/training/arguments
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpclm.core.layout import StagePaths
@@ -18,6 +19,8 @@ from hpclm.planning.stage_context import StageContext
 TENSORBOARD = "tensorboard"
 # As Megatron-LM's logger prints a step.
 PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
+# which assert that it is not set
+_FSDP = ("--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp")
 _STYLES = {"wsd": "WSD"}
 # What --deterministic-mode asks for (validate_args, and the flag's own help).
 _DETERMINISTIC = {
@@ -60,7 +63,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
         argv=argv,
         progress=PROGRESS,
         outputs=["checkpoints/latest_checkpointed_iteration.txt"],
-        environment=_environment(stage),
+        environment=_environment(stage, split, megatron.arguments),
     )
 
 
@@ -75,12 +78,15 @@ def _stages(split: ParallelSpec) -> dict[str, object]:
     return {flag: value for flag, (value, default) in values.items() if value != default}
 
 
-def _environment(stage: StageContext) -> dict[str, str]:
+def _environment(stage: StageContext, split: ParallelSpec, words: Sequence[str]) -> dict[str, str]:
+    """What Megatron-LM asserts of the environment, where the recipe does not say it."""
     trainer, container = stage.recipe.trainer, stage.recipe.container
-    if trainer is None or not trainer.deterministic:
-        return {}
+    wanted = dict(_DETERMINISTIC) if trainer is not None and trainer.deterministic else {}
+    divided = any(word.startswith(_FSDP) for word in words)
+    if (split.tensor > 1 or split.context > 1) and not divided and stage.recipe.resources.device == "gpu":
+        wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     own = {} if container is None else container.environment
-    return {name: value for name, value in _DETERMINISTIC.items() if name not in own}
+    return {name: value for name, value in wanted.items() if name not in own}
 
 
 def _architecture(model: ModelSpec) -> dict[str, object]:

@@ -133,13 +133,7 @@ def check(stage: StageContext) -> None:
             stage.error(("trainer", "seed"), "is 0, and Megatron-LM refuses it; choose 1 or more", "seed > 0", 0)
         if trainer.precision == "tf32":
             _no_flag(stage, ("trainer", "precision"), "tf32")
-    for key in ("keep_last", "keep_best"):
-        if _is_written(stage, "checkpoint", key):
-            stage.warning(
-                ("checkpoint", key),
-                "has no effect: Megatron-LM keeps every checkpoint; leave it out",
-                "kept checkpoints",
-            )
+    _check_saving_and_batch(stage)
     if recipe.model is not None and recipe.model.checkpoint is not None:
         _no_flag(stage, ("model", "checkpoint"))
     if recipe.text is not None:
@@ -149,6 +143,23 @@ def check(stage: StageContext) -> None:
     _check_data(stage, own)
     _check_tokenizer(stage, own)
     _check_arguments(stage, own)
+
+
+def _check_saving_and_batch(stage: StageContext) -> None:
+    recipe = stage.recipe
+    for key in ("keep_last", "keep_best"):
+        if _is_written(stage, "checkpoint", key):
+            stage.warning(
+                ("checkpoint", key),
+                "has no effect: Megatron-LM keeps every checkpoint; leave it out",
+                "kept checkpoints",
+            )
+    if recipe.checkpoint.asynchronous:
+        what = "is engine megatron's; give --async-save as megatron.arguments"
+        stage.error(("checkpoint", "asynchronous"), what, "Megatron-LM's flags")
+    if recipe.batch is not None and recipe.batch.rampup is not None:
+        what = "is not read by core_v0.18 and later, which train with the whole batch from the start; check the image's"
+        stage.warning(("batch", "rampup"), what, "rampup before core_v0.18")
 
 
 def _is_written(stage: StageContext, *keys: str) -> bool:

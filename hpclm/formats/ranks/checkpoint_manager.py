@@ -28,6 +28,8 @@ from hpclm.formats.ranks import checkpoint_store
 from hpclm.formats.ranks.staging import Staging
 from hpclm.formats.ranks.tensor_shard import Shard
 
+_RESCUE_S = 30.0
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -80,6 +82,11 @@ class CheckpointManager:
             self.saving = None
             dist.barrier()
 
+    def rescue(self) -> None:
+        """Give a checkpoint that is being written a while to be completed, where the training fails. Not collective."""
+        if self.saving is not None:
+            self.saving.finish_within(_RESCUE_S)
+
     def _point_to(self, step: int, best: list[tuple[float, int]]) -> None:
         write_json(self.paths.latest, {"checkpoint": self.paths.step(step).name, "step": step})
         if best:
@@ -94,6 +101,9 @@ class CheckpointManager:
         Every byte is checked against the manifest, the files are divided among the ranks, and all ranks are told of any
         damage, so that they continue from the same checkpoint.
         """
+        if dist.get_rank() == 0:
+            for left in self.folder.glob("*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
         candidates = [[str(path) for path in reversed(checkpoints_in(self.folder))]]
         dist.broadcast_object_list(candidates, src=0)
         for path in map(Path, candidates[0]):

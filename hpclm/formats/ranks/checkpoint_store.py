@@ -13,6 +13,7 @@ checksums, and megatron-core's writer starts processes of its own, each importin
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import math
@@ -31,7 +32,7 @@ from safetensors import safe_open
 
 from hpclm.core import heartbeat
 from hpclm.core.checkpoint_layout import CheckpointFolder
-from hpclm.core.errors import CheckpointError
+from hpclm.core.errors import CheckpointError, PeerError
 from hpclm.core.files import sync, umask, write_json
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.storage import when_there_is_room
@@ -62,8 +63,8 @@ def save(
 
     Args:
         state: JSON-ready values kept in the manifest.
-        finish: called on rank 0 with the directory before it is renamed, to add files next to the tensors; the manifest
-            has their checksums too.
+        finish: called on rank 0 with the directory before the tensors are written, to add files next to them; the
+            manifest has their checksums too.
     """
     Saving(directory, shards, state, finish).wait()
     dist.barrier()
@@ -97,6 +98,8 @@ class Saving:
         if self.rank == 0:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
+            # here and not in the thread: it may read what the next step changes
+            self.finish(self.partial)
         dist.barrier()
         own = [shard for shard in shards if is_main_replica(shard)]
         data = [shard.data for shard in own] if staging is None else staging.copies([shard.data for shard in own])
@@ -110,11 +113,16 @@ class Saving:
         """Until this rank's part is written; on rank 0 until the checkpoint is complete. Raises what went wrong."""
         seen = -1
         while self.thread.is_alive():
-            self.thread.join(0.2)
+            with heartbeat.waiting() if self.beats.waits else contextlib.nullcontext():
+                self.thread.join(0.2)
             if self.beats.count != seen:  # a disk that hangs must be seen
                 seen = self.beats.count
                 heartbeat.beat()
         self.check()
+
+    def finish_within(self, seconds: float) -> None:
+        """Let it be completed where the training has failed, if that takes no longer."""
+        self.thread.join(seconds)
 
     def check(self) -> None:
         """Raise what has gone wrong so far."""
@@ -135,8 +143,9 @@ class Saving:
                 self.store.tell(self.rank, None, failed=True)
 
     def _complete(self, own: _Written | None) -> None:
+        self.beats.waits = True  # for other ranks
         files = [own, *(self.store.hear(rank) for rank in range(1, self.world_size))]
-        self.finish(self.partial)
+        self.beats.waits = False
         manifest = _manifest(files, self.state)
         beside = (path for path in sorted(self.partial.iterdir()) if path.name not in manifest.files)
         manifest.files.update({path.name: StoredFile(path.stat().st_size, sha256_of(path)) for path in beside})
@@ -171,7 +180,7 @@ class _Notes:
         said = json.loads(zlib.decompress(base64.b64decode(self.store.get(key))))
         self.store.delete_key(key)
         if said["failed"]:
-            raise CheckpointError(f"rank {rank} could not write its part of the checkpoint; see its log")
+            raise PeerError(f"rank {rank} could not write its part of the checkpoint; its log says why")
         return None if said["written"] is None else from_dict(_Written, said["written"])
 
 

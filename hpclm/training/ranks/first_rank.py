@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
-from hpclm.worker.report import PeerError
+from hpclm.core.errors import PeerError
 
 
 def on_first_rank(work: Callable[[], None]) -> None:

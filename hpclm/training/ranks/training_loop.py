@@ -114,6 +114,13 @@ class TrainingLoop:
 
     def fit(self) -> TrainingResult:
         """Train to the end. Returns the stage's result; raises StoppedError after saving if a stop is requested."""
+        try:
+            return self._fit()
+        except BaseException:
+            self.manager.rescue()
+            raise
+
+    def _fit(self) -> TrainingResult:
         step = self._resume()
         began, first = time.time(), step
         while step < self.total_steps and not self.early_stopping.should_stop:
@@ -168,6 +175,7 @@ class TrainingLoop:
 
     def _save(self, step: int, val_loss: float | None) -> None:
         self.progress.update(phase="saving")
+        self.manager.settle()  # before the next shards are made, which may take the place of the last ones
         # "patience" is what checkpoints call early stopping's counts
         state = {"loss": self.loss, **self.steps.state(), "patience": self.early_stopping.state()}
         self.manager.save(step, self.steps.shards(), state, val_loss)

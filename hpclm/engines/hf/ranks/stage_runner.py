@@ -40,7 +40,7 @@ def run(launch: RankLaunch) -> None:
     for name, value in _OFFLINE.items():
         os.environ.setdefault(name, value)
     if spec.device == "gpu":
-        set_gpu_environment(launch.attempt, facts.node, tensor_parallel=False)
+        set_gpu_environment(launch.attempt, facts.node, divided=False)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from hpclm.engines.hf.ranks.base_models import model_folder

@@ -33,7 +33,7 @@ def run(launch: RankLaunch) -> None:
     if spec.device == "cpu":
         cpu_standins.install()
     else:
-        set_gpu_environment(launch.attempt, facts.node, tensor_parallel=spec.parallel.tensor > 1)
+        set_gpu_environment(launch.attempt, facts.node, divided=max(spec.parallel.tensor, spec.parallel.context) > 1)
     # the stand-ins must be installed before megatron-core's modules are used
     from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext

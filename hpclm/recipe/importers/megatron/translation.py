@@ -237,6 +237,9 @@ class Flags:
         if each is None or layers is None:
             return
         place = self.flags["num_layers_per_virtual_pipeline_stage"].place
+        # each counts as a layer
+        layers += self._is_on("account_for_embedding_in_pipeline_split")
+        layers += self._is_on("account_for_loss_in_pipeline_split")
         if each < 1 or layers % (pipeline * each):
             what = f"{each:.0f} does not divide the {layers / pipeline:g} layers of a pipeline stage"
             self.faults.append(f"{place}: {what}")

@@ -176,7 +176,8 @@ def _from_nothing(stage: StageContext, seq_length: int | None) -> BaseModel:
         )
     tokenizer, entries = vocabulary.from_recipe(stage)
     model = architecture.from_keys(stage, entries, seq_length)
-    if model is None and tokenizer is not None and entries is None and not stage.files:
+    written = stage.recipe.model.vocab_size if stage.recipe.model is not None else None
+    if model is None and tokenizer is not None and entries is None and written is None and not stage.files:
         _no_vocabulary(stage)
     if model is not None:
         vocabulary.fits(stage, entries, model.vocab_size)

@@ -232,6 +232,24 @@ def device_memory(stage: StageContext, rank_bytes: int) -> None:
     )
 
 
+def staging_memory(stage: StageContext, total_bytes: int) -> None:
+    """Asynchronous checkpoints are copied to the nodes' memory, each tensor on one rank.
+
+    Args:
+        total_bytes: of a checkpoint.
+    """
+    resources = stage.recipe.resources
+    if not stage.recipe.checkpoint.asynchronous:
+        return
+    each = total_bytes / resources.nodes / GIB
+    what = f"a checkpoint is copied to the nodes' memory, {each:.1f} GiB each (pinned blocks can take up to twice that)"
+    where = ("checkpoint", "asynchronous")
+    if resources.memory_gib is not None and resources.device == "gpu" and each > resources.memory_gib:
+        stage.warning(where, f"{what}; raise resources.memory_gib, or set it to false", "host memory", True, (False,))
+    else:
+        stage.info(where, what, "host memory", True)
+
+
 def host_memory(stage: StageContext, node_bytes: int) -> None:
     """On CPU the ranks use the job's own memory."""
     resources = stage.recipe.resources

@@ -364,6 +364,40 @@ def test_interleaved_stages_need_whole_groups_of_micro_batches(tmp_path: Path) -
     assert found.choices == (8, 16)
 
 
+@pytest.mark.parametrize(("start", "fits"), [(8, True), (12, False)])
+def test_a_growing_batch_fills_interleaved_stages_at_each_size(tmp_path: Path, start: int, fits: bool) -> None:
+    batch = {"global": 16, "micro": 2, "rampup": {"start": start, "increment": 16 - start, "samples": 100}}
+    plan = make_plan(
+        load(
+            megatron_recipe(
+                tmp_path,
+                *on_pipeline(virtual_pipeline=2),
+                ("batch", batch),
+                ("trainer", {"train_samples": 1000, "val_check_interval": 10}),
+                ("optim.schedule", {"name": "cosine", "warmup_samples": 50}),
+            )
+        )
+    )
+    assert (
+        not plan.errors if fits else "4 is not a multiple of micro × data parallel × pipeline = 8" in str(plan.errors)
+    )
+    assert any("core_v0.18" in str(one) for one in plan.findings), "newer releases do not read it"
+
+
+def test_what_megatron_lm_asserts_of_the_environment_is_set(tmp_path: Path) -> None:
+    def environment(*words: str, **parallel: Any) -> dict[str, str]:
+        changes = (*on_pipeline(*words, **{"pipeline": 1, **parallel}), ("resources.device", "gpu"))
+        spec = make_plan(load(megatron_recipe(tmp_path, *changes))).stages[0].spec
+        assert isinstance(spec, ProgramStageSpec)
+        return spec.program.environment
+
+    one_queue = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    assert environment() == {}
+    assert environment(tensor=2) == one_queue
+    assert environment(context=2) == one_queue
+    assert environment("--use-megatron-fsdp", tensor=2) == {}
+
+
 def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
     plan = make_plan(
         load(megatron_recipe(tmp_path, ("megatron.arguments", ["--recompute-activation", "--use-flash-attn"])))

@@ -230,6 +230,33 @@ def test_a_file_of_flags(tmp_path: Path) -> None:
     assert dataclasses.replace(ours, parallel=theirs.parallel) == theirs
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--num-layers 24 --num-layers-per-virtual-pipeline-stage 3", {"virtual_pipeline": 2}),
+        ("--num-layers 24 --num-virtual-stages-per-pipeline-rank 3", {"virtual_pipeline": 3}),
+        (
+            "--num-layers 22 --num-layers-per-virtual-pipeline-stage 3 --account-for-embedding-in-pipeline-split"
+            " --account-for-loss-in-pipeline-split",
+            {"virtual_pipeline": 2, "account_for_embedding": True, "account_for_loss": True},
+        ),
+        ("--num-layers 26 --decoder-first-pipeline-num-layers 8", {"first_stage_layers": 8}),
+        ("--num-layers 24 --context-parallel-size 2", {"context": 2}),
+        (
+            "--num-layers 24 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+            {"distributed_optimizer": True, "overlap": True},
+        ),
+    ],
+)
+def test_flags_of_the_split_are_keys(tmp_path: Path, flags: str, expected: dict[str, object]) -> None:
+    lines = f"""torchrun --nproc_per_node 8 --nnodes 4 pretrain_gpt.py {flags} --hidden-size 512
+    --num-attention-heads 8 --seq-length 1024 --max-position-embeddings 1024 --micro-batch-size 1
+    --pipeline-model-parallel-size 4 --global-batch-size 256 --train-iters 100 --lr 1e-4 --data-path d
+    --vocab-file v --merge-file m --tokenizer-type GPT2BPETokenizer --vocab-size 1000"""
+    split = spec_of(written(tmp_path, " ".join(lines.split()))).parallel
+    assert {key: getattr(split, key) for key in expected} == expected
+
+
 def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:
     text = POST.replace("NNODES=1", f"NNODES=$(touch {tmp_path}/pwned; echo 1)").replace(
         "VOCAB_FILE=vocab.json", f"VOCAB_FILE=`touch {tmp_path}/pwned`"

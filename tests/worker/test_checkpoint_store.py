@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from hpclm.core import heartbeat
-from hpclm.core.errors import CheckpointError, DataError
+from hpclm.core.errors import CheckpointError, DataError, PeerError
+from hpclm.core.files import read_object, write_json
 from hpclm.core.spec import CheckpointSpec
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.groups import Groups
@@ -225,3 +227,46 @@ def test_each_rank_writes_about_as_much() -> None:
     assert owned == [["w0"], ["w1", "w2", "w3"]]
     copy = TensorShard("tied", torch.zeros(2), (2,), (0,), (1, 0, 0))
     assert not any(is_main_replica(one) for one in divided([copy], 0, 1)), "another stage writes it"
+
+
+def test_files_beside_the_tensors_are_of_the_same_step(tmp_path: Path, alone: Groups) -> None:
+    """An adapter's are made from what training changes."""
+    now = {"step": 1}
+    policy = CheckpointSpec(keep_last=2, asynchronous=True)
+    manager = CheckpointManager(tmp_path, policy, lambda made: write_json(made / "beside.json", dict(now)))
+    for step in (1, 2, 3):
+        now["step"] = step
+        manager.save(step, [shard(WHOLE)], {"loss": 0.1}, None)
+        now["step"] = 100
+    manager.settle()
+    assert [read_object(one / "beside.json") for one in checkpoints_in(tmp_path)] == [{"step": 2}, {"step": 3}]
+
+
+def test_the_failure_of_another_rank_is_its_own(alone: Groups) -> None:
+    """A full disk there says nothing against the checkpoint, and the run is to be tried again."""
+    notes = checkpoint_store._Notes(10**6)
+    notes.tell(3, None, failed=True)
+    with pytest.raises(PeerError, match="rank 3 could not write its part"):
+        notes.hear(3)
+
+
+def test_a_training_that_fails_lets_its_checkpoint_be_completed(
+    tmp_path: Path, alone: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(path: Path, data: dict[str, torch.Tensor]) -> str:
+        time.sleep(0.3)
+        return write_tensors(path, data)
+
+    monkeypatch.setattr(checkpoint_store, "write_tensors", slowly)
+    manager = asynchronous(tmp_path)
+    manager.save(7, [shard(WHOLE)], {"loss": 0.1}, None)
+    manager.rescue()
+    assert [step_of(one) for one in checkpoints_in(tmp_path)] == [7]
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path: Path, alone: Groups) -> None:
+    left = tmp_path / "step-00000009.partial"
+    left.mkdir()
+    (left / "shard-00000.safetensors").write_bytes(bytes(100))
+    assert asynchronous(tmp_path).resume() is None
+    assert not left.exists()

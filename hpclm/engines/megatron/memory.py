@@ -240,3 +240,10 @@ def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
     state = OPTIMIZER_BYTES if width == 2 else FP32_OPTIMIZER_BYTES
     shared = parallel.data * parallel.context if parallel.distributed_optimizer else 1
     return MemoryEstimate(mine * width, mine * 4, -(-mine * state // shared), held, total, total)
+
+
+def checkpoint_bytes(spec: StageSpec, estimate: MemoryEstimate) -> int:
+    """Of a checkpoint: what is trained, in its type, with the optimizer's state."""
+    if task_named(spec.task).learns_prompts or element_bytes(spec.trainer.precision) == 4:
+        return estimate.trainable_parameters * (4 + FP32_OPTIMIZER_BYTES)
+    return estimate.trainable_parameters * (2 + OPTIMIZER_BYTES)

@@ -40,16 +40,13 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Two processes: many tests wait for others (schedulers, ranks, timeouts). A file's tests stay together, in order.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
-
 # Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included.
 test: $(READY) slurm
 	@if command -v slurmctld >/dev/null; then \
-	  $(PYTEST) -m ""; \
+	  $(BIN)/pytest -m ""; \
 	else \
 	  echo "LEFT OUT: the tests on a real Slurm, for slurmctld is not installed (Debian: apt-get install slurm-wlm)"; \
-	  $(PYTEST) -m "not cluster"; \
+	  $(BIN)/pytest -m "not cluster"; \
 	fi
 
 # Slurm for the tests, and what they build and sandbox with, where this user may install it.

@@ -28,6 +28,6 @@ def test_every_shipped_recipe_runs_on_the_engine(recipe: str) -> None:
     trains_all = "pretrain" in recipe or "codeparrot" in recipe
     expected = {"pretrain"} if trains_all else {"ptune", "evaluate"}
     assert {one.stage for one in found} >= expected or "prompt_tuning" in recipe
-    for one in found:
-        assert one.estimate_bytes == pytest.approx(one.peak_bytes, rel=0.1), one.stage
+    for stage, one in tracing.worst(found).items():  # the plan's is the most loaded rank's
+        assert one.estimate_bytes == pytest.approx(one.peak_bytes, rel=0.1), stage
     assert to_dict(found[0])["where"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpclm.engines.megatron_lm.arguments import Arguments
+from hpclm.engines.megatron_lm.flags import FSDP
 from hpclm.planning.stage_context import StageContext
 
 # Of each flag groups of which one is needed.
@@ -17,7 +18,6 @@ _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "--end-weight-decay": (("--weight-decay-incr-style",),),
 }
 _EXCLUDES = (("--use-torch-fsdp2", "--expert-model-parallel-size"),)
-_FSDP = ("--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp")
 # Refused whatever else is given, and what to do.
 _NEVER = {
     "--no-position-embedding": "is out of date; set model.position_embedding",
@@ -79,8 +79,8 @@ def _beside_keys(stage: StageContext, given: Arguments) -> None:
     ):
         what = "needs parallel.distributed_optimizer and parallel.overlap"
         given.error("--overlap-param-gather-with-optimizer-step", what, "Megatron-LM's flags")
-    if "--fp8-param-gather" in flags and not parallel.distributed_optimizer and not set(_FSDP) & set(flags):
-        what = f"needs parallel.distributed_optimizer or {' or '.join(_FSDP)}"
+    if "--fp8-param-gather" in flags and not parallel.distributed_optimizer and not set(FSDP) & set(flags):
+        what = f"needs parallel.distributed_optimizer or {' or '.join(FSDP)}"
         given.error("--fp8-param-gather", what, "Megatron-LM's flags")
     if recipe.trainer is not None and recipe.trainer.deterministic:
         for flag in ("--use-flash-attn", "--cross-entropy-loss-fusion"):

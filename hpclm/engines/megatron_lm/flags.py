@@ -19,8 +19,8 @@ from hpclm.planning.stage_context import StageContext
 TENSORBOARD = "tensorboard"
 # As Megatron-LM's logger prints a step.
 PROGRESS = r"iteration +(?P<step>\d+)/ *(?P<total_steps>\d+) .*lm loss: (?P<loss>[-+0-9.eE]+)"
-# which assert that it is not set
-_FSDP = ("--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp")
+# Each divides the weights over data-parallel ranks, and asserts that CUDA_DEVICE_MAX_CONNECTIONS is not 1.
+FSDP = ("--use-torch-fsdp2", "--use-megatron-fsdp", "--use-custom-fsdp")
 _STYLES = {"wsd": "WSD"}
 # What --deterministic-mode asks for (validate_args, and the flag's own help).
 _DETERMINISTIC = {
@@ -82,7 +82,7 @@ def _environment(stage: StageContext, split: ParallelSpec, words: Sequence[str])
     """What Megatron-LM asserts of the environment, where the recipe does not say it."""
     trainer, container = stage.recipe.trainer, stage.recipe.container
     wanted = dict(_DETERMINISTIC) if trainer is not None and trainer.deterministic else {}
-    divided = any(word.startswith(_FSDP) for word in words)
+    divided = any(word.startswith(FSDP) for word in words)
     if (split.tensor > 1 or split.context > 1) and not divided and stage.recipe.resources.device == "gpu":
         wanted["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     own = {} if container is None else container.environment

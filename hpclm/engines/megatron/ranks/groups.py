@@ -41,6 +41,11 @@ class Groups:
         return self.pipeline_rank == self.pipeline_size - 1
 
     @property
+    def chunks(self) -> list[int | None]:
+        """This rank's chunks of layers as megatron-core numbers them; [None] without the interleaved schedule."""
+        return [None] if self.virtual_size == 1 else list(range(self.virtual_size))
+
+    @property
     def is_reporter(self) -> bool:
         """True on the one rank that has the loss and logs it: last stage, first data, context and tensor rank."""
         return self.is_last_stage and self.data_rank == 0 and self.tensor_rank == 0 and self.context_rank == 0

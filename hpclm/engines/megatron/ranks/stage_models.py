@@ -86,10 +86,10 @@ def base_weights(base: str) -> Path:
 def start_weights(context: StageContext, config: TransformerConfig) -> list[GPTModel]:
     """A model for full training, a part for each of this rank's chunks of layers: the base's weights where the recipe
     names one, else initialised from the seed."""
-    spec, count = context.spec, context.groups.virtual_size
+    spec = context.spec
     chunks = []
-    for chunk in range(count):
-        gpt = build_gpt(spec.model, config, context.groups, spec.backends, chunk if count > 1 else None)
+    for chunk in context.groups.chunks:
+        gpt = build_gpt(spec.model, config, context.groups, spec.backends, chunk)
         if spec.base is not None:
             load_weights(gpt, spec.model, spec.base)
         else:

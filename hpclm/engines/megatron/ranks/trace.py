@@ -95,8 +95,7 @@ def _pretraining(spec: StageSpec, groups: Any) -> tuple[list[Any], TrainingBatch
 
     assert spec.pretraining_length is not None
     config = config_for(_context(spec, groups), variable_lengths=False)
-    chunks = range(groups.virtual_size) if groups.virtual_size > 1 else [None]
-    parts = [build_gpt(spec.model, config, groups, spec.backends, chunk) for chunk in chunks]
+    parts = [build_gpt(spec.model, config, groups, spec.backends, chunk) for chunk in groups.chunks]
     shape = (spec.batch.micro_batch_size, spec.pretraining_length // spec.parallel.context)
     numbers = torch.zeros(shape, dtype=torch.int64)
     batch = TrainingBatch(

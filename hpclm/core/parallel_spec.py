@@ -17,6 +17,9 @@ class ParallelSpec:
             others.
         account_for_embedding, account_for_loss: the embedding or the output layer counts as a layer where layers are
             divided over the stages.
+        expert: ranks that share a layer's experts, which are other ranks than those of tensor and pipeline: expert ·
+            expert_tensor · pipeline divides world_size.
+        expert_tensor: ranks that share each expert; None: as many as `tensor`.
         distributed_optimizer: the optimizer's state is divided over data-parallel ranks (ZeRO-1).
         overlap: gradients are sent while the backward pass computes, weights while the forward pass does.
     """
@@ -36,6 +39,18 @@ class ParallelSpec:
     account_for_loss: bool = False
     distributed_optimizer: bool = False
     overlap: bool = False
+    expert: int = 1
+    expert_tensor: int | None = None
+
+    @property
+    def expert_tensor_size(self) -> int:
+        """`expert_tensor`, its default resolved."""
+        return self.tensor if self.expert_tensor is None else self.expert_tensor
+
+    @property
+    def expert_data(self) -> int:
+        """Ranks that have the same experts."""
+        return self.world_size // (self.expert_tensor_size * self.expert * self.pipeline)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ class ModelSpec:
         normalization: `layernorm1p` is a layer norm whose scale is stored less one (NeMo's LayerNorm1P).
         activation: of the MLP. `gelu` and `geglu` are the tanh form, `_exact` the error function; in the `glu`s the
             first half of the layer's rows is the gate (Shazeer 2020, arXiv:2002.05202).
+        num_moe_experts: MLPs of width `ffn_hidden_size` in each layer, of which a router chooses `moe_router_topk` for
+            each token (mixture of experts, Shazeer et al. 2017, arXiv:1701.06538); None: one MLP, and no router.
+        moe_aux_loss_coeff: of the loss that keeps the experts' shares of the tokens alike (Fedus et al. 2021,
+            arXiv:2101.03961, section 2.2).
+        moe_z_loss_coeff: of the loss that keeps the router's logits small (Zoph et al. 2022, arXiv:2202.08906).
     """
 
     num_layers: int
@@ -69,6 +74,10 @@ class ModelSpec:
     rotary_scaling_factor: float | None = None
     add_qkv_bias: bool = False
     qk_norm: bool = False
+    num_moe_experts: int | None = None
+    moe_router_topk: int = 2
+    moe_aux_loss_coeff: float = 0.01
+    moe_z_loss_coeff: float = 0.0
 
     @property
     def gated(self) -> bool:

@@ -23,7 +23,7 @@ from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext
 
 # Keys that concern training and not the weights: a stage may set its own.
-_FREE = ("hidden_dropout", "attention_dropout", "init_std")
+_FREE = ("hidden_dropout", "attention_dropout", "init_std", "moe_aux_loss_coeff", "moe_z_loss_coeff")
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
 _MAX_JSON_BYTES = 1 << 20
 

@@ -43,6 +43,11 @@ def _stage(stage: StagePlan, twin: str) -> str:
         + (f" × context {split.context}" if split.context > 1 else "")
         + (", sequence parallel" if split.sequence_parallel else "")
     )
+    if split.expert > 1:
+        lines.append(
+            f"  experts: {ranks} = expert {split.expert} × expert tensor {split.expert_tensor_size} × pipeline "
+            f"{split.pipeline} × data {split.expert_data}"
+        )
     lines += _batch(stage)
     if stage.memory is not None:
         lines += _memory(stage.memory)

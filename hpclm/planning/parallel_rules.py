@@ -10,7 +10,7 @@ from math import lcm
 
 from hpclm.core.nearest import closest, divisors, either, multiples
 from hpclm.core.spec import ModelSpec
-from hpclm.planning import lowering
+from hpclm.planning import expert_rules, lowering
 from hpclm.planning.layer_split import layers_by_stage, split_problem
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.topology import Topology
@@ -23,6 +23,8 @@ ADVANCED = (
     "last_stage_layers",
     "account_for_embedding",
     "account_for_loss",
+    "expert",
+    "expert_tensor",
     "distributed_optimizer",
     "overlap",
 )
@@ -87,7 +89,9 @@ def split_model(stage: StageContext, model: ModelSpec) -> None:
     """Heads, key/value groups, MLP and vocabulary by TP."""
     tensor = stage.recipe.parallel.tensor
     _divides(stage, ("parallel", "tensor"), tensor, "num_attention_heads", model.num_attention_heads)
-    _divides(stage, ("parallel", "tensor"), tensor, "ffn_hidden_size", model.ffn_hidden_size)
+    if model.num_moe_experts is None:
+        _divides(stage, ("parallel", "tensor"), tensor, "ffn_hidden_size", model.ffn_hidden_size)
+    expert_rules.check(stage, model)
     _divides(stage, ("parallel", "tensor"), tensor, "padded_vocab_size", model.padded_vocab_size)
     groups = model.num_query_groups
     if groups % tensor and tensor % groups:

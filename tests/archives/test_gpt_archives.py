@@ -25,7 +25,7 @@ from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.model_config import model_spec
 from hpclm.formats.nemo.pickles import read_index
 from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
-from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.formats.ranks.shards import megatron_shards, sharded_tensors
 from tests.support.engine_harness import MODERN
 from tests.support.gpt_models import DEEP, gpt_of, logits, state_of
 from tests.support.nemo_files import CORE_NAMES, TE_NAMES, config_text, saved, shard, write_archive, write_members
@@ -105,7 +105,7 @@ def test_every_tensor_rank_gets_its_part_bit_for_bit(
         model = replace(MODERN, num_query_groups=4)
     gpt = gpt_of(model, alone)
     path = write_archive(tmp_path / "gpt.nemo", state_of(gpt), model, tensor=theirs)
-    for whole in sharded_tensors(gpt):
+    for whole in megatron_shards(gpt):
         for axis in range(len(whole.local_shape)):
             if whole.local_shape[axis] % ours:
                 continue

@@ -12,6 +12,10 @@ from hpclm.planning import Plan, make_plan
 from hpclm.recipe import load
 from tests.support.samples import changed, single, write, write_checkpoint
 
+EXPERTS = {
+    "model.num_moe_experts": 4, "model.add_bias_linear": False, "parallel.sequence": True, "parallel.tensor": 2,
+    "stages": [{"name": "pretrain", "task": "pretrain"}],
+}  # fmt: skip
 # rule, wrong key, the value it breaks on, choices offered, other changes that the case needs
 RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("devices % (tensor · pipeline) == 0", "resources.devices_per_node", 3, (2, 4), {}),
@@ -26,6 +30,19 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
       "model.kv_channels": 2}),
     ("layers of a stage % recompute.num_layers == 0", "trainer.recompute.num_layers", 3, (1, 2, 4),
      {"trainer.recompute.granularity": "full", "trainer.recompute.method": "uniform"}),
+    ("num_moe_experts % expert == 0", "parallel.expert", 3, (1, 2, 4),
+     {**EXPERTS, "resources.devices_per_node": 12, "batch.global": 48}),
+    ("devices % (expert · expert_tensor · pipeline) == 0", "parallel.expert", 4, (1,), EXPERTS),
+    ("moe_router_topk <= num_moe_experts", "model.moe_router_topk", 5, (4,), EXPERTS),
+    ("ffn_hidden_size % expert_tensor == 0", "parallel.expert_tensor", 4, (1, 2, 5, 10),
+     {**EXPERTS, "model.ffn_hidden_size": 130, "resources.devices_per_node": 8, "parallel.expert": 2}),
+    ("experts with tensor > 1 need sequence", "parallel.sequence", False, (True,),
+     {key: value for key, value in EXPERTS.items() if key != "parallel.sequence"}),
+    ("experts with biases need expert_tensor 1", "parallel.expert_tensor", 2, (1,),
+     {**EXPERTS, "model.add_bias_linear": True, "resources.devices_per_node": 4, "parallel.expert": 2}),
+    ("expert_tensor != tensor needs expert > 1", "parallel.expert_tensor", 1, (2,), {**EXPERTS, "parallel.expert": 1}),
+    ("keys of experts", "parallel.expert", 2, (1,), {}),
+    ("keys of experts", "model.moe_router_topk", 2, (), {}),
     ("hidden_size % num_attention_heads == 0", "model.num_attention_heads", 6, (1, 2, 4, 8), {}),
     ("num_attention_heads % num_query_groups == 0", "model.num_query_groups", 3, (1, 2, 4), {}),
     ("global % (micro · data) == 0", "batch.global", 10, (8, 12), {}),

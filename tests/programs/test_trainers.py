@@ -14,7 +14,7 @@ from hpclm.cli import app as cli
 from hpclm.core.spec import ProgramStageSpec
 from hpclm.engines.nemo.config import as_yaml
 from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION
-from hpclm.planning import make_plan
+from hpclm.planning import Plan, make_plan
 from hpclm.recipe import load
 from tests.support.samples import changed, write
 
@@ -326,6 +326,35 @@ def test_keys_of_the_split_are_passed_on(tmp_path: Path, parallel: dict[str, Any
     assert not set(flags) & {word for word in plain.program.argv if word.startswith("--")}
 
 
+def test_a_mixture_of_experts_is_passed_on(tmp_path: Path) -> None:
+    def plan(*changes: tuple[str, Any], **parallel: Any) -> Plan:
+        experts = (("model.num_moe_experts", 4), ("model.add_bias_linear", False), *changes)
+        return make_plan(load(megatron_recipe(tmp_path, *on_pipeline(**parallel), *experts)))
+
+    def flags(found: Plan) -> dict[str, str]:
+        assert found.errors == ()
+        spec = found.stages[0].spec
+        assert isinstance(spec, ProgramStageSpec)
+        words = spec.program.argv
+        return {word: after for word, after in zip(words, [*words[1:], ""], strict=True) if word.startswith("--")}
+
+    found = flags(plan(expert=2))
+    assert found["--num-experts"] == "4"
+    assert (found["--moe-router-topk"], found["--moe-aux-loss-coeff"]) == ("2", "0.01")
+    assert found["--expert-model-parallel-size"] == "2"
+    assert "--expert-tensor-parallel-size" not in found
+    assert "--moe-router-pre-softmax" not in found
+    one = flags(plan(("model.moe_router_topk", 1), ("model.moe_z_loss_coeff", 0.001)))
+    assert "--moe-router-pre-softmax" in one
+    assert one["--moe-z-loss-coeff"] == "0.001"
+    assert (
+        flags(plan(tensor=2, pipeline=1, sequence=True, expert=2, expert_tensor=1))["--expert-tensor-parallel-size"]
+        == "1"
+    )
+    assert "no biases" in str(plan(("model.add_bias_linear", True)).errors)
+    assert "would send the same tokens" in str(plan(tensor=2, pipeline=1, expert=2).errors)
+
+
 def test_a_layout_of_the_layers_is_left_to_megatron_lm(tmp_path: Path) -> None:
     plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--pipeline-model-parallel-layout", "Et|tttL"))))
     assert plan.errors == ()
@@ -342,10 +371,9 @@ def test_a_layout_of_the_layers_is_left_to_megatron_lm(tmp_path: Path) -> None:
         ({"account_for_loss": True, "last_stage_layers": 1}, [], "does not go with last_stage_layers"),
         ({}, ["--context-parallel-size=3"], "is made from parallel.context; set that instead"),
         ({}, ["--num-layers-per-virtual-pipeline-stage=1"], "is made from parallel.virtual_pipeline"),
-        ({}, ["--expert-model-parallel-size", "2"], "2 needs --num-experts"),
-        ({}, ["--expert-model-parallel-size", "two"], "needs a whole number"),
-        ({}, ["--expert-model-parallel-size", "9" * 4000], "needs a whole number"),
-        ({}, ["--num-experts", "2"], "set model.add_bias_linear to false"),
+        ({}, ["--expert-model-parallel-size", "2"], "is made from parallel.expert; set that instead"),
+        ({}, ["--num-experts=2"], "is made from model.num_moe_experts; set that instead"),
+        ({"expert": 2}, [], "2 devices cannot share the experts of a model that has none"),
         ({"virtual_pipeline": 2}, ["--pipeline-model-parallel-layout", "Et|tttL"], "both divide the layers; keep one"),
     ],
 )
@@ -409,9 +437,9 @@ def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
 
 def test_a_flag_that_the_parser_refuses_changes_no_plan(tmp_path: Path) -> None:
     """argparse knows the names with hyphens alone."""
-    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--expert_model_parallel_size", "2"))))
+    plan = make_plan(load(megatron_recipe(tmp_path, *on_pipeline("--manual_gc_interval", "2"))))
     assert plan.errors == ()
-    assert any("did you mean --expert-model-parallel-size?" in str(one) for one in plan.findings)
+    assert any("did you mean --manual-gc-interval?" in str(one) for one in plan.findings)
 
 
 def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:

@@ -187,20 +187,22 @@ def test_what_is_known_only_when_it_runs_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_every_refused_flag_is_told_at_its_line(tmp_path: Path) -> None:
-    text = POST.replace("--fp16", "--fp16\n--num-experts 8\n--rampup-batch-size 16 16\n--fancy-new-flag\n--num-layer 3")
+    text = POST.replace(
+        "--fp16", "--fp16\n--moe-layer-freq 2\n--rampup-batch-size 16 16\n--fancy-new-flag\n--num-layer 3"
+    )
     with pytest.raises(RecipeError) as caught:
         load(written(tmp_path, text))
     lines = str(caught.value).split("\n")
-    first = text.split("\n").index("--num-experts 8") + 1
+    first = text.split("\n").index("--moe-layer-freq 2") + 1
     assert [line.partition(": ")[0] for line in lines] == [
-        f"{tmp_path}/pretrain.sh:{first} --num-experts",
+        f"{tmp_path}/pretrain.sh:{first} --moe-layer-freq",
         f"{tmp_path}/pretrain.sh:{first + 2} --fancy-new-flag",
         f"{tmp_path}/pretrain.sh:{first + 3} --num-layer",
         f"{tmp_path}/pretrain.sh:{first + 1} --rampup-batch-size",
     ]
     assert "did you mean --num-layers?" in lines[2]
     # without them it is what it was
-    left_out = ("~num_experts", "~rampup_batch_size", "~fancy_new_flag", "~num_layer")
+    left_out = ("~moe_layer_freq", "~rampup_batch_size", "~fancy_new_flag", "~num_layer")
     assert spec_of(written(tmp_path, text), *left_out, "hpclm.model.vocab_size=9") == spec_of(
         written(tmp_path, POST), "hpclm.model.vocab_size=9"
     )
@@ -255,6 +257,38 @@ def test_flags_of_the_split_are_keys(tmp_path: Path, flags: str, expected: dict[
     --vocab-file v --merge-file m --tokenizer-type GPT2BPETokenizer --vocab-size 1000"""
     split = spec_of(written(tmp_path, " ".join(lines.split()))).parallel
     assert {key: getattr(split, key) for key in expected} == expected
+
+
+# Megatron-LM's examples/mixtral/train_mixtral_8x7b_distributed.sh, its flags
+MIXTRAL = """torchrun --nproc_per_node 8 --nnodes 8 pretrain_gpt.py --use-mcore-models --disable-bias-linear
+    --seq-length 4096 --max-position-embeddings 32768 --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336
+    --num-attention-heads 32 --init-method-std 0.01 --attention-dropout 0.0 --hidden-dropout 0.0 --normalization RMSNorm
+    --position-embedding-type rope --swiglu --untie-embeddings-and-output-weights --group-query-attention
+    --num-query-groups 8 --no-masked-softmax-fusion --no-position-embedding --rotary-base 1000000
+    --num-experts 8 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2
+    --moe-grouped-gemm --moe-token-dispatcher-type alltoall --overlap-param-gather --overlap-grad-reduce
+    --tokenizer-type Llama2Tokenizer --tokenizer-model ../tokenizer.model --data-path ../corpus_text_document
+    --split 99990,8,2 --micro-batch-size 1 --global-batch-size 256 --lr 1e-4 --train-iters 500000
+    --lr-decay-iters 320000 --lr-decay-style cosine --min-lr 1.0e-5 --weight-decay 0.1 --lr-warmup-iters 500
+    --clip-grad 1.0 --bf16 --tensor-model-parallel-size 1 --pipeline-model-parallel-size 4
+    --expert-model-parallel-size 8 --use-distributed-optimizer --sequence-parallel --log-interval 1
+    --save-interval 10000 --eval-interval 1000 --eval-iters 10 --no-load-optim --no-load-rng"""
+
+
+def test_megatron_lms_mixtral_is_the_shipped_recipe(tmp_path: Path) -> None:
+    ours = spec_of(written(tmp_path, " ".join(MIXTRAL.split())), "hpclm.model.vocab_size=32000")
+    (tmp_path / "recipes").mkdir()
+    shipped = (ROOT / "recipes" / "mixtral_8x7b_pretrain.yaml").read_text()
+    theirs = spec_of(written(tmp_path / "recipes", shipped, "recipe.yaml"))
+    assert ours.model == theirs.model
+    assert (ours.model.num_moe_experts, ours.model.moe_router_topk, ours.parallel.expert) == (8, 2, 8)
+    assert dataclasses.replace(ours.parallel, virtual_pipeline=4) == theirs.parallel
+    assert (ours.batch, ours.optim.lr, ours.optim.min_lr) == (theirs.batch, theirs.optim.lr, theirs.optim.min_lr)
+    plain = spec_of(
+        written(tmp_path, " ".join(MIXTRAL.replace("--moe-aux-loss-coeff 1e-2", "").split())),
+        "hpclm.model.vocab_size=32000",
+    )
+    assert plain.model.moe_aux_loss_coeff == 0, "Megatron-LM's default"
 
 
 def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:

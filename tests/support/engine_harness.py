@@ -70,6 +70,8 @@ class Split:
     stages: tuple[int | None, int | None] = (None, None)
     zero: bool = False
     overlap: bool = False
+    expert: int = 1
+    expert_tensor: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -92,12 +94,16 @@ class Split:
             last_stage_layers=last,
             distributed_optimizer=self.zero,
             overlap=self.overlap,
+            expert=self.expert,
+            expert_tensor=self.expert_tensor,
         )
 
     def __str__(self) -> str:
         name = f"tp{self.tensor}-pp{self.pipeline}-dp{self.data}" + ("-sp" if self.sequence else "")
         name += (f"-cp{self.context}" if self.context > 1 else "") + (f"-vp{self.virtual}" if self.virtual > 1 else "")
         name += "" if self.stages == (None, None) else f"-stages{self.stages[0]},{self.stages[1]}"
+        name += f"-ep{self.expert}" if self.expert > 1 else ""
+        name += f"-etp{self.expert_tensor}" if self.expert_tensor else ""
         return name + ("-zero" if self.zero else "") + ("-overlap" if self.overlap else "")
 
 

@@ -16,6 +16,7 @@ GPT = plan.ModelSpec(12, 1024, 4096, 16, 16, 64, 2048, 50304, 50304)
 LLAMA = plan.ModelSpec(
     16, 2048, 7168, 16, 4, 128, 8192, 64000, 64000, "rope", 500000.0, "rmsnorm", 1e-5, "swiglu", False, False
 )
+MIXTRAL = replace(LLAMA, num_layers=8, num_moe_experts=8)
 UNIFORM, BLOCK = RecomputeSpec("full", "uniform", 1), RecomputeSpec("full", "block", 2)
 
 
@@ -79,6 +80,15 @@ SHAPES = {
     ),
     "llama, all of it": stage(
         LLAMA, split(2, 2, 2, 2, virtual_pipeline=2, sequence=True, overlap=True, **ZERO), 1, 4, 16384, UNIFORM
+    ),
+    "experts": stage(MIXTRAL, split(data=8, expert=8), 1, 1, 4096),
+    "experts, zero": stage(MIXTRAL, split(data=8, expert=4, overlap=True, **ZERO), 1, 1, 4096),
+    "experts, replicas": stage(replace(MIXTRAL, num_layers=4), split(data=2), 1, 1, 4096),
+    "experts, tensor, sequence": stage(MIXTRAL, split(4, 1, 2, sequence=True, expert=2), 1, 1, 8192),
+    "experts, not shared": stage(MIXTRAL, split(4, 1, 2, sequence=True, expert=8, expert_tensor=1, **ZERO), 1, 1, 8192),
+    "experts, pipeline, recomputed": stage(MIXTRAL, split(1, 2, 4, expert=4, **ZERO), 1, 4, 8192, UNIFORM),
+    "experts, interleaved, context": stage(
+        MIXTRAL, split(1, 2, 2, 2, virtual_pipeline=2, expert=4, **ZERO), 1, 4, 16384
     ),
 }
 

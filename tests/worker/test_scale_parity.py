@@ -1,5 +1,5 @@
-"""What large pre-training needs changes no loss: interleaved and uneven pipeline stages, context parallelism and the
-distributed optimizer, by themselves and together; and checkpoints of each are read by each other."""
+"""What large pre-training needs changes no loss: interleaved and uneven pipeline stages, context parallelism, experts
+and the distributed optimizer, by themselves and together; and checkpoints of each are read by each other."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ ALONE = Split()
 GPT = replace(SMALL, num_layers=4)
 LLAMA = replace(MODERN, num_layers=4)
 ZERO = Split(1, 1, 2, zero=True)
+# experts with biases, and Mixtral's
+BIASED, MIXTRAL = replace(GPT, num_moe_experts=4), replace(LLAMA, num_moe_experts=4)
+KINDS = {GPT: "gpt", LLAMA: "llama", BIASED: "gpt-experts", MIXTRAL: "mixtral"}
 EVERYTHING = Split(1, 2, 2, virtual=2, zero=True, overlap=True)
 
 
@@ -36,19 +39,18 @@ class Workshop:
 
     @functools.cache  # noqa: B019 - one workshop a module
     def trained(self, split: Split, model: Any = GPT, recompute: RecomputeSpec | None = None) -> StagePaths:
-        kind = "llama" if model.position_embedding == "rope" else "gpt"
-        folder = self.folder / f"{kind}-{split}-{recompute.granularity if recompute else ''}"
+        folder = self.folder / f"{KINDS[model]}-{split}-{recompute.granularity if recompute else ''}"
         # at 1e-2 the losses of the second leap, and a leap magnifies what fp32 rounds off
-        lr = 2e-3 if model is LLAMA else 1e-2
+        lr = 2e-3 if model in (LLAMA, MIXTRAL) else 1e-2
         spec = stage_spec(folder, self.data, "pretrain", split, model=model, steps=STEPS, lr=lr)
         return run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))
 
-    def continued(self, first: Split, second: Split) -> StagePaths:
+    def continued(self, first: Split, second: Split, model: Any = GPT) -> StagePaths:
         """Ten steps at one split, ten at another."""
-        folder = self.folder / f"moved-{first}-{second}"
-        run(stage_spec(folder, self.data, "pretrain", first, model=GPT, steps=10))
+        folder = self.folder / f"moved-{KINDS[model]}-{first}-{second}"
+        run(stage_spec(folder, self.data, "pretrain", first, model=model, steps=10))
         StagePaths(folder).result.unlink()
-        return run(stage_spec(folder, self.data, "pretrain", second, model=GPT, steps=STEPS), attempt=2)
+        return run(stage_spec(folder, self.data, "pretrain", second, model=model, steps=STEPS), attempt=2)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +76,24 @@ SPLITS = [
 MODERN_SPLITS = [ZERO, Split(1, 2, virtual=2), Split(2, sequence=True, context=2), EVERYTHING]
 
 
+ALL_EXPERTS = Split(1, 2, 2, virtual=2, expert=2, zero=True, overlap=True)
+EXPERT_SPLITS = [
+    Split(1, 1, 2, expert=2),
+    Split(1, 1, 4, expert=2, zero=True),
+    Split(2, 1, 2, sequence=True, expert=2),
+    Split(2, 1, 1, sequence=True, expert=2, expert_tensor=1, zero=True),
+    Split(1, 1, 2, context=2, expert=2),
+    ALL_EXPERTS,
+]
+
+
 @pytest.mark.parametrize(
     ("split", "model"),
-    [(split, GPT) for split in SPLITS] + [(split, LLAMA) for split in MODERN_SPLITS],
-    ids=lambda value: str(value) if isinstance(value, Split) else value.position_embedding,
+    [(split, GPT) for split in SPLITS]
+    + [(split, LLAMA) for split in MODERN_SPLITS]
+    + [(split, MIXTRAL) for split in EXPERT_SPLITS]
+    + [(Split(2, 1, 2, sequence=True, expert=4, expert_tensor=1), BIASED), (Split(1, 1, 2, expert=2), BIASED)],
+    ids=lambda value: str(value) if isinstance(value, Split) else KINDS[value],
 )
 def test_the_curve_is_that_of_one_rank(workshop: Workshop, split: Split, model: Any) -> None:
     ours, reference = workshop.trained(split, model), workshop.trained(ALONE, model)
@@ -117,9 +133,27 @@ def test_a_checkpoint_of_one_split_goes_on_at_another(workshop: Workshop, first:
     assert losses(moved) == pytest.approx(losses(workshop.trained(ALONE)), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("split", [replace(ZERO, overlap=True), EVERYTHING, Split(context=2)], ids=str)
-def test_a_resumed_run_has_the_same_bits(workshop: Workshop, split: Split) -> None:
-    moved, whole = workshop.continued(split, split), workshop.trained(split)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Split(1, 1, 4, expert=4, zero=True), Split(2, sequence=True)),
+        (Split(2, 1, 2, sequence=True, expert=4, expert_tensor=1), ALL_EXPERTS),
+        (ALL_EXPERTS, ALONE),
+    ],
+    ids=str,
+)
+def test_experts_move_as_well(workshop: Workshop, first: Split, second: Split) -> None:
+    moved = workshop.continued(first, second, MIXTRAL)
+    assert losses(moved) == pytest.approx(losses(workshop.trained(ALONE, MIXTRAL)), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("split", "model"),
+    [(replace(ZERO, overlap=True), GPT), (EVERYTHING, GPT), (Split(context=2), GPT), (ALL_EXPERTS, MIXTRAL)],
+    ids=lambda value: str(value) if isinstance(value, Split) else KINDS[value],
+)
+def test_a_resumed_run_has_the_same_bits(workshop: Workshop, split: Split, model: Any) -> None:
+    moved, whole = workshop.continued(split, split, model), workshop.trained(split, model)
     assert losses(moved) == losses(whole)
     ours, theirs = (_newest(one).files for one in (moved, whole))
     assert {name: one.sha256 for name, one in ours.items() if name.startswith("shard")} == {

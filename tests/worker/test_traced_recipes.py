@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
     path.name
-    for pattern in ("gpt*.yaml", "codeparrot_small.yaml", "llama3_*_pretrain.yaml")
+    for pattern in ("gpt*.yaml", "codeparrot_small.yaml", "llama3_*_pretrain.yaml", "mixtral*.yaml")
     for path in (ROOT / "recipes").glob(pattern)
 )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hpclm.core.ranks.seeds import named_generator
 from hpclm.core.spec import TaskTemplate
-from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.formats.ranks.shards import megatron_shards
 
 # Frozen tables are `prompts.kept.…` in every existing checkpoint.
 _FROZEN, _FROZEN_ON_DISK = "prompts.frozen_tables.", "prompts.kept."
@@ -71,7 +71,7 @@ class SoftPrompts(MegatronModule):
 
     def shards(self) -> list[ShardedTensor]:
         """Every table and weight held by this rank, by its name in a checkpoint."""
-        return [replace(one, key=_stored_name(one.key)) for one in sharded_tensors(self, prefix="prompts.")]
+        return [replace(one, key=_stored_name(one.key)) for one in megatron_shards(self, prefix="prompts.")]
 
     @abstractmethod
     def draw(self, shard: ShardedTensor, generator: torch.Generator) -> Tensor:

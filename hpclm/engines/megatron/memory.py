@@ -26,14 +26,23 @@ def element_bytes(precision: str) -> int:
 
 
 def layer_parameters(model: ModelSpec) -> int:
-    """Weights of one transformer layer: attention, MLP, two norms, and biases if any."""
+    """Weights of one transformer layer: attention, MLP or experts, two norms, and biases if any."""
+    return shared_parameters(model) + (model.num_moe_experts or 1) * mlp_parameters(model)
+
+
+def mlp_parameters(model: ModelSpec) -> int:
+    """Of a layer's MLP, or of one of its experts."""
     h, ffn = model.hidden_size, model.ffn_hidden_size
-    query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
     fc1 = 2 * ffn if model.gated else ffn
-    count = h * (query + 2 * key) + query * h + h * fc1 + ffn * h + 2 * norm_parameters(model)
-    if model.add_bias_linear:
-        count += (query + 2 * key) + h + fc1 + h
-    return count
+    return h * fc1 + ffn * h + (fc1 + h if model.add_bias_linear else 0)
+
+
+def shared_parameters(model: ModelSpec) -> int:
+    """Of a layer's attention, its norms, and the router where it has experts."""
+    h, biases = model.hidden_size, int(model.add_bias_linear)
+    query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
+    attention = h * (query + 2 * key) + query * h + (query + 2 * key + h) * biases
+    return attention + 2 * norm_parameters(model) + (model.num_moe_experts or 0) * (h + biases)
 
 
 def norm_parameters(model: ModelSpec) -> int:
@@ -57,7 +66,11 @@ def stage_parameters(model: ModelSpec, parallel: ParallelSpec, stage: int) -> in
     """Weights of a rank of a pipeline stage: its layers, embeddings in the first, output layer and final norm in the
     last."""
     words = model.padded_vocab_size * model.hidden_size // parallel.tensor
-    count = sum(layers_of_stage(model.num_layers, parallel, stage)) * -(-layer_parameters(model) // parallel.tensor)
+    layers = sum(layers_of_stage(model.num_layers, parallel, stage))
+    if model.num_moe_experts is None:
+        count = layers * -(-layer_parameters(model) // parallel.tensor)
+    else:
+        count = layers * -(-shared_parameters(model) // parallel.tensor) + expert_parameters(model, parallel, stage)
     is_last = stage == parallel.pipeline - 1
     if stage == 0:
         count += words + embedding_parameters(model) - model.padded_vocab_size * model.hidden_size
@@ -65,6 +78,14 @@ def stage_parameters(model: ModelSpec, parallel: ParallelSpec, stage: int) -> in
         # of tied embeddings the last of several stages has a copy
         count += norm_parameters(model) + (0 if stage == 0 and model.tie_embeddings else words)
     return count
+
+
+def expert_parameters(model: ModelSpec, parallel: ParallelSpec, stage: int) -> int:
+    """Those of `stage_parameters` that are of experts; 0 where there are none."""
+    if model.num_moe_experts is None:
+        return 0
+    layers, experts = sum(layers_of_stage(model.num_layers, parallel, stage)), model.num_moe_experts // parallel.expert
+    return layers * experts * -(-mlp_parameters(model) // parallel.expert_tensor_size)
 
 
 def prompt_parameters(
@@ -104,12 +125,17 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
         scored: positions whose attention scores are kept for each token, where attention is not fused.
     """
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
-    mlp = 2 if model.gated else 1  # both halves of what a gate is given
     rotated = query + key if model.position_embedding == "rope" else 0
-    whole, split = 2 * model.hidden_size, 2 * query + 2 * key + rotated + mlp * model.ffn_hidden_size
+    mlp = (2 if model.gated else 1) * model.ffn_hidden_size  # both halves of what a gate is given
+    mlp += 0 if frozen else model.ffn_hidden_size
+    whole, split = 2 * model.hidden_size, 2 * query + 2 * key + rotated
     if not frozen:
         whole += 2 * model.hidden_size
-        split += query + model.ffn_hidden_size
+        split += query
+    if model.num_moe_experts is None:
+        split += mlp
+    else:
+        whole += _experts_share(model, parallel, mlp, frozen=frozen)
     scores = scored * model.num_attention_heads * _SCORE_BYTES / parallel.tensor
     masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
     if parallel.context > 1:
@@ -117,6 +143,19 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
         split += 2 * key * parallel.context
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
     return kept * width + scores + (masks / parallel.tensor if parallel.sequence_parallel else masks)
+
+
+def _experts_share(model: ModelSpec, parallel: ParallelSpec, mlp: int, *, frozen: bool) -> int:
+    """What a rank's experts keep, in values for each token of this rank: where all have as many tokens, a rank is given
+    as many as it sends, and those of the ranks with the same experts. What comes out of an activation is kept for its
+    weight, the router's share.
+
+    Args:
+        mlp: what an MLP keeps of a token.
+    """
+    shared = parallel.expert_tensor_size
+    each = (0 if frozen else model.hidden_size) + (mlp + model.ffn_hidden_size) // shared
+    return model.moe_router_topk * shared * each
 
 
 def activation_bytes(
@@ -238,8 +277,12 @@ def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
             mine * width + own * 4, own * 4, own * FP32_OPTIMIZER_BYTES, held, total + trainable, trainable
         )
     state = OPTIMIZER_BYTES if width == 2 else FP32_OPTIMIZER_BYTES
-    shared = parallel.data * parallel.context if parallel.distributed_optimizer else 1
-    return MemoryEstimate(mine * width, mine * 4, -(-mine * state // shared), held, total, total)
+    optimizer = mine * state
+    if parallel.distributed_optimizer:
+        experts = expert_parameters(model, parallel, stage)
+        optimizer = -(-(mine - experts) * state // (parallel.data * parallel.context))
+        optimizer += -(-experts * state // parallel.expert_data)
+    return MemoryEstimate(mine * width, mine * 4, optimizer, held, total, total)
 
 
 def checkpoint_bytes(spec: StageSpec, estimate: MemoryEstimate) -> int:

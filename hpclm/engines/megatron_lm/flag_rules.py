@@ -17,7 +17,6 @@ _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "--start-weight-decay": (("--weight-decay-incr-style",),),
     "--end-weight-decay": (("--weight-decay-incr-style",),),
 }
-_EXCLUDES = (("--use-torch-fsdp2", "--expert-model-parallel-size"),)
 # Refused whatever else is given, and what to do.
 _NEVER = {
     "--no-position-embedding": "is out of date; set model.position_embedding",
@@ -45,9 +44,6 @@ def _beside_flags(given: Arguments, words: Sequence[str]) -> None:
         for group in groups if flag in flags else ():
             if not any(one in flags for one in group):
                 given.error(flag, f"needs {' or '.join(group)}", "Megatron-LM's flags")
-    for one, other in _EXCLUDES:
-        if one in flags and other in flags:
-            given.error(one, f"and {other} exclude each other; keep one", "Megatron-LM's flags")
     if _value(words, "--ckpt-format", flags) == "torch_dcp" and "--use-torch-fsdp2" not in flags:
         given.error("--ckpt-format", "torch_dcp needs --use-torch-fsdp2", "Megatron-LM's flags")
     if _value(words, "--weight-decay-incr-style", flags) not in (None, "constant"):
@@ -58,22 +54,12 @@ def _beside_flags(given: Arguments, words: Sequence[str]) -> None:
 
 def _beside_keys(stage: StageContext, given: Arguments) -> None:
     flags, recipe = given.places, stage.recipe
-    pipeline = recipe.parallel.pipeline
-    precision = recipe.trainer.precision if recipe.trainer is not None else None
-    if "--use-torch-fsdp2" in flags:
-        if pipeline > 1:
-            given.error("--use-torch-fsdp2", "does not go with parallel.pipeline above 1", "Megatron-LM's flags")
-        if precision == "fp16":
-            given.error("--use-torch-fsdp2", "does not go with fp16", "Megatron-LM's flags")
-        if recipe.model is not None and recipe.model.tie_embeddings:
-            given.error("--use-torch-fsdp2", "needs model.tie_embeddings false", "Megatron-LM's flags")
     parallel = recipe.parallel
-    if parallel.virtual_pipeline > 1 and pipeline == 2 and "--no-overlap-p2p-communication" in flags:
+    if "--use-torch-fsdp2" in flags:
+        _torch_fsdp2(stage, given)
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 2 and "--no-overlap-p2p-communication" in flags:
         what = "needs parallel.pipeline above 2 where parallel.virtual_pipeline is set"
         given.error("--no-overlap-p2p-communication", what, "Megatron-LM's flags")
-    if parallel.distributed_optimizer and "--use-torch-fsdp2" in flags:
-        what = "and parallel.distributed_optimizer exclude each other; keep one"
-        given.error("--use-torch-fsdp2", what, "Megatron-LM's flags")
     if "--overlap-param-gather-with-optimizer-step" in flags and not (
         parallel.distributed_optimizer and parallel.overlap
     ):
@@ -86,6 +72,20 @@ def _beside_keys(stage: StageContext, given: Arguments) -> None:
         for flag in ("--use-flash-attn", "--cross-entropy-loss-fusion"):
             if flag in flags:
                 given.error(flag, "does not go with trainer.deterministic", "Megatron-LM's flags")
+
+
+def _torch_fsdp2(stage: StageContext, given: Arguments) -> None:
+    recipe = stage.recipe
+    wrong = {
+        "does not go with parallel.pipeline above 1": recipe.parallel.pipeline > 1,
+        "does not go with parallel.expert above 1": recipe.parallel.expert > 1,
+        "does not go with fp16": recipe.trainer is not None and recipe.trainer.precision == "fp16",
+        "needs model.tie_embeddings false": recipe.model is not None and recipe.model.tie_embeddings,
+        "and parallel.distributed_optimizer exclude each other; keep one": recipe.parallel.distributed_optimizer,
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            given.error("--use-torch-fsdp2", what, "Megatron-LM's flags")
 
 
 def _value(words: Sequence[str], flag: str, places: dict[str, int]) -> str | None:

@@ -44,6 +44,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
         "pipeline-model-parallel-size": split.pipeline,
         **_stages(split),
         **_architecture(model),
+        **_experts(split, model),
         "seq-length": sample_length(model, indexed),
         **_training(stage),
         **_schedule(stage),
@@ -76,6 +77,25 @@ def _stages(split: ParallelSpec) -> dict[str, object]:
         "decoder-last-pipeline-num-layers": (split.last_stage_layers, None),
     }
     return {flag: value for flag, (value, default) in values.items() if value != default}
+
+
+def _experts(split: ParallelSpec, model: ModelSpec) -> dict[str, object]:
+    """A mixture of experts; nothing is dropped, and the weights of the chosen sum to 1."""
+    if model.num_moe_experts is None:
+        return {}
+    found: dict[str, object] = {
+        "num-experts": model.num_moe_experts,
+        "moe-router-topk": model.moe_router_topk,
+        "moe-router-load-balancing-type": "aux_loss",
+        "moe-aux-loss-coeff": model.moe_aux_loss_coeff,
+        "moe-token-dispatcher-type": "alltoall",
+        "expert-model-parallel-size": split.expert,
+    }
+    if model.moe_z_loss_coeff:
+        found["moe-z-loss-coeff"] = model.moe_z_loss_coeff
+    if split.expert_tensor is not None:
+        found["expert-tensor-parallel-size"] = split.expert_tensor
+    return found
 
 
 def _environment(stage: StageContext, split: ParallelSpec, words: Sequence[str]) -> dict[str, str]:
@@ -233,6 +253,7 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec, source
         "--use-distributed-optimizer": split.distributed_optimizer,
         "--overlap-grad-reduce": split.overlap,
         "--overlap-param-gather": split.overlap and split.distributed_optimizer,
+        "--moe-router-pre-softmax": model.num_moe_experts is not None and model.moe_router_topk == 1,
         "--swiglu": model.activation == "swiglu",
         "--squared-relu": model.activation == "squared_relu",
         # the fused one is the tanh form, and there is none of squared ReLU

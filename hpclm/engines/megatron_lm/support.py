@@ -27,6 +27,12 @@ _OF_KEYS = {
     "--use-distributed-optimizer": "parallel.distributed_optimizer",
     "--overlap-grad-reduce": "parallel.overlap",
     "--overlap-param-gather": "parallel.overlap",
+    "--expert-model-parallel-size": "parallel.expert",
+    "--expert-tensor-parallel-size": "parallel.expert_tensor",
+    "--num-experts": "model.num_moe_experts",
+    "--moe-router-topk": "model.moe_router_topk",
+    "--moe-aux-loss-coeff": "model.moe_aux_loss_coeff",
+    "--moe-z-loss-coeff": "model.moe_z_loss_coeff",
     "--num-layers": "model.num_layers",
     "--hidden-size": "model.hidden_size",
     "--ffn-hidden-size": "model.ffn_hidden_size",
@@ -244,6 +250,9 @@ def check_model(
         if value != int(value):
             what = f"{value:g} is not whole, and Megatron-LM's flag takes whole numbers; or choose engine: megatron"
             stage.error(("model", key), what, "whole numbers", value, (round(value),))
+    if model.num_moe_experts is not None and model.add_bias_linear:
+        what = "is true, and Megatron-LM's experts have no biases before core_r0.15; set it to false"
+        stage.error(("model", "add_bias_linear"), what, "no bias with experts", True, (False,))
     groups, tensor = model.num_query_groups, stage.recipe.parallel.tensor
     if groups % tensor and tensor % groups == 0:
         stage.warning(

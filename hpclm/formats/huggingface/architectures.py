@@ -1,4 +1,4 @@
-"""`config.json` of transformers' GPT-2, Llama, Mistral, Qwen2 and Qwen3, from and to a `ModelSpec`.
+"""`config.json` of transformers' GPT-2, Llama, Mistral, Mixtral, Qwen2 and Qwen3, from and to a `ModelSpec`.
 
 Keys and their defaults are those of transformers 4.53 to 5.24: models/gpt2/configuration_gpt2.py,
 models/llama/configuration_llama.py and those of the others; `rope_parameters` is the newer name of `rope_scaling` and
@@ -21,7 +21,7 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # PEFT's two files
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
-LLAMA_KINDS = ("llama", "mistral", "qwen2", "qwen3")
+LLAMA_KINDS = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
 KINDS = ("gpt2", *LLAMA_KINDS)
 # What the scaling of Llama 3.1 to 3.3 has beside its factor, and megatron-core's code too
 _LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -169,7 +169,16 @@ def _llama(keys: _Keys, kind: str, written_vocab: int | None) -> ModelSpec:
         qk_norm=kind == "qwen3",
         tie_embeddings=keys.flag("tie_word_embeddings", False),
         init_std=keys.number("initializer_range", 0.02) or 0.02,
+        **(_mixtral(keys) if kind == "mixtral" else {}),
     )
+
+
+def _mixtral(keys: _Keys) -> dict[str, Any]:
+    experts, chosen = keys.whole("num_local_experts", 8), keys.whole("num_experts_per_tok", 2)
+    if not 2 <= chosen <= experts:
+        raise keys.refuse(f"num_experts_per_tok is {chosen} of {experts} experts; 2 to {experts} can be read")
+    coefficient = keys.number("router_aux_loss_coef", 0.001)
+    return {"num_moe_experts": experts, "moe_router_topk": chosen, "moe_aux_loss_coeff": coefficient}
 
 
 def _positions(keys: _Keys) -> int:
@@ -228,6 +237,7 @@ def _gpt2_config(model: ModelSpec, dtype: str, tokens: Mapping[str, int]) -> dic
         "add_bias_linear": True,
         "kv_channels": model.hidden_size // model.num_attention_heads,
         "qk_norm": False,
+        "num_moe_experts": None,
     }
     _refuse(model, needed, "GPT-2")
     activations = {"gelu": "gelu_new", "gelu_exact": "gelu"}
@@ -261,7 +271,10 @@ def _llama_config(model: ModelSpec, dtype: str, tokens: Mapping[str, int]) -> di
     if model.add_qkv_bias and model.qk_norm:
         raise CheckpointError("model.add_qkv_bias and model.qk_norm: no architecture of transformers' has both")
     kind = "qwen2" if model.add_qkv_bias else "qwen3" if model.qk_norm else "llama"
-    name = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[kind]
+    experts = {}
+    if model.num_moe_experts is not None:
+        kind, experts = "mixtral", _mixtral_config(model)
+    name = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mixtral": "Mixtral"}[kind]
     needed = {"normalization": "rmsnorm", "activation": "swiglu", "add_bias_linear": False, "rotary_percent": 1.0}
     _refuse(model, needed, name)
     if kind == "qwen2":
@@ -293,5 +306,18 @@ def _llama_config(model: ModelSpec, dtype: str, tokens: Mapping[str, int]) -> di
         "vocab_size": model.vocab_size,
         "torch_dtype": dtype,
         "use_cache": True,
+        **experts,
         **tokens,
+    }
+
+
+def _mixtral_config(model: ModelSpec) -> dict[str, Any]:
+    _refuse(model, {"add_qkv_bias": False, "qk_norm": False}, "Mixtral")
+    if model.moe_router_topk == 1:
+        raise CheckpointError("model.moe_router_topk is 1, but transformers' Mixtral weighs 2 experts or more")
+    return {
+        "num_local_experts": model.num_moe_experts,
+        "num_experts_per_tok": model.moe_router_topk,
+        "router_aux_loss_coef": model.moe_aux_loss_coeff,
+        "sliding_window": None,
     }

@@ -1,6 +1,7 @@
 """Which tensors of transformers' models a tensor of hpclm's checkpoints is made of, and how.
 
-Names: transformers 4.53 to 5.24, models/gpt2/modeling_gpt2.py, models/llama/modeling_llama.py, models/qwen2 and qwen3.
+Names: transformers 4.53 to 5.24, models/gpt2/modeling_gpt2.py, models/llama/modeling_llama.py, models/qwen2, qwen3 and
+mixtral.
 """
 
 from __future__ import annotations
@@ -67,13 +68,27 @@ def _llama(model: ModelSpec) -> Iterator[tuple[str, Source]]:
             yield f"{here}self_attention.q_layernorm.weight", Source((f"{there}self_attn.q_norm.weight",))
             yield f"{here}self_attention.k_layernorm.weight", Source((f"{there}self_attn.k_norm.weight",))
         yield f"{here}self_attention.linear_proj.weight", Source((f"{there}self_attn.o_proj.weight",))
-        yield f"{here}mlp.linear_fc1.layer_norm_weight", Source((f"{there}post_attention_layernorm.weight",))
+        norm = Source((f"{there}post_attention_layernorm.weight",))
+        if model.num_moe_experts is not None:
+            yield f"{here}pre_mlp_layernorm.weight", norm
+            yield from _experts(model.num_moe_experts, here, there)
+            continue
+        yield f"{here}mlp.linear_fc1.layer_norm_weight", norm
         halves = tuple(f"{there}mlp.{part}_proj.weight" for part in ("gate", "up"))
         yield f"{here}mlp.linear_fc1.weight", Source(halves, "joined")
         yield f"{here}mlp.linear_fc2.weight", Source((f"{there}mlp.down_proj.weight",))
     yield "decoder.final_layernorm.weight", Source(("model.norm.weight",))
     if not model.tie_embeddings:
         yield "output_layer.weight", Source(("lm_head.weight",), vocabulary=True)
+
+
+def _experts(count: int, here: str, there: str) -> Iterator[tuple[str, Source]]:
+    """Mixtral's, as its files have them: w1 is the gate, w3 the values, w2 the way back."""
+    yield f"{here}mlp.router.weight", Source((f"{there}block_sparse_moe.gate.weight",))
+    for expert in range(count):
+        ours, theirs = f"{here}mlp.experts.{expert}.", f"{there}block_sparse_moe.experts.{expert}."
+        yield f"{ours}linear_fc1.weight", Source((f"{theirs}w1.weight", f"{theirs}w3.weight"), "joined")
+        yield f"{ours}linear_fc2.weight", Source((f"{theirs}w2.weight",))
 
 
 def shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -93,5 +108,6 @@ def shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
         "linear_fc2.weight": (hidden, model.ffn_hidden_size),
         "q_layernorm.weight": (width,),
         "k_layernorm.weight": (width,),
+        "router.weight": (model.num_moe_experts or 0, hidden),
     }
     return {name: ends.get(".".join(name.split(".")[-2:]), (hidden,)) for name in sources(model)}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from safetensors import safe_open
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import ModelSpec
 from hpclm.formats.huggingface.names import Source
 from hpclm.formats.huggingface.weights import Stored, located
+from hpclm.formats.ranks.tensor_shard import Shard
 
 
 class HuggingFaceWeights:
@@ -44,7 +44,7 @@ class HuggingFaceWeights:
         return found
 
 
-def load_gpt(folder: Path, shards: Iterable[ShardedTensor], model: ModelSpec) -> None:
+def load_gpt(folder: Path, shards: Iterable[Shard], model: ModelSpec) -> None:
     """Fill `shards` in place, cast to their dtype; one whole tensor is in memory at a time."""
     weights = HuggingFaceWeights(folder, model)
     latest: tuple[str, Tensor] | None = None
@@ -58,8 +58,9 @@ def load_gpt(folder: Path, shards: Iterable[ShardedTensor], model: ModelSpec) ->
 
 
 @torch.no_grad()
-def _copy(shard: ShardedTensor, whole: Tensor) -> None:
-    part = whole[shard.global_slice()]
+def _copy(shard: Shard, whole: Tensor) -> None:
+    place = zip(shard.global_offset, shard.local_shape, strict=True)
+    part = whole[tuple(slice(first, first + size) for first, size in place)]
     if part.shape != shard.data.shape:  # rows of padding
         shard.data.zero_()
     shard.data[tuple(slice(size) for size in part.shape)].copy_(part)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 
 from hpclm.core import heartbeat
@@ -17,9 +16,10 @@ from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import Piece, read_weights
 from hpclm.formats.nemo.pickles import TensorFacts
 from hpclm.formats.ranks.checkpoint_store import overlap
+from hpclm.formats.ranks.tensor_shard import Shard
 
 
-def load_gpt(path: Path, shards: Iterable[ShardedTensor], model: ModelSpec) -> None:
+def load_gpt(path: Path, shards: Iterable[Shard], model: ModelSpec) -> None:
     """Fill `shards` in place from a GPT archive of any split, cast to their dtype.
 
     Raises CheckpointError where a tensor is missing, of another shape, or incomplete.
@@ -39,7 +39,7 @@ def load_gpt(path: Path, shards: Iterable[ShardedTensor], model: ModelSpec) -> N
 
 
 @torch.no_grad()
-def _fill(archive: Archive, shard: ShardedTensor, pieces: list[Piece]) -> None:
+def _fill(archive: Archive, shard: Shard, pieces: list[Piece]) -> None:
     heartbeat.beat()
     if shard.allow_shape_mismatch:
         shard.data.zero_()

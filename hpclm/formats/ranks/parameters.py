@@ -17,16 +17,23 @@ class MegatronParameter(Protocol):
         main_grad: fp32, where DistributedDataParallel sums the gradient.
         sequence_parallel: its gradient is of this rank's part of the sequence, to be summed over tensor ranks.
         tensor_model_parallel: tensor ranks have parts of it, not copies.
+        allreduce: False for an expert's under expert parallelism: other ranks have its copies than those of the rest.
     """
 
     main_grad: Tensor
     sequence_parallel: bool
     tensor_model_parallel: bool
+    allreduce: bool
 
 
 def attributes(parameter: nn.Parameter) -> MegatronParameter:
     """The same parameter, by megatron-core's attributes."""
     return cast(MegatronParameter, parameter)
+
+
+def is_experts(parameter: nn.Parameter) -> bool:
+    """Whether it belongs to one of the experts that expert parallelism divides."""
+    return not getattr(parameter, "allreduce", True)
 
 
 def mark_tensor_parallel(module: MegatronModule) -> None:

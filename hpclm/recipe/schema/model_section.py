@@ -60,6 +60,18 @@ class Model(Section):
         default=None, description="biases of queries, keys and values alone (Qwen2); default false"
     )
     qk_norm: bool | None = Field(default=None, description="norm of each head's queries and keys; default false")
+    num_moe_experts: Annotated[int, Field(ge=2, le=4096)] | None = Field(
+        default=None, description="mixture of experts: MLPs of each layer, each ffn_hidden_size wide; default one MLP"
+    )
+    moe_router_topk: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="experts that each token goes to; default 2"
+    )
+    moe_aux_loss_coeff: Annotated[float, Field(ge=0, le=1e3)] | None = Field(
+        default=None, description="of the loss that balances the experts' load; default 0.01"
+    )
+    moe_z_loss_coeff: Annotated[float, Field(ge=0, le=1e3)] | None = Field(
+        default=None, description="of the loss that keeps the router's logits small; default 0"
+    )
     tie_embeddings: bool | None = Field(default=None, description="output layer shares the embedding; default true")
     hidden_dropout: Fraction | None = Field(default=None, description="default 0")
     attention_dropout: Fraction | None = Field(default=None, description="default 0")

@@ -35,6 +35,12 @@ class Parallel(Section):
     account_for_loss: bool = Field(
         default=False, description="the output layer counts as a layer of the last pipeline stage"
     )
+    expert: Degree = Field(
+        default=1, description="expert parallelism: devices that share the experts of each layer (pretrain)"
+    )
+    expert_tensor: Degree | None = Field(
+        default=None, description="devices that share each expert; null: as many as tensor (pretrain)"
+    )
     distributed_optimizer: bool = Field(
         default=False, description="optimizer state divided over data-parallel devices (ZeRO-1; pretrain)"
     )

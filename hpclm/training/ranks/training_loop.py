@@ -39,12 +39,14 @@ class TrainingResult(ValidationMetrics):
 
 @dataclass
 class StepOutcome:
-    """One step, summed over all ranks: mean loss, real tokens, and whether any rank was asked to stop."""
+    """One step, summed over all ranks: mean loss, real tokens, whether any rank was asked to stop, and what else the
+    engine measures, by name."""
 
     loss: float
     grad_norm: float
     tokens: float
     stop: bool
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -208,6 +210,7 @@ class TrainingLoop:
                     "grad_norm": outcome.grad_norm,
                     "tokens_per_s": rate,
                     "seconds_per_step": seconds,
+                    **outcome.metrics,
                 },
             )
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hpclm.core.logging import log
@@ -16,9 +17,10 @@ from hpclm.engines.megatron.ranks.key_value_cache import KeyValueCache
 Forward = Callable[[Tensor, KeyValueCache], Tensor | None]
 
 
-def usable(groups: Groups) -> bool:
-    """A graph has no communication here."""
-    return groups.device.type == "cuda" and groups.tensor_size == groups.pipeline_size == 1
+def usable(groups: Groups, config: TransformerConfig) -> bool:
+    """A graph has no communication here, and no experts, whose shares of the tokens the host reads."""
+    alone = groups.tensor_size == groups.pipeline_size == 1
+    return groups.device.type == "cuda" and alone and config.num_moe_experts is None
 
 
 class DecodeGraph:

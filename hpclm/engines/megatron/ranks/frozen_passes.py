@@ -48,12 +48,14 @@ def has_dropout(spec: StageSpec, *, frozen: bool) -> bool:
 
 
 def usable(spec: StageSpec, groups: Groups, *, frozen: bool) -> bool:
-    """Whether a stage's passes are such: no communication, no random numbers and no recomputation in them."""
+    """Whether a stage's passes are such: no communication, no random numbers, no recomputation and no sizes that the
+    tokens decide (of experts) in them."""
     return (
         frozen
         and not has_dropout(spec, frozen=frozen)
         and groups.tensor_size == groups.pipeline_size == 1
         and spec.trainer.recompute is None
+        and spec.model.num_moe_experts is None
         and spec.backends.attention == Backends().attention
     )
 

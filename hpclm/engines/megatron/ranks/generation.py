@@ -59,7 +59,7 @@ class Generator:
         self.end_ids = [number for number in (eos_id, *(ends.ids if ends else ())) if 0 <= number < vocab_size]
         self.table: Tensor | None = None
         self.trains_on = trains_on
-        self.graph = decode_graph.DecodeGraph() if decode_graph.usable(groups) else None
+        self.graph = decode_graph.DecodeGraph() if decode_graph.usable(groups, model.config) else None
 
     def __call__(self, batch: GenerationBatch, indices: Sequence[int]) -> list[list[int]]:
         """The new tokens of each row, without the end token.

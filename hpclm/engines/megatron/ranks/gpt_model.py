@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -17,7 +16,7 @@ from torch.nn import functional
 from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
 from hpclm.core.ranks.seeds import normal_part
 from hpclm.core.spec import Backends, ModelSpec
-from hpclm.engines.megatron.ranks import rotary
+from hpclm.engines.megatron.ranks import experts, rotary
 from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.gated import Gate
 from hpclm.engines.megatron.ranks.groups import Groups
@@ -25,6 +24,7 @@ from hpclm.engines.megatron.ranks.key_value_cache import CachedAttention
 from hpclm.engines.megatron.ranks.plain_linear import make_plain
 from hpclm.formats.ranks.parameters import mark_tensor_parallel
 from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.formats.ranks.tensor_shard import Shard
 from hpclm.worker.gpu_environment import can_compile
 
 DEFAULT_BACKENDS = Backends()
@@ -94,8 +94,8 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence_parallel,
         **_stages(parallel),
+        **_experts(model, parallel),
         variable_seq_lengths=variable_lengths,
-        moe_token_dispatcher_type="alltoall",  # unused without experts, but the default forbids variable lengths
     )
 
 
@@ -137,6 +137,27 @@ def _stages(parallel: ParallelSpec) -> dict[str, Any]:
     }
 
 
+def _experts(model: ModelSpec, parallel: ParallelSpec) -> dict[str, Any]:
+    """Mixture of experts. The weights of the chosen experts sum to 1, as in Mixtral (Jiang et al. 2024,
+    arXiv:2401.04088, section 2.1); where a token has one, it is the router's share, which would be 1 otherwise."""
+    # without experts it is unused, but the default forbids variable lengths
+    dispatcher = {"moe_token_dispatcher_type": "alltoall"}
+    if model.num_moe_experts is None:
+        return dispatcher
+    return {
+        **dispatcher,
+        "num_moe_experts": model.num_moe_experts,
+        "moe_router_topk": model.moe_router_topk,
+        "moe_router_pre_softmax": model.moe_router_topk == 1,
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": model.moe_aux_loss_coeff,
+        "moe_z_loss_coeff": model.moe_z_loss_coeff or None,
+        "moe_router_dtype": "fp32",
+        "expert_model_parallel_size": parallel.expert,
+        "expert_tensor_parallel_size": parallel.expert_tensor_size,
+    }
+
+
 def _recompute(wanted: RecomputeSpec | None) -> dict[str, Any]:
     """Activation checkpointing."""
     return {
@@ -159,6 +180,7 @@ def build_gpt(
         chunk: which of the rank's chunks of layers, under the interleaved schedule.
     """
     rotary.install()
+    experts.install()
     embeds = groups.is_first_stage and not chunk
     with groups.device:
         gpt = GPTModel(
@@ -186,6 +208,7 @@ def build_gpt(
         # the position table does not follow params_dtype
         parameter.data = parameter.data.to(config.params_dtype)
     mark_tensor_parallel(gpt)
+    experts.keep_apart(gpt)
     if groups.tensor_size == 1:
         make_plain(gpt)
     return gpt
@@ -193,7 +216,15 @@ def build_gpt(
 
 def _layers(model: ModelSpec, config: TransformerConfig, backends: Backends, count: int) -> TransformerBlockSubmodules:
     norm = NORMS[backends.norm]
-    layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=model.qk_norm)
+    layer = get_gpt_layer_local_spec(
+        num_experts=model.num_moe_experts,
+        moe_grouped_gemm=False,
+        normalization=config.normalization,
+        qk_layernorm=model.qk_norm,
+    )
+    if model.num_moe_experts is not None:
+        # the norm before experts is no part of a linear layer
+        del layer.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     if model.qk_norm:
         attention = layer.submodules.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = norm
@@ -203,7 +234,8 @@ def _layers(model: ModelSpec, config: TransformerConfig, backends: Backends, cou
     if config.gated_linear_unit:
         # the name is of where it came from: the MLP then takes its activation from the layer's parts
         config.use_te_activation_func = True
-        layer.submodules.mlp.submodules.activation_func = Gate
+        parts = layer.submodules.mlp.submodules
+        (parts if model.num_moe_experts is None else parts.experts.submodules).activation_func = Gate
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
 
@@ -226,5 +258,5 @@ def initialize_weights(gpt: GPTModel, model: ModelSpec, seed: int) -> None:
             shard.data.copy_(_drawn(shard, seed, residual_std if is_residual else model.init_std))
 
 
-def _drawn(shard: ShardedTensor, seed: int, std: float) -> torch.Tensor:
+def _drawn(shard: Shard, seed: int, std: float) -> torch.Tensor:
     return normal_part(seed, shard.key, shard.global_offset, shard.local_shape).mul_(std)

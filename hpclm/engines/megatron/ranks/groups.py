@@ -1,4 +1,4 @@
-"""Process groups: torch.distributed over our rendezvous, then megatron-core's TP×PP×DP grid on it."""
+"""Process groups: torch.distributed over our rendezvous, then megatron-core's grid of parallel groups on it."""
 
 from __future__ import annotations
 
@@ -74,6 +74,8 @@ def initialize(
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
         distributed_timeout_minutes=COLLECTIVE_TIMEOUT_MIN,
         create_gloo_process_groups=False,
     )

@@ -14,12 +14,15 @@ from typing import TypedDict
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
+from torch import nn
 
 from hpclm.core import heartbeat
 from hpclm.core.spec import OptimSpec
 from hpclm.engines.megatron.ranks.parameter_parts import Part, PlacedParts
+from hpclm.formats.ranks.parameters import is_experts
 from hpclm.formats.ranks.tensor_shard import Shard, TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
 
@@ -38,6 +41,7 @@ class Optimizer:
     Args:
         parts: what this rank updates.
         norm_group: ranks that have all of the gradient between them; None: all ranks.
+        expert_norm_group: the same for the experts under expert parallelism, where those are other ranks.
         publish: called after an update, to give the new weights to the ranks that did not make them.
     """
 
@@ -52,10 +56,11 @@ class Optimizer:
         loss_scale: LossScale,
         *,
         norm_group: dist.ProcessGroup | None = None,
+        expert_norm_group: dist.ProcessGroup | None = None,
         publish: Callable[[], None] = lambda: None,
     ) -> None:
         self.parts = list(parts)
-        self.norm_group, self.publish = norm_group, publish
+        self.norm_group, self.expert_norm_group, self.publish = norm_group, expert_norm_group, publish
         weights = [part.weight() for part in self.parts]
         self.masters = [one if one.dtype == torch.float32 else one.float() for one in weights]
         # masters in another type than the weights, which are rounded from them
@@ -118,19 +123,26 @@ class Optimizer:
             master.grad = None
 
     def _gradient_norm(self, gradients: list[torch.Tensor]) -> float:
-        counted = [
-            gradient
-            for gradient, part in zip(gradients, self.parts, strict=True)
-            if param_is_not_shared(part.parameter) and param_is_not_tensor_parallel_duplicate(part.parameter)
-        ]
-        square = torch.zeros(1, dtype=torch.float32, device=self.device)
-        if counted:
-            square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))) ** 2
-        dist.all_reduce(square, group=self.norm_group)
+        dense, experts = list[torch.Tensor](), list[torch.Tensor]()
+        for gradient, part in zip(gradients, self.parts, strict=True):
+            if _counts(part.parameter):
+                (experts if is_experts(part.parameter) else dense).append(gradient)
+        if self.expert_norm_group is None:
+            square = self._square([*dense, *experts], self.norm_group)
+        else:
+            square = self._square(dense, self.norm_group) + self._square(experts, self.expert_norm_group)
         # not math.sqrt, which rounds differently: losses are compared bit by bit
         with heartbeat.waiting():
             norm: float = float(square.item()) ** 0.5
         return norm
+
+    def _square(self, gradients: list[torch.Tensor], group: dist.ProcessGroup | None) -> torch.Tensor:
+        """Of the norm over the ranks of `group`."""
+        square = torch.zeros(1, dtype=torch.float32, device=self.device)
+        if gradients:
+            square += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) ** 2
+        dist.all_reduce(square, group=group)
+        return square
 
     def sharded_state(self, shards: Iterable[Shard]) -> list[TensorShard]:
         """Masters and Adam moments as pieces named `optimizer.<what>.<parameter>`, placed as their parameters are.
@@ -166,3 +178,14 @@ class Optimizer:
         self.loss_scale.restore(state["loss_scale"])
         for master in self.masters:
             self._moments(master)["step"].fill_(float(self.updates))
+
+
+def _counts(parameter: nn.Parameter) -> bool:
+    """Whether this rank, of those that have the same parameter, counts it in the norm."""
+    if not param_is_not_shared(parameter):
+        return False
+    if is_experts(parameter):
+        parted = getattr(parameter, "tensor_model_parallel", False)
+        return parted or parallel_state.get_expert_tensor_parallel_rank() == 0
+    counts: bool = param_is_not_tensor_parallel_duplicate(parameter)
+    return counts

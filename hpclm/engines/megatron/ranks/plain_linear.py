@@ -24,6 +24,8 @@ def make_plain(gpt: GPTModel) -> None:
 
 def _linear(
     layer: ColumnParallelLinear | RowParallelLinear, states: Tensor, weight: Tensor | None = None, **_: object
-) -> tuple[Tensor, None]:
-    """The layer's output with its bias, so that the caller has none to add."""
+) -> tuple[Tensor, Tensor | None]:
+    """The layer's output with its bias, so that the caller has none to add; an expert's is weighed by the caller."""
+    if layer.is_expert:
+        return functional.linear(states, layer.weight), layer.bias
     return functional.linear(states, layer.weight if weight is None else weight, layer.bias), None

@@ -35,11 +35,14 @@ def config_for(
     """megatron-core's configuration for the stage.
 
     Decoding one token at a time cannot be split over the sequence. A frozen base uses no dropout: that would only add
-    noise to the prompts (and in evaluation mode megatron-core would not recompute activations).
+    noise to the prompts (and in evaluation mode megatron-core would not recompute activations). Nor do prompts learn to
+    balance the experts of a frozen router.
     """
     spec = context.spec
     parallel = replace(spec.parallel, sequence_parallel=False) if generates else spec.parallel
-    model = replace(spec.model, hidden_dropout=0.0, attention_dropout=0.0) if frozen else spec.model
+    model = spec.model
+    if frozen:
+        model = replace(model, hidden_dropout=0.0, attention_dropout=0.0, moe_aux_loss_coeff=0.0, moe_z_loss_coeff=0.0)
     return transformer_config(
         model,
         parallel,

@@ -77,7 +77,7 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     ignored = SimpleNamespace(requested=False)
     trainer = TrainingSteps(spec, groups, models, batches, ignored)  # type: ignore[arg-type]
     optimizer = trainer.optimizer
-    buffers = [buffer for one in trainer.models for buffer in one.buffers]
+    buffers = [buffer for one in trainer.models for buffer in (*one.buffers, *one.expert_parallel_buffers)]
     counter.mark((buffer.param_data for buffer in buffers if buffer.param_data is not None), "weights")
     counter.mark((master for _, master in optimizer.rounded), "optimizer")
     for step in range(2):
@@ -94,7 +94,7 @@ def _pretraining(spec: StageSpec, groups: Any) -> tuple[list[Any], TrainingBatch
     from hpclm.engines.megatron.ranks.stage_models import config_for
 
     assert spec.pretraining_length is not None
-    config = config_for(_context(spec, groups), variable_lengths=False)
+    config = _balanced(config_for(_context(spec, groups), variable_lengths=False))
     parts = [build_gpt(spec.model, config, groups, spec.backends, chunk) for chunk in groups.chunks]
     shape = (spec.batch.micro_batch_size, spec.pretraining_length // spec.parallel.context)
     numbers = torch.zeros(shape, dtype=torch.int64)
@@ -111,7 +111,7 @@ def _prompt_learning(spec: StageSpec, groups: Any) -> tuple[list[Any], TrainingB
     from hpclm.engines.megatron.ranks.stage_models import config_for
 
     assert spec.data is not None
-    config = config_for(_context(spec, groups), variable_lengths=True, frozen=True)
+    config = _balanced(config_for(_context(spec, groups), variable_lengths=True, frozen=True))
     gpt = build_gpt(spec.model, config, groups, spec.backends)
     prompts = None
     if groups.is_first_stage:
@@ -147,7 +147,7 @@ def _answers(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]
     assert spec.generation is not None
     assert spec.data is not None
     counter.kind = "weights"
-    config = config_for(_context(spec, groups), variable_lengths=True, generates=True)
+    config = _balanced(config_for(_context(spec, groups), variable_lengths=True, generates=True))
     gpt = build_gpt(spec.model, config, groups, spec.backends)
     prompts = None
     if spec.prompts is not None and groups.is_first_stage:
@@ -169,6 +169,13 @@ def _answers(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]
     answer = Generator(model, groups, spec.generation, vocab_size=spec.model.vocab_size, eos_id=_END, trains_on=True)
     answer(batch.to(groups.device), range(rows))
     return [f"{rows} prompts of {length} tokens"]
+
+
+def _balanced(config: Any) -> Any:
+    """Every expert is given as many tokens, which is the one number of them that needs no router."""
+    if config.num_moe_experts is not None:
+        config.moe_expert_capacity_factor, config.moe_pad_expert_input_to_capacity = 1.0, True
+    return config
 
 
 def _context(spec: StageSpec, groups: Any) -> Any:
@@ -221,8 +228,8 @@ _END = 1  # what a list of tokens without bytes holds
 
 @contextlib.contextmanager
 def _lists_of_ones(spec: StageSpec) -> Iterator[None]:
-    """`tolist` gives ones; where megatron-core's stages tell each other a shape, the shape that this batch has. The
-    first tokens of an answer do not end it."""
+    """`tolist` gives ones; where megatron-core's stages tell each other a shape, the shape that this batch has, and
+    where experts share tokens, equal shares. The first tokens of an answer do not end it."""
     asked = 0
 
     def tolist(tensor: Tensor) -> Any:
@@ -230,6 +237,9 @@ def _lists_of_ones(spec: StageSpec) -> Iterator[None]:
         caller = sys._getframe(1)
         if caller.f_code.co_name == "_communicate_shapes":
             return _between_stages(spec)
+        if caller.f_code.co_filename.endswith("moe/experts.py"):
+            given = len(caller.f_locals["permuted_local_hidden_states"])
+            return [given // tensor.numel()] * tensor.numel()
         asked += 1
         number = 1.0 if tensor.dtype.is_floating_point else (_END if asked > 1 else 0)
         return [number] * tensor.numel()

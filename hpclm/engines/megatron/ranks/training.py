@@ -16,7 +16,7 @@ from hpclm.core import heartbeat
 from hpclm.core.learning_rate import learning_rate
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import TrainingBatch
-from hpclm.engines.megatron.ranks import frozen_passes
+from hpclm.engines.megatron.ranks import experts, frozen_passes
 from hpclm.engines.megatron.ranks.backend_modules import OPTIMIZERS
 from hpclm.engines.megatron.ranks.data_parallel import data_parallel
 from hpclm.engines.megatron.ranks.groups import Groups, seed_step
@@ -26,7 +26,7 @@ from hpclm.engines.megatron.ranks.optimizer import Optimizer
 from hpclm.engines.megatron.ranks.parameter_parts import owned_parts, whole_parameters
 from hpclm.engines.megatron.ranks.rank_context import StageContext
 from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
-from hpclm.formats.ranks.shards import sharded_tensors
+from hpclm.formats.ranks.shards import is_of_expert, sharded_tensors
 from hpclm.formats.ranks.tensor_shard import Shard, divided
 from hpclm.training.ranks.loss_scale import LossScale
 from hpclm.training.ranks.training_loop import StepOutcome, TrainingLoop, TrainingResult, Validation
@@ -96,8 +96,15 @@ class TrainingSteps:
             self.groups.device,
             loss_scale,
             norm_group=None if distributed else parallel_state.get_model_parallel_group(),
+            expert_norm_group=self._expert_norm_group(distributed),
             publish=self._gather_weights if distributed and not self.spec.parallel.overlap else lambda: None,
         )
+
+    def _expert_norm_group(self, distributed: bool) -> dist.ProcessGroup | None:
+        if distributed or self.spec.parallel.expert == 1:
+            return None
+        group: dist.ProcessGroup = parallel_state.get_expert_tensor_model_pipeline_parallel_group()
+        return group
 
     def _gather_weights(self, *, at_once: bool = False) -> None:
         """Each rank's share of the weights from the rank that updated it."""
@@ -116,11 +123,9 @@ class TrainingSteps:
         state = self.optimizer.sharded_state(weights)
         if self.module.frozen or loading:
             return [*weights, *state]
-        rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-        size = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         if parallel.distributed_optimizer:
-            return [*divided(weights, rank, size), *state]
-        return divided([*weights, *state], rank, size)
+            return [*_written_by_one(weights), *state]
+        return _written_by_one([*weights, *state])
 
     def step(self, step: int) -> StepOutcome:
         if not self.module.training:  # asking all modules takes as long as several layers
@@ -143,13 +148,21 @@ class TrainingSteps:
         owns_loss = self.groups.is_last_stage and self.groups.tensor_rank == 0
         owns_tokens = self.groups.is_first_stage and self.groups.tensor_rank == 0
         tokens = sum(_real_tokens(batch) for batch in micro_batches) if owns_tokens else 0
-        sums = torch.tensor([0.0, tokens, float(self.stop.requested)], dtype=torch.float64, device=self.groups.device)
+        told = [0.0, tokens, float(self.stop.requested), 0.0]
+        sums = torch.tensor(told, dtype=torch.float64, device=self.groups.device)
         if owns_loss:
             sums[0] = torch.stack([item["loss"] for item in losses]).double().sum() / len(micro_batches)
+        imbalance = experts.imbalance()
+        if imbalance is not None:
+            sums[3] = imbalance
         dist.all_reduce(sums)
         with heartbeat.waiting():
-            loss, tokens, stops = sums.tolist()
-        return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0)
+            loss, tokens, stops, balance = sums.tolist()
+        found = {}
+        if imbalance is not None:
+            layers = self.spec.model.num_layers * len(micro_batches) * self.groups.data_size
+            found["load_balancing_loss"] = balance / layers
+        return StepOutcome(loss / self.groups.data_size, norm, tokens, stops > 0, found)
 
     def learning_rate(self, step: int) -> float:
         optim, samples = self.spec.optim, self.spec.trainer.train_samples
@@ -227,6 +240,16 @@ def forward_step(
     heartbeat.beat()
     batch = next(batches)
     return model(batch), functools.partial(masked_mean, batch.loss_mask, share=weight, group=group)
+
+
+def _written_by_one(shards: Sequence[Shard]) -> list[Shard]:
+    """The same shards, each written by one of the ranks that have it."""
+    dense, experts = list[Shard](), list[Shard]()
+    for one in shards:
+        (experts if is_of_expert(one) else dense).append(one)
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    theirs = parallel_state.get_expert_data_parallel_group()
+    return [*divided(dense, group.rank(), group.size()), *divided(experts, theirs.rank(), theirs.size())]
 
 
 def _real_tokens(batch: TrainingBatch) -> int:

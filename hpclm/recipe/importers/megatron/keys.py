@@ -43,6 +43,13 @@ TAKEN: dict[str, tuple[str, Kind]] = {
     "attention_dropout": ("model.attention_dropout", "number"),
     "init_method_std": ("model.init_std", "number"),
     "vocab_size": ("model.vocab_size", "whole"),
+    "num_experts": ("model.num_moe_experts", "whole"),
+    "moe_ffn_hidden_size": ("model.ffn_hidden_size", "whole"),
+    "moe_router_topk": ("model.moe_router_topk", "whole"),
+    "moe_aux_loss_coeff": ("model.moe_aux_loss_coeff", "number"),
+    "moe_z_loss_coeff": ("model.moe_z_loss_coeff", "number"),
+    "expert_model_parallel_size": ("parallel.expert", "whole"),
+    "expert_tensor_parallel_size": ("parallel.expert_tensor", "whole"),
     "tensor_model_parallel_size": ("parallel.tensor", "whole"),
     "pipeline_model_parallel_size": ("parallel.pipeline", "whole"),
     "sequence_parallel": ("parallel.sequence", "switch"),
@@ -133,6 +140,8 @@ NO_EFFECT: dict[str, str] = {
     **dict.fromkeys(("tp_comm_overlap", "no_async_tensor_model_parallel_allreduce", "ddp_bucket_size"), _KERNELS),
     **dict.fromkeys(("manual_gc", "manual_gc_interval", "empty_unused_memory_level", "num_workers"), _KERNELS),
     **dict.fromkeys(("no_create_attention_mask_in_dataloader", "no_mmap_bin_files", "dataloader_type"), _KERNELS),
+    **dict.fromkeys(("moe_grouped_gemm", "moe_token_dispatcher_type", "moe_permute_fusion"), _KERNELS),
+    **dict.fromkeys(("moe_router_dtype", "moe_router_fusion", "moe_enable_deepep", "moe_per_layer_logging"), _KERNELS),
     **dict.fromkeys(("num_dataset_builder_threads", "enable_cuda_graph", "optimizer"), _KERNELS),
     **dict.fromkeys(("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis"), _KERNELS),
     **dict.fromkeys(
@@ -156,10 +165,19 @@ NO_EFFECT: dict[str, str] = {
 }
 # Flags that would change what is trained, with the value that changes nothing and the reason.
 REFUSED: dict[str, tuple[str | None, str]] = {
-    "expert_model_parallel_size": ("1", "there are no mixtures of experts"),
-    "expert_tensor_parallel_size": ("1", "there are no mixtures of experts"),
-    "num_experts": (None, "there are no mixtures of experts"),
-    "moe_router_topk": (None, "there are no mixtures of experts"),
+    "moe_router_load_balancing_type": ("aux_loss", "experts are balanced by aux_loss"),
+    "moe_router_pre_softmax": (None, "the weights of the chosen experts sum to 1; remove it"),
+    "moe_router_score_function": ("softmax", "the router's shares are a softmax"),
+    "moe_expert_capacity_factor": (None, "no token is dropped; remove it"),
+    "moe_pad_expert_input_to_capacity": (None, "no token is dropped; remove it"),
+    "moe_token_drop_policy": ("probs", "no token is dropped"),
+    "moe_shared_expert_intermediate_size": (None, "there are no shared experts"),
+    "moe_layer_freq": ("1", "each layer has experts"),
+    "moe_router_topk_scaling_factor": (None, "the weights of the chosen experts sum to 1"),
+    "moe_router_num_groups": (None, "experts are chosen one by one"),
+    "moe_router_group_topk": (None, "experts are chosen one by one"),
+    "moe_router_enable_expert_bias": (None, "experts are balanced by aux_loss"),
+    "moe_input_jitter_eps": (None, "the router's input has no noise; remove it"),
     "fp8_format": (None, "there is no fp8; remove the fp8 flags, bf16 stays"),
     "fp8_amax_history_len": (None, "there is no fp8"),
     "fp8_amax_compute_algo": (None, "there is no fp8"),
@@ -184,3 +202,13 @@ REFUSED: dict[str, tuple[str | None, str]] = {
     "mtp_num_layers": (None, "there is no multi-token prediction"),
     "spec": (None, "layers are built here"),
 }
+# Values that have another name in a recipe.
+STYLES = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "inverse-square-root": "inverse-square-root",
+    "WSD": "wsd",
+}
+POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
+NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}

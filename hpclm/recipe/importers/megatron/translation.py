@@ -11,13 +11,14 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import RecipeError
 from hpclm.core.nearest import nearest_name
 from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
-from hpclm.recipe.importers.megatron.keys import NO_EFFECT, REFUSED, TAKEN
+from hpclm.recipe.importers.megatron.keys import NO_EFFECT, NORMS, POSITIONS, REFUSED, STYLES, TAKEN
 from hpclm.recipe.tree import Node, Place
 
 # Flags that another one needs, or whose default is not hpclm's (arguments.py of core_r0.16).
 _DEFAULTS: dict[str, Any] = {
     "model.hidden_dropout": 0.1,
     "model.attention_dropout": 0.1,
+    "model.moe_aux_loss_coeff": 0.0,
     "trainer.val_check_interval": 1000,
     "trainer.val_batches": 100,
     "trainer.log_interval_steps": 100,
@@ -25,15 +26,6 @@ _DEFAULTS: dict[str, Any] = {
     "optim.schedule.name": "linear",
     "optim.schedule.from_zero": True,
 }
-_STYLES = {
-    "constant": "constant",
-    "linear": "linear",
-    "cosine": "cosine",
-    "inverse-square-root": "inverse-square-root",
-    "WSD": "wsd",
-}
-_POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
-_NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}
 _SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "max_position_embeddings")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
@@ -81,6 +73,8 @@ class Flags:
                 self.fates[name] = KeyFate.TAKEN, TAKEN[name][0]
             elif name in NO_EFFECT:
                 self.fates[name] = KeyFate.NO_EFFECT, NO_EFFECT[name].strip("()")
+            elif name == "no_position_embedding" and self._rope():
+                self.fates[name] = KeyFate.NO_EFFECT, "rope has no table of positions"
             elif name in REFUSED:
                 harmless, why = REFUSED[name]
                 if harmless is not None and str(node.value) == harmless:
@@ -184,14 +178,14 @@ class Flags:
             self._take("num_query_groups")
         elif "num_query_groups" in self.flags:
             self.fates["num_query_groups"] = KeyFate.NO_EFFECT, "without --group-query-attention"
-        kind = self._choice("position_embedding_type", _POSITIONS)
+        kind = self._choice("position_embedding_type", POSITIONS)
         if kind is not None or self._rope():
             place = self._place_of("position_embedding_type", "use_rotary_position_embeddings")
             self._put("model.position_embedding", place, "rope" if self._rope() else kind)
         if self._is_on("use_rope_scaling"):
             self._put("model.rotary_scaling_factor", self.flags["use_rope_scaling"].place, 8.0)
             self._take("rope_scaling_factor")
-        norm = self._choice("normalization", _NORMS)
+        norm = self._choice("normalization", NORMS)
         if norm is not None:
             self._put("model.normalization", self.flags["normalization"].place, norm)
         if self._is_on("apply_layernorm_1p"):
@@ -206,8 +200,17 @@ class Flags:
         for name in ("disable_bias_linear", "untie_embeddings_and_output_weights"):
             if self._is_on(name):
                 self._put(TAKEN[name][0], self.flags[name].place, False)
+        self._experts()
         self._default("model.hidden_dropout")
         self._default("model.attention_dropout")
+
+    def _experts(self) -> None:
+        """A mixture of experts, each as wide as the MLP of a layer without."""
+        if "num_experts" not in self.flags:
+            return
+        self._take("num_experts", "moe_router_topk", "moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_ffn_hidden_size")
+        self._take("expert_model_parallel_size", "expert_tensor_parallel_size")
+        self._default("model.moe_aux_loss_coeff")
 
     def _split_and_batch(self) -> None:
         self._take("nproc_per_node", "nnodes", "tensor_model_parallel_size", "pipeline_model_parallel_size")
@@ -295,7 +298,7 @@ class Flags:
             made = [default if beta is None else beta for beta, default in zip(betas, (0.9, 0.999), strict=True)]
             self._put("optim.betas", self._place_of("adam_beta1", "adam_beta2"), made)
         self._default("optim.betas")
-        style = self._choice("lr_decay_style", _STYLES)
+        style = self._choice("lr_decay_style", STYLES)
         if style is not None:
             self._put("optim.schedule.name", self.flags["lr_decay_style"].place, style)
         self._default("optim.schedule.name")

@@ -35,19 +35,23 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/shellcheck launch/*.sh containers/*.sh .ci/run
+	$(BIN)/shellcheck launch/*.sh containers/*.sh tests/*.sh .ci/run
 
 types: $(READY)
 	$(BIN)/mypy
 
-# Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included.
+# Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included: two folders at
+# a time, the longest first, each in a pytest of its own whose words are shown when it ends.
+LONGEST := tests/worker tests/cluster tests/engine_hf tests/test_fine_tuning_road.py tests/test_demo.py tests/fuzz
+OTHERS = $(filter-out $(LONGEST) tests/support,$(patsubst %/__init__.py,%,$(wildcard tests/*/__init__.py)) \
+  $(wildcard tests/test_*.py))
+export BIN
+
 test: $(READY) slurm
-	@if command -v slurmctld >/dev/null; then \
-	  $(BIN)/pytest -m ""; \
-	else \
+	@if command -v slurmctld >/dev/null; then chosen=""; else chosen="not cluster"; \
 	  echo "LEFT OUT: the tests on a real Slurm, for slurmctld is not installed (Debian: apt-get install slurm-wlm)"; \
-	  $(BIN)/pytest -m "not cluster"; \
-	fi
+	fi; \
+	printf '%s\n' $(LONGEST) $(OTHERS) | CHOSEN="$$chosen" xargs -P 2 -n 1 tests/run_folder.sh
 
 # Slurm for the tests, and what they build and sandbox with, where this user may install it.
 SLURM_PACKAGES := slurm-wlm libslurm-dev gcc libc6-dev bubblewrap

@@ -12,6 +12,7 @@ import pytest
 
 from hpclm.core.layout import StagePaths
 from hpclm.core.parallel_spec import RecomputeSpec
+from hpclm.core.spec import StageSpec
 from hpclm.formats.checkpoint_manifest import read_manifest
 from tests.support import engine_harness
 from tests.support.engine_harness import MODERN, SMALL, Split, losses, run, stage_spec
@@ -40,17 +41,20 @@ class Workshop:
     @functools.cache  # noqa: B019 - one workshop a module
     def trained(self, split: Split, model: Any = GPT, recompute: RecomputeSpec | None = None) -> StagePaths:
         folder = self.folder / f"{KINDS[model]}-{split}-{recompute.granularity if recompute else ''}"
-        # at 1e-2 the losses of the second leap, and a leap magnifies what fp32 rounds off
-        lr = 2e-3 if model in (LLAMA, MIXTRAL) else 1e-2
-        spec = stage_spec(folder, self.data, "pretrain", split, model=model, steps=STEPS, lr=lr)
+        spec = self._spec(folder, split, model, STEPS)
         return run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))
 
     def continued(self, first: Split, second: Split, model: Any = GPT) -> StagePaths:
         """Ten steps at one split, ten at another."""
         folder = self.folder / f"moved-{KINDS[model]}-{first}-{second}"
-        run(stage_spec(folder, self.data, "pretrain", first, model=model, steps=10))
+        run(self._spec(folder, first, model, 10))
         StagePaths(folder).result.unlink()
-        return run(stage_spec(folder, self.data, "pretrain", second, model=model, steps=STEPS), attempt=2)
+        return run(self._spec(folder, second, model, STEPS), attempt=2)
+
+    def _spec(self, folder: Path, split: Split, model: Any, steps: int) -> StageSpec:
+        # at 1e-2 the losses of Llamas leap, and a leap magnifies what fp32 rounds off
+        lr = 2e-3 if model in (LLAMA, MIXTRAL) else 1e-2
+        return stage_spec(folder, self.data, "pretrain", split, model=model, steps=steps, lr=lr)
 
 
 @pytest.fixture(scope="module")

@@ -154,8 +154,8 @@ def convert(
     to: Annotated[Form, typer.Option("--to", help="Output format.", show_default=False)],
     task: Annotated[str | None, typer.Option("--task", help="peft: the task (needed if there are several).")] = None,
 ) -> None:
-    """Between hpclm's checkpoints and transformers' folders (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), NeMo's archives (GPT
-    models and prompts) and PEFT's adapters (prompts)."""
+    """Between hpclm's checkpoints and transformers' folders (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), NeMo's
+    archives (GPT models and prompts) and PEFT's adapters (prompts)."""
     from hpclm.core.errors import HpclmError
 
     if out.exists():

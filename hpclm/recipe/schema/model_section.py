@@ -18,8 +18,8 @@ class Model(Section):
 
     checkpoint: PathText | None = Field(
         default=None,
-        description="an hpclm checkpoint, a Hugging Face folder (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), or a GPT "
-        ".nemo archive (file or unpacked), which gives the rest",
+        description="an hpclm checkpoint, a Hugging Face folder (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), or a "
+        "GPT .nemo archive (file or unpacked), which gives the rest",
     )
     num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="transformer layers")
     hidden_size: Width | None = Field(default=None, description="width of the hidden states")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.formats.huggingface.architectures import model_spec
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama with a tokenizer of the harness's text, beside `data`."""
+    """A small Llama and a small Mixtral with a tokenizer of the harness's text, beside `data`."""
     folder = tmp_path_factory.mktemp("hf")
     engine_harness.write_data(folder / "data")
     lines = [line for path in (folder / "data" / "text").iterdir() for line in path.read_text().splitlines()]
@@ -38,27 +38,34 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }
-    LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(folder / "llama")
-    Tokenizer.train(lines, engine_harness.VOCAB).save(folder / "llama")
-    hpclm("model", "convert", str(folder / "llama"), str(folder / "converted"), "--to", "hpclm")
+    experts = MixtralConfig(**config, num_local_experts=4, sliding_window=None)
+    auto: Any = AutoModelForCausalLM
+    for name, one in (("llama", LlamaConfig(**config)), ("mixtral", experts)):
+        auto.from_config(one).save_pretrained(folder / name)
+        Tokenizer.train(lines, engine_harness.VOCAB).save(folder / name)
+        hpclm("model", "convert", str(folder / name), str(folder / f"{name}-converted"), "--to", "hpclm")
     return folder
 
 
-def test_prompts_are_learned_on_it_at_any_split(base: Path) -> None:
-    model = model_spec(base / "llama")
+@pytest.mark.parametrize(("kind", "shared"), [("llama", Split(2)), ("mixtral", Split(2, sequence=True))])
+def test_prompts_are_learned_on_it_at_any_split(base: Path, kind: str, shared: Split) -> None:
+    folder, converted = base / kind, base / f"{kind}-converted"
+    model = model_spec(folder)
 
     def tuned(name: str, where: Path, split: Split) -> Any:
         settings: dict[str, Any] = {"base": str(where), "model": model, "steps": 6}
         return run(stage_spec(base / name, base / "data", "p-tuning", split, **settings))
 
-    ours, theirs = tuned("on-folder", base / "llama", Split(2)), tuned("on-converted", base / "converted", Split())
+    ours, theirs = tuned(f"{kind}-tuned", folder, shared), tuned(f"{kind}-again", converted, Split())
     assert losses(ours) == pytest.approx(losses(theirs), rel=1e-5)
 
     def answers(name: str, where: Path, split: Split) -> list[str]:
         settings: dict[str, Any] = {"base": str(where), "model": model, "prompts": str(ours.checkpoints)}
         return predictions(run(stage_spec(base / name, base / "data", "evaluate", split, **settings)))
 
-    assert answers("answers", base / "llama", Split(1, 2)) == answers("again", base / "converted", Split())
+    alone = answers(f"{kind}-answers-alone", converted, Split())
+    assert answers(f"{kind}-answers", folder, Split(1, 2)) == alone
+    assert answers(f"{kind}-answers-of-two", folder, Split(2)) == alone
 
 
 def test_the_plan_reads_its_architecture(base: Path, tmp_path: Path) -> None:

@@ -76,6 +76,17 @@ def _division(stage: StageContext, model: ModelSpec) -> None:
             parallel.expert,
             choices,
         )
+    elif parallel.expert > 1 and resources.nodes > 1 and resources.devices_per_node % (parallel.expert * each):
+        choices = closest([one for one in divisors(experts) if not resources.devices_per_node % (one * each)], 1)
+        stage.warning(
+            ("parallel", "expert"),
+            f"each of the {parallel.expert * each} devices that have all experts between them sends tokens to the "
+            f"others, and they reach over nodes (of {resources.devices_per_node} devices), which is slow"
+            + (f"; choose {either(choices)}" if choices else ""),
+            "expert group within one node",
+            parallel.expert,
+            choices,
+        )
     if model.ffn_hidden_size % each:
         key = "tensor" if parallel.expert_tensor is None else "expert_tensor"
         choices = closest([one for one in divisors(model.ffn_hidden_size) if one <= max(8, 4 * each)], each)

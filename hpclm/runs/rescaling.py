@@ -1,12 +1,13 @@
 """A run resumed on another number of nodes or devices: its stages' specs and jobs for the new number.
 
-Tensor, pipeline and context parallel degrees stay, and so do the global and the micro-batch: what changes is how many
-replicas share a step's micro-batches. Checkpoints can be read by any number of ranks.
+Tensor, pipeline, context and expert parallel degrees stay, and so do the global and the micro-batch: what changes is
+how many replicas share a step's micro-batches. Checkpoints can be read by any number of ranks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from math import lcm
 from typing import Any
 
 from hpclm.core.corpus_spec import TokenizeStageSpec
@@ -78,6 +79,13 @@ def _split(spec: AnySpec, nodes: int, devices_per_node: int) -> ParallelSpec:
         raise HpclmError(
             f"stage {spec.stage}: {world_size} devices are not a multiple of tensor {old.tensor} × pipeline "
             f"{old.pipeline} × context {old.context}, which a resumed run keeps; choose a multiple of {model}"
+        )
+    experts = old.expert * old.expert_tensor_size * old.pipeline
+    if old.expert > 1 and world_size % experts:
+        raise HpclmError(
+            f"stage {spec.stage}: {world_size} devices are not a multiple of expert {old.expert} × expert_tensor "
+            f"{old.expert_tensor_size} × pipeline {old.pipeline}, which a resumed run keeps; choose a multiple of "
+            f"{lcm(model, experts)}"
         )
     return dataclasses.replace(
         old, data=world_size // model, world_size=world_size, nodes=nodes, devices_per_node=devices_per_node

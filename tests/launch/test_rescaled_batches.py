@@ -24,3 +24,11 @@ def test_interleaved_stages_need_whole_groups_of_micro_batches(tmp_path: Path) -
     spec = stage_spec(tmp_path, tmp_path, "pretrain", Split(1, 2, 1, virtual=2))
     with pytest.raises(HpclmError, match=r"4 replicas make 1 micro-batches .* multiple of pipeline 2; choose 2 or 4"):
         _rescaled(spec, 4, 2)
+
+
+def test_experts_need_whole_groups_of_devices(tmp_path: Path) -> None:
+    spec = stage_spec(tmp_path, tmp_path, "pretrain", Split(1, 1, 4, expert=4))
+    with pytest.raises(HpclmError, match=r"2 devices are not a multiple of expert 4 .* choose a multiple of 4"):
+        _rescaled(spec, 1, 2)
+    found = _rescaled(stage_spec(tmp_path, tmp_path, "pretrain", Split(1, 1, 4, expert=2)), 1, 2)
+    assert (found.parallel.data, found.parallel.expert, found.parallel.expert_data) == (2, 2, 1)

@@ -105,6 +105,14 @@ def test_tensor_groups_over_nodes_are_a_warning(tmp_path: Path) -> None:
     assert not plan.errors
 
 
+def test_experts_over_nodes_are_a_warning(tmp_path: Path) -> None:
+    experts = {**EXPERTS, "parallel.tensor": 1, "parallel.sequence": False, "parallel.expert": 4}
+    plan = plan_of(tmp_path, {**experts, "resources.nodes": 2, "resources.devices_per_node": 2})
+    (found, *_) = of_rule(plan, "expert group within one node")
+    assert (found.severity, found.choices) == ("warning", (1, 2))
+    assert not of_rule(plan_of(tmp_path, {**experts, "resources.devices_per_node": 4}), found.rule)
+
+
 def test_evaluation_runs_on_a_multiple_of_tensor_times_pipeline(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, {"stages.2.resources": {"devices_per_node": 3}})
     (found,) = plan.errors

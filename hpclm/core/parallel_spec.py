@@ -49,8 +49,8 @@ class ParallelSpec:
 
     @property
     def expert_data(self) -> int:
-        """Ranks that have the same experts."""
-        return self.world_size // (self.expert_tensor_size * self.expert * self.pipeline)
+        """Ranks that have the same experts; of a split that planning refuses, 1."""
+        return max(1, self.world_size // (self.expert_tensor_size * self.expert * self.pipeline))
 
 
 @dataclass(frozen=True)

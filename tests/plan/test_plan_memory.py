@@ -31,6 +31,7 @@ GPT20B = ModelSpec(44, 6144, 24576, 48, 48, 128, 2048, 50257, 50304)
 LLAMA3_8B = ModelSpec(
     32, 4096, 14336, 32, 8, 128, 8192, 128256, 128256, "rope", 500000.0, "rmsnorm", 1e-5, "swiglu", False, False
 )
+MIXTRAL = dataclasses.replace(LLAMA3_8B, vocab_size=32000, padded_vocab_size=32000, num_moe_experts=8)
 ONE = ParallelSpec(1, 1, 1, 1, 1, 1)
 FOUR = dataclasses.replace(ONE, tensor=4)
 BATCH = BatchSpec(16, 1, 16)
@@ -62,9 +63,11 @@ def test_parameters_are_those_of_the_published_models() -> None:
     # GPT-2: 124,439,808 with its 50,257 rows; Llama 3 8B: 8,030,261,248 (both from their model cards).
     assert memory.total_parameters(GPT2) == 124_439_808 + (50304 - 50257) * 768
     assert memory.total_parameters(LLAMA3_8B) == 8_030_261_248
+    # MixtralForCausalLM of transformers, from Mixtral 8x7B's config.json
+    assert memory.total_parameters(MIXTRAL) == 46_702_792_704
 
 
-@pytest.mark.parametrize("model", [GPT2, GPT20B, LLAMA3_8B])
+@pytest.mark.parametrize("model", [GPT2, GPT20B, LLAMA3_8B, MIXTRAL])
 def test_one_rank_holds_everything(model: ModelSpec) -> None:
     assert memory.stage_parameters(model, ONE, 0) == memory.total_parameters(model)
 

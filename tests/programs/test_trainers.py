@@ -352,6 +352,9 @@ def test_a_mixture_of_experts_is_passed_on(tmp_path: Path) -> None:
         == "1"
     )
     assert "no biases" in str(plan(("model.add_bias_linear", True)).errors)
+    half = plan(("trainer.precision", "fp16"), ("resources.device", "gpu"), expert=2)
+    assert half.errors == ()
+    assert "refused by core_v0.14" in str(half.findings)
     assert "would send the same tokens" in str(plan(tensor=2, pipeline=1, expert=2).errors)
 
 

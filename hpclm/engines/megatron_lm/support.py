@@ -253,6 +253,9 @@ def check_model(
     if model.num_moe_experts is not None and model.add_bias_linear:
         what = "is true, and Megatron-LM's experts have no biases before core_r0.15; set it to false"
         stage.error(("model", "add_bias_linear"), what, "no bias with experts", True, (False,))
+    if stage.recipe.parallel.expert > 1 and lowering.precision(stage) == "fp16":
+        what = "fp16 with parallel.expert above 1 is refused by core_v0.14; check the image's, or choose bf16"
+        stage.warning(("trainer", "precision"), what, "no fp16 with experts in core_v0.14", "fp16", ("bf16",))
     groups, tensor = model.num_query_groups, stage.recipe.parallel.tensor
     if groups % tensor and tensor % groups == 0:
         stage.warning(

@@ -182,6 +182,18 @@ def test_another_process_loads_it(tmp_path: Path, alone: Groups) -> None:
     assert "[1, 24]" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("mixtral", "num_moe_experts"), ("qwen3", "qk_norm"), ("qwen2", "add_qkv_bias"), ("llama 3.1", "rotary_scaling")],
+)
+def test_what_nemos_gpt_has_not_is_written_to_no_archive(tmp_path: Path, alone: Groups, name: str, key: str) -> None:
+    saved(tmp_path / "hf", name)
+    convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)
+    with pytest.raises(CheckpointError, match=rf"model\.{key}.* no NeMo archive .*; give --to huggingface"):
+        convert(tmp_path / "ours", tmp_path / "out.nemo", "nemo", None)
+    assert not (tmp_path / "out.nemo").exists()
+
+
 def test_a_converted_checkpoint_is_read_by_the_engine(tmp_path: Path, alone: Groups) -> None:
     reference = saved(tmp_path / "hf", "qwen2")
     convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)

@@ -140,6 +140,8 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
     from hpclm.formats.ranks.shards import sharded_tensors
 
     model = read_model_card(folder, "give a complete checkpoint")
+    tokenizer = _tokenizer_files(folder)
+    config = gpt_config(model, list(tokenizer))
     gpt = _build(model)
     shards = sharded_tensors(gpt)
     checkpoint_store.load(folder, shards)
@@ -149,8 +151,6 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
         name = nemo_name(shard.key)
         part = shard.data.detach()
         state[name] = torch.cat([state[name], part]) if name in state else part.clone()
-    tokenizer = _tokenizer_files(folder)
-    config = gpt_config(model, list(tokenizer))
     _write_tar(out, {"model_config.yaml": config.encode(), "model_weights.ckpt": _saved(state), **tokenizer})
     return f"{out}: a NeMo archive at tensor and pipeline parallel 1" + ("" if tokenizer else "; without a tokenizer")
 

@@ -58,6 +58,8 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
     _tell_kinds(counter, spec)
     with FakeTensorMode(), counter, host_reads(), _lists_of_ones(spec), _no_random_states(), kernels_of_gpus():
         assumed = (_answers if spec.task == "evaluate" else _steps)(spec, groups, counter)
+    if spec.model.num_moe_experts is not None:
+        assumed = [*assumed, "experts that have as many tokens each"]
     found = counted(counter, spec.stage, rank, began, assumed, on_gpu=on_gpu, pipeline=groups.pipeline_rank)
     dist.destroy_process_group()
     return found

@@ -12,7 +12,7 @@ import pytest
 
 from hpclm.core.layout import StagePaths
 from hpclm.core.parallel_spec import RecomputeSpec
-from hpclm.core.spec import StageSpec
+from hpclm.core.spec import ModelSpec, StageSpec
 from hpclm.formats.checkpoint_manifest import read_manifest
 from tests.support import engine_harness
 from tests.support.engine_harness import MODERN, SMALL, Split, losses, run, stage_spec
@@ -107,48 +107,42 @@ def test_the_curve_is_that_of_one_rank(workshop: Workshop, split: Split, model: 
 
 
 @pytest.mark.parametrize(
-    ("split", "recompute"),
+    ("split", "recompute", "model"),
     [
-        (Split(1, 2, virtual=2), RecomputeSpec("full", "uniform", 1)),
-        (Split(context=2), RecomputeSpec("full", "block", 2)),
-        (ZERO, RecomputeSpec("selective")),
+        (Split(1, 2, virtual=2), RecomputeSpec("full", "uniform", 1), LLAMA),
+        (Split(context=2), RecomputeSpec("full", "block", 2), LLAMA),
+        (ZERO, RecomputeSpec("selective"), LLAMA),
+        (Split(1, 1, 2, expert=2), RecomputeSpec("full", "uniform", 1), MIXTRAL),
     ],
-    ids=str,
+    ids=lambda value: KINDS[value] if isinstance(value, ModelSpec) else str(value),
 )
-def test_so_it_is_with_recomputed_activations(workshop: Workshop, split: Split, recompute: RecomputeSpec) -> None:
-    ours = workshop.trained(split, LLAMA, recompute)
-    assert losses(ours) == pytest.approx(losses(workshop.trained(ALONE, LLAMA)), rel=TOLERANCE)
+def test_so_it_is_with_recomputed_activations(
+    workshop: Workshop, split: Split, recompute: RecomputeSpec, model: Any
+) -> None:
+    ours = workshop.trained(split, model, recompute)
+    assert losses(ours) == pytest.approx(losses(workshop.trained(ALONE, model)), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "model"),
     [
-        (ZERO, Split(2)),
-        (Split(1, 2, virtual=2), ZERO),
-        (Split(1, 2, stages=(1, None)), Split(1, 2, virtual=2)),
-        (replace(EVERYTHING, overlap=False), Split(1, 1, 4, zero=True)),
-        (Split(1, 1, 4, zero=True), Split(1, 2, context=2, virtual=2)),
-        (Split(2, 1, 2, zero=True, overlap=True), ALONE),
+        (ZERO, Split(2), GPT),
+        (Split(1, 2, virtual=2), ZERO, GPT),
+        (Split(1, 2, stages=(1, None)), Split(1, 2, virtual=2), GPT),
+        (replace(EVERYTHING, overlap=False), Split(1, 1, 4, zero=True), GPT),
+        (Split(1, 1, 4, zero=True), Split(1, 2, context=2, virtual=2), GPT),
+        (Split(2, 1, 2, zero=True, overlap=True), ALONE, GPT),
+        (Split(1, 1, 4, expert=4, zero=True), Split(2, sequence=True), MIXTRAL),
+        (Split(2, 1, 2, sequence=True, expert=4, expert_tensor=1), ALL_EXPERTS, MIXTRAL),
+        (ALL_EXPERTS, ALONE, MIXTRAL),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Split) else KINDS[value],
 )
-def test_a_checkpoint_of_one_split_goes_on_at_another(workshop: Workshop, first: Split, second: Split) -> None:
-    moved = workshop.continued(first, second)
-    assert losses(moved) == pytest.approx(losses(workshop.trained(ALONE)), rel=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (Split(1, 1, 4, expert=4, zero=True), Split(2, sequence=True)),
-        (Split(2, 1, 2, sequence=True, expert=4, expert_tensor=1), ALL_EXPERTS),
-        (ALL_EXPERTS, ALONE),
-    ],
-    ids=str,
-)
-def test_experts_move_as_well(workshop: Workshop, first: Split, second: Split) -> None:
-    moved = workshop.continued(first, second, MIXTRAL)
-    assert losses(moved) == pytest.approx(losses(workshop.trained(ALONE, MIXTRAL)), rel=TOLERANCE)
+def test_a_checkpoint_of_one_split_goes_on_at_another(
+    workshop: Workshop, first: Split, second: Split, model: Any
+) -> None:
+    moved = workshop.continued(first, second, model)
+    assert losses(moved) == pytest.approx(losses(workshop.trained(ALONE, model)), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(

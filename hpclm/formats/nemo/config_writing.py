@@ -30,16 +30,20 @@ _ACTIVATIONS = {
 _PLAIN = {"num_moe_experts": None, "qk_norm": False, "add_qkv_bias": False, "rotary_scaling_factor": None}
 
 
+def _refuse_newer(model: ModelSpec) -> None:
+    for key, plain in _PLAIN.items():
+        if getattr(model, key) != plain:
+            what = f"model.{key} is {getattr(model, key)}, which no NeMo archive of prompt learning has"
+            raise CheckpointError(f"{what}; give --to huggingface")
+
+
 def gpt_config(model: ModelSpec, files: list[str]) -> str:
     """model_config.yaml of a GPT model. Raises CheckpointError for one that NeMo's GPT of prompt learning cannot be.
 
     Args:
         files: its tokenizer's, GPT-2's vocabulary and merges.
     """
-    for key, plain in _PLAIN.items():
-        if getattr(model, key) != plain:
-            what = f"model.{key} is {getattr(model, key)}, which no NeMo archive of prompt learning has"
-            raise CheckpointError(f"{what}; give --to huggingface")
+    _refuse_newer(model)
     vocabulary = next((f"nemo:{name}" for name in files if name.endswith("vocab.json")), None)
     merges = next((f"nemo:{name}" for name in files if name.endswith("merges.txt")), None)
     pieces = next((name for name in files if name.endswith(SUFFIX)), None)

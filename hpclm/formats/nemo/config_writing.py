@@ -38,11 +38,7 @@ def _refuse_newer(model: ModelSpec) -> None:
 
 
 def gpt_config(model: ModelSpec, files: list[str]) -> str:
-    """model_config.yaml of a GPT model. Raises CheckpointError for one that NeMo's GPT of prompt learning cannot be.
-
-    Args:
-        files: its tokenizer's, GPT-2's vocabulary and merges.
-    """
+    """model_config.yaml of a GPT model, with its tokenizer's `files`. Raises CheckpointError: NeMo has none."""
     _refuse_newer(model)
     vocabulary = next((f"nemo:{name}" for name in files if name.endswith("vocab.json")), None)
     merges = next((f"nemo:{name}" for name in files if name.endswith("merges.txt")), None)

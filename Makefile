@@ -43,7 +43,7 @@ types: $(READY)
 # Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included: two folders at
 # a time, the longest first, each in a pytest of its own whose words are shown when it ends.
 LONGEST := tests/worker tests/cluster tests/engine_hf tests/test_fine_tuning_road.py tests/test_demo.py tests/fuzz
-OTHERS = $(filter-out $(LONGEST) tests/support,$(patsubst %/__init__.py,%,$(wildcard tests/*/__init__.py)) \
+OTHERS = $(filter-out $(LONGEST) tests/support tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) \
   $(wildcard tests/test_*.py))
 export BIN
 

@@ -7,9 +7,14 @@ megatron/training/arguments.py (validate_args).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.spec import ModelSpec
 from hpclm.planning.stage_context import StageContext
+
+if TYPE_CHECKING:
+    from hpclm.recipe.schema.resource_sections import Parallel
 
 _MODEL_KEYS = ("moe_router_topk", "moe_aux_loss_coeff", "moe_z_loss_coeff")
 
@@ -54,7 +59,7 @@ def _division(stage: StageContext, model: ModelSpec) -> None:
     """Experts by `expert`; devices by the ranks that have all experts between them; each expert by `expert_tensor`."""
     parallel, resources = stage.recipe.parallel, stage.recipe.resources
     experts, world = model.num_moe_experts or 0, resources.nodes * resources.devices_per_node
-    each = parallel.tensor if parallel.expert_tensor is None else parallel.expert_tensor
+    each = _devices_of_one(parallel)
     if experts % parallel.expert:
         choices = closest(divisors(experts), parallel.expert)
         stage.error(
@@ -99,10 +104,15 @@ def _division(stage: StageContext, model: ModelSpec) -> None:
         )
 
 
+def _devices_of_one(parallel: Parallel) -> int:
+    """That share each expert."""
+    return parallel.tensor if parallel.expert_tensor is None else parallel.expert_tensor
+
+
 def _tensor_ranks(stage: StageContext, model: ModelSpec) -> None:
     """What megatron-core asks for where tensor ranks share tokens or experts."""
     parallel = stage.recipe.parallel
-    each = parallel.tensor if parallel.expert_tensor is None else parallel.expert_tensor
+    each = _devices_of_one(parallel)
     if stage.task.trains and parallel.tensor > 1 and not parallel.sequence:
         stage.error(
             ("parallel", "sequence"),

@@ -291,6 +291,15 @@ def test_megatron_lms_mixtral_is_the_shipped_recipe(tmp_path: Path) -> None:
     assert plain.model.moe_aux_loss_coeff == 0, "Megatron-LM's default"
 
 
+def test_experts_are_not_divided_where_there_are_none(tmp_path: Path) -> None:
+    lone = POST.replace("--fp16", "--fp16\n--expert-model-parallel-size 1\n--expert-tensor-parallel-size 1")
+    plain = spec_of(written(tmp_path, POST, "plain.sh"), "hpclm.model.vocab_size=9")
+    assert spec_of(written(tmp_path, lone), "hpclm.model.vocab_size=9") == plain
+    divided = written(tmp_path, lone.replace("model-parallel-size 1\n--expert-t", "model-parallel-size 2\n--expert-t"))
+    plan = make_plan(load(divided, ["hpclm.model.vocab_size=9"]), files=False)
+    assert "2 devices cannot share the experts of a model that has none" in str(plan.errors)
+
+
 def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:
     text = POST.replace("NNODES=1", f"NNODES=$(touch {tmp_path}/pwned; echo 1)").replace(
         "VOCAB_FILE=vocab.json", f"VOCAB_FILE=`touch {tmp_path}/pwned`"

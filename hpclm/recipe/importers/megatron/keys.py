@@ -5,7 +5,7 @@ Source: NVIDIA/Megatron-LM core_r0.6 to core_r0.16, megatron/training/arguments.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["whole", "number", "text", "list", "switch"]
 
@@ -202,6 +202,7 @@ REFUSED: dict[str, tuple[str | None, str]] = {
     "mtp_num_layers": (None, "there is no multi-token prediction"),
     "spec": (None, "layers are built here"),
 }
+
 # Values that have another name in a recipe.
 STYLES = {
     "constant": "constant",
@@ -212,3 +213,15 @@ STYLES = {
 }
 POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}
+# Flags that another one needs, or whose default is not hpclm's (arguments.py of core_r0.16).
+DEFAULTS: dict[str, Any] = {
+    "model.hidden_dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "model.moe_aux_loss_coeff": 0.0,
+    "trainer.val_check_interval": 1000,
+    "trainer.val_batches": 100,
+    "trainer.log_interval_steps": 100,
+    "optim.betas": [0.9, 0.999],
+    "optim.schedule.name": "linear",
+    "optim.schedule.from_zero": True,
+}

@@ -11,21 +11,9 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import RecipeError
 from hpclm.core.nearest import nearest_name
 from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
-from hpclm.recipe.importers.megatron.keys import NO_EFFECT, NORMS, POSITIONS, REFUSED, STYLES, TAKEN
+from hpclm.recipe.importers.megatron.keys import DEFAULTS, NO_EFFECT, NORMS, POSITIONS, REFUSED, STYLES, TAKEN
 from hpclm.recipe.tree import Node, Place
 
-# Flags that another one needs, or whose default is not hpclm's (arguments.py of core_r0.16).
-_DEFAULTS: dict[str, Any] = {
-    "model.hidden_dropout": 0.1,
-    "model.attention_dropout": 0.1,
-    "model.moe_aux_loss_coeff": 0.0,
-    "trainer.val_check_interval": 1000,
-    "trainer.val_batches": 100,
-    "trainer.log_interval_steps": 100,
-    "optim.betas": [0.9, 0.999],
-    "optim.schedule.name": "linear",
-    "optim.schedule.from_zero": True,
-}
 _SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "max_position_embeddings")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
@@ -150,7 +138,7 @@ class Flags:
 
     def _default(self, key: str) -> None:
         if _at(self.out, key) is None:
-            self._put(key, self.place, _DEFAULTS[key])
+            self._put(key, self.place, DEFAULTS[key])
 
     def _choice(self, name: str, words: dict[str, str]) -> str | None:
         text = self._text(name)
@@ -206,11 +194,18 @@ class Flags:
 
     def _experts(self) -> None:
         """A mixture of experts, each as wide as the MLP of a layer without."""
-        if "num_experts" not in self.flags:
-            return
-        self._take("num_experts", "moe_router_topk", "moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_ffn_hidden_size")
-        self._take("expert_model_parallel_size", "expert_tensor_parallel_size")
-        self._default("model.moe_aux_loss_coeff")
+        self._take("num_experts", "moe_router_topk", "moe_aux_loss_coeff", "moe_z_loss_coeff")
+        has_experts = "num_experts" in self.flags
+        for name in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
+            if has_experts or self._text(name) != "1":
+                self._take(name)
+            else:
+                self.fates[name] = KeyFate.NO_EFFECT, "1 is what there is"
+        if has_experts:
+            self._take("moe_ffn_hidden_size")
+            self._default("model.moe_aux_loss_coeff")
+        elif "moe_ffn_hidden_size" in self.flags:
+            self.fates["moe_ffn_hidden_size"] = KeyFate.NO_EFFECT, "without --num-experts"
 
     def _split_and_batch(self) -> None:
         self._take("nproc_per_node", "nnodes", "tensor_model_parallel_size", "pipeline_model_parallel_size")

@@ -2,12 +2,12 @@
 the training, and gigabytes a second against a plain copy.
 
     python bench/checkpoints.py
-    python bench/checkpoints.py --folder /scratch/me --layers 24 --hidden 1024 --heads 16
+    python bench/checkpoints.py --folder /scratch/me --layers 24 --hidden 1024 --heads 16 --tokens 1024 --device cuda
 
-One rank with one thread, so that a second core is free to write, as the host's cores are beside a GPU. A round is one
-process, and has all sides in turn: `steps` steps without saving; as many while an asynchronous save is under way; a
-synchronous save; a copy of its files (read from the page cache, written and synchronised to the disk); a check of every
-byte against the manifest; and loading the checkpoint.
+One rank, on a CPU with one thread, so that a second core is free to write, as the host's cores are beside a GPU (there
+in bf16, with moments and master weights in fp32). A round is one process, and has all sides in turn: `steps` steps
+without saving; as many while an asynchronous save is under way; a synchronous save; a copy of its files (read from the
+page cache, written and synchronised to the disk); a check of every byte against the manifest; loading the checkpoint.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ def main() -> None:
     for name, default in (*sizes, ("steps", 12), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, help="where checkpoints go; else a temporary folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(_measured(arguments)))
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if arguments.device == "cpu" else {}
+    environment = {**os.environ, **on_cpu}
     found = []
     for _ in range(arguments.rounds):
         argv = [sys.executable, __file__, *sys.argv[1:], "--measure"]
@@ -61,9 +63,10 @@ def main() -> None:
 
 
 def _measured(arguments: argparse.Namespace) -> dict[str, float]:
-    from hpclm.engines.megatron.ranks import cpu_standins
+    if arguments.device == "cpu":
+        from hpclm.engines.megatron.ranks import cpu_standins
 
-    cpu_standins.install()
+        cpu_standins.install()
     from hpclm.core.spec import CheckpointSpec
     from hpclm.formats.ranks import checkpoint_store
     from hpclm.formats.ranks.checkpoint_manager import CheckpointManager
@@ -110,10 +113,14 @@ def _measured(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _seconds(work: Any, times: int) -> list[float]:
+    import torch
+
     found = []
     for _ in range(times):
         began = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
     return found
 
@@ -143,7 +150,11 @@ def _trainer(arguments: argparse.Namespace) -> Any:
     from hpclm.worker.signals import StopFlag
 
     parallel = ParallelSpec(1, 1, 1, 1, 1, 1)
-    groups = process_groups.initialize(dist.HashStore(), 0, parallel, torch.device("cpu"), 1)
+    on_gpu = arguments.device == "cuda"
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    groups = process_groups.initialize(dist.HashStore(), 0, parallel, device, 1)
     model = plan.ModelSpec(
         num_layers=arguments.layers, hidden_size=arguments.hidden, ffn_hidden_size=4 * arguments.hidden,
         num_attention_heads=arguments.heads, num_query_groups=arguments.heads,
@@ -151,20 +162,20 @@ def _trainer(arguments: argparse.Namespace) -> Any:
         vocab_size=arguments.vocab, padded_vocab_size=arguments.vocab,
     )  # fmt: skip
     spec = plan.StageSpec(
-        run="bench", stage="bench", stage_dir="", task="pretrain", device="cpu", model=model,
+        run="bench", stage="bench", stage_dir="", task="pretrain", device="gpu" if on_gpu else "cpu", model=model,
         tokenizer=plan.TokenizerSpec("base"), parallel=parallel,
         batch=plan.BatchSpec(arguments.micro, arguments.micro, 1),
-        trainer=plan.TrainerSpec("fp32", max_steps=10**6), optim=plan.OptimSpec(1e-4),
+        trainer=plan.TrainerSpec("bf16" if on_gpu else "fp32", max_steps=10**6), optim=plan.OptimSpec(1e-4),
         checkpoint=plan.CheckpointSpec(),
     )  # fmt: skip
-    config = transformer_config(model, parallel, "fp32", groups.device, variable_lengths=False)
+    config = transformer_config(model, parallel, spec.trainer.precision, groups.device, variable_lengths=False)
     gpt = build_gpt(model, config, groups)
     initialize_weights(gpt, model, 1)
-    numbers = torch.randint(0, arguments.vocab, (arguments.micro, arguments.tokens + 1))
+    numbers = torch.randint(0, arguments.vocab, (arguments.micro, arguments.tokens + 1), device=device)
     batch = TrainingBatch(
         tokens=numbers[:, :-1].contiguous(), labels=numbers[:, 1:].contiguous(),
-        position_ids=torch.arange(arguments.tokens).expand(arguments.micro, -1).contiguous(),
-        loss_mask=torch.ones(arguments.micro, arguments.tokens),
+        position_ids=torch.arange(arguments.tokens, device=device).expand(arguments.micro, -1).contiguous(),
+        loss_mask=torch.ones(arguments.micro, arguments.tokens, device=device),
     )  # fmt: skip
     language_model = LanguageModel(config, gpt, None, frozen=False)
     return TrainingSteps(spec, groups, [language_model], trace._Batches([batch]), StopFlag())

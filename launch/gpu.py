@@ -47,11 +47,17 @@ PEERS = {
     "peft": "peft>=0.17,<1",
     "transformers": "transformers>=4.57,<6",
 }
+# Parts of the tests need one of these each; `--fill-wheels` builds the first, which has no wheel.
+OPTIONAL = {
+    "deepspeed": "deepspeed>=0.19.8,<0.20",
+    "hjson": "hjson>=3.1,<4",
+    "bitsandbytes": "bitsandbytes>=0.49,<1",
+}
 # Not all of tests/: other folders hide the GPU when they are collected, or need what only developers install.
 TESTS = ("tests/gpu", "tests/hardware")
 MARK = "HPCLM_GPU_REPORT"
 _TESTS_SHARE = 0.6
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PLATFORMS = tuple(f"manylinux{name}_x86_64" for name in ("_2_28", "_2_27", "_2_24", "_2_17", "2014"))
 
 
 def main() -> int:
@@ -69,13 +75,16 @@ def main() -> int:
 
 
 def fill(folder: Path, version: str) -> int:
-    """Wheels for that Python: with what they need, except for megatron-core, which would bring torch."""
+    """Wheels for that Python: with what they need, except for those which would bring torch."""
     common = ["-m", "pip", "download", "--quiet", "--only-binary=:all:", f"--python-version={version}"]
     common += [f"--platform={name}" for name in PLATFORMS] + ["--dest", str(folder)]
     alone = [NEEDED["megatron.core"]]
     others = [one for one in NEEDED.values() if one not in alone]
-    for words in (others, ["--no-deps", *alone]):
-        done = subprocess.run([sys.executable, *common, *words], check=False)
+    source, *wheels = OPTIONAL.values()
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", source]
+    for words in ([*common, *others], [*common, "--no-deps", *alone, *wheels], build):
+        environment = {**os.environ, "DS_BUILD_OPS": "0"}  # Python alone; what must be compiled is, where it is used
+        done = subprocess.run([sys.executable, *words], check=False, env=environment)
         if done.returncode:
             return done.returncode
     size = sum(one.stat().st_size for one in folder.glob("*.whl"))
@@ -107,6 +116,11 @@ def report(wheels: Path | None, out: Path, limit_s: int, rehearse: bool) -> int:
         if code:
             print("give a folder of wheels with --wheels; `python launch/gpu.py --fill-wheels DIR` fills one elsewhere")
             return code
+    also = [OPTIONAL[name] for name in missing(OPTIONAL)]
+    if wheels is not None:
+        also = [one for one in also if any(wheels.glob(f"{re.split('[<>=]', one)[0]}-*.whl"))]
+    if also:
+        install(also, wheels, site)
     left_out = [f"comparison with {name}: not installed" for name in missing(PEERS)]
     facts = seen(environment)
     if not facts.get("gpus") and not rehearse:
@@ -200,7 +214,7 @@ def tested(environment: dict[str, str], out: Path, limit_s: float) -> dict[str, 
     argv = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={results}"]
     found: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
     if not missing({"xdist": "pytest-xdist"}):  # most of a test's time is its processes' start
-        argv += ["-p", "xdist", "-n", str(min(8, os.cpu_count() or 1))]
+        argv += ["-p", "xdist", "-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadgroup"]
     environment = {**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the machine may have any
     with subprocess.Popen([*argv, *TESTS], cwd=ROOT, env=environment) as running:
         try:

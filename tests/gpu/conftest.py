@@ -24,6 +24,8 @@ from tests.support.processes import environment
 from tests.support.rank_server import RANK, ForkedRank, Kind
 from tests.support.waiting import wait_until
 
+# NCCL between ranks that share a GPU
+ALONE_ON_A_HOST = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_MAX_NCHANNELS": "2"}
 REHEARSES = os.environ.get("HPCLM_GPU_TESTS") == "rehearse"
 
 
@@ -71,37 +73,46 @@ Run = Callable[..., StagePaths]
 
 @pytest.fixture
 def run() -> Run:
-    """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with."""
+    """Runs a stage, see `ranks_of`."""
+    return ranks_of
 
-    def ranks(
-        spec: StageSpec | FineTuneStageSpec,
-        device: Any,
-        *,
-        attempt: int = 1,
-        code: int = 0,
-        function: str = RANK,
-        **variables: str,
-    ) -> StagePaths:
-        paths = StagePaths(Path(spec.stage_dir))
-        write_json(paths.spec, to_dict(replace(spec, device=device)))
-        logs = paths.attempt(attempt).logs
-        logs.mkdir(parents=True, exist_ok=True)
-        count = spec.parallel.world_size
-        started = []
-        for rank in range(count):
-            place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
-            given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
-            log = logs / f"{rank:05d}.log"
-            words = [str(paths.root), f"{attempt:03d}"]
-            hf = spec.engine == "hf"
-            started.append(forked(words, log, device, function=function, hf=hf, **given, **variables))
-        try:
-            for one in started:
-                ended(one)
-        finally:
-            for one in started:
-                one.kill()
-        assert started[0].returncode == code, (logs / "00000.log").read_text()[-4000:]
-        return paths
 
-    return ranks
+def ranks_of(
+    spec: StageSpec | FineTuneStageSpec,
+    device: Any,
+    *,
+    attempt: int = 1,
+    code: int = 0,
+    gpus: int | None = None,
+    **variables: str,
+) -> StagePaths:
+    """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with.
+
+    Args:
+        gpus: how many there are; where the stage has more ranks, they share one.
+    """
+    paths = StagePaths(Path(spec.stage_dir))
+    write_json(paths.spec, to_dict(replace(spec, device=device)))
+    logs = paths.attempt(attempt).logs
+    logs.mkdir(parents=True, exist_ok=True)
+    count = spec.parallel.world_size
+    function = RANK
+    if device == "gpu" and gpus is not None and count > gpus:
+        function = "tests.gpu.shared_gpu:main"
+        variables = {"CUDA_VISIBLE_DEVICES": "0", **ALONE_ON_A_HOST, **variables}
+    started = []
+    for rank in range(count):
+        place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "NODE_RANK": 0}
+        given = {f"HPCLM_{name}": str(value) for name, value in place.items()}
+        words = [str(paths.root), f"{attempt:03d}"]
+        hf = spec.engine == "hf"
+        log = logs / f"{rank:05d}.log"
+        started.append(forked(words, log, device, function=function, hf=hf, **given, **variables))
+    try:
+        for one in started:
+            ended(one)
+    finally:
+        for one in started:
+            one.kill()
+    assert started[0].returncode == code, (logs / "00000.log").read_text()[-4000:]
+    return paths

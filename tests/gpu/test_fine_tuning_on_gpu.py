@@ -64,6 +64,14 @@ def test_shardings_train_the_same_on_one_gpu(make: Maker, run: Run, device: str,
     assert losses(run(sharded, device)) == pytest.approx(wanted, rel=1e-4)
 
 
+def test_moments_of_8_bits_train_almost_the_same(make: Maker, run: Run, device: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="adamw-8bit needs bitsandbytes")
+    if REHEARSES:
+        pytest.skip("a kernel of GPUs")
+    found = [losses(run(make(optimizer=name), device)) for name in ("adamw", "adamw-8bit")]
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
 def test_packed_rows_see_themselves_alone_in_bf16(make: Maker, run: Run, device: str) -> None:
     """With flash kernels that take lengths, and by transformers' own masks."""
     spec = make(precision="bf16")

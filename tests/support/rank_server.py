@@ -4,8 +4,8 @@ Loading both takes seconds of a core in each rank, most of a short test. A forke
 `hpclm.worker.entry` with the same arguments and environment as a started one; the tests on a cluster and the demo's
 start theirs.
 
-With the argument `gpu` its children may use GPUs, and it does not touch them itself: CUDA does not outlive a fork. With
-`hf` it has loaded what engine hf needs instead.
+With the argument `gpu` its children may use GPUs, and it does not touch them itself: CUDA does not outlive a fork. It
+has loaded what engine hf needs, too; with `hf` that alone.
 
 A request is a line of JSON on standard input, the answer one on standard output: {"start": [argument, …], "function":
 "module:name", "env": {…}, "log": path} gives {"pid": …}; {"poll": pid} gives {"code": null or the exit code, negative
@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -136,12 +137,17 @@ def _poll(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
+def _import(modules: Sequence[str]) -> None:
+    """What is installed of them."""
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def _load(kind: Kind) -> None:
     if kind == "hf":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        for name in _OF_HF:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+        _import(_OF_HF)
         return
     from hpclm.engines.megatron.ranks import cpu_standins, stage_runner
 
@@ -150,6 +156,9 @@ def _load(kind: Kind) -> None:
         cpu_standins.install()
     for module in ("groups", "rank_context", "tasks"):
         importlib.import_module(f"{stage_runner.__package__}.{module}")
+    if kind == "gpu":
+        # not deepspeed, which looks for a GPU
+        _import([name for name in _OF_HF if name != "deepspeed"])
 
 
 def serve(kind: Kind) -> None:

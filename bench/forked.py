@@ -28,6 +28,8 @@ _MODULES = (
 def load() -> None:
     """Load what measurements on a GPU need; what is not installed is left to those that need it."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch then asks NVML whether there is a GPU
+    # peft loads it where it is, and it starts CUDA; None hides it
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     for module in _MODULES:
         try:
             importlib.import_module(module)

@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu-report"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="measurements whose names have one of these words")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,8 @@ def main() -> None:
         load()
     found: dict[str, Any] = {}
     for name, work in _all(arguments, found):
+        if arguments.only and not any(word in name for word in arguments.only):
+            continue
         try:
             found[name] = forked(work)
         except RuntimeError as error:

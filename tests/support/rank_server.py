@@ -157,8 +157,10 @@ def _load(kind: Kind) -> None:
     for module in ("groups", "rank_context", "tasks"):
         importlib.import_module(f"{stage_runner.__package__}.{module}")
     if kind == "gpu":
-        # not deepspeed, which looks for a GPU
+        # not deepspeed, which looks for a GPU, and not bitsandbytes, which starts CUDA: peft loads it where it is
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         _import([name for name in _OF_HF if name != "deepspeed"])
+        del sys.modules["bitsandbytes"]
 
 
 def serve(kind: Kind) -> None:

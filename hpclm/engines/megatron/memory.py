@@ -111,7 +111,9 @@ def prompt_parameters(
     return tables + encoder, tables + encoder
 
 
-def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, frozen: bool, scored: int = 0) -> float:
+def layer_activations(
+    model: ModelSpec, parallel: ParallelSpec, width: int, *, frozen: bool, scored: int = 0, each_head: bool = False
+) -> float:
     """Bytes a token that one layer keeps for the backward pass, on one rank.
 
     With ffn = 4h and trained weights it is h·(8 + 26/TP) at 2 bytes an element: the h·(10 + 24/TP) of arXiv:2205.05198,
@@ -123,6 +125,7 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
 
     Args:
         scored: positions whose attention scores are kept for each token, where attention is not fused.
+        each_head: keys and values are repeated for each head of their group (see `flash_attention.each_head`).
     """
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
     rotated = query + key if model.position_embedding == "rope" else 0
@@ -138,9 +141,15 @@ def layer_activations(model: ModelSpec, parallel: ParallelSpec, width: int, *, f
         whole += _experts_share(model, parallel, mlp, frozen=frozen)
     scores = scored * model.num_attention_heads * _SCORE_BYTES / parallel.tensor
     masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
-    if parallel.context > 1:
+    repeated = each_head and query != key
+    if repeated:
+        # without rotation the projection's result is kept for the queries, otherwise nothing of it is
+        split += 2 * query - (3 * key if rotated else 0)
+    if parallel.context > 1 and not repeated:
         # keys and values of the whole sequence
         split += 2 * key * parallel.context
+    elif parallel.context > 1:
+        split += 2 * query * (parallel.context - 1)
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
     return kept * width + scores + (masks / parallel.tensor if parallel.sequence_parallel else masks)
 
@@ -169,6 +178,7 @@ def activation_bytes(
     frozen: bool = False,
     stage: int = 0,
     scored: int = 0,
+    each_head: bool = False,
 ) -> int:
     """Activations kept for the backward pass on a rank of a pipeline stage.
 
@@ -178,12 +188,12 @@ def activation_bytes(
 
     Args:
         frozen: no weight is trained, so no input of a linear layer is kept for its gradient.
-        scored: see `layer_activations`.
+        scored, each_head: see `layer_activations`.
     """
     tokens = seq_length // parallel.context * batch.micro_batch_size
     chunks = layers_of_stage(model.num_layers, parallel, stage)
     count = max(1, max(chunks))  # fewer than one is refused elsewhere
-    whole = tokens * layer_activations(model, parallel, width, frozen=frozen, scored=scored)
+    whole = tokens * layer_activations(model, parallel, width, frozen=frozen, scored=scored, each_head=each_head)
     layers, working = whole * count, 0.0
     entry = tokens * model.hidden_size * width // (parallel.tensor if parallel.sequence_parallel else 1)
     if recompute is not None and recompute.granularity == "full":
@@ -269,8 +279,9 @@ def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
     kept = spec.device == "cpu" and model.attention_dropout > 0 and not frozen
     kept = kept and (recompute is None or recompute.granularity == "full")
     held = activation_bytes(
-        model, parallel, spec.batch, length, width, recompute, frozen=frozen, stage=stage, scored=length if kept else 0
-    )
+        model, parallel, spec.batch, length, width, recompute, frozen=frozen, stage=stage,
+        scored=length if kept else 0, each_head=spec.device == "gpu" and width == 4,
+    )  # fmt: skip
     if task.learns_prompts:
         trainable, own = prompt_parameters(model, task.encodes_prompts, spec.prompt, templates, parallel.tensor)
         return MemoryEstimate(

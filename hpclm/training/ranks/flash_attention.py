@@ -33,6 +33,20 @@ def takes(query: Tensor) -> bool:
     return _fits(query.dtype, query.size(-1))
 
 
+def each_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values, [b, groups, s, d], for torch's scaled_dot_product_attention: repeated for each head of the query,
+    [b, n, s, d], where no kernel of GPUs takes groups. torch would take them apart and keep every score."""
+    if query.size(1) == key.size(1) or not lacks_groups(query, mask):
+        return key, value
+    count = query.size(1) // key.size(1)
+    return key.repeat_interleave(count, dim=1), value.repeat_interleave(count, dim=1)
+
+
+def lacks_groups(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether this is a GPU, and only its flash kernel takes groups of heads, which takes neither masks nor fp32."""
+    return query.device.type == "cuda" and (mask is not None or not takes(query))
+
+
 def _fits(dtype: torch.dtype, width: int) -> bool:
     return dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
 

@@ -94,7 +94,9 @@ def kernels_of_gpus() -> Iterator[None]:
 
     norms = patch.object(torch.nn.RMSNorm, "forward", forward)
     dropout = patch.object(torch.nn.functional, "dropout", _dropout)
-    with norms, dropout, patch.object(flash, "usable", flash.takes):
+    usable = patch.object(flash, "usable", flash.takes)
+    groups = patch.object(flash, "lacks_groups", lambda query, mask: mask is not None or not flash.takes(query))
+    with norms, dropout, usable, groups:
         yield
 
 

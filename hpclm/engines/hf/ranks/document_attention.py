@@ -88,7 +88,6 @@ def attend(
     if documents.segments is not None and not dropout and not sliding_window and flash_attention.usable(query):
         own_query, own_key, own_value = (one[0].transpose(0, 1) for one in (query, key, value))
         return flash_attention.attend(own_query, own_key, own_value, documents.segments, scaling)[None], None
-    groups = query.size(1) != key.size(1)
     made = []
     for start, end in zip(documents.starts, documents.starts[1:], strict=False):
         own = (slice(None), slice(None), slice(start, end))
@@ -97,10 +96,12 @@ def attend(
             place = torch.arange(end - start, device=query.device)
             behind = place[:, None] - place
             window = (behind >= 0) & (behind < sliding_window)
+        some, keys = query[own], key[own]
+        keys, values = flash_attention.each_head(some, keys, value[own], window)
         made.append(
             torch.nn.functional.scaled_dot_product_attention(
-                query[own], key[own], value[own], attn_mask=window, dropout_p=dropout, scale=scaling,
-                is_causal=window is None, enable_gqa=groups,
+                some, keys, values, attn_mask=window, dropout_p=dropout, scale=scaling,
+                is_causal=window is None, enable_gqa=some.size(1) != keys.size(1),
             )
         )  # fmt: skip
     joined = made[0] if len(made) == 1 else torch.cat(made, dim=2)

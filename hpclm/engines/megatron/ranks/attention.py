@@ -93,6 +93,7 @@ class SdpaAttention(MegatronModule):
                 folded, key, value, attn_mask=attention_mask, scale=self.softmax_scale
             )
             return made.reshape(query.shape)
+        key, value = flash.each_head(query, key, value, attention_mask)
         dropout = self.config.attention_dropout if self.training else 0.0
         attend = functools.partial(
             functional.scaled_dot_product_attention,
@@ -100,7 +101,7 @@ class SdpaAttention(MegatronModule):
             dropout_p=dropout,
             is_causal=attention_mask is None and query.size(2) > 1,
             scale=self.softmax_scale,
-            enable_gqa=self.grouped,
+            enable_gqa=key.size(1) != query.size(1),
         )
         if dropout > 0.0 and not self.config.sequence_parallel:
             # each tensor-parallel rank has different heads and must draw different masks

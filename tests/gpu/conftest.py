@@ -84,19 +84,20 @@ def ranks_of(
     attempt: int = 1,
     code: int = 0,
     gpus: int | None = None,
+    function: str = RANK,
     **variables: str,
 ) -> StagePaths:
     """Run a stage's ranks as a job does, each a process of its own; `code` is what rank 0 must end with.
 
     Args:
         gpus: how many there are; where the stage has more ranks, they share one.
+        function: another one than a rank's, see `ForkedRank`.
     """
     paths = StagePaths(Path(spec.stage_dir))
     write_json(paths.spec, to_dict(replace(spec, device=device)))
     logs = paths.attempt(attempt).logs
     logs.mkdir(parents=True, exist_ok=True)
     count = spec.parallel.world_size
-    function = RANK
     if device == "gpu" and gpus is not None and count > gpus:
         function = "tests.gpu.shared_gpu:main"
         variables = {"CUDA_VISIBLE_DEVICES": "0", **ALONE_ON_A_HOST, **variables}

@@ -34,8 +34,8 @@ def takes(query: Tensor) -> bool:
 
 
 def each_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Keys and values, [b, groups, s, d], for torch's scaled_dot_product_attention: repeated for each head of the query,
-    [b, n, s, d], where no kernel of GPUs takes groups. torch would take them apart and keep every score."""
+    """Keys and values, [b, groups, s, d], for torch's scaled_dot_product_attention: repeated for each head of the
+    query, [b, n, s, d], where no kernel of GPUs takes groups (torch would then keep every score)."""
     if query.size(1) == key.size(1) or not lacks_groups(query, mask):
         return key, value
     count = query.size(1) // key.size(1)

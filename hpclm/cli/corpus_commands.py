@@ -98,6 +98,7 @@ def tokenize(
     _need_engine()
     from hpclm.core.corpus_spec import CorpusSpec
 
+    _no_keys_among(inputs, json_keys or [])
     spec = CorpusSpec(
         inputs=[str(Path(one).absolute()) for one in inputs],
         tokenizer=_tokenizer_spec(vocab_file, merges_file, tokenizer),
@@ -117,6 +118,14 @@ def tokenize(
         print_json({**to_dict(made), "notes": notes})
     else:
         typer.echo("\n".join(_lines(made, notes)))
+
+
+def _no_keys_among(inputs: list[str], keys: list[str]) -> None:
+    """Megatron-LM's --json-keys takes several; here what follows the first is an input."""
+    for one in inputs if keys and len(inputs) > 1 else []:
+        if os.sep not in one and not Path(one).suffix and not Path(one).exists():
+            wanted = " ".join(f"--json-keys {key}" for key in (*keys, one))
+            raise typer.BadParameter(f"{one}: no such file; for several keys of an object give {wanted}")
 
 
 def _watched(spec: CorpusSpec, workers: int | None, *, shown: bool) -> tuple[Tokenized, list[str]]:
@@ -177,9 +186,12 @@ class _Shown(ProgressLine):
 def _lines(made: Tokenized, notes: list[str]) -> list[str]:
     counts = made.counts
     lines = [f"{one}.bin and .idx" for one in made.outputs]
+    text = f"{counts.text_bytes / 1e6:,.1f} MB of text"
+    if made.earlier_bytes:
+        text += f", {(counts.text_bytes - made.earlier_bytes) / 1e6:,.1f} MB of it"
     lines.append(
-        f"{counts.documents:,} documents, {counts.tokens:,} tokens, {counts.text_bytes / 1e6:,.1f} MB of text in "
-        f"{duration(made.seconds)} ({counts.text_bytes / 1e6 / max(made.seconds, 1e-9):,.1f} MB/s, {made.encoder})"
+        f"{counts.documents:,} documents, {counts.tokens:,} tokens, {text} in {duration(made.seconds)} "
+        f"({made.rate / 1e6:,.1f} MB/s, {made.encoder})"
     )
     if counts.empty:
         lines.append(f"{counts.empty:,} documents are empty: they have no tokens")

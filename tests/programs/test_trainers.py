@@ -378,6 +378,10 @@ def test_a_layout_of_the_layers_is_left_to_megatron_lm(tmp_path: Path) -> None:
         ({}, ["--num-experts=2"], "is made from model.num_moe_experts; set that instead"),
         ({"expert": 2}, [], "2 devices cannot share the experts of a model that has none"),
         ({"virtual_pipeline": 2}, ["--pipeline-model-parallel-layout", "Et|tttL"], "both divide the layers; keep one"),
+        ({}, ["--pipeline-model-parallel-layout", "Et|ttL"], "has 3 layers (t), and model.num_layers is 4"),
+        ({}, ["--pipeline-model-parallel-layout", "Et|t|tL"], "has 3 stages, not a multiple of parallel.pipeline 2"),
+        ({}, ["--pipeline-model-parallel-layout=Ett|ttX"], "has 'X'; its letters are E (the embedding)"),
+        ({}, ["--num-workers", "many"], "--num-workers takes a whole number, and 'many' is none"),
     ],
 )
 def test_splits_that_megatron_lm_refuses_are_refused(

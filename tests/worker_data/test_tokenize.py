@@ -222,6 +222,9 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert kept == times
     assert seen[-1].documents == len(rows) == made.counts.documents
     assert 0 < seen[-1].reused < seen[-1].bytes == seen[-1].size
+    # the rate is that of this call
+    assert 0 < made.earlier_bytes < made.counts.text_bytes
+    assert made.rate * made.seconds == pytest.approx(made.counts.text_bytes - made.earlier_bytes)
     by_megatron(rows, "content", tmp_path / "theirs", eod=True)
     assert same(spec.output("content"), tmp_path / "theirs")
     assert not spec.parts_folder.exists()
@@ -247,6 +250,15 @@ def test_other_input_does_not_use_the_parts_or_overwrite(tmp_path: Path) -> None
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "hpclm.cli", "data", *words]
+
+
+def test_keys_behind_one_option_are_not_taken_for_files(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.jsonl", documents(3))
+    words = command("tokenize", str(source), "--json-keys", "content", "title", "--out", str(tmp_path / "o"))
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    said = " ".join(ended.stderr.replace("│", " ").split())
+    assert ended.returncode != 0
+    assert "give --json-keys content --json-keys title" in said
 
 
 def test_a_killed_command_loses_nothing(tmp_path: Path) -> None:

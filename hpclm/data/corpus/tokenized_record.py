@@ -36,7 +36,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """`PREFIX.tokenized.json`: the record of what was made. `outputs`: the prefixes of the data sets."""
+    """`PREFIX.tokenized.json`: the record of what was made.
+
+    Attributes:
+        outputs: the prefixes of the data sets.
+        seconds: of the last call; `earlier_bytes` of the text were tokenised by calls before it.
+    """
 
     mark: str
     spec: CorpusSpec
@@ -44,6 +49,12 @@ class Tokenized:
     outputs: list[str]
     counts: Counts
     seconds: float
+    earlier_bytes: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Bytes of text a second, of the last call."""
+        return (self.counts.text_bytes - self.earlier_bytes) / max(self.seconds, 1e-9)
 
 
 def record_of(prefix: str) -> Tokenized | None:

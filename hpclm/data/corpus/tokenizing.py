@@ -66,8 +66,9 @@ def tokenize(spec: CorpusSpec, workers: int, on_progress: Callable[[Progress], N
         return known, ["was made by an earlier call, and nothing has changed since"]
     make_folder(spec)
     with exclusive(spec.parts_folder, f"{spec.parts_folder}: another process is tokenising to this prefix"):
+        before = _counts_before(job)
         counts = _run(job, workers, on_progress, began)
-        return finish(job, counts, time.monotonic() - began), job.notes
+        return finish(job, counts, time.monotonic() - began, before=before.text_bytes), job.notes
 
 
 def make_folder(spec: CorpusSpec) -> None:
@@ -78,8 +79,15 @@ def make_folder(spec: CorpusSpec) -> None:
         raise DataError(f"{spec.parts_folder}: cannot be made ({error.strerror})") from error
 
 
-def finish(job: Job, counts: Counts, seconds: float, between: Callable[[], None] = lambda: None) -> Tokenized:
-    """Merge all parts, write the record and remove the parts; broken off, it is done anew. `between`: see `merge`."""
+def finish(
+    job: Job, counts: Counts, seconds: float, between: Callable[[], None] = lambda: None, *, before: int = 0
+) -> Tokenized:
+    """Merge all parts, write the record and remove the parts; broken off, it is done anew.
+
+    Args:
+        between: see `merge`.
+        before: bytes of text that earlier calls had tokenised; the seconds are this call's.
+    """
     spec = job.spec
     if not counts.tokens:
         raise DataError(
@@ -91,7 +99,7 @@ def finish(job: Job, counts: Counts, seconds: float, between: Callable[[], None]
     for place, key in enumerate(spec.keys):
         merge(parts, place, spec.output(key), job.dtype, between)
     outputs = [spec.output(key) for key in spec.keys]
-    made = Tokenized(job.mark, spec, job.encoder, outputs, counts, seconds)
+    made = Tokenized(job.mark, spec, job.encoder, outputs, counts, seconds, before)
     write_sealed(spec.record, to_dict(made))
     shutil.rmtree(spec.parts_folder, ignore_errors=True)
     return made
@@ -121,11 +129,17 @@ def made_before(job: Job) -> Tokenized | None:
     return None
 
 
+def _counts_before(job: Job) -> Counts:
+    """Of the parts that are complete."""
+    done = (job.part(number).counts() for number in range(len(job.pieces)))
+    return sum((counts for counts in done if counts is not None), Counts())
+
+
 def _run(job: Job, workers: int, on_progress: Callable[[Progress], None], began: float) -> Counts:
     """All pieces that are not complete; returns the sum of all."""
     done = [job.part(number).counts() for number in range(len(job.pieces))]
     reused = sum(piece.size for piece, counts in zip(job.pieces, done, strict=True) if counts is not None)
-    before = sum((counts for counts in done if counts is not None), Counts())
+    before = _counts_before(job)
     todo = [number for number, counts in enumerate(done) if counts is None]
 
     def tell(size: float, documents: float, tokens: float) -> None:

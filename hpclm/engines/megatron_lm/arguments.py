@@ -1,4 +1,4 @@
-"""What `megatron.arguments` say of the split beside the keys of `parallel`: a layout of pipeline stages.
+"""The flags of `megatron.arguments`: unknown ones, their values, and a layout of pipeline stages.
 
 Source: Megatron-LM core_v0.14.0, megatron/training/arguments.py (validate_args).
 """
@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
 from hpclm.core.nearest import nearest_name
+from hpclm.core.spec import ModelSpec
+from hpclm.engines.megatron_lm import argument_values, stage_layout
 from hpclm.planning.parallel_rules import LAYERS
 from hpclm.planning.stage_context import StageContext
 
 LAYOUT = "--pipeline-model-parallel-layout"
-
-
-@cache
-def known_flags() -> frozenset[str]:
-    """Those of Megatron-LM core_v0.12.0 to core_v0.19.0."""
-    return frozenset(Path(__file__).with_name("known_flags.txt").read_text().split())
 
 
 def flag_of(word: str) -> str:
@@ -30,41 +24,53 @@ def flag_of(word: str) -> str:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The flags that matter to a plan. `places`: of each flag among the words."""
+    """The flags that matter to a plan. `places`: of each flag among the words; `values`: what it is given there."""
 
     stage: StageContext
     places: dict[str, int] = field(default_factory=dict)
+    values: dict[str, list[str]] = field(default_factory=dict)
 
     def error(self, flag: str, what: str, rule: str) -> None:
         self.stage.error(("megatron", "arguments", self.places[flag]), f"{flag} {what}", rule)
 
+    def value(self, flag: str) -> str | None:
+        """The first value that a flag is given."""
+        return next(iter(self.values.get(flag, ())), None)
+
 
 def read(stage: StageContext, words: Sequence[str]) -> Arguments:
-    """The flags among the words; findings for flags that no release has."""
-    found = Arguments(stage)
-    for place, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        flag = word.partition("=")[0]
-        if flag not in known_flags():
-            near = nearest_name(flag_of(word), known_flags())
+    """The flags among the words; findings for flags that no release has, and for values that none takes."""
+    found, known = Arguments(stage), argument_values.flags()
+    for place, flag, values in argument_values.given(words):
+        if flag not in known:
+            near = nearest_name(flag_of(flag), known)
             hint = f"did you mean {near}?" if near else "is it of your own script?"
             stage.warning(
                 ("megatron", "arguments", place),
-                f"{flag} is no flag of Megatron-LM core_v0.12 to core_v0.19, which refuses such; {hint}",
+                f"{flag} is no flag of Megatron-LM {argument_values.RELEASES}, which refuses such; {hint}",
                 "known flags",
-                word,
+                words[place],
             )
             continue
-        found.places[flag] = place
+        found.places[flag], found.values[flag] = place, values
+        wrong = known[flag].wrong(values)
+        if wrong is not None:
+            found.error(flag, wrong, "values of flags")
     return found
 
 
-def check(found: Arguments) -> None:
-    """Megatron-LM's rules for what the arguments ask for."""
-    parallel = found.stage.recipe.parallel
-    for key in (*LAYERS, "virtual_pipeline") if LAYOUT in found.places else ():
+def check_layout(found: Arguments, model: ModelSpec) -> None:
+    """Megatron-LM's rules for a layout of pipeline stages."""
+    layout, parallel = found.value(LAYOUT), found.stage.recipe.parallel
+    if layout is None:
+        return
+    for key in (*LAYERS, "virtual_pipeline"):
         value = getattr(parallel, key)
         if value != type(parallel).model_fields[key].default:
             what = f"and parallel.{key} both divide the layers; keep one"
             found.error(LAYOUT, what, "one way to divide the layers")
+    predicted = found.value("--mtp-num-layers") or "0"
+    predictions = int(predicted) if predicted.isdecimal() else 0
+    wrong = stage_layout.wrong(layout, parallel.pipeline, model.num_layers, predictions)
+    if wrong is not None:
+        found.error(LAYOUT, f"{layout} {wrong}", "Megatron-LM's layouts")

@@ -49,7 +49,7 @@ class MegatronLm:
         if model is not None:
             laid_out = arguments.LAYOUT in given.places
             support.check_model(stage, model, indexed, accumulation, laid_out=laid_out)
-            arguments.check(given)
+            arguments.check_layout(given, model)
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining

@@ -29,14 +29,14 @@ _NEVER = {
 
 def check(stage: StageContext, given: Arguments, words: Sequence[str]) -> None:
     """Findings for flags that Megatron-LM refuses beside each other, or beside the recipe's keys."""
-    _beside_flags(given, words)
+    _beside_flags(given)
     _beside_keys(stage, given)
     if words and not words[0].startswith("-"):
         where = ("megatron", "arguments", 0)
         stage.error(where, f"{words[0]} belongs to no flag; write --flag value", "arguments are flags", words[0])
 
 
-def _beside_flags(given: Arguments, words: Sequence[str]) -> None:
+def _beside_flags(given: Arguments) -> None:
     flags = given.places
     for flag in set(_NEVER) & set(flags):
         given.error(flag, _NEVER[flag], "Megatron-LM's flags")
@@ -44,9 +44,9 @@ def _beside_flags(given: Arguments, words: Sequence[str]) -> None:
         for group in groups if flag in flags else ():
             if not any(one in flags for one in group):
                 given.error(flag, f"needs {' or '.join(group)}", "Megatron-LM's flags")
-    if _value(words, "--ckpt-format", flags) == "torch_dcp" and "--use-torch-fsdp2" not in flags:
+    if given.value("--ckpt-format") == "torch_dcp" and "--use-torch-fsdp2" not in flags:
         given.error("--ckpt-format", "torch_dcp needs --use-torch-fsdp2", "Megatron-LM's flags")
-    if _value(words, "--weight-decay-incr-style", flags) not in (None, "constant"):
+    if given.value("--weight-decay-incr-style") not in (None, "constant"):
         for needed in ("--start-weight-decay", "--end-weight-decay"):
             if needed not in flags:
                 given.error("--weight-decay-incr-style", f"needs {needed}", "Megatron-LM's flags")
@@ -86,11 +86,3 @@ def _torch_fsdp2(stage: StageContext, given: Arguments) -> None:
     for what, is_wrong in wrong.items():
         if is_wrong:
             given.error("--use-torch-fsdp2", what, "Megatron-LM's flags")
-
-
-def _value(words: Sequence[str], flag: str, places: dict[str, int]) -> str | None:
-    place = places.get(flag)
-    if place is None:
-        return None
-    _, has, value = words[place].partition("=")
-    return value if has else "".join(words[place + 1 : place + 2])

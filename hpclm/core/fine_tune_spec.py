@@ -20,6 +20,7 @@ from hpclm.core.spec import (
 
 Method = Literal["full", "lora", "p-tuning", "prompt-tuning"]
 Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
+Quantization = Literal["none", "nf4"]
 RowFormat = Literal["auto", "alpaca", "messages", "prompt-completion"]
 PromptTemplate = Literal["chat", "stanford", "axolotl", "llama-factory", "plain"]
 
@@ -141,10 +142,12 @@ class HuggingFaceSpec:
     Attributes:
         attention: `documents` is hpclm's own, which needs no mask and no padding; the others are transformers'.
         remote_code: run the Python files beside the model.
+        quantization: of the frozen linear layers.
     """
 
     attention: Literal["documents", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "documents"
     remote_code: bool = False
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)

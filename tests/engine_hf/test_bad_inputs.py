@@ -51,6 +51,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "a cache that is not there": {"instructions.cache": "new/folder"},
     "targets by path": {"fine_tune.lora.targets": ["layers.0.self_attn.q_proj", "embed_tokens"]},
     "all linear": {"fine_tune.lora.targets": ["all-linear"]},
+    "4 bits": {"huggingface.quantization": "nf4", "fine_tune.lora.targets": ["all-linear"]},
     "all positions": {"instructions.max_seq_length": 128},
     "virtual tokens that fit": {"fine_tune": {"method": "p-tuning", "virtual_tokens": {"count": 64}}},
     "zero3": {"fine_tune.method": "full", "sharding": {"strategy": "zero3", "offload": "all", "nvme": "/scratch"}},

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hpclm.cli import app as cli
-from hpclm.core.fine_tune_spec import FineTuneStageSpec, LoraSpec
+from hpclm.core.fine_tune_spec import FineTuneStageSpec, HuggingFaceSpec, LoraSpec
 from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import to_dict
@@ -31,6 +31,7 @@ from tests.support.hf_sizes import MEMORY, shipped_recipe
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 TRACER = "hpclm.engines.hf.ranks.hf_trace"
+NF4 = HuggingFaceSpec(quantization="nf4")
 EVERYWHERE = {"lora": LoraSpec(16, targets=["all-linear"], dropout=0.1)}
 WIDE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64,
@@ -67,6 +68,7 @@ def stage(shop: Workshop, folder: Path, ranks: int, **how: Any) -> FineTuneStage
         {"strategy": "zero3", "precision": "bf16"},
         {"strategy": "zero3", "precision": "bf16", "method": "lora"},
         {"task": "evaluate"},
+        {"method": "lora", "of_method": EVERYWHERE, "precision": "bf16", "huggingface": NF4},
     ],
     ids=lambda how: "-".join(str(one) for one in how.values() if isinstance(one, str)),
 )
@@ -90,6 +92,8 @@ ESTIMATED: list[dict[str, Any]] = [
     {"ranks": 4, "strategy": "fsdp", "sharding": {"offload": "all"}},
     {"ranks": 4, "strategy": "fsdp", "method": "lora", "of_method": EVERYWHERE},
     {"ranks": 1, "method": "lora"},
+    {"ranks": 1, "method": "lora", "of_method": EVERYWHERE, "huggingface": NF4},
+    {"ranks": 1, "task": "evaluate", "generation": GenerationSpec(max_new_tokens=8, batch_size=2), "huggingface": NF4},
     {"ranks": 1, "method": "prompt-tuning"},
     {"ranks": 4, "strategy": "zero1"},
     {"ranks": 4, "strategy": "zero2", "sharding": {"offload": "optimizer"}},

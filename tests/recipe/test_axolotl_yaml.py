@@ -124,10 +124,19 @@ def test_rows_on_a_hub_keep_their_form(folder: Path) -> None:
     assert own["instructions"]["train"] == ("data/words.jsonl",)
 
 
+def test_qlora_quantises_the_frozen_layers(folder: Path) -> None:
+    made = recipe_of(folder, adapter="qlora", load_in_4bit=True)
+    assert made["huggingface"]["quantization"] == "nf4"
+    assert made["fine_tune"]["method"] == "lora"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adapter": "qlora", "load_in_4bit": True}, "not quantised (QLoRA); remove it, and give adapter: lora"),
+        ({"adapter": "qlora"}, "adapter qlora needs load_in_4bit: true"),
+        ({"adapter": None, "load_in_4bit": True}, "a quantised model is not trained itself; give adapter: qlora"),
+        ({"load_in_8bit": True}, "choose adapter: qlora and load_in_4bit"),
+        ({"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_quant_type": "fp4"}}, "nf4 with double quantisation"),
         ({"rl": "dpo"}, "only supervised fine-tuning is imported"),
         ({"val_set_size": 0.05}, "rows are not split; cut the file in two"),
         ({"lora_target_linear": None, "lora_target_modules": "layers.[0-9]+.q"}, "is a pattern; write the endings"),

@@ -218,6 +218,11 @@ def test_data_sets_that_do_not_go_together(folder: Path) -> None:
         recipe_of(folder, dataset="words,other")
 
 
+def test_four_bits_quantise_the_frozen_layers(folder: Path) -> None:
+    assert recipe_of(folder, quantization_bit=4)["huggingface"]["quantization"] == "nf4"
+    assert recipe_of(folder, quantization_bit=4, quantization_method="bnb")["huggingface"]["quantization"] == "nf4"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -225,7 +230,10 @@ def test_data_sets_that_do_not_go_together(folder: Path) -> None:
         ({"stage": "pt"}, "task pretrain's, by engine megatron"),
         ({"finetuning_type": "oft"}, "there is no OFT; choose lora or full"),
         ({"finetuning_type": "freeze"}, "choose full"),
-        ({"quantization_bit": 4}, "not quantised (QLoRA)"),
+        ({"quantization_bit": 8}, "quantization_bit 8 by bnb (nf4) is not supported; choose 4, bnb and nf4"),
+        ({"quantization_bit": 4, "quantization_type": "fp4"}, "quantization_bit 4 by bnb (fp4) is not supported"),
+        ({"quantization_bit": 4, "quantization_method": "hqq"}, "quantization_bit 4 by hqq (nf4) is not supported"),
+        ({"quantization_bit": 4, "finetuning_type": "full"}, "a quantised model is not trained itself"),
         ({"use_galore": True}, "there is no such optimizer"),
         ({"use_unsloth": True}, "unsloth's kernels are not used"),
         ({"streaming": True}, "rows are prepared before training"),

@@ -74,6 +74,10 @@ def _rules() -> Iterator[Case]:
     yield hf_case("group-3", {"sharding": {"strategy": "fsdp", "group_size": 3}}, "sharding.group_size", "choose 2")
     yield hf_case("lamb-zero", {**ZERO, "optim.name": "lamb"}, "optim.name", "adamw")
     yield hf_case("adamw-8bit", {"optim.name": "adamw-8bit"}, "optim.name", "choose adamw")
+    nf4 = {"huggingface.quantization": "nf4"}
+    yield hf_case("nf4-full", {**nf4, "fine_tune": {"method": "full"}}, "huggingface.quantization", "none or lora")
+    yield hf_case("nf4-fsdp", {**nf4, "sharding.strategy": "fsdp"}, "huggingface.quantization", "strategy: ddp")
+    yield hf_case("nf4-saved", {**nf4, "fine_tune.lora": {"modules_to_save": ["q_proj"]}}, "modules_to_save", "4 bits")
     yield hf_case("dora", {"sharding.strategy": "fsdp", "fine_tune.lora": {"dora": True}}, "dora", "ddp or zero2")
     yield hf_case("lora-of-full", {"fine_tune": {"method": "full", "lora": {"rank": 4}}}, "fine_tune.lora", "lora")
     yield hf_case("virtual", {"fine_tune.virtual_tokens": {"count": 4}}, "virtual_tokens", "p-tuning")

@@ -16,6 +16,7 @@ SIZES = {
 # Estimates of a rank, GiB, as docs/fine-tuning.md has them
 MEMORY = {
     "llama3_8b_lora.yaml": 27,
+    "llama3_70b_qlora.yaml": 53,
     "llama3_8b_full_fsdp.yaml": 13,
     "llama3_70b_lora_zero3.yaml": 28,
     "qwen2_7b_full_zero3_offload.yaml": 6,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from hpclm.core.fine_tune_spec import MethodSpec, ShardingSpec
+from hpclm.core.fine_tune_spec import HuggingFaceSpec, MethodSpec, ShardingSpec
 from hpclm.core.nearest import divisors
 from hpclm.planning import lowering, parallel_rules
 from hpclm.planning.stage_context import StageContext
 
 # Packages of optimizers that are not torch's.
 PACKAGES = {"lion": "lion_pytorch", "adamw-8bit": "bitsandbytes"}
+# Names of the tables of words and of output layers, which are never quantised.
+_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 # A norm or a mean over a whole tensor is not that of a rank's part of a flat one.
 _OF_WHOLE_TENSORS = {"lamb": "trust ratio", "adafactor": "means of rows and columns"}
 
 
-def check(stage: StageContext, method: MethodSpec, sharding: ShardingSpec, world_size: int) -> None:
+def check(
+    stage: StageContext,
+    method: MethodSpec,
+    sharding: ShardingSpec,
+    huggingface: HuggingFaceSpec,
+    world_size: int,
+) -> None:
     """Adds a finding for everything that is wrong."""
     _split(stage)
     _not_here(stage)
@@ -22,6 +30,8 @@ def check(stage: StageContext, method: MethodSpec, sharding: ShardingSpec, world
         _sharding(stage, sharding, world_size)
         _optimizer(stage, sharding)
         _method(stage, method, sharding)
+        if huggingface.quantization != "none":
+            _quantization(stage, method, sharding, huggingface.quantization)
 
 
 def _split(stage: StageContext) -> None:
@@ -137,3 +147,17 @@ def _method(stage: StageContext, method: MethodSpec, sharding: ShardingSpec) -> 
     if method.method not in ("full", "lora") and sharding.strategy.startswith("zero"):
         what = f"{method.method} trains too little for ZeRO to divide; choose sharding.strategy: ddp or fsdp"
         stage.error(("sharding", "strategy"), what, "method under sharding", sharding.strategy, ("ddp", "fsdp"))
+
+
+def _quantization(stage: StageContext, method: MethodSpec, sharding: ShardingSpec, kind: str) -> None:
+    keys, rule = ("huggingface", "quantization"), "quantisation of frozen layers"
+    if method.method != "lora":
+        what = f"{kind} is for fine_tune.method lora, whose model is frozen, not {method.method}; choose none or lora"
+        stage.error(keys, what, rule, kind, ("none",))
+    elif sharding.strategy != "ddp":
+        what = f"{kind}'s weights cannot be divided by {sharding.strategy}; choose sharding.strategy: ddp, or none"
+        stage.error(keys, what, rule, kind, ("none",))
+    for number, name in enumerate(method.lora.modules_to_save if method.method == "lora" else ()):
+        if name.rpartition(".")[2] not in _TABLES:
+            what = f"{name} would be trained whole, and is in 4 bits; only {', '.join(_TABLES)} are not"
+            stage.error(("fine_tune", "lora", "modules_to_save", number), what, rule, name)

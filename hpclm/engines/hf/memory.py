@@ -16,6 +16,8 @@ from hpclm.planning.stage_context import StageContext
 
 # Tensors like the weight that an optimizer keeps, fp32 each.
 _STATES = {"adamw": 2.0, "adam": 2.0, "lamb": 2.0, "lion": 1.0, "sgd": 1.0, "adafactor": 0.01, "adamw-8bit": 0.5}
+# Of a weight in NormalFloat 4: half a byte, and of each block of 64 a scale in 8 bits, of 256 of which one is fp32.
+_NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
 # Tokens of a question of lm-evaluation-harness with its examples; few have more.
 _QUESTION = 1024
 
@@ -93,7 +95,7 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     width = 4 if spec.trainer.precision in ("fp32", "tf32") else 2
     if spec.task == "evaluate":
         held = max(_answers(spec, facts, width), _harness(spec, facts, width))
-        return MemoryEstimate(facts.parameters * width, 0, 0, held, facts.parameters, 0)
+        return MemoryEstimate(int(_frozen_bytes(spec, facts, width)), 0, 0, held, facts.parameters, 0)
     trained = trained_parameters(facts, spec.method)
     full = spec.method.method == "full"
     strategy, offload = spec.sharding.strategy, spec.sharding.offload
@@ -105,7 +107,7 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     gradients_by = group if (strategy == "fsdp" and full) else ranks if strategy in ("zero2", "zero3") else 1
     state_by = group if (strategy == "fsdp" and full) else ranks if zero else 1
     kept = width if zero or not full else 4
-    weights = facts.parameters * kept / weights_by
+    weights = _frozen_bytes(spec, facts, kept) / weights_by
     if not full:
         weights += trained * (width if zero else 4)
     if strategy == "ddp" and full and width < 4:
@@ -125,6 +127,18 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     return MemoryEstimate(
         int(weights), int(gradients), int(state), held, facts.parameters + (0 if full else trained), trained
     )
+
+
+def _frozen_bytes(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> float:
+    """Of the whole model's weights; where its linear layers are quantised, the tables of words and output are not."""
+    if spec.huggingface.quantization == "none":
+        return float(facts.parameters * width)
+    untied = any(name.rpartition(".")[2] in ("lm_head", "embed_out") for name in facts.matrices)
+    tables = min(facts.parameters, facts.embeddings * (2 if untied else 1))
+    layers = facts.parameters - tables
+    # a layer is whole for a product
+    most = layers / max(1, facts.num_layers or 1) / 3
+    return tables * width + layers * _NF4_BYTES + most * width
 
 
 def _gathered(spec: FineTuneStageSpec, facts: ModelFacts) -> float:

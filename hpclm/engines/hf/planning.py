@@ -52,10 +52,10 @@ class HfPlanner:
         parallel = lowering.parallel_spec(topology, recipe.parallel) if topology else None
         batch = lowering.batch(stage, topology.data, accumulation) if topology else None
         sharding = self._sharding(batch, world_size)
-        hf_rules.check(stage, method, sharding, world_size)
+        huggingface = self._huggingface()
+        hf_rules.check(stage, method, sharding, huggingface, world_size)
         self.harness = self._harness()
         data = self._data()
-        huggingface = self._huggingface()
         if self.facts is not None:
             model_checks.check(stage, self.facts, method, sharding, data, huggingface)
         train_rows = instruction_checks.check(stage, data) if stage.files and data is not None else None
@@ -248,18 +248,20 @@ class HfPlanner:
             recovery=lowering.recovery(stage),
             tracking=stage.recipe.tracking.trackers if stage.task.trains else {},
             needs=NodeNeeds(
-                packages=[*self.packages, *self._also(data, sharding)],
+                packages=[*self.packages, *self._also(data, sharding, huggingface)],
                 precision=trainer.precision,
                 inputs=self._inputs(base, data),
             ),
         )
 
-    def _also(self, data: InstructionData, sharding: ShardingSpec) -> list[str]:
+    def _also(self, data: InstructionData, sharding: ShardingSpec, huggingface: HuggingFaceSpec) -> list[str]:
         """Packages that the recipe's choices need."""
         found = ["deepspeed"] if sharding.strategy.startswith("zero") and self.stage.task.trains else []
         optim = self.stage.recipe.optim
         if optim is not None and optim.name in hf_rules.PACKAGES:
             found.append(hf_rules.PACKAGES[optim.name])
+        if huggingface.quantization != "none" and "bitsandbytes" not in found:
+            found.append("bitsandbytes")
         if self.harness is not None:
             found.append("lm_eval")
         if any(name.endswith(".parquet") for name in instruction_checks.files(self.stage, data)):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from hpclm.core.fine_tune_spec import Method, PromptTemplate, RowFormat, Strategy
+from hpclm.core.fine_tune_spec import Method, PromptTemplate, Quantization, RowFormat, Strategy
 from hpclm.data.template_text import is_row_text
 from hpclm.recipe.schema.base import Count, Fraction, Line, PathText, Prose, Section, described, fault
 from hpclm.recipe.schema.training_sections import Metric
@@ -175,4 +175,8 @@ class HuggingFace(Section):
     )
     remote_code: bool = Field(
         default=False, description="run the Python files beside the model, which can do anything that you can"
+    )
+    quantization: Quantization = Field(
+        default="none",
+        description="nf4: the frozen linear layers in 4 bits by bitsandbytes (QLoRA), for method lora and for answers",
     )

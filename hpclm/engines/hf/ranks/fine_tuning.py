@@ -189,6 +189,7 @@ class FineTunedCard:
             "base": str(found.folder),
             "base_digest": found.digest,
             "precision": self.spec.trainer.precision,
+            "quantization": self.spec.huggingface.quantization,
             "template": self.spec.data.template,
             "system": self.spec.data.system,
         }

@@ -14,7 +14,7 @@ from hpclm.core import heartbeat
 from hpclm.core.errors import CheckpointError
 from hpclm.core.fine_tune_spec import HuggingFaceSpec
 from hpclm.data.ranks.model_tokenizer import load_tokenizer as load_tokenizer
-from hpclm.engines.hf.ranks import document_attention
+from hpclm.engines.hf.ranks import document_attention, quantized
 from hpclm.formats.huggingface.weights import stored_tensors
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 
@@ -38,6 +38,8 @@ def empty_model(folder: Path, spec: HuggingFaceSpec) -> Any:
             )
     except Exception as error:
         raise CheckpointError(f"{folder}: the model cannot be built ({_first_line(error)})") from error
+    if spec.quantization != "none":
+        quantized.use_four_bits(model)
     model.tie_weights()
     model.config.use_cache = False
     return model
@@ -125,6 +127,8 @@ class Weights:
             raise CheckpointError(
                 f"{self.stored[name]} has shape {list(value.shape)}, and config.json needs {list(parameter.shape)}"
             )
+        if quantized.is_packed(parameter):
+            return quantized.packed(parameter, value.to(dtype), self.device)
         return nn.Parameter(value.to(device=self.device, dtype=dtype, copy=True), requires_grad=parameter.requires_grad)
 
 

@@ -26,7 +26,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.rank_trace import RankTrace
 from hpclm.data.ranks.packed_layout import Segments
-from hpclm.engines.hf.ranks import base_models, fake_sharding, fine_tuning
+from hpclm.engines.hf.ranks import base_models, fake_quantized, fake_sharding, fine_tuning, quantized
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch, document_batch
 from hpclm.engines.hf.ranks.hf_groups import DataGroup, join
 from hpclm.engines.hf.ranks.hf_loading import Weights, empty_model, load_tokenizer
@@ -58,7 +58,8 @@ def trace(spec: FineTuneStageSpec, rank: int) -> RankTrace:
     weights = NoWeights(model, mode)
     alone = fake_sharding.without_ranks()
     told = fake_sharding.resized_told(counter)
-    with alone, told, mode, counter, host_reads(true=False), kernels_of_gpus(), numbers():
+    layers = contextlib.nullcontext() if spec.huggingface.quantization == "none" else fake_quantized.products()
+    with alone, told, layers, mode, counter, host_reads(true=False), kernels_of_gpus(), numbers():
         run = answers if spec.task == "evaluate" else train
         assumed = run(_at_home(spec), folder, model, weights, group, counter)
     if counter.most_elsewhere:
@@ -99,6 +100,8 @@ class NoWeights(Weights):
             module._buffers.update({name: mode.from_tensor(one) for name, one in held.items()})
 
     def _made(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+        if quantized.is_packed(parameter):
+            return fake_quantized.packed(parameter)
         return nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=parameter.requires_grad)
 
 

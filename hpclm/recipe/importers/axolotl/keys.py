@@ -26,6 +26,8 @@ TAKEN: dict[str, str] = {
     "lora_modules_to_save": "fine_tune.lora.modules_to_save",
     "peft_use_rslora": "fine_tune.lora.rslora",
     "peft_use_dora": "fine_tune.lora.dora",
+    "load_in_4bit": "huggingface.quantization",
+    "bnb_config_kwargs": "huggingface.quantization",
     "micro_batch_size": "batch.micro; batch.global is this × gradient_accumulation_steps × devices, of the nodes and "
     "devices_per_node given at the import, as by --set hpclm.resources.devices_per_node=8 (else one)",
     "batch_size": "batch.global",
@@ -195,7 +197,7 @@ NO_EFFECT: dict[str, str] = {
     "image_resize_algorithm": "of images, which rows may not have",
     "full_finetune": "adapter says what is trained",
     "test_value": "of axolotl's tests",
-    **_options("load_in_4bit", "qlora_sharded_model_loading", "bnb_config_kwargs", "loftq_config"),
+    **_options("load_in_4bit", "qlora_sharded_model_loading", "loftq_config"),
     **_options("gptq", "gptq_groupsize", "gptq_bits", "gptq_model_v1", "gptq_disable_exllama"),
     **_options("loraplus_lr_ratio", "loraplus_lr_embedding"),
     **_options("relora", "relora_prune_ratio", "relora_prune_method", "relora_cpu_offload", "relora_steps"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpclm.recipe.importers.fine_tuning.argument_keys import Refusals
 
-_QUANTISED = "models are trained in full precision, not quantised (QLoRA); remove it, and give adapter: lora"
+_QUANTISED = "frozen layers are quantised to 4 bits; choose adapter: qlora and load_in_4bit, or remove it"
 _PARALLEL = "layers and sequences are not divided by engine hf; give 1, and fsdp or deepspeed"
 _RL = "only supervised fine-tuning is imported; remove it"
 _RATE = "all weights have one learning rate; remove it"
@@ -19,7 +19,6 @@ REFUSED: Refusals = {
     "adapter_name_or_path": ((), "an adapter is not trained on; merge it into the model, and give that"),
     "lora_model_dir": ((), "an adapter is not trained on; merge it into base_model, and remove it"),
     "load_in_8bit": ((), _QUANTISED),
-    "load_in_4bit": ((), _QUANTISED),
     "gptq": ((), _QUANTISED),
     "quantize_moe_experts": ((), _QUANTISED),
     "model_quantization_config": ((), _QUANTISED),

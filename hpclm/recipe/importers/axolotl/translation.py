@@ -51,16 +51,19 @@ class Axolotl(RowKeys):
         method, node = self.text("adapter"), self.at("adapter")
         if method is None:
             self.put("fine_tune.method", node, "full")
+            if self.on("load_in_4bit"):
+                what = "a quantised model is not trained itself; give adapter: qlora, or remove it"
+                self.fault(self.at("load_in_4bit"), what)
             for key in self.entries:
                 if (key.startswith("lora_") and key in self.taken) or key in ("peft_use_rslora", "peft_use_dora"):
                     self.fates[key] = KeyFate.NO_EFFECT, "adapter is not lora"
             return
-        if method != "lora":
-            self.fault(
-                node, f"adapter {method[:20]} is not supported; choose lora, or leave it out to train all weights"
-            )
+        if method not in ("lora", "qlora"):
+            what = f"adapter {method[:20]} is not supported; choose lora or qlora, or leave it out to train all weights"
+            self.fault(node, what)
             return
         self.put("fine_tune.method", node, "lora")
+        self.quantization(method)
         for key, name in (("lora_r", "rank"), ("lora_alpha", "alpha"), ("lora_dropout", "dropout")):
             value = self.number(key)
             if value is None and name != "dropout":
@@ -74,6 +77,15 @@ class Axolotl(RowKeys):
         for key in ("rslora", "dora"):
             if self.on(f"peft_use_{key}"):
                 self.put(f"fine_tune.lora.{key}", self.at(f"peft_use_{key}"), True)
+
+    def quantization(self, method: str) -> None:
+        """axolotl's model_load: nf4 with double quantisation, unless bnb_config_kwargs say otherwise."""
+        if self.on("load_in_4bit"):
+            self.put("huggingface.quantization", self.at("load_in_4bit"), "nf4")
+            if self.at("bnb_config_kwargs") is not None:
+                self.fault(self.at("bnb_config_kwargs"), "is not read: nf4 with double quantisation is; remove it")
+        elif method == "qlora":
+            self.fault(self.at("adapter"), "adapter qlora needs load_in_4bit: true; add it, or choose lora")
 
     def targets(self) -> None:
         node = self.at("lora_target_modules")

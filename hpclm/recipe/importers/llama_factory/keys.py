@@ -21,6 +21,10 @@ TAKEN: dict[str, str] = {
     "additional_target": "fine_tune.lora.modules_to_save",
     "use_rslora": "fine_tune.lora.rslora",
     "use_dora": "fine_tune.lora.dora",
+    "quantization_bit": "huggingface.quantization",
+    "quantization_method": "huggingface.quantization",
+    "quantization_type": "huggingface.quantization",
+    "double_quantization": "huggingface.quantization",
     "pure_bf16": "trainer.precision",
     "disable_gradient_checkpointing": "sharding.checkpointing",
     "early_stopping_steps": "trainer.early_stopping.patience",
@@ -123,7 +127,6 @@ NO_EFFECT: dict[str, str] = {
     **_options("use_badam", "badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval"),
     **_options("use_badam", "badam_update_ratio", "badam_mask_mode", "badam_verbose"),
     **_options("use_asft_loss or use_eaft_loss", "asft_alpha", "eaft_alpha"),
-    **_options("quantization_bit", "quantization_method", "quantization_type", "double_quantization"),
     **_options("quantization_bit", "quantization_device_map"),
     **_options("fp8", "fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
     **_options("use_hyper_parallel", "hyper_parallel_args", "hyper_parallel_cp_size"),
@@ -142,7 +145,6 @@ NO_EFFECT: dict[str, str] = {
 
 _OPTIMIZER = "there is no such optimizer; choose optim: adamw_torch"
 _LOSS = "there is no such loss; remove it"
-_QUANTISED = "models are trained in full precision, not quantised (QLoRA); remove it, bf16 stays"
 _PARALLEL = "layers are not divided by engine hf; give 1, and sharding by deepspeed or hpclm.sharding.strategy=fsdp"
 _KT = "weights stay on the devices, or are offloaded by deepspeed or fsdp; remove it"
 
@@ -150,7 +152,6 @@ REFUSED: Refusals = {
     **argument_keys.REFUSED,
     "export_dir": ((), "this file merges or exports a model, which is no run; see hpclm model --help"),
     "adapter_name_or_path": ((), "an adapter is not trained on; merge it into the model, and give that"),
-    "quantization_bit": ((), _QUANTISED),
     "resize_vocab": ((), "the vocabulary stays the model's; resize it beforehand"),
     "add_tokens": ((), "the vocabulary stays the model's; add tokens beforehand"),
     "add_special_tokens": ((), "the vocabulary stays the model's; add tokens beforehand"),

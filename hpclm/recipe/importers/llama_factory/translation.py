@@ -95,6 +95,7 @@ class LlamaFactory(RowKeys):
             )
             return
         self.put("fine_tune.method", node, method)
+        self.quantization(method)
         if method == "full":
             for key in self.entries:
                 if key.startswith("lora_") or key in ("additional_target", "use_rslora", "use_dora"):
@@ -114,6 +115,25 @@ class LlamaFactory(RowKeys):
         for key in ("rslora", "dora"):
             if self.on(f"use_{key}"):
                 self.put(f"fine_tune.lora.{key}", self.at(f"use_{key}"), True)
+
+    def quantization(self, method: str) -> None:
+        """bitsandbytes' NormalFloat 4 with double quantisation, which is LLaMA-Factory's default of 4 bits."""
+        bits, node = self.whole("quantization_bit"), self.at("quantization_bit")
+        if bits is None:
+            for key in ("quantization_method", "quantization_type", "double_quantization"):
+                self.fate(key, KeyFate.NO_EFFECT, "an option of quantization_bit, which is not used")
+            return
+        way, kind = self.text("quantization_method") or "bnb", self.text("quantization_type") or "nf4"
+        if bits != 4 or way.lower() not in ("bnb", "bitsandbytes") or kind != "nf4":
+            what = f"quantization_bit {bits} by {way[:20]} ({kind[:20]}) is not supported; choose 4, bnb and nf4"
+            self.fault(node, what)
+            return
+        if method != "lora":
+            self.fault(node, "a quantised model is not trained itself; choose finetuning_type: lora, or remove it")
+            return
+        self.put("huggingface.quantization", node, "nf4")
+        if not self.on("double_quantization", default=True):
+            self.fate("double_quantization", KeyFate.DIFFERS, "scales of blocks are in 8 bits themselves")
 
     def precision(self) -> None:
         super().precision()

@@ -20,6 +20,9 @@ TAKEN: dict[str, str] = {
     "assistant_only_loss": "instructions.learn",
     "chat_template_path": "instructions.chat_template",
     "use_peft": "fine_tune.method",
+    "load_in_4bit": "huggingface.quantization",
+    "bnb_4bit_quant_type": "huggingface.quantization",
+    "use_bnb_nested_quant": "huggingface.quantization",
     "lora_r": "fine_tune.lora.rank",
     "lora_alpha": "fine_tune.lora.alpha",
     "lora_dropout": "fine_tune.lora.dropout",
@@ -37,7 +40,7 @@ NO_EFFECT: dict[str, str] = {
     **dict.fromkeys(("dataset_text_field", "dataset_config", "dataset_train_split", "dataset_test_split"), _PREPARED),
     **dict.fromkeys(("attn_implementation", "activation_offloading", "use_flash_attention_2", "use_liger"), _KERNELS),
     **dict.fromkeys(("dtype", "torch_dtype", "ignore_bias_buffers"), _KERNELS),
-    **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "of load_in_4bit"),
+    "bnb_4bit_quant_storage": "of load_in_4bit",
     "packing_strategy": "an option of packing, which is off",
     "model_revision": "nothing is fetched while a run is queued or runs",
     "lora_task_type": "the model predicts the next token",
@@ -48,7 +51,7 @@ NO_EFFECT: dict[str, str] = {
     "shuffle_dataset": "rows are drawn at random",
     "loss_type": "the mean negative log likelihood",
 }
-_QUANTISED = "models are trained in full precision, not quantised (QLoRA); remove it, bf16 stays"
+_QUANTISED = "frozen layers are quantised to 4 bits; choose load_in_4bit, or remove it"
 REFUSED: Refusals = {
     **argument_keys.REFUSED,
     "model_init_kwargs": ((), "a model is loaded as its config.json says; remove it"),
@@ -62,7 +65,6 @@ REFUSED: Refusals = {
     "neftune_noise_alpha": ((0,), "there is no NEFTune noise; remove it"),
     "lora_target_parameters": ((), "adapters are of modules, not of parameters; remove it"),
     "load_in_8bit": ((), _QUANTISED),
-    "load_in_4bit": ((), _QUANTISED),
     "peft_config": ((), "write use_peft, lora_r, lora_alpha and lora_target_modules"),
 }
 # Those that only SFTConfig has

@@ -46,6 +46,7 @@ class TrainerArguments(ShardSettings):
         self.lacks("model.checkpoint", None, what)
 
     def method(self) -> None:
+        self.quantization()
         if not self.on("use_peft"):
             for key in self.entries:
                 if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
@@ -68,6 +69,24 @@ class TrainerArguments(ShardSettings):
         for key in ("rslora", "dora"):
             if self.on(f"use_{key}"):
                 self.put(f"fine_tune.lora.{key}", self.at(f"use_{key}"), True)
+
+    def quantization(self) -> None:
+        """bitsandbytes' NormalFloat 4, always with double quantisation."""
+        node = self.at("load_in_4bit")
+        if not self.on("load_in_4bit"):
+            for key in ("bnb_4bit_quant_type", "use_bnb_nested_quant"):
+                self.fate(key, KeyFate.NO_EFFECT, "an option of load_in_4bit, which is off")
+            return
+        kind = self.text("bnb_4bit_quant_type") or "nf4"
+        if not self.on("use_peft"):
+            self.fault(node, "a quantised model is not trained itself; set use_peft, or remove it")
+        elif kind != "nf4":
+            self.fault(self.at("bnb_4bit_quant_type"), f"{kind[:20]} is not supported; choose nf4")
+        else:
+            self.put("huggingface.quantization", node, "nf4")
+            if not self.on("use_bnb_nested_quant"):
+                what = "scales of blocks are in 8 bits themselves (use_bnb_nested_quant)"
+                self.fate("load_in_4bit", KeyFate.DIFFERS, what)
 
     def rows(self) -> None:
         name, node = self.text("dataset_name"), self.at("dataset_name")

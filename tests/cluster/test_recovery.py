@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-STEPS, SAVE = 240, 10
+STEPS, SAVE = 160, 10
 # For the test of a hang alone. On a busy machine the engine's imports take longer than 12 s, and count as a hang.
 STALL_S = 60
 
@@ -100,7 +100,7 @@ class Disturbed:
         def over() -> bool:
             return self.state not in ("pending", "running")
 
-        wait_until("the run's end", over, limit_s=2 * LIMIT_S, seen=lambda: self.status, pause_s=0.5)
+        wait_until("the run's end", over, limit_s=2 * LIMIT_S, seen=lambda: self.status, pause_s=2.0)
 
     def rank(self, number: int) -> dict[str, Any]:
         """What a rank of the newest attempt has written."""

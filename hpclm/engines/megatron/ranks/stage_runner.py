@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 import hpclm
 from hpclm.core.layout import StagePaths
+from hpclm.core.light_imports import without
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import StageSpec
@@ -34,8 +35,10 @@ def run(launch: RankLaunch) -> None:
         cpu_standins.install()
     else:
         set_gpu_environment(launch.attempt, facts.node, divided=max(spec.parallel.tensor, spec.parallel.context) > 1)
-    # the stand-ins must be installed before megatron-core's modules are used
-    from hpclm.engines.megatron.ranks import groups as process_groups
+    # The stand-ins must be installed before megatron-core's modules are used. What it loads for trackers of its own takes
+    # a while, and is not used.
+    with without("wandb", "torch.utils.tensorboard"):
+        from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
 

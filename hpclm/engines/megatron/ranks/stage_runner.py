@@ -35,8 +35,8 @@ def run(launch: RankLaunch) -> None:
         cpu_standins.install()
     else:
         set_gpu_environment(launch.attempt, facts.node, divided=max(spec.parallel.tensor, spec.parallel.context) > 1)
-    # The stand-ins must be installed before megatron-core's modules are used. What it loads for trackers of its own takes
-    # a while, and is not used.
+    # The stand-ins must be installed before megatron-core's modules are used. What it would load for trackers takes a
+    # while, and is not used.
     with without("wandb", "torch.utils.tensorboard"):
         from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext

@@ -43,7 +43,7 @@ _FRAMES = 8
 
 
 def trace(spec: StageSpec, rank: int) -> RankTrace:
-    """Run two steps (or one batch of answers) of this rank. What is wrong with shapes raises as it would in a run."""
+    """Run a step (or one batch of answers) of this rank. What is wrong with shapes raises as it would in a run."""
     began = time.perf_counter()
     on_gpu = spec.device == "gpu"
     spec = replace(spec, device="cpu")
@@ -66,7 +66,7 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
 
 
 def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
-    """A short step, and a whole one, in which the optimizer has its moments."""
+    """A step in which the optimizer has its moments."""
     from hpclm.engines.megatron.ranks.training import TrainingSteps
 
     counter.kind = "weights"
@@ -74,7 +74,7 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     stages, interleaved = spec.parallel.pipeline, spec.parallel.virtual_pipeline > 1
     # as many as are under way at once, and one more
     count = min(spec.batch.gradient_accumulation_steps, 2 * stages if interleaved else stages + 1)
-    batches = _Batches([batch] * count, stages if interleaved else 1)
+    batches = _Batches([batch] * count)
     counter.kind = "gradients"
     ignored = SimpleNamespace(requested=False)
     trainer = TrainingSteps(spec, groups, models, batches, ignored)  # type: ignore[arg-type]
@@ -82,11 +82,11 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     buffers = [buffer for one in trainer.models for buffer in (*one.buffers, *one.expert_parallel_buffers)]
     counter.mark((buffer.param_data for buffer in buffers if buffer.param_data is not None), "weights")
     counter.mark((master for _, master in optimizer.rounded), "optimizer")
-    for step in range(2):
-        counter.kind = "activations"
-        trainer.step(step)
-        states = optimizer.adam.state.values() if optimizer.adam is not None else ()
-        counter.mark((one for state in states for one in state.values() if isinstance(one, Tensor)), "optimizer")
+    # of a step before it only the optimizer's moments are left
+    counter.kind = "optimizer"
+    optimizer.step(0.0)
+    counter.kind = "activations"
+    trainer.step(0)
     return assumed
 
 
@@ -185,15 +185,15 @@ def _context(spec: StageSpec, groups: Any) -> Any:
 
 
 class _Batches:
-    """The same micro-batches in every step (see `training.Batches`), of the first step only the first so many."""
+    """The same micro-batches in every step (see `training.Batches`)."""
 
     steps_per_epoch = 1
 
-    def __init__(self, micro_batches: list[TrainingBatch], first: int | None = None) -> None:
-        self.micro_batches, self.first = micro_batches, first
+    def __init__(self, micro_batches: list[TrainingBatch]) -> None:
+        self.micro_batches = micro_batches
 
     def train(self, step: int) -> list[TrainingBatch]:
-        return self.micro_batches[: self.first] if step == 0 else self.micro_batches
+        return self.micro_batches
 
     def weight(self, step: int) -> None:
         """Does not change what is held."""

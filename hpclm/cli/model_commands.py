@@ -155,7 +155,7 @@ def convert(
     task: Annotated[str | None, typer.Option("--task", help="peft: the task (needed if there are several).")] = None,
 ) -> None:
     """Between hpclm's checkpoints and transformers' folders (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), NeMo's
-    archives (GPT models and prompts) and PEFT's adapters (prompts)."""
+    archives (GPT models and prompts) and PEFT's adapters (prompts); and from Megatron-LM's checkpoints (torch_dist)."""
     from hpclm.core.errors import HpclmError
 
     if out.exists():

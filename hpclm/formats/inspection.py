@@ -1,5 +1,5 @@
 """What a file or folder contains, without torch: NeMo archives, hpclm checkpoints, models of
-transformers, PEFT adapters."""
+transformers, checkpoints of Megatron-LM, PEFT adapters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from hpclm.formats.format_guard import guarded
 from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG, is_huggingface
 from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
 from hpclm.formats.huggingface.weights import stored_tensors
+from hpclm.formats.megatron.distributed_index import iteration_folder, read_index
+from hpclm.formats.megatron.saved_arguments import model_spec as megatron_spec
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
@@ -25,8 +27,8 @@ from hpclm.formats.safetensors_header import header
 
 @guarded("an archive, a checkpoint or an adapter")
 def look(path: Path) -> dict[str, Any]:
-    """`kind` (nemo-gpt, nemo-prompts, hpclm-checkpoint, huggingface, peft-adapter), `facts` and `tensors` [name, dtype,
-    shape].
+    """`kind` (nemo-gpt, nemo-prompts, hpclm-checkpoint, huggingface, megatron, peft-adapter), `facts` and `tensors`
+    [name, dtype, shape].
 
     Raises CheckpointError for anything else.
     """
@@ -39,10 +41,25 @@ def look(path: Path) -> dict[str, Any]:
     if is_huggingface(str(path)):
         tensors = [[one.name, one.dtype, list(one.shape)] for _, one in sorted(stored_tensors(path).items())]
         return {"kind": "huggingface", "facts": to_dict(huggingface_spec(path)), "tensors": tensors}
+    megatron = iteration_folder(path)
+    if megatron is not None:
+        return _megatron(megatron)
     for folder in (path, pointed(path, "best"), pointed(path, "latest")):
         if folder is not None and CheckpointFolder(folder).manifest.is_file():
             return _checkpoint(folder)
-    raise CheckpointError(f"{path}: not a .nemo archive, hpclm checkpoint, Hugging Face model or PEFT adapter")
+    raise CheckpointError(
+        f"{path}: not a .nemo archive, hpclm checkpoint, Hugging Face model, PEFT adapter or checkpoint"
+        " of Megatron-LM (torch_dist)"
+    )
+
+
+def _megatron(folder: Path) -> dict[str, Any]:
+    tensors = [[name, one.dtype, list(one.shape)] for name, one in sorted(read_index(folder).items())]
+    return {
+        "kind": "megatron",
+        "facts": {"checkpoint": str(folder), **to_dict(megatron_spec(folder))},
+        "tensors": tensors,
+    }
 
 
 def _nemo_gpt(path: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def read_index(archive: Archive, member: Member) -> Any:
             if opened.getinfo(pickles[0]).file_size > _MAX_PICKLE:
                 raise CheckpointError(f"{where}: its index is larger than {_MAX_PICKLE >> 20} MiB")
             text = opened.read(pickles[0])
-            _refuse_bombs(text)
+            refuse_bombs(text)
             return _Reader(text, member, opened, window, prefix).load()
     except zipfile.BadZipFile:
         raise CheckpointError(
@@ -100,7 +100,7 @@ def read_index(archive: Archive, member: Member) -> Any:
         raise CheckpointError(f"{where}: its index is damaged ({type(error).__name__}: {error})") from None
 
 
-def _refuse_bombs(text: bytes) -> None:
+def refuse_bombs(text: bytes) -> None:
     """Raises CheckpointError for a pickle that takes far more memory or time than it has bytes.
 
     The unpickler allocates a list as long as the largest memo index; and who hashes, compares or walks ((a, a), (a, a))

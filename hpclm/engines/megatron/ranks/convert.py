@@ -23,10 +23,11 @@ from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.spec import ModelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
-from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, to_huggingface
+from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, from_megatron, to_huggingface
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
 from hpclm.formats.inspection import look
+from hpclm.formats.megatron.distributed_index import iteration_folder
 from hpclm.formats.model_card import read_model_card
 from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
@@ -63,6 +64,10 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
         return writers[form](out, _tables(folder, kind), task)
     if (kind, form) == ("huggingface", "hpclm"):
         return from_huggingface(source, out)
+    if kind == "megatron":
+        if form != "hpclm":
+            raise CheckpointError(f"{source}: convert it to hpclm first (--to hpclm), and that to {form}")
+        return from_megatron(iteration_folder(source) or source, out)
     if (kind, form) == ("hpclm-checkpoint", "huggingface"):
         return to_huggingface(folder, out)
     if "huggingface" in (kind, form):

@@ -1,4 +1,4 @@
-"""Models between hpclm's checkpoints and transformers' folders: tensor by tensor, never the model in memory."""
+"""Models of transformers and of Megatron-LM as hpclm's checkpoints, and back, tensor by tensor, never as a whole."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, Store
 from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec
 from hpclm.formats.huggingface.names import shapes, sources
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
+from hpclm.formats.megatron.saved_arguments import model_spec as megatron_spec
 from hpclm.formats.model_card import read_model_card
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from hpclm.formats.ranks.huggingface_weights import HuggingFaceWeights, parted
+from hpclm.formats.ranks.megatron_weights import MegatronWeights
 from hpclm.formats.ranks.tensor_file import Shape, write_streamed
 
 FILE_BYTES = 5_000_000_000
@@ -62,12 +64,36 @@ def from_huggingface(source: Path, out: Path) -> str:
     model = model_spec(source)
     weights = HuggingFaceWeights(source, model)
     wanted = {name: Shape(_dtype(weights, name), sizes) for name, sizes in shapes(model).items()}
+    return write_checkpoint(out, model, wanted, weights.tensor, lambda folder: _take_tokenizer(source, folder))
+
+
+def from_megatron(source: Path, out: Path) -> str:
+    """The same of a checkpoint of Megatron-LM, whose tokenizer is not in it. Raises CheckpointError."""
+    model = megatron_spec(source)
+    weights = MegatronWeights(source, model)
+    wanted = {name: Shape(weights.dtype(name), weights.shape(name)) for name in weights.sources}
+    note = "without a tokenizer, which a checkpoint of Megatron-LM does not have: give it in a recipe's tokenizer"
+    return write_checkpoint(out, model, wanted, weights.tensor, lambda folder: [note])
+
+
+def write_checkpoint(
+    out: Path,
+    model: ModelSpec,
+    wanted: dict[str, Shape],
+    tensor: Callable[[str], torch.Tensor],
+    beside: Callable[[Path], list[str]],
+) -> str:
+    """A checkpoint of these tensors, each asked for when it is written. Returns what was done.
+
+    Args:
+        beside: writes what else belongs into the folder, and returns notes.
+    """
     with _new_folder(out) as folder:
         files: dict[str, StoredFile] = {}
         tensors: dict[str, StoredTensor] = {}
         for number, group in enumerate(_in_files(wanted)):
             name = f"shard-{number:05d}.safetensors"
-            digest = write_streamed(folder / name, group, lambda key: weights.tensor(key).contiguous())
+            digest = write_streamed(folder / name, group, lambda key: tensor(key).contiguous())
             files[name] = StoredFile((folder / name).stat().st_size, digest)
             for key, shape in group.items():
                 sizes = list(shape.sizes)
@@ -75,13 +101,13 @@ def from_huggingface(source: Path, out: Path) -> str:
                 tensors[key] = StoredTensor(str(shape.dtype).removeprefix("torch."), sizes, [piece])
         paths = CheckpointFolder(folder)
         write_json(paths.model, to_dict(model))
-        note = _take_tokenizer(source, folder)
+        notes = beside(folder)
         for path in sorted(folder.iterdir()):
             if path.name not in files:
                 files[path.name] = StoredFile(path.stat().st_size, sha256_of(path))
         state: dict[str, object] = {"step": 0, "val_loss": None, "best": []}
         write_json(paths.manifest, to_dict(Manifest(files, tensors, state)))
-    return "\n".join([f"{out}: a checkpoint of {model.num_layers} layers", *note])
+    return "\n".join([f"{out}: a checkpoint of {model.num_layers} layers", *notes])
 
 
 def _dtype(weights: HuggingFaceWeights, name: str) -> torch.dtype:

@@ -1,0 +1,103 @@
+"""The model of a checkpoint of Megatron-LM, by the arguments that it was trained with.
+
+Source: Megatron-LM core_v0.12.0 to core_v0.19.0, megatron/training/arguments.py and checkpointing.py: `common.pt` holds
+the arguments, as argparse gives them, after their checks.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+from hpclm.core.errors import CheckpointError
+from hpclm.core.spec import Activation, ModelSpec, Normalization
+from hpclm.formats.format_guard import guarded
+from hpclm.formats.megatron.distributed_index import COMMON
+from hpclm.formats.megatron.inert_pickle import MOST, Inert, read
+
+# What models of engine megatron have not.
+_REFUSED = (
+    *("multi_latent_attention", "mtp_num_layers", "moe_shared_expert_intermediate_size", "is_hybrid_model"),
+    *("heterogeneous_layers_config_path", "window_size", "attention_output_gate", "experimental_attention_variant"),
+    "moe_router_enable_expert_bias",
+)
+_POSITIONS: dict[str, Literal["learned", "rope"]] = {"learned_absolute": "learned", "rope": "rope"}
+
+
+@guarded("the arguments of a checkpoint of Megatron-LM")
+def saved_arguments(folder: Path) -> dict[str, Any]:
+    """By name. Raises CheckpointError."""
+    path = folder / COMMON
+    try:
+        with zipfile.ZipFile(path) as opened:
+            (name,) = (one for one in opened.namelist() if one.rpartition("/")[2] == "data.pkl")
+            if opened.getinfo(name).file_size > MOST:
+                raise CheckpointError(f"{path}: its index is too large")
+            found = read(opened.read(name), str(path))
+    except (zipfile.BadZipFile, ValueError):
+        raise CheckpointError(f"{path}: was not written by torch.save") from None
+    arguments = found.get("args") if isinstance(found, dict) else None
+    if not isinstance(arguments, Inert) or arguments.origin[1] != "Namespace":
+        raise CheckpointError(f"{path}: holds no arguments of Megatron-LM (args); it was written by another program")
+    return arguments.state
+
+
+def model_spec(folder: Path) -> ModelSpec:
+    """Raises CheckpointError for a model that engine megatron has not."""
+    given, where = saved_arguments(folder), folder / COMMON
+    for name in _REFUSED:
+        if given.get(name):
+            raise CheckpointError(f"{where}: {name} {given[name]!r}: hpclm has no such models")
+    position = _POSITIONS.get(str(given.get("position_embedding_type", "learned_absolute")))
+    if position is None:
+        raise CheckpointError(f"{where}: position_embedding_type {given['position_embedding_type']!r} is not known")
+
+    def whole(name: str, otherwise: int | None = None) -> int:
+        value = given.get(name) if given.get(name) is not None else otherwise
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where}: {name} is {value!r}; it must be a number of 1 or more")
+        return value
+
+    heads, hidden, experts = whole("num_attention_heads"), whole("hidden_size"), given.get("num_experts")
+    ffn = whole("ffn_hidden_size", 4 * hidden)
+    padded = whole("padded_vocab_size")
+    return ModelSpec(
+        num_layers=whole("num_layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=whole("moe_ffn_hidden_size", ffn) if experts else ffn,
+        num_attention_heads=heads,
+        num_query_groups=whole("num_query_groups", heads) if given.get("group_query_attention") else heads,
+        kv_channels=whole("kv_channels", hidden // heads),
+        max_position_embeddings=whole("max_position_embeddings"),
+        vocab_size=min(padded, whole("vocab_size", padded)),
+        padded_vocab_size=padded,
+        position_embedding=position,
+        rotary_base=float(given.get("rotary_base") or 10000),
+        normalization=_normalization(given),
+        layernorm_epsilon=float(given.get("norm_epsilon") or given.get("layernorm_epsilon") or 1e-5),
+        activation=_activation(given),
+        add_bias_linear=bool(given.get("add_bias_linear", True)),
+        tie_embeddings=not given.get("untie_embeddings_and_output_weights", False),
+        init_std=float(given.get("init_method_std") or 0.02),
+        rotary_percent=float(given.get("rotary_percent") or 1.0),
+        rotary_interpolation=float(given.get("rotary_seq_len_interpolation_factor") or 1.0),
+        rotary_scaling_factor=float(given["rope_scaling_factor"]) if given.get("use_rope_scaling") else None,
+        add_qkv_bias=bool(given.get("add_qkv_bias")),
+        qk_norm=bool(given.get("qk_layernorm")),
+        num_moe_experts=int(experts) if experts else None,
+        moe_router_topk=whole("moe_router_topk", 2),
+    )
+
+
+def _normalization(given: dict[str, Any]) -> Normalization:
+    if given.get("normalization", "LayerNorm") == "RMSNorm":
+        return "rmsnorm"
+    return "layernorm1p" if given.get("apply_layernorm_1p") else "layernorm"
+
+
+def _activation(given: dict[str, Any]) -> Activation:
+    if given.get("swiglu") or given.get("squared_relu"):
+        return "swiglu" if given.get("swiglu") else "squared_relu"
+    # the fused kernel is the tanh form, torch's own the error function
+    return "gelu" if given.get("bias_gelu_fusion", True) or given.get("openai_gelu") else "gelu_exact"

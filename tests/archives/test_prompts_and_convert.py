@@ -152,7 +152,7 @@ def test_inspect_shows_what_is_held(tmp_path: Path, alone: Groups, capsys: pytes
     found = json.loads(capsys.readouterr().out)
     assert found["tensors"] == [["squad", "float32", [4, 32]], ["sentiment", "float32", [4, 32]]]
     assert cli.run(["model", "inspect", str(tmp_path)]) != 0
-    assert "not a .nemo archive, hpclm checkpoint, Hugging Face model or PEFT adapter" in capsys.readouterr().err
+    assert "not a .nemo archive, hpclm checkpoint, Hugging Face model, PEFT adapter or" in capsys.readouterr().err
 
 
 def test_an_archive_without_tables_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from hpclm.core.light_imports import without
+
 _MODULES = (
     "hpclm.engines.megatron.ranks.training",
     "hpclm.engines.megatron.ranks.generation",
@@ -28,13 +30,12 @@ _MODULES = (
 def load() -> None:
     """Load what measurements on a GPU need; what is not installed is left to those that need it."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch then asks NVML whether there is a GPU
-    # peft loads it where it is, and it starts CUDA; None hides it
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    for module in _MODULES:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            print(f"{module} is not loaded: {error}", file=sys.stderr)
+    with without("bitsandbytes"):  # peft loads it where it is, and it starts CUDA
+        for module in _MODULES:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                print(f"{module} is not loaded: {error}", file=sys.stderr)
 
 
 def forked(work: Callable[[], Any]) -> Any:

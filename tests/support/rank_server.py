@@ -28,6 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from hpclm.core.light_imports import without
 from tests.support.processes import ROOT, environment
 
 RANK = "hpclm.worker.entry:main"
@@ -158,9 +159,8 @@ def _load(kind: Kind) -> None:
         importlib.import_module(f"{stage_runner.__package__}.{module}")
     if kind == "gpu":
         # not deepspeed, which looks for a GPU, and not bitsandbytes, which starts CUDA: peft loads it where it is
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-        _import([name for name in _OF_HF if name != "deepspeed"])
-        del sys.modules["bitsandbytes"]
+        with without("bitsandbytes"):
+            _import([name for name in _OF_HF if name != "deepspeed"])
 
 
 def serve(kind: Kind) -> None:

@@ -66,9 +66,9 @@ def tokenize(spec: CorpusSpec, workers: int, on_progress: Callable[[Progress], N
         return known, ["was made by an earlier call, and nothing has changed since"]
     make_folder(spec)
     with exclusive(spec.parts_folder, f"{spec.parts_folder}: another process is tokenising to this prefix"):
-        before = _counts_before(job)
-        counts = _run(job, workers, on_progress, began)
-        return finish(job, counts, time.monotonic() - began, before=before.text_bytes), job.notes
+        done = [job.part(number).counts() for number in range(len(job.pieces))]
+        counts = _run(job, done, workers, on_progress, began)
+        return finish(job, counts, time.monotonic() - began, before=_sum(done).text_bytes), job.notes
 
 
 def make_folder(spec: CorpusSpec) -> None:
@@ -129,17 +129,16 @@ def made_before(job: Job) -> Tokenized | None:
     return None
 
 
-def _counts_before(job: Job) -> Counts:
-    """Of the parts that are complete."""
-    done = (job.part(number).counts() for number in range(len(job.pieces)))
+def _sum(done: list[Counts | None]) -> Counts:
     return sum((counts for counts in done if counts is not None), Counts())
 
 
-def _run(job: Job, workers: int, on_progress: Callable[[Progress], None], began: float) -> Counts:
-    """All pieces that are not complete; returns the sum of all."""
-    done = [job.part(number).counts() for number in range(len(job.pieces))]
+def _run(
+    job: Job, done: list[Counts | None], workers: int, on_progress: Callable[[Progress], None], began: float
+) -> Counts:
+    """All pieces that are not complete (`done`: counts of each, None); returns the sum of all."""
+    before = _sum(done)
     reused = sum(piece.size for piece, counts in zip(job.pieces, done, strict=True) if counts is not None)
-    before = _counts_before(job)
     todo = [number for number, counts in enumerate(done) if counts is None]
 
     def tell(size: float, documents: float, tokens: float) -> None:

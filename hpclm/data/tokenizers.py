@@ -16,10 +16,10 @@ from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.files import write_json
 from hpclm.core.spec import TokenizerSpec
 from hpclm.data import tiktoken_files
+from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import is_altered
 from hpclm.formats.huggingface.architectures import GENERATION_CONFIG, end_token_id, is_huggingface
 from hpclm.formats.nemo import archive_tokenizer as archived
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.sentencepiece_model import SUFFIX
 

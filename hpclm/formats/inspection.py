@@ -10,15 +10,14 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_json
 from hpclm.core.records import to_dict
+from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
 from hpclm.formats.format_guard import guarded
 from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG, is_huggingface
 from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
 from hpclm.formats.huggingface.weights import stored_tensors
-from hpclm.formats.megatron.distributed_index import iteration_folder, read_index
-from hpclm.formats.megatron.saved_arguments import model_spec as megatron_spec
-from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.megatron import model_weights as megatron
 from hpclm.formats.nemo.gpt_weights import is_archive, read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
 from hpclm.formats.nemo.prompt_tables import is_prompt_archive, read_tables
@@ -41,25 +40,23 @@ def look(path: Path) -> dict[str, Any]:
     if is_huggingface(str(path)):
         tensors = [[one.name, one.dtype, list(one.shape)] for _, one in sorted(stored_tensors(path).items())]
         return {"kind": "huggingface", "facts": to_dict(huggingface_spec(path)), "tensors": tensors}
-    megatron = iteration_folder(path)
-    if megatron is not None:
-        return _megatron(megatron)
+    iteration = megatron.iteration_folder(path)
+    if iteration is not None:
+        return _megatron(iteration)
     for folder in (path, pointed(path, "best"), pointed(path, "latest")):
         if folder is not None and CheckpointFolder(folder).manifest.is_file():
             return _checkpoint(folder)
     raise CheckpointError(
-        f"{path}: not a .nemo archive, hpclm checkpoint, Hugging Face model, PEFT adapter or checkpoint"
-        " of Megatron-LM (torch_dist)"
+        f"{path}: not a .nemo archive, hpclm checkpoint, Hugging Face model, PEFT adapter or checkpoint of Megatron-LM"
     )
 
 
 def _megatron(folder: Path) -> dict[str, Any]:
-    tensors = [[name, one.dtype, list(one.shape)] for name, one in sorted(read_index(folder).items())]
-    return {
-        "kind": "megatron",
-        "facts": {"checkpoint": str(folder), **to_dict(megatron_spec(folder))},
-        "tensors": tensors,
-    }
+    with Archive(folder) as archive:
+        model = megatron.read_model(archive)
+        weights = megatron.read_weights(archive, model)
+        tensors = [[name, one.dtype, list(one.shape)] for name, one in sorted(weights.items())]
+    return {"kind": "megatron", "facts": {"checkpoint": str(folder), **to_dict(model)}, "tensors": tensors}
 
 
 def _nemo_gpt(path: Path) -> dict[str, Any]:

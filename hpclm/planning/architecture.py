@@ -14,11 +14,12 @@ from hpclm.core.nearest import closest, divisors, either
 from hpclm.core.records import from_dict
 from hpclm.core.spec import GATED, ModelSpec
 from hpclm.core.vocabulary_size import padded_vocab_size
+from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import inside, read_manifest
 from hpclm.formats.checkpoint_pointers import pointed
 from hpclm.formats.huggingface.architectures import is_huggingface, model_spec
 from hpclm.formats.huggingface.weights import located
-from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.megatron.model_weights import iteration_folder, read_model, read_weights
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning.stage_context import StageContext
 
@@ -116,6 +117,9 @@ def from_checkpoint(stage: StageContext, path: str) -> ModelSpec | None:
         return _from_archive(stage, path)
     if is_huggingface(path):
         return _from_huggingface(stage, path)
+    megatron = iteration_folder(Path(path))
+    if megatron is not None:
+        return _from_megatron(stage, megatron)
     file = CheckpointFolder(Path(path)).model
     if not Path(path).is_dir():
         stage.error(
@@ -188,6 +192,19 @@ def _from_huggingface(stage: StageContext, path: str) -> ModelSpec | None:
         located(Path(path), model)
     except CheckpointError as error:
         stage.error(("model", "checkpoint"), f"{error}", "checkpoint", path)
+        return None
+    return _padded(stage, model)
+
+
+def _from_megatron(stage: StageContext, folder: Path) -> ModelSpec | None:
+    """The architecture of a checkpoint of Megatron-LM, its weights complete, its table padded for the split."""
+    written = stage.recipe.model.vocab_size if stage.recipe.model else None
+    try:
+        with Archive(folder) as archive:
+            model = read_model(archive, written)
+            read_weights(archive, model)
+    except CheckpointError as error:
+        stage.error(("model", "checkpoint"), f"{error}", "checkpoint", str(folder))
         return None
     return _padded(stage, model)
 

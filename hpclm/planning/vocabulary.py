@@ -10,8 +10,8 @@ from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file
 from hpclm.core.spec import TokenizerSpec
+from hpclm.formats.archive import Archive
 from hpclm.formats.nemo import archive_tokenizer as archived
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.sentencepiece_model import SUFFIX, count_entries
 from hpclm.formats.tiktoken_encodings import SPECIAL_TOKENS

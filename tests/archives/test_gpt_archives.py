@@ -21,11 +21,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import ModelSpec
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.archive import Archive
 from hpclm.formats.nemo.model_config import model_spec
-from hpclm.formats.nemo.pickles import read_index
-from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
+from hpclm.formats.ranks.archived_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import megatron_shards, sharded_tensors
+from hpclm.formats.torch_pickles import read_index
 from tests.support.engine_harness import MODERN
 from tests.support.gpt_models import DEEP, gpt_of, logits, state_of
 from tests.support.nemo_files import CORE_NAMES, TE_NAMES, config_text, saved, shard, write_archive, write_members

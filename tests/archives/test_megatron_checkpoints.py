@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from hpclm.core.errors import CheckpointError
+from hpclm.engines.megatron.ranks.convert_huggingface import from_megatron
+from hpclm.formats.archive import Archive
 from hpclm.formats.inspection import look
-from hpclm.formats.megatron.distributed_index import read_index
-from hpclm.formats.megatron.saved_arguments import model_spec
+from hpclm.formats.megatron.model_weights import read_model
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
-from tests.support.megatron_saved import LAYERS, WORDS
+from tests.support.megatron_saved import LAYERS, RANKS, SPLITS, WORDS
 from tests.support.processes import ROOT, environment, hpclm
 
 pytestmark = pytest.mark.slow
@@ -29,13 +30,14 @@ def _port() -> str:
         return str(one.getsockname()[1])
 
 
-def saved(folder: Path, kind: str, ranks: int = 1) -> Path:
-    port = _port()
-    words = [sys.executable, "-m", "tests.support.megatron_saved", str(folder), kind, str(ranks)]
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, port = tmp_path_factory.mktemp("saved"), _port()
     env = environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    words = [sys.executable, "-m", "tests.support.megatron_saved", str(folder)]
     started = [
         subprocess.Popen([*words, str(rank), port], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(ranks)
+        for rank in range(RANKS)
     ]
     for one in started:
         said = one.communicate()[1]
@@ -43,9 +45,9 @@ def saved(folder: Path, kind: str, ranks: int = 1) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("saved") / "llama", "llama")
+@pytest.fixture
+def llama(saved: Path) -> Path:
+    return saved / "llama"
 
 
 def in_our_names(name: str, kind: str) -> str:
@@ -55,10 +57,11 @@ def in_our_names(name: str, kind: str) -> str:
     return name.replace("mlp.experts.local_experts.", "mlp.experts.")
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("gpt", 1), ("llama", 1), ("mixtral", 1), ("llama", 2), ("gpt", 2)])
-def test_every_tensor_is_the_models(tmp_path: Path, kind: str, ranks: int) -> None:
-    folder = saved(tmp_path / "megatron", kind, ranks)
-    said = hpclm("model", "convert", folder, tmp_path / "ours", "--to", "hpclm")
+@pytest.mark.parametrize("name", ["gpt", "llama", "mixtral", "llama-tensor", "gpt-tensor"])
+def test_every_tensor_is_the_models(saved: Path, tmp_path: Path, name: str) -> None:
+    kind, ranks, *_ = SPLITS[name]
+    folder = saved / name
+    said = from_megatron(folder / "iter_0000005", tmp_path / "ours")
     assert f"{LAYERS} layers" in said
     assert "without a tokenizer" in said
     stored = WholeTensors(tmp_path / "ours")
@@ -80,6 +83,52 @@ def test_every_tensor_is_the_models(tmp_path: Path, kind: str, ranks: int) -> No
             assert torch.equal(found, whole[: len(found)]), name
 
 
+@pytest.mark.parametrize("name", SPLITS)
+def test_both_formats_hold_the_same_at_any_split(saved: Path, tmp_path: Path, name: str) -> None:
+    found = []
+    for number in (5, 6):
+        from_megatron(saved / name / f"iter_{number:07}", tmp_path / f"ours-{number}")
+        found.append(WholeTensors(tmp_path / f"ours-{number}"))
+    names = set(found[0].stored)
+    assert names == set(found[1].stored)
+    for key in names:
+        assert torch.equal(found[0].tensor(key), found[1].tensor(key)), key
+
+
+@pytest.mark.parametrize("version", [0, 3.0])
+@pytest.mark.parametrize("attention", ["attention", "self_attention"])
+def test_models_of_before_megatron_core_are_read(saved: Path, tmp_path: Path, version: float, attention: str) -> None:
+    """Nested, by the names and the order of heads that transformers' convert_megatron_gpt2_checkpoint.py reads."""
+    folder = Path(shutil.copytree(saved / "gpt" / "iter_0000006", tmp_path / "iter"))
+    path = folder / "mp_rank_00" / "model_optim_rng.pt"
+    state = torch.load(path, weights_only=False)
+    names = {"self_attention.linear_qkv": f"{attention}.query_key_value", "linear_fc1": "dense_h_to_4h",
+             "self_attention.linear_proj": f"{attention}.dense", "linear_fc2": "dense_4h_to_h", "decoder.": "",
+             "pre_mlp_layernorm": "post_attention_layernorm"}  # fmt: skip
+    layers, embedding = {}, {}
+    for key, value in state["model"].items():
+        if key.startswith("embedding."):
+            embedding[key.split(".")[1]] = {"weight": value}
+            continue
+        named = key
+        for ours, theirs in names.items():
+            named = named.replace(ours, theirs)
+        if value is not None and "query_key_value" in named and not version:
+            value = value.view(4, 3, 8, -1).transpose(0, 1).reshape(value.shape)
+        layers[named] = value
+    model = {
+        "language_model": {"embedding": embedding, "transformer" if attention == "attention" else "encoder": layers}
+    }
+    kept = {"args": state["args"], "iteration": 6, "model": model}
+    torch.save(kept | ({"checkpoint_version": version} if version else {}), path)
+    from_megatron(folder, tmp_path / "old")
+    from_megatron(saved / "gpt" / "iter_0000006", tmp_path / "new")
+    old, new = WholeTensors(tmp_path / "old"), WholeTensors(tmp_path / "new")
+    assert set(old.stored) == set(new.stored)
+    for key in new.stored:
+        assert torch.equal(old.tensor(key), new.tensor(key)), key
+
+
 def test_it_goes_on_to_transformers(llama: Path, tmp_path: Path) -> None:
     hpclm("model", "convert", llama / "iter_0000005", tmp_path / "ours", "--to", "hpclm")
     hpclm("model", "convert", tmp_path / "ours", tmp_path / "theirs", "--to", "huggingface")
@@ -89,7 +138,8 @@ def test_it_goes_on_to_transformers(llama: Path, tmp_path: Path) -> None:
 def test_the_model_is_the_arguments(llama: Path) -> None:
     found = look(llama)
     assert found["kind"] == "megatron"
-    model = model_spec(llama / "iter_0000005")
+    with Archive(llama / "iter_0000005") as archive:
+        model = read_model(archive)
     assert (model.num_layers, model.hidden_size, model.ffn_hidden_size) == (
         LAYERS,
         32,
@@ -112,10 +162,14 @@ def test_a_hostile_index_does_nothing(llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(llama / "iter_0000005", tmp_path / "iter"))
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "made")))
     with pytest.raises(CheckpointError, match="is no index of torch"):
-        read_index(folder)
+        look(folder)
     torch.save({"args": Hostile(tmp_path / "made")}, folder / "common.pt")
     with pytest.raises(CheckpointError, match="holds no arguments"):
-        model_spec(folder)
+        look(folder)
+    ranks = Path(shutil.copytree(llama / "iter_0000006", tmp_path / "ranks"))
+    torch.save({"args": Hostile(tmp_path / "made"), "model": {}}, ranks / "mp_rank_00" / "model_optim_rng.pt")
+    with pytest.raises(CheckpointError, match="holds no arguments"):
+        look(ranks)
     assert not (tmp_path / "made").exists()
 
 
@@ -124,7 +178,7 @@ def test_a_file_outside_is_not_read(llama: Path, tmp_path: Path) -> None:
     index = (folder / ".metadata").read_bytes()
     (folder / ".metadata").write_bytes(index.replace(b"__0_0.distcp", b"../../passwd"))
     with pytest.raises(CheckpointError, match="do not trust it"):
-        read_index(folder)
+        look(folder)
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", "__0_1.distcp"])
@@ -132,4 +186,14 @@ def test_what_is_cut_off_is_named(llama: Path, tmp_path: Path, file: str) -> Non
     folder = Path(shutil.copytree(llama / "iter_0000005", tmp_path / "iter"))
     (folder / file).write_bytes((folder / file).read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=f"{file}: is cut off"):
-        read_index(folder)
+        look(folder)
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=f"{file} is missing"):
+        look(folder)
+
+
+def test_a_missing_ranks_file_is_named(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved / "llama-tensor" / "iter_0000006", tmp_path / "iter"))
+    shutil.rmtree(folder / "mp_rank_01")
+    with pytest.raises(CheckpointError, match="file of tensor rank 1, pipeline rank 0 is missing"):
+        look(folder)

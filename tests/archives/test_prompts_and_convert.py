@@ -25,7 +25,7 @@ from hpclm.engines.megatron.ranks.groups import Groups
 from hpclm.formats.inspection import look
 from hpclm.formats.nemo.prompt_archives import trained_tasks
 from hpclm.formats.ranks import checkpoint_store
-from hpclm.formats.ranks.nemo_weights import load_gpt
+from hpclm.formats.ranks.archived_weights import load_gpt
 from hpclm.formats.ranks.shards import sharded_tensors
 from tests.support.engine_harness import SMALL
 from tests.support.gpt_models import DEEP, gpt_of, logits, state_of

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, NemotronConfig, Nemotron
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import ModelSpec
 from hpclm.engines.megatron.ranks.groups import Groups
-from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.archive import Archive
 from hpclm.formats.nemo.gpt_weights import read_weights
 from hpclm.formats.nemo.model_config import model_spec, read_config
-from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
+from hpclm.formats.ranks.archived_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
 from tests.support.gpt_models import gpt_of, logits
 from tests.support.nemo_files import (
@@ -209,7 +209,7 @@ def test_chunks_of_zarr_arrays_need_not_fit(tmp_path: Path) -> None:
             found = torch.zeros(weight.shape, dtype=torch.bfloat16)
             for piece in weight.pieces:
                 places = zip(piece.offset, piece.shape, strict=True)
-                found[tuple(slice(start, start + size) for start, size in places)] = tensor_of(archive, piece.tensor)
+                found[tuple(slice(start, start + size) for start, size in places)] = tensor_of(archive, piece.facts())
             assert torch.equal(found, whole[layer])
 
 

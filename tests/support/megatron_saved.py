@@ -1,6 +1,7 @@
-"""A checkpoint as Megatron-LM saves it, by megatron-core's own dist_checkpointing; beside it each rank's weights.
+"""Checkpoints as Megatron-LM saves them, by megatron-core's own modules: of each of some splits one in the format
+`torch_dist` (iteration 5) and one in the format `torch` (iteration 6); beside them the weights of each rank.
 
-python -m tests.support.megatron_saved FOLDER KIND RANKS RANK PORT
+python -m tests.support.megatron_saved FOLDER RANK PORT
 """
 
 from __future__ import annotations
@@ -12,17 +13,31 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-LAYERS, WORDS = 2, 384
+LAYERS, WORDS, RANKS = 4, 384, 4
+# Tensor, pipeline, virtual pipeline and expert parallel sizes; other ranks are data parallel.
+SPLITS = {
+    "gpt": ("gpt", 1, 1, 1, 1),
+    "llama": ("llama", 1, 1, 1, 1),
+    "mixtral": ("mixtral", 1, 1, 1, 1),
+    "gpt-tensor": ("gpt", 2, 1, 1, 1),
+    "llama-tensor": ("llama", 2, 1, 1, 1),
+    "llama-interleaved": ("llama", 1, 2, 2, 1),
+    "qwen3-both": ("qwen3", 2, 2, 1, 1),
+    "gpt-pipeline": ("gpt", 1, 4, 1, 1),
+    "mixtral-expert": ("mixtral", 2, 1, 1, 2),
+    "mixtral-stages": ("mixtral", 1, 2, 1, 2),
+}
 COMMON: dict[str, Any] = {"num_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4}
 LLAMA = {"num_query_groups": 2, "ffn_hidden_size": 64, "add_bias_linear": False, "normalization": "RMSNorm"}
 KINDS: dict[str, dict[str, Any]] = {
     "gpt": COMMON,
     "llama": {**COMMON, **LLAMA},
+    "qwen3": {**COMMON, **LLAMA, "qk_layernorm": True, "kv_channels": 16},
     "mixtral": {**COMMON, **LLAMA, "num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 64},
 }
 
 
-def arguments(kind: str) -> argparse.Namespace:
+def arguments(kind: str, split: dict[str, int]) -> argparse.Namespace:
     """What Megatron-LM's parser and checks would have made of the flags; the vocabulary is padded."""
     import torch
 
@@ -33,48 +48,103 @@ def arguments(kind: str) -> argparse.Namespace:
     if kind != "gpt":
         given |= {"group_query_attention": True, "swiglu": True, "position_embedding_type": "rope"}
         given |= {"untie_embeddings_and_output_weights": True, "num_experts": given.pop("num_moe_experts", None)}
-    return argparse.Namespace(**given)
+    return argparse.Namespace(**given, **{f"{name}_model_parallel_size": size for name, size in split.items()})
 
 
-def main(folder: str, kind: str, ranks: int, rank: int, port: str) -> None:
+def main(folder: Path, rank: int, port: str) -> None:
     warnings.simplefilter("ignore")
     from hpclm.engines.megatron.ranks import cpu_standins
 
     cpu_standins.install()
-    import torch
     import torch.distributed as dist
+
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE=str(RANKS))
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    for name, (kind, *sizes) in SPLITS.items():
+        split = dict(zip(("tensor", "pipeline", "virtual_pipeline", "expert"), sizes, strict=True))
+        _save(folder / name, kind, split, rank)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def _save(folder: Path, kind: str, split: dict[str, int], rank: int) -> None:
+    import torch
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+
+    virtual = split["virtual_pipeline"] if split["virtual_pipeline"] > 1 else None
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        split["tensor"], split["pipeline"], virtual, expert_model_parallel_size=split["expert"],
+        expert_tensor_parallel_size=split["tensor"], create_gloo_process_groups=False,
+    )  # fmt: skip
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    chunks = _chunks(kind, split, virtual)
+    names = ["model"] if virtual is None else [f"model{place}" for place in range(virtual)]
+    common = {"args": arguments(kind, split), "checkpoint_version": 3.0}
+    target = folder / "iter_0000005"
+    target.mkdir(parents=True, exist_ok=True)
+    state = {name: chunk.sharded_state_dict() for name, chunk in zip(names, chunks, strict=True)}
+    dist_checkpointing.save(state | common | {"iteration": 5}, str(target), ("torch_dist", 1))
+    _save_rank(folder, common, {n: c.state_dict_for_save_checkpoint() for n, c in zip(names, chunks, strict=True)})
+    (folder / "latest_checkpointed_iteration.txt").write_text("5")
+    torch.save(dict(chunks[0].named_parameters()), folder / f"whole-{rank}.pt")
+
+
+def _chunks(kind: str, split: dict[str, int], virtual: int | None) -> list[Any]:
+    import torch
+    from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE=str(ranks))
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks, create_gloo_process_groups=False)
-    tensor_parallel.model_parallel_cuda_manual_seed(1)
     more: dict[str, Any] = (
         {} if kind == "gpt" else {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu}
     )
     config = TransformerConfig(
         **KINDS[kind], **more, bias_dropout_fusion=False, masked_softmax_fusion=False,
-        tensor_model_parallel_size=ranks,
+        tensor_model_parallel_size=split["tensor"], pipeline_model_parallel_size=split["pipeline"],
+        virtual_pipeline_model_parallel_size=virtual, expert_model_parallel_size=split["expert"],
+        expert_tensor_parallel_size=split["tensor"], pipeline_dtype=torch.float32,
     )  # fmt: skip
     layers = get_gpt_layer_local_spec(
-        num_experts=KINDS[kind].get("num_moe_experts"), normalization=KINDS[kind].get("normalization")
+        num_experts=KINDS[kind].get("num_moe_experts"),
+        normalization=KINDS[kind].get("normalization"),
+        qk_layernorm=KINDS[kind].get("qk_layernorm", False),
     )
     plain = kind == "gpt"
-    gpt = GPTModel(
-        config=config, transformer_layer_spec=layers, vocab_size=WORDS, max_sequence_length=32,
-        position_embedding_type="learned_absolute" if plain else "rope", share_embeddings_and_output_weights=plain,
-    )  # fmt: skip
-    target = Path(folder) / "iter_0000005"
+    return [
+        GPTModel(
+            config=config, transformer_layer_spec=layers, vocab_size=WORDS, max_sequence_length=32,
+            position_embedding_type="learned_absolute" if plain else "rope", share_embeddings_and_output_weights=plain,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=place),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=place),
+            vp_stage=place if virtual else None,
+        )
+        for place in range(split["virtual_pipeline"])
+    ]  # fmt: skip
+
+
+def _save_rank(folder: Path, common: dict[str, Any], models: dict[str, Any]) -> None:
+    """As get_checkpoint_name and generate_state_dict of megatron/training/checkpointing.py have it."""
+    import numpy
+    import torch
+    from megatron.core import parallel_state
+
+    if parallel_state.get_data_parallel_rank() >= parallel_state.get_expert_model_parallel_world_size():
+        return  # another rank has the same weights
+    name = f"mp_rank_{parallel_state.get_tensor_model_parallel_rank():02d}"
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        name += f"_{parallel_state.get_pipeline_model_parallel_rank():03d}"
+    if parallel_state.get_expert_model_parallel_world_size() > 1:
+        name += f"_{parallel_state.get_expert_model_parallel_rank():03d}"
+    target = folder / "iter_0000006" / name
     target.mkdir(parents=True, exist_ok=True)
-    state = {"model": gpt.sharded_state_dict(), "args": arguments(kind), "checkpoint_version": 3.0, "iteration": 5}
-    dist_checkpointing.save(state, str(target), ("torch_dist", 1))
-    (Path(folder) / "latest_checkpointed_iteration.txt").write_text("5")
-    torch.save(dict(gpt.named_parameters()), Path(folder) / f"whole-{rank}.pt")
-    dist.destroy_process_group()
+    optimizer = {"optimizer": {"param_groups": [{"lr": 0.1, "params": [0]}], "state": {0: {"exp_avg": torch.ones(3)}}},
+                 "fp32_from_fp16_params": [[torch.ones(3, requires_grad=True)]]}  # fmt: skip
+    rng = [{"np_rng_state": numpy.random.get_state(), "torch_rng_state": torch.get_rng_state()}]
+    state = {**common, "iteration": 6, **models, "optimizer": optimizer, "rng_state": rng}
+    torch.save(state, target / "model_optim_rng.pt")
 
 
 if __name__ == "__main__":  # megatron-core writes by processes that it spawns
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

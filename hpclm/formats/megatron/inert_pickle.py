@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
-from hpclm.formats.nemo.pickles import refuse_bombs
+from hpclm.formats.torch_pickles import refuse_bombs
 
 MOST = 1 << 30
 # Types without code of their own.
@@ -55,11 +55,16 @@ class Inert:
     add = append
 
 
+def inert(module: str, name: str) -> type[Inert]:
+    """What stands for a class or function of this name."""
+    return type(name.rpartition(".")[2] or "Inert", (Inert,), {"origin": (module, name)})
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
-        return type(name.rpartition(".")[2] or "Inert", (Inert,), {"origin": (module, name)})
+        return inert(module, name)
 
     def persistent_load(self, pid: Any) -> None:
         """A tensor's bytes, which are not read."""

@@ -1,20 +1,21 @@
 """The model of a checkpoint of Megatron-LM, by the arguments that it was trained with.
 
 Source: Megatron-LM core_v0.12.0 to core_v0.19.0, megatron/training/arguments.py and checkpointing.py: `common.pt` holds
-the arguments, as argparse gives them, after their checks.
+the arguments, as argparse gives them, after their checks; so does each rank's file of the older format.
 """
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
 from typing import Any, Literal
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import Activation, ModelSpec, Normalization
+from hpclm.formats.archive import Archive, Member
 from hpclm.formats.format_guard import guarded
-from hpclm.formats.megatron.distributed_index import COMMON
-from hpclm.formats.megatron.inert_pickle import MOST, Inert, read
+from hpclm.formats.megatron.inert_pickle import Inert, inert
+from hpclm.formats.torch_pickles import read_index
+
+COMMON = "common.pt"
 
 # What models of engine megatron have not.
 _REFUSED = (
@@ -25,27 +26,23 @@ _REFUSED = (
 _POSITIONS: dict[str, Literal["learned", "rope"]] = {"learned_absolute": "learned", "rope": "rope"}
 
 
-@guarded("the arguments of a checkpoint of Megatron-LM")
-def saved_arguments(folder: Path) -> dict[str, Any]:
-    """By name. Raises CheckpointError."""
-    path = folder / COMMON
-    try:
-        with zipfile.ZipFile(path) as opened:
-            (name,) = (one for one in opened.namelist() if one.rpartition("/")[2] == "data.pkl")
-            if opened.getinfo(name).file_size > MOST:
-                raise CheckpointError(f"{path}: its index is too large")
-            found = read(opened.read(name), str(path))
-    except (zipfile.BadZipFile, ValueError):
-        raise CheckpointError(f"{path}: was not written by torch.save") from None
+def given_arguments(found: Any, where: str) -> dict[str, Any]:
+    """The arguments in what a file holds, by name. Raises CheckpointError."""
     arguments = found.get("args") if isinstance(found, dict) else None
     if not isinstance(arguments, Inert) or arguments.origin[1] != "Namespace":
-        raise CheckpointError(f"{path}: holds no arguments of Megatron-LM (args); it was written by another program")
+        raise CheckpointError(f"{where}: holds no arguments of Megatron-LM (args); it was written by another program")
     return arguments.state
 
 
-def model_spec(folder: Path) -> ModelSpec:
-    """Raises CheckpointError for a model that engine megatron has not."""
-    given, where = saved_arguments(folder), folder / COMMON
+@guarded("the arguments of a checkpoint of Megatron-LM")
+def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) -> ModelSpec:
+    """The model by the arguments in a file. Raises CheckpointError for one that engine megatron has not.
+
+    Args:
+        vocab_size: the tokenizer's, of which Megatron-LM saves only the padded one.
+    """
+    where = f"{archive.path}: {member.name}"
+    given = given_arguments(read_index(archive, member, inert), where)
     for name in _REFUSED:
         if given.get(name):
             raise CheckpointError(f"{where}: {name} {given[name]!r}: hpclm has no such models")
@@ -70,7 +67,7 @@ def model_spec(folder: Path) -> ModelSpec:
         num_query_groups=whole("num_query_groups", heads) if given.get("group_query_attention") else heads,
         kv_channels=whole("kv_channels", hidden // heads),
         max_position_embeddings=whole("max_position_embeddings"),
-        vocab_size=min(padded, whole("vocab_size", padded)),
+        vocab_size=min(padded, vocab_size or whole("vocab_size", padded)),
         padded_vocab_size=padded,
         position_embedding=position,
         rotary_base=float(given.get("rotary_base") or 10000),

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.archive import Archive
 from hpclm.formats.format_guard import guarded
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.sentencepiece_model import SUFFIX, count_entries
 
 

@@ -12,10 +12,11 @@ import yaml
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import GATED, ModelSpec
+from hpclm.formats.archive import Archive
 from hpclm.formats.format_guard import damaged, guarded
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.archive_tokenizer import vocabulary_size
-from hpclm.formats.nemo.gpt_weights import CONFIG, Weight, read_weights
+from hpclm.formats.nemo.gpt_weights import CONFIG, read_weights
+from hpclm.formats.stored_weights import Weight
 
 
 def _words(text: str) -> frozenset[str]:

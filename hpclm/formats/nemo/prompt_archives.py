@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpclm.formats.archive import Archive
 from hpclm.formats.format_guard import guarded
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import SEMANTICS
 from hpclm.formats.nemo.model_config import read_config
 from hpclm.formats.nemo.prompt_tables import read_tables

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.archive import Archive
 from hpclm.formats.format_guard import guarded
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import WEIGHTS, is_archive
-from hpclm.formats.nemo.pickles import TensorFacts, read_index
+from hpclm.formats.torch_pickles import TensorFacts, read_index
 
 TABLE, WEIGHT, INDICES = "prompt_table", ".prompt_embeddings.weight", ".indices"
 

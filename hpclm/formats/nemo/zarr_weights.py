@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
-from hpclm.formats.nemo.archive import Archive, Member
-from hpclm.formats.nemo.pickles import TensorFacts
+from hpclm.formats.archive import Archive, Member
+from hpclm.formats.torch_pickles import TensorFacts
 
 ARRAY = ".zarray"
 _DTYPES = {"bfloat16": ("bfloat16", 2), "<f2": ("float16", 2), "<f4": ("float32", 4)}
@@ -39,7 +39,7 @@ def has_arrays(archive: Archive) -> bool:
     return any(name.endswith(f"/{ARRAY}") for name in archive.members)
 
 
-def stored_tensors(
+def stored_arrays(
     archive: Archive,
 ) -> Iterator[tuple[str, tuple[int, ...], str, list[tuple[TensorFacts, tuple[int, ...]]]]]:
     """Each tensor of the model: its name in megatron-core with the layer's number, its shape and dtype, and its pieces
@@ -59,7 +59,7 @@ def stored_tensors(
         layers: list[list[tuple[TensorFacts, tuple[int, ...]]]] = [[] for _ in range(array.shape[0])]
         for facts, offset in pieces:
             for number in range(facts.shape[0]):
-                layers[offset[0] + number].append((_inner(facts, number, array.width), offset[1:]))
+                layers[offset[0] + number].append((facts.inner((number,)), offset[1:]))
         for number, parts in enumerate(layers):
             yield f"decoder.layers.{number}.{stacked[1]}", array.shape[1:], array.dtype, parts
 
@@ -108,9 +108,3 @@ def _chunks(archive: Archive, array: ZarrArray) -> Iterator[tuple[TensorFacts, t
         whole = zip(array.shape, offset, array.chunks, strict=True)
         shape = tuple(min(chunk, axis - start) for axis, start, chunk in whole)
         yield TensorFacts(member, array.dtype, shape, strides, member.offset), offset
-
-
-def _inner(facts: TensorFacts, number: int, width: int) -> TensorFacts:
-    """The part of a chunk at one index of its first axis."""
-    start = facts.start + number * facts.strides[0] * width
-    return TensorFacts(facts.member, facts.dtype, facts.shape[1:], facts.strides[1:], start)

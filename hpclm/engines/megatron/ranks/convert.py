@@ -24,14 +24,14 @@ from hpclm.core.records import from_dict, read_record, to_dict
 from hpclm.core.spec import ModelSpec, TaskTemplate
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, from_megatron, to_huggingface
+from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
 from hpclm.formats.inspection import look
-from hpclm.formats.megatron.distributed_index import iteration_folder
+from hpclm.formats.megatron.model_weights import iteration_folder
 from hpclm.formats.model_card import read_model_card
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.config_writing import gpt_config, prompts_config
-from hpclm.formats.nemo.gpt_weights import nemo_name
+from hpclm.formats.nemo.gpt_names import nemo_name
 from hpclm.formats.nemo.model_config import model_spec, read_config
 from hpclm.formats.nemo.prompt_archives import language_model, semantics_of
 from hpclm.formats.nemo.prompt_tables import read_tables
@@ -114,7 +114,7 @@ def _gpt_to_hpclm(source: Path, out: Path) -> str:
     from hpclm.data.tokenizers import Tokenizer
     from hpclm.formats.nemo.gpt_weights import read_weights
     from hpclm.formats.ranks import checkpoint_store
-    from hpclm.formats.ranks.nemo_weights import load_gpt
+    from hpclm.formats.ranks.archived_weights import load_gpt
     from hpclm.formats.ranks.shards import sharded_tensors
 
     with Archive(source) as archive:
@@ -192,7 +192,7 @@ def _trained_with(folder: Path, kind: str) -> tuple[str | None, str | None]:
 
 
 def _tables_of_archive(path: Path) -> Tables:
-    from hpclm.formats.ranks.nemo_weights import tensor_of
+    from hpclm.formats.ranks.archived_weights import tensor_of
 
     with Archive(path) as archive:
         tables = {task: tensor_of(archive, facts).float().clone() for task, facts in read_tables(archive).items()}

@@ -18,16 +18,18 @@ from hpclm.core.files import sync, write_json
 from hpclm.core.records import to_dict
 from hpclm.core.spec import ModelSpec
 from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
+from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, sha256_of
 from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec
 from hpclm.formats.huggingface.names import shapes, sources
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
-from hpclm.formats.megatron.saved_arguments import model_spec as megatron_spec
+from hpclm.formats.megatron import model_weights as megatron
 from hpclm.formats.model_card import read_model_card
+from hpclm.formats.ranks.archived_weights import whole_tensor
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from hpclm.formats.ranks.huggingface_weights import HuggingFaceWeights, parted
-from hpclm.formats.ranks.megatron_weights import MegatronWeights
 from hpclm.formats.ranks.tensor_file import Shape, write_streamed
+from hpclm.formats.stored_weights import Weight
 
 FILE_BYTES = 5_000_000_000
 
@@ -69,11 +71,29 @@ def from_huggingface(source: Path, out: Path) -> str:
 
 def from_megatron(source: Path, out: Path) -> str:
     """The same of a checkpoint of Megatron-LM, whose tokenizer is not in it. Raises CheckpointError."""
-    model = megatron_spec(source)
-    weights = MegatronWeights(source, model)
-    wanted = {name: Shape(weights.dtype(name), weights.shape(name)) for name in weights.sources}
-    note = "without a tokenizer, which a checkpoint of Megatron-LM does not have: give it in a recipe's tokenizer"
-    return write_checkpoint(out, model, wanted, weights.tensor, lambda folder: [note])
+    with Archive(source) as archive:
+        model = megatron.read_model(archive)
+        weights = megatron.read_weights(archive, model)
+        wanted = {name: _shape(archive, name, weight, model) for name, weight in weights.items()}
+        note = "without a tokenizer, which a checkpoint of Megatron-LM does not have: give it in a recipe's tokenizer"
+
+        def tensor(name: str) -> torch.Tensor:
+            whole = whole_tensor(archive, weights[name])
+            return whole[: model.vocab_size] if name in _VOCABULARY else whole
+
+        return write_checkpoint(out, model, wanted, tensor, lambda folder: [note])
+
+
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+def _shape(archive: Archive, name: str, weight: Weight, model: ModelSpec) -> Shape:
+    """The vocabulary without padding."""
+    dtype = getattr(torch, weight.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(f"{archive.path}: {name} is {weight.dtype}; it must be a float")
+    rows = (model.vocab_size, *weight.shape[1:])
+    return Shape(dtype, rows if name in _VOCABULARY else weight.shape)
 
 
 def write_checkpoint(

@@ -18,10 +18,10 @@ from hpclm.core.spec import GenerationSpec, ModelSpec
 from hpclm.core.vocabulary_size import padded_vocab_size
 from hpclm.data.templates import Example
 from hpclm.data.tokenizers import Tokenizer
+from hpclm.formats.archive import Archive
 from hpclm.formats.huggingface.architectures import is_huggingface
 from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
 from hpclm.formats.model_card import read_model_card
-from hpclm.formats.nemo.archive import Archive
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.nemo.model_config import model_spec as archived_spec
 from hpclm.formats.ranks.checkpoint_manager import resolve

@@ -19,13 +19,14 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import ModelSpec, StageSpec, TaskTemplate
 from hpclm.engines.megatron.ranks.gpt_model import build_gpt, initialize_weights, transformer_config
 from hpclm.engines.megatron.ranks.rank_context import StageContext
+from hpclm.formats.archive import Archive
 from hpclm.formats.huggingface.architectures import is_huggingface
-from hpclm.formats.nemo.archive import Archive
+from hpclm.formats.megatron.model_weights import is_megatron
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.nemo.prompt_tables import read_tables
 from hpclm.formats.ranks import checkpoint_store, huggingface_weights
+from hpclm.formats.ranks.archived_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.checkpoint_manager import resolve
-from hpclm.formats.ranks.nemo_weights import load_gpt, tensor_of
 from hpclm.formats.ranks.shards import sharded_tensors
 
 
@@ -63,9 +64,9 @@ def load_base(context: StageContext, config: TransformerConfig) -> GPTModel:
 
 
 def load_weights(gpt: GPTModel, model: ModelSpec, base: str) -> None:
-    """Fill a shard from a checkpoint of hpclm's, a folder of transformers' or an archive."""
+    """Fill a shard from a checkpoint of hpclm's or Megatron-LM's, a folder of transformers' or an archive."""
     path = base_weights(base)
-    if is_archive(base):
+    if is_archive(base) or is_megatron(base):
         load_gpt(path, sharded_tensors(gpt), model)
     elif is_huggingface(base):
         huggingface_weights.load_gpt(path, sharded_tensors(gpt), model)
@@ -81,7 +82,7 @@ def base_checkpoint(spec: StageSpec) -> Path:
 
 def base_weights(base: str) -> Path:
     """The archive, the folder, or the newest checkpoint of a stage."""
-    if is_archive(base) or is_huggingface(base):
+    if is_archive(base) or is_huggingface(base) or is_megatron(base):
         return Path(base)
     return resolve(Path(base), prefer="latest")
 

@@ -76,7 +76,7 @@ def _launcher_config(path: Path) -> Node | None:
 def _config_in(folder: Path, path: str) -> dict[str, Any]:
     """The configuration of an archive, empty where it cannot be read. The path of its language model is, like the
     archive's own, relative to `folder`."""
-    from hpclm.formats.nemo.archive import Archive
+    from hpclm.formats.archive import Archive
     from hpclm.formats.nemo.model_config import read_config
     from hpclm.formats.nemo.prompt_archives import language_model_of
 

@@ -13,12 +13,13 @@ import pickle
 import pickletools
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from hpclm.core.errors import CheckpointError
+from hpclm.formats.archive import Archive, Member
 from hpclm.formats.format_guard import guarded
-from hpclm.formats.nemo.archive import Archive, Member
 
 DTYPES = {
     "FloatStorage": "float32",
@@ -61,6 +62,17 @@ class TensorFacts:
             count *= size
         return count
 
+    def rows(self, first: int, count: int) -> TensorFacts:
+        """Some of the first axis."""
+        start = self.start + first * self.strides[0] * BYTES.get(self.dtype, 1)
+        return TensorFacts(self.member, self.dtype, (count, *self.shape[1:]), self.strides, start)
+
+    def inner(self, place: tuple[int, ...]) -> TensorFacts:
+        """What is at an index of the first axes."""
+        strides = zip(place, self.strides, strict=False)
+        start = self.start + sum(number * stride for number, stride in strides) * BYTES.get(self.dtype, 1)
+        return TensorFacts(self.member, self.dtype, self.shape[len(place) :], self.strides[len(place) :], start)
+
 
 @dataclass(frozen=True)
 class _Storage:
@@ -73,8 +85,12 @@ class _Storage:
 
 
 @guarded("a file of torch.save")
-def read_index(archive: Archive, member: Member) -> Any:
-    """What torch.save wrote, with TensorFacts in place of tensors. Raises CheckpointError."""
+def read_index(archive: Archive, member: Member, other: Callable[[str, str], Any] | None = None) -> Any:
+    """What torch.save wrote, with TensorFacts in place of tensors. Raises CheckpointError.
+
+    Args:
+        other: what stands for a class that is not needed for tensors, by module and name; else it is refused.
+    """
     window = _Window(archive, member)
     where = f"{archive.path}: {member.name}"
     try:
@@ -88,7 +104,7 @@ def read_index(archive: Archive, member: Member) -> Any:
                 raise CheckpointError(f"{where}: its index is larger than {_MAX_PICKLE >> 20} MiB")
             text = opened.read(pickles[0])
             refuse_bombs(text)
-            return _Reader(text, member, opened, window, prefix).load()
+            return _Reader(text, member, opened, window, prefix, other).load()
     except zipfile.BadZipFile:
         raise CheckpointError(
             f"{where}: damaged, or in torch's format from before 1.6, which cannot be read without unpickling; load "
@@ -185,9 +201,17 @@ def _latin_1(text: str, encoding: str) -> bytes:
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, text: bytes, member: Member, zipped: zipfile.ZipFile, window: _Window, prefix: str) -> None:
+    def __init__(
+        self,
+        text: bytes,
+        member: Member,
+        zipped: zipfile.ZipFile,
+        window: _Window,
+        prefix: str,
+        other: Callable[[str, str], Any] | None,
+    ) -> None:
         super().__init__(io.BytesIO(text), encoding="utf-8")
-        self.member, self.zipped, self.window, self.prefix = member, zipped, window, prefix
+        self.member, self.zipped, self.window, self.prefix, self.other = member, zipped, window, prefix, other
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -204,6 +228,8 @@ class _Reader(pickle.Unpickler):
             return known[module, name]
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
+        if self.other is not None:
+            return self.other(module, name)
         raise CheckpointError(f"its pickle requests {module}.{name}, which is not needed for weights; do not trust it")
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpclm.cli.progress_line import ProgressLine, duration
+from hpclm.cli.tokenizer_options import MERGES, TOKENIZER, VOCAB, tokenizer_spec
 
 if TYPE_CHECKING:
     from hpclm.core.corpus_spec import CorpusSpec
-    from hpclm.core.spec import TokenizerSpec
     from hpclm.data.corpus.inspecting import Contents
     from hpclm.data.corpus.tokenized_record import Tokenized
     from hpclm.data.corpus.tokenizing import Progress
@@ -36,16 +36,6 @@ class Encoder(str, Enum):
     gigatoken = "gigatoken"
     tiktoken = "tiktoken"
     tokenizers = "tokenizers"
-
-
-_VOCAB = Annotated[Path | None, typer.Option("--vocab-file", help="GPT-2 style vocab.json.")]
-_MERGES = Annotated[
-    Path | None, typer.Option("--merges-file", "--merge-file", help="GPT-2 style merges.txt, with --vocab-file.")
-]
-_TOKENIZER = Annotated[
-    Path | None,
-    typer.Option("--tokenizer", help="A tokenizer.json (or its folder), SentencePiece .model or .tiktoken file."),
-]
 
 
 _INPUTS = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files and folders.", show_default=False)]
@@ -74,9 +64,9 @@ _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def tokenize(
     inputs: _INPUTS,
     out: _OUT,
-    vocab_file: _VOCAB = None,
-    merges_file: _MERGES = None,
-    tokenizer: _TOKENIZER = None,
+    vocab_file: VOCAB = None,
+    merges_file: MERGES = None,
+    tokenizer: TOKENIZER = None,
     json_keys: _KEYS = None,
     append_eod: _EOD = False,
     prepend_bos: _BOS = False,
@@ -101,7 +91,7 @@ def tokenize(
     _no_keys_among(inputs, json_keys or [])
     spec = CorpusSpec(
         inputs=[str(Path(one).absolute()) for one in inputs],
-        tokenizer=_tokenizer_spec(vocab_file, merges_file, tokenizer),
+        tokenizer=tokenizer_spec(vocab_file, merges_file, tokenizer),
         prefix=str(out.absolute()),
         pattern=pattern,
         form=form.value if form else None,
@@ -153,23 +143,6 @@ def _need_engine() -> None:
         raise HpclmError(f"tokenising needs numpy and tokenizers ({error}); install hpclm[data]") from None
 
 
-def _tokenizer_spec(vocab: Path | None, merges: Path | None, file: Path | None) -> TokenizerSpec:
-    from hpclm.core.checkpoint_layout import CheckpointFolder
-    from hpclm.core.errors import HpclmError
-    from hpclm.core.spec import TokenizerSpec
-
-    if (vocab is None) != (merges is None):
-        raise HpclmError("--vocab-file and --merges-file go together; give both")
-    if (vocab is None) == (file is None):
-        raise HpclmError("give one tokenizer: --tokenizer, or --vocab-file with --merges-file")
-    if file is not None:
-        path = file.absolute()
-        return TokenizerSpec("json", tokenizer_file=str(CheckpointFolder(path).tokenizer if path.is_dir() else path))
-    assert vocab is not None
-    assert merges is not None
-    return TokenizerSpec("bpe", vocab_file=str(vocab.absolute()), merges_file=str(merges.absolute()))
-
-
 class _Shown(ProgressLine):
     def take(self, progress: Progress) -> None:
         if not self.is_due(progress.seconds):
@@ -203,9 +176,9 @@ def _lines(made: Tokenized, notes: list[str]) -> list[str]:
 
 def inspect_data(
     prefix: Annotated[str, typer.Argument(help="Prefix of a .bin and an .idx file.", show_default=False)],
-    vocab_file: _VOCAB = None,
-    merges_file: _MERGES = None,
-    tokenizer: _TOKENIZER = None,
+    vocab_file: VOCAB = None,
+    merges_file: MERGES = None,
+    tokenizer: TOKENIZER = None,
     samples: Annotated[int, typer.Option("--samples", min=0, max=1000, help="Documents to show.")] = 3,
     shown: Annotated[int, typer.Option("--tokens", min=1, max=10**6, help="Tokens of each to show.")] = 40,
     whole: Annotated[bool, typer.Option("--all", help="Read every token, and check its id.")] = False,
@@ -221,7 +194,7 @@ def inspect_data(
 
     given = None
     if tokenizer is not None or vocab_file is not None or merges_file is not None:
-        given = load_tokenizer(_tokenizer_spec(vocab_file, merges_file, tokenizer), None)
+        given = load_tokenizer(tokenizer_spec(vocab_file, merges_file, tokenizer), None)
     found = contents(prefix.removesuffix(".idx").removesuffix(".bin"), given, samples, shown, whole=whole)
     if as_json:
         print_json(to_dict(found))

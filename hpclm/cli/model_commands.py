@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hpclm.cli import library_warnings
+from hpclm.cli.tokenizer_options import MERGES, TOKENIZER, VOCAB, tokenizer_spec
 
 model_app = typer.Typer(
     help="Fetch, inspect and convert models and trained prompts.", no_args_is_help=True, rich_markup_mode=None
@@ -20,6 +21,7 @@ class Form(str, Enum):
     hpclm = "hpclm"
     huggingface = "huggingface"
     nemo = "nemo"
+    megatron = "megatron"
     peft = "peft"
 
 
@@ -153,9 +155,12 @@ def convert(
     out: Annotated[Path, typer.Argument(help="Output path; must not exist yet.", show_default=False)],
     to: Annotated[Form, typer.Option("--to", help="Output format.", show_default=False)],
     task: Annotated[str | None, typer.Option("--task", help="peft: the task (needed if there are several).")] = None,
+    tokenizer: TOKENIZER = None,
+    vocab_file: VOCAB = None,
+    merges_file: MERGES = None,
 ) -> None:
-    """Between hpclm's checkpoints and transformers' folders (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), NeMo's
-    archives (GPT models and prompts) and PEFT's adapters (prompts); and from Megatron-LM's checkpoints (torch_dist)."""
+    """Between hpclm's checkpoints and transformers' folders (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), checkpoints
+    of Megatron-LM (a tokenizer is given with them), NeMo's archives (GPT models and prompts) and PEFT's adapters."""
     from hpclm.core.errors import HpclmError
 
     if out.exists():
@@ -172,4 +177,5 @@ def convert(
         from hpclm.engines.megatron.ranks.convert import convert as make
     except ImportError as error:
         raise HpclmError(f"converting needs the engine ({error}); install hpclm[engine]") from None
-    typer.echo(make(source, out, to.value, task))
+    given = tokenizer_spec(vocab_file, merges_file, tokenizer) if tokenizer or vocab_file or merges_file else None
+    typer.echo(make(source, out, to.value, task, given))

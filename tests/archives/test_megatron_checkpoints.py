@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hpclm.core.errors import CheckpointError
-from hpclm.engines.megatron.ranks.convert_huggingface import from_megatron
+from hpclm.engines.megatron.ranks.convert_megatron import from_megatron, to_megatron
 from hpclm.formats.archive import Archive
 from hpclm.formats.inspection import look
 from hpclm.formats.megatron.model_weights import read_model
@@ -32,17 +32,21 @@ def _port() -> str:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, port = tmp_path_factory.mktemp("saved"), _port()
+    folder = tmp_path_factory.mktemp("saved")
+    _by_megatron("save", folder)
+    return folder
+
+
+def _by_megatron(action: str, folder: Path) -> None:
+    port = _port()
     env = environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    words = [sys.executable, "-m", "tests.support.megatron_saved", str(folder)]
+    words = [sys.executable, "-m", "tests.support.megatron_saved", action, str(folder)]
     started = [
         subprocess.Popen([*words, str(rank), port], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         for rank in range(RANKS)
     ]
-    for one in started:
-        said = one.communicate()[1]
-        assert one.returncode == 0, said[-3000:]
-    return folder
+    said = [one.communicate()[1][-2000:] for one in started]
+    assert [one.returncode for one in started] == [0] * RANKS, "\n".join(said)
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def in_our_names(name: str, kind: str) -> str:
 def test_every_tensor_is_the_models(saved: Path, tmp_path: Path, name: str) -> None:
     kind, ranks, *_ = SPLITS[name]
     folder = saved / name
-    said = from_megatron(folder / "iter_0000005", tmp_path / "ours")
+    said = from_megatron(folder / "iter_0000005", tmp_path / "ours", None)
     assert f"{LAYERS} layers" in said
     assert "without a tokenizer" in said
     stored = WholeTensors(tmp_path / "ours")
@@ -87,7 +91,7 @@ def test_every_tensor_is_the_models(saved: Path, tmp_path: Path, name: str) -> N
 def test_both_formats_hold_the_same_at_any_split(saved: Path, tmp_path: Path, name: str) -> None:
     found = []
     for number in (5, 6):
-        from_megatron(saved / name / f"iter_{number:07}", tmp_path / f"ours-{number}")
+        from_megatron(saved / name / f"iter_{number:07}", tmp_path / f"ours-{number}", None)
         found.append(WholeTensors(tmp_path / f"ours-{number}"))
     names = set(found[0].stored)
     assert names == set(found[1].stored)
@@ -121,12 +125,25 @@ def test_models_of_before_megatron_core_are_read(saved: Path, tmp_path: Path, ve
     }
     kept = {"args": state["args"], "iteration": 6, "model": model}
     torch.save(kept | ({"checkpoint_version": version} if version else {}), path)
-    from_megatron(folder, tmp_path / "old")
-    from_megatron(saved / "gpt" / "iter_0000006", tmp_path / "new")
+    from_megatron(folder, tmp_path / "old", None)
+    from_megatron(saved / "gpt" / "iter_0000006", tmp_path / "new", None)
     old, new = WholeTensors(tmp_path / "old"), WholeTensors(tmp_path / "new")
     assert set(old.stored) == set(new.stored)
     for key in new.stored:
         assert torch.equal(old.tensor(key), new.tensor(key)), key
+
+
+def test_megatron_loads_what_is_written_at_any_split(saved: Path, tmp_path: Path) -> None:
+    for name in SPLITS:
+        from_megatron(saved / name / "iter_0000005", tmp_path / name, None)
+        said = to_megatron(tmp_path / name, saved / name / "written")
+        assert "--use-checkpoint-args" in said
+        assert look(saved / name / "written")["kind"] == "megatron"
+        from_megatron(saved / name / "written" / "release", tmp_path / f"{name}-again", None)
+        first, again = (WholeTensors(tmp_path / one) for one in (name, f"{name}-again"))
+        assert set(first.stored) == set(again.stored)
+        assert (tmp_path / name / "model.json").read_text() == (tmp_path / f"{name}-again" / "model.json").read_text()
+    _by_megatron("load", saved)
 
 
 def test_it_goes_on_to_transformers(llama: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Checkpoints as Megatron-LM saves them, by megatron-core's own modules: of each of some splits one in the format
 `torch_dist` (iteration 5) and one in the format `torch` (iteration 6); beside them the weights of each rank.
 
-python -m tests.support.megatron_saved FOLDER RANK PORT
+python -m tests.support.megatron_saved save FOLDER RANK PORT
+
+`load` reads what is in FOLDER/NAME/written into the same ranks' models, as Megatron-LM does, and compares the weights.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def arguments(kind: str, split: dict[str, int]) -> argparse.Namespace:
     return argparse.Namespace(**given, **{f"{name}_model_parallel_size": size for name, size in split.items()})
 
 
-def main(folder: Path, rank: int, port: str) -> None:
+def main(action: str, folder: Path, rank: int, port: str) -> None:
     warnings.simplefilter("ignore")
     from hpclm.engines.megatron.ranks import cpu_standins
 
@@ -62,14 +64,17 @@ def main(folder: Path, rank: int, port: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     for name, (kind, *sizes) in SPLITS.items():
         split = dict(zip(("tensor", "pipeline", "virtual_pipeline", "expert"), sizes, strict=True))
-        _save(folder / name, kind, split, rank)
+        chunks = _model(kind, split)
+        if action == "save":
+            _save(folder / name, kind, split, rank, chunks)
+        else:
+            _compare(folder / name, rank, chunks)
         dist.barrier()
     dist.destroy_process_group()
 
 
-def _save(folder: Path, kind: str, split: dict[str, int], rank: int) -> None:
-    import torch
-    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+def _model(kind: str, split: dict[str, int]) -> list[Any]:
+    from megatron.core import parallel_state, tensor_parallel
 
     virtual = split["virtual_pipeline"] if split["virtual_pipeline"] > 1 else None
     parallel_state.destroy_model_parallel()
@@ -78,8 +83,36 @@ def _save(folder: Path, kind: str, split: dict[str, int], rank: int) -> None:
         expert_tensor_parallel_size=split["tensor"], create_gloo_process_groups=False,
     )  # fmt: skip
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    chunks = _chunks(kind, split, virtual)
-    names = ["model"] if virtual is None else [f"model{place}" for place in range(virtual)]
+    return _chunks(kind, split, virtual)
+
+
+def _names(chunks: list[Any]) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{place}" for place in range(len(chunks))]
+
+
+def _compare(folder: Path, rank: int, chunks: list[Any]) -> None:
+    import torch
+    from megatron.core import dist_checkpointing, parallel_state
+
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            torch.nn.init.zeros_(parameter)
+    wanted = {name: chunk.sharded_state_dict() for name, chunk in zip(_names(chunks), chunks, strict=True)}
+    found = dist_checkpointing.load(wanted, str(folder / "written" / "release"))
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        chunk.load_state_dict(found[name])
+    whole = torch.load(folder / f"whole-{rank}.pt", weights_only=True)
+    for name, mine in chunks[0].named_parameters():
+        table = name.startswith(("embedding.word", "output_layer"))
+        rows = slice(WORDS - 5 - parallel_state.get_tensor_model_parallel_rank() * len(mine) if table else None)
+        assert torch.equal(mine[rows], whole[name][rows]), name
+
+
+def _save(folder: Path, kind: str, split: dict[str, int], rank: int, chunks: list[Any]) -> None:
+    import torch
+    from megatron.core import dist_checkpointing
+
+    names = _names(chunks)
     common = {"args": arguments(kind, split), "checkpoint_version": 3.0}
     target = folder / "iter_0000005"
     target.mkdir(parents=True, exist_ok=True)
@@ -147,4 +180,4 @@ def _save_rank(folder: Path, common: dict[str, Any], models: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":  # megatron-core writes by processes that it spawns
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -14,6 +14,7 @@ from hpclm.formats.megatron.stacked_tensors import unstacked
 from hpclm.formats.stored_weights import Weight
 
 LATEST = "latest_checkpointed_iteration.txt"
+__all__ = ["COMMON", "LATEST", "is_megatron", "iteration_folder", "read_model", "read_weights"]
 
 
 def iteration_folder(path: Path) -> Path | None:

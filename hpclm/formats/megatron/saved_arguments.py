@@ -21,7 +21,8 @@ COMMON = "common.pt"
 _REFUSED = (
     *("multi_latent_attention", "mtp_num_layers", "moe_shared_expert_intermediate_size", "is_hybrid_model"),
     *("heterogeneous_layers_config_path", "window_size", "attention_output_gate", "experimental_attention_variant"),
-    "moe_router_enable_expert_bias",
+    *("moe_router_enable_expert_bias", "moe_router_topk_scaling_factor", "moe_latent_size", "rotary_interleaved"),
+    *("no_rope_freq", "qk_l2_norm"),
 )
 _POSITIONS: dict[str, Literal["learned", "rope"]] = {"learned_absolute": "learned", "rope": "rope"}
 
@@ -46,6 +47,7 @@ def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) 
     for name in _REFUSED:
         if given.get(name):
             raise CheckpointError(f"{where}: {name} {given[name]!r}: hpclm has no such models")
+    _check_experts(given, where)
     position = _POSITIONS.get(str(given.get("position_embedding_type", "learned_absolute")))
     if position is None:
         raise CheckpointError(f"{where}: position_embedding_type {given['position_embedding_type']!r} is not known")
@@ -85,6 +87,20 @@ def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) 
         num_moe_experts=int(experts) if experts else None,
         moe_router_topk=whole("moe_router_topk", 2),
     )
+
+
+def _check_experts(given: dict[str, Any], where: str) -> None:
+    if not given.get("num_experts"):
+        return
+    before = given.get("moe_router_topk", 2) == 1  # the router's softmax, over the experts or over the chosen ones
+    for name, only in (
+        ("moe_router_pre_softmax", before),
+        ("moe_router_score_function", "softmax"),
+        ("moe_layer_freq", 1),
+    ):
+        value = given.get(name, only)
+        if value not in (None, only) and not (name == "moe_layer_freq" and isinstance(value, list) and all(value)):
+            raise CheckpointError(f"{where}: {name} {value!r}: models of hpclm have {only!r} here")
 
 
 def _normalization(given: dict[str, Any]) -> Normalization:

@@ -21,9 +21,11 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object, write_json
 from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import from_dict, read_record, to_dict
-from hpclm.core.spec import ModelSpec, TaskTemplate
+from hpclm.core.spec import ModelSpec, TaskTemplate, TokenizerSpec
+from hpclm.data.tokenizers import load_tokenizer
 from hpclm.engines.megatron.ranks import cpu_standins
-from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, from_megatron, to_huggingface
+from hpclm.engines.megatron.ranks.convert_huggingface import from_huggingface, to_huggingface
+from hpclm.engines.megatron.ranks.convert_megatron import from_megatron, to_megatron
 from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import read_manifest
 from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
@@ -47,13 +49,19 @@ PARALLEL = ParallelSpec(1, 1, 1, 1, 1, 1)
 Tables = list[tuple[TaskTemplate, Tensor]]
 
 
-def convert(source: Path, out: Path, form: str, task: str | None) -> str:
-    """Write `source` to `out` in another format; returns a description of what was done. Raises CheckpointError."""
+def convert(source: Path, out: Path, form: str, task: str | None, tokenizer: TokenizerSpec | None = None) -> str:
+    """Write `source` to `out` in another format; returns a description of what was done. Raises CheckpointError.
+
+    Args:
+        tokenizer: of a checkpoint of Megatron-LM, which has none.
+    """
     kind = look(source)["kind"]
+    if tokenizer is not None and kind != "megatron":
+        raise CheckpointError(f"{source}: --tokenizer is for checkpoints of Megatron-LM; others have theirs")
     _here()
     folder = _checkpoint(source) if kind == "hpclm-checkpoint" else source
     holds_prompts = kind in ("nemo-prompts", "peft-adapter") or CheckpointFolder(folder).prompts.is_file()
-    if holds_prompts and form == "huggingface":
+    if holds_prompts and form in ("huggingface", "megatron"):
         raise CheckpointError(f"{source}: contains prompts, not a model; convert them with --to peft")
     if holds_prompts:
         writers: dict[str, Callable[[Path, Tables, str | None], str]] = {
@@ -62,23 +70,17 @@ def convert(source: Path, out: Path, form: str, task: str | None) -> str:
             "peft": _prompts_to_peft,
         }
         return writers[form](out, _tables(folder, kind), task)
-    if (kind, form) == ("huggingface", "hpclm"):
-        return from_huggingface(source, out)
-    if kind == "megatron":
-        if form != "hpclm":
-            raise CheckpointError(f"{source}: convert it to hpclm first (--to hpclm), and that to {form}")
-        return from_megatron(iteration_folder(source) or source, out)
-    if (kind, form) == ("hpclm-checkpoint", "huggingface"):
-        return to_huggingface(folder, out)
-    if "huggingface" in (kind, form):
-        raise CheckpointError(f"{source}: convert it to hpclm first (--to hpclm), and that to {form}")
+    writer = _MODELS.get((kind, form))
+    if writer is not None:
+        return writer(folder, out)
+    if (kind, form) == ("megatron", "hpclm"):
+        given = load_tokenizer(tokenizer, None) if tokenizer is not None else None
+        return from_megatron(iteration_folder(source) or source, out, given)
+    if kind == form or (kind, form) in (("hpclm-checkpoint", "hpclm"), ("nemo-gpt", "nemo")):
+        raise CheckpointError(f"{source}: is already in that format")
     if form == "peft":
         raise CheckpointError(f"{source}: is a model, but a PEFT adapter contains prompts; give trained prompts")
-    if kind == "nemo-gpt" and form == "hpclm":
-        return _gpt_to_hpclm(folder, out)
-    if kind == "hpclm-checkpoint" and form == "nemo":
-        return _gpt_to_nemo(folder, out)
-    raise CheckpointError(f"{source}: is already in that format")
+    raise CheckpointError(f"{source}: convert it to hpclm first (--to hpclm), and that to {form}")
 
 
 @functools.cache
@@ -158,6 +160,15 @@ def _gpt_to_nemo(folder: Path, out: Path) -> str:
         state[name] = torch.cat([state[name], part]) if name in state else part.clone()
     _write_tar(out, {"model_config.yaml": config.encode(), "model_weights.ckpt": _saved(state), **tokenizer})
     return f"{out}: a NeMo archive at tensor and pipeline parallel 1" + ("" if tokenizer else "; without a tokenizer")
+
+
+_MODELS: dict[tuple[str, str], Callable[[Path, Path], str]] = {
+    ("huggingface", "hpclm"): from_huggingface,
+    ("hpclm-checkpoint", "huggingface"): to_huggingface,
+    ("hpclm-checkpoint", "megatron"): to_megatron,
+    ("hpclm-checkpoint", "nemo"): _gpt_to_nemo,
+    ("nemo-gpt", "hpclm"): _gpt_to_hpclm,
+}
 
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Models of transformers and of Megatron-LM as hpclm's checkpoints, and back, tensor by tensor, never as a whole."""
+"""Models of transformers as hpclm's checkpoints, and back, tensor by tensor, never as a whole."""
 
 from __future__ import annotations
 
@@ -18,24 +18,20 @@ from hpclm.core.files import sync, write_json
 from hpclm.core.records import to_dict
 from hpclm.core.spec import ModelSpec
 from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
-from hpclm.formats.archive import Archive
 from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, sha256_of
 from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec
 from hpclm.formats.huggingface.names import shapes, sources
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
-from hpclm.formats.megatron import model_weights as megatron
 from hpclm.formats.model_card import read_model_card
-from hpclm.formats.ranks.archived_weights import whole_tensor
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from hpclm.formats.ranks.huggingface_weights import HuggingFaceWeights, parted
 from hpclm.formats.ranks.tensor_file import Shape, write_streamed
-from hpclm.formats.stored_weights import Weight
 
 FILE_BYTES = 5_000_000_000
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A folder that appears under its name when all of it is written."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +44,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _in_files(tensors: dict[str, Shape]) -> list[dict[str, Shape]]:
+def in_files(tensors: dict[str, Shape]) -> list[dict[str, Shape]]:
     """As many tensors to a file as fit into `FILE_BYTES`."""
     files: list[dict[str, Shape]] = [{}]
     size = 0
@@ -69,33 +65,6 @@ def from_huggingface(source: Path, out: Path) -> str:
     return write_checkpoint(out, model, wanted, weights.tensor, lambda folder: _take_tokenizer(source, folder))
 
 
-def from_megatron(source: Path, out: Path) -> str:
-    """The same of a checkpoint of Megatron-LM, whose tokenizer is not in it. Raises CheckpointError."""
-    with Archive(source) as archive:
-        model = megatron.read_model(archive)
-        weights = megatron.read_weights(archive, model)
-        wanted = {name: _shape(archive, name, weight, model) for name, weight in weights.items()}
-        note = "without a tokenizer, which a checkpoint of Megatron-LM does not have: give it in a recipe's tokenizer"
-
-        def tensor(name: str) -> torch.Tensor:
-            whole = whole_tensor(archive, weights[name])
-            return whole[: model.vocab_size] if name in _VOCABULARY else whole
-
-        return write_checkpoint(out, model, wanted, tensor, lambda folder: [note])
-
-
-_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
-
-
-def _shape(archive: Archive, name: str, weight: Weight, model: ModelSpec) -> Shape:
-    """The vocabulary without padding."""
-    dtype = getattr(torch, weight.dtype, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CheckpointError(f"{archive.path}: {name} is {weight.dtype}; it must be a float")
-    rows = (model.vocab_size, *weight.shape[1:])
-    return Shape(dtype, rows if name in _VOCABULARY else weight.shape)
-
-
 def write_checkpoint(
     out: Path,
     model: ModelSpec,
@@ -108,10 +77,10 @@ def write_checkpoint(
     Args:
         beside: writes what else belongs into the folder, and returns notes.
     """
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         files: dict[str, StoredFile] = {}
         tensors: dict[str, StoredTensor] = {}
-        for number, group in enumerate(_in_files(wanted)):
+        for number, group in enumerate(in_files(wanted)):
             name = f"shard-{number:05d}.safetensors"
             digest = write_streamed(folder / name, group, lambda key: tensor(key).contiguous())
             files[name] = StoredFile((folder / name).stat().st_size, digest)
@@ -176,7 +145,7 @@ def to_huggingface(source: Path, out: Path) -> str:
             latest = key, parted(plan[key], stored.tensor(key, rows), model)
         return latest[1][place]
 
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         _write_weights(folder, wanted, tensor)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         otherwise = ""
@@ -189,7 +158,7 @@ def to_huggingface(source: Path, out: Path) -> str:
 
 
 def _write_weights(folder: Path, wanted: dict[str, Shape], tensor: Callable[[str], torch.Tensor]) -> None:
-    groups = _in_files(wanted)
+    groups = in_files(wanted)
     names = [SINGLE]
     if len(groups) > 1:
         names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]

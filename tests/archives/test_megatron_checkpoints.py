@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+from torch.distributed.checkpoint.metadata import Metadata
 
 from hpclm.core.errors import CheckpointError
 from hpclm.engines.megatron.ranks.convert_megatron import from_megatron, to_megatron
 from hpclm.formats.archive import Archive
 from hpclm.formats.inspection import look
 from hpclm.formats.megatron.model_weights import read_model
+from hpclm.formats.model_card import read_model_card
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
+from tests.support import processes, samples
 from tests.support.megatron_saved import LAYERS, RANKS, SPLITS, WORDS
+from tests.support.nemo_files import bpe_files, config_text
 from tests.support.processes import ROOT, environment, hpclm
 
 pytestmark = pytest.mark.slow
@@ -146,10 +154,67 @@ def test_megatron_loads_what_is_written_at_any_split(saved: Path, tmp_path: Path
     _by_megatron("load", saved)
 
 
-def test_it_goes_on_to_transformers(llama: Path, tmp_path: Path) -> None:
-    hpclm("model", "convert", llama / "iter_0000005", tmp_path / "ours", "--to", "hpclm")
+def tokenizer(folder: Path) -> Path:
+    made = Backend(models.BPE(vocab={"a": 0, "b": 1, "Ġ": 2, "=": 3, "<|endoftext|>": WORDS - 6}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    path = folder / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+def test_it_goes_on_to_transformers_and_generates(llama: Path, tmp_path: Path) -> None:
+    given = tokenizer(tmp_path)
+    hpclm("model", "convert", llama / "iter_0000006", tmp_path / "ours", "--to", "hpclm", "--tokenizer", given)
     hpclm("model", "convert", tmp_path / "ours", tmp_path / "theirs", "--to", "huggingface")
     assert (tmp_path / "theirs" / "model.safetensors").is_file()
+    assert "a b" in hpclm("generate", tmp_path / "ours", "a b", "--max-new-tokens", "3")
+
+
+def test_a_stage_starts_from_either_format_at_another_split(saved: Path, tmp_path: Path) -> None:
+    """Learning prompts on it has the losses that it has on the converted checkpoint."""
+    given = tokenizer(tmp_path)
+    from_megatron(saved / "qwen3-both" / "iter_0000005", tmp_path / "ours", None)
+    losses = {}
+    for name in (saved / "qwen3-both" / "iter_0000005", saved / "qwen3-both" / "iter_0000006", tmp_path / "ours"):
+        recipe = samples.single(
+            model={"checkpoint": str(name)},
+            tokenizer={"tokenizer_file": str(given)},
+            trainer={"max_steps": 2, "log_interval_steps": 1},
+            optim={"lr": 0.001},
+            batch={"global": 4, "micro": 2},
+        )
+        recipe["data"] = {**recipe["data"], "max_seq_length": 24}
+        del recipe["container"]
+        folder = tmp_path / f"run-{name.name}"
+        folder.mkdir()
+        environment = processes.environment(HPCLM_RUNS_DIR=str(folder / "runs"), OMP_NUM_THREADS="1")
+        processes.hpclm("submit", samples.write(folder, recipe), "--wait", cwd=folder, env=environment)
+        metrics = next((folder / "runs").rglob("metrics.jsonl")).read_text().splitlines()
+        losses[name.name] = [row["loss"] for row in map(json.loads, metrics) if row["kind"] == "train"]
+    assert len(losses["ours"]) == 2
+    assert losses["iter_0000005"] == losses["iter_0000006"] == losses["ours"]
+
+
+def test_an_archive_of_nemo_may_hold_torch_dist(saved: Path, tmp_path: Path) -> None:
+    """model_weights/, its tensors under `model.`, as NeMo's NLPSaveRestoreConnector saves megatron-core's models."""
+    from_megatron(saved / "gpt" / "iter_0000005", tmp_path / "ours", None)
+    model = read_model_card(tmp_path / "ours", "")
+    weights = Path(shutil.copytree(saved / "gpt" / "iter_0000005", tmp_path / "nemo" / "model_weights"))
+    found = pickle.loads((weights / ".metadata").read_bytes())
+    renamed = {f"model.{name}": one for name, one in found.state_dict_metadata.items()}
+    places = {replace(index, fqn=f"model.{index.fqn}"): one for index, one in found.storage_data.items()}
+    (weights / ".metadata").write_bytes(pickle.dumps(Metadata(renamed, None, places)))
+    config = config_text(model, mcore_gpt=True, make_vocab_size_divisible_by=128)
+    (tmp_path / "nemo" / "model_config.yaml").write_text(config)
+    for name, content in bpe_files().items():
+        (tmp_path / "nemo" / name).write_bytes(content)
+    hpclm("model", "convert", tmp_path / "nemo", tmp_path / "again", "--to", "hpclm")
+    first, again = WholeTensors(tmp_path / "ours"), WholeTensors(tmp_path / "again")
+    assert set(first.stored) == set(again.stored)
+    for key in first.stored:
+        rows = 257 if "word_embeddings" in key else None  # the tokenizer's
+        assert torch.equal(first.tensor(key, rows), again.tensor(key, rows)), key
 
 
 def test_the_model_is_the_arguments(llama: Path) -> None:

@@ -18,7 +18,8 @@ class Model(Section):
 
     checkpoint: PathText | None = Field(
         default=None,
-        description="an hpclm checkpoint, a Hugging Face folder (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), or a "
+        description="an hpclm checkpoint, a Hugging Face folder (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), a "
+        "checkpoint of Megatron-LM (torch_dist or torch), or a "
         "GPT .nemo archive (file or unpacked), which gives the rest",
     )
     num_layers: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="transformer layers")

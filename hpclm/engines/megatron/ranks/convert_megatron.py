@@ -87,8 +87,26 @@ def to_megatron(source: Path, out: Path) -> str:
         kinds = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}
         (target / "metadata.json").write_text(json.dumps({**kinds, "common_backend_version": 1}))
         (folder / megatron.LATEST).write_text("release")
-    flags = " --no-bias-gelu-fusion" if model.activation == "gelu_exact" else ""
-    return f"{out}: for Megatron-LM's --load, with --use-checkpoint-args{flags}"
+    flags = " ".join(["--use-checkpoint-args", *_flags(model)])
+    return f"{out}: for Megatron-LM's --load, with {flags}"
+
+
+def _flags(model: ModelSpec) -> list[str]:
+    """What --use-checkpoint-args does not take from the arguments."""
+    found = [
+        (model.qk_norm, "--qk-layernorm"),
+        (model.layernorm_epsilon != 1e-5, f"--norm-epsilon {model.layernorm_epsilon}"),
+        (model.activation == "gelu_exact", "--no-bias-gelu-fusion"),
+        (
+            model.rotary_interpolation != 1,
+            f"--rotary-seq-len-interpolation-factor {model.rotary_interpolation:g}",
+        ),
+        (
+            model.rotary_scaling_factor is not None,
+            f"--use-rope-scaling --rope-scaling-factor {model.rotary_scaling_factor}",
+        ),
+    ]
+    return [flag for needed, flag in found if needed]
 
 
 def _padded(whole: torch.Tensor, name: str, model: ModelSpec) -> torch.Tensor:
@@ -172,6 +190,7 @@ def _arguments(model: ModelSpec, dtype: torch.dtype) -> argparse.Namespace:
         "normalization": "RMSNorm" if model.normalization == "rmsnorm" else "LayerNorm",
         "apply_layernorm_1p": model.normalization == "layernorm1p",
         "norm_epsilon": model.layernorm_epsilon,
+        "layernorm_epsilon": model.layernorm_epsilon,
         "apply_query_key_layer_scaling": False,
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,

@@ -108,11 +108,6 @@ class AttemptPaths:
         """Rank 0 updates its time while it makes progress."""
         return self.root / "heartbeat"
 
-    @property
-    def prepared(self) -> Path:
-        """Written by rank 0 when the shared data is prepared, before the rendezvous."""
-        return self.root / "prepared"
-
     def arrived(self, rank: int) -> Path:
         """Written by a rank of an external program that has reached rank 0; contains its machine's boot id."""
         return self.root / f"met-{rank:05d}"

@@ -11,7 +11,7 @@ from hpclm.core.layout import AttemptPaths
 from hpclm.core.rank_report import RankReport
 from hpclm.core.records import read_record
 
-_POLL_S = 0.1
+_POLL_S, _POLL_S_A_RANK = 0.1, 0.001
 
 
 def wait_until_finished(
@@ -20,12 +20,14 @@ def wait_until_finished(
     """Wait until these ranks have marked their work as finished. Raises PeerError if one has failed."""
     waiting = set(ranks)
     while waiting:
-        waiting = {rank for rank in waiting if not attempt.finished(rank).exists()}
+        # one listing, not a question for each; it makes an NFS client ask the server again, too
+        there = set(attempt.root.iterdir())
+        waiting = {rank for rank in waiting if attempt.finished(rank) not in there}
         refuse_failed(attempt, waiting)
         heartbeat.beat()
         while_waiting()
         if waiting:
-            time.sleep(_POLL_S)
+            time.sleep(max(_POLL_S, _POLL_S_A_RANK * len(waiting)))
 
 
 def refuse_failed(attempt: AttemptPaths, ranks: Iterable[int]) -> None:

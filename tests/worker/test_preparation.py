@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 import tracemalloc
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from hpclm.core.errors import PeerError
 from hpclm.core.files import write_json
@@ -15,10 +20,9 @@ from hpclm.core.rank_report import RankReport
 from hpclm.core.records import to_dict
 from hpclm.core.spec import TextData
 from hpclm.data.documents import documents, split, text_files
-from hpclm.worker import preparation
-from hpclm.worker.preparation import prepare_on_first_rank
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.report import RendezvousError
+from hpclm.worker.ranks import preparation
+from hpclm.worker.ranks.preparation import prepare_on_first_rank
 
 
 def rank(number: int) -> RankFacts:
@@ -32,45 +36,76 @@ def attempt(tmp_path: Path) -> AttemptPaths:
     return paths
 
 
+@pytest.fixture
+def store() -> dist.TCPStore:
+    return dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+
+def client(store: dist.TCPStore) -> dist.TCPStore:
+    return dist.TCPStore("localhost", store.port, is_master=False, wait_for_workers=False)
+
+
 def refuse() -> None:
     raise AssertionError("rank 1 does no work")
 
 
-def test_the_others_wait_until_the_first_rank_is_done(attempt: AttemptPaths) -> None:
+def test_the_others_wait_until_the_first_rank_is_done(
+    attempt: AttemptPaths, store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_SLICE", timedelta(milliseconds=20))
     done: list[str] = []
 
     def wait() -> None:
-        prepare_on_first_rank(attempt, rank(1), refuse)
+        prepare_on_first_rank(client(store), attempt, rank(1), refuse)
         done.append("rank 1")
+
+    def work() -> None:
+        time.sleep(0.2)
+        done.append("rank 0")
 
     other = threading.Thread(target=wait, daemon=True)
     other.start()
-    write_json(attempt.rank(0), to_dict(RankReport(0)))
-    assert not done
-    prepare_on_first_rank(attempt, rank(0), lambda: done.append("rank 0"))
+    prepare_on_first_rank(store, attempt, rank(0), work)
     other.join(60)
     assert done == ["rank 0", "rank 1"]
+    # at the shared file system nobody has asked
+    assert not list(attempt.ranks.iterdir())
 
 
-@pytest.mark.parametrize("state", ["failed", "stopped"])
-def test_the_others_hear_that_the_first_rank_failed(attempt: AttemptPaths, state: str) -> None:
-    write_json(attempt.rank(0), to_dict(RankReport(0, state=state, message="too little text")))
-    with pytest.raises(PeerError, match="too little text"):
-        prepare_on_first_rank(attempt, rank(1), refuse)
+FIRST = """
+import sys
+import torch.distributed as dist
+store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
 
 
-def test_a_first_rank_that_never_starts_is_named(attempt: AttemptPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_START_S", 0.2)
-    with pytest.raises(RendezvousError, match="rank 0 did not start"):
-        prepare_on_first_rank(attempt, rank(1), refuse)
+@pytest.mark.filterwarnings("ignore")
+def test_the_others_hear_that_the_first_rank_failed(attempt: AttemptPaths) -> None:
+    argv = [sys.executable, "-W", "ignore", "-c", FIRST]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        port = int(first.stdout.readline())
+        others = [
+            dist.TCPStore("localhost", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+            for _ in range(3)
+        ]
+        first.kill()
+    with pytest.raises(PeerError, match="rank 0 is gone"):
+        prepare_on_first_rank(others[0], attempt, rank(1), refuse)
+    for other, state in zip(others[1:], ("failed", "stopped"), strict=True):
+        write_json(attempt.rank(0), to_dict(RankReport(0, state=state, message="too little text")))
+        with pytest.raises(PeerError, match="too little text"):
+            prepare_on_first_rank(other, attempt, rank(1), refuse)
 
 
-def test_the_first_ranks_own_error_is_raised(attempt: AttemptPaths) -> None:
+def test_the_first_ranks_own_error_is_raised(attempt: AttemptPaths, store: dist.TCPStore) -> None:
     def fail() -> None:
         raise ValueError("no text")
 
     with pytest.raises(ValueError, match="no text"):
-        prepare_on_first_rank(attempt, rank(0), fail)
+        prepare_on_first_rank(store, attempt, rank(0), fail)
 
 
 def test_documents_are_read_one_after_another(tmp_path: Path) -> None:

@@ -54,9 +54,13 @@ def run(launch: RankLaunch) -> None:
     starts = spec.program.launcher == "rank" or facts.local_rank == 0
     if starts:
         _run_child(spec, stage, attempt, values, progress, stop)
-    attempt.finished(facts.rank).touch()
-    # the scheduler may end a job whose first task exits early
-    wait_until_finished(attempt, range(facts.world_size))
+    # all wait for rank 0, and it for all: the scheduler may end a job whose first task exits early
+    if facts.rank == 0:
+        wait_until_finished(attempt, range(1, facts.world_size))
+        attempt.finished(0).touch()
+    else:
+        attempt.finished(facts.rank).touch()
+        wait_until_finished(attempt, [0])
     if facts.rank == 0:
         outputs = _outputs(spec, stage)
         # another rank may have printed the steps and losses

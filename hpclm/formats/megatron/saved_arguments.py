@@ -44,13 +44,7 @@ def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) 
     """
     where = f"{archive.path}: {member.name}"
     given = given_arguments(read_index(archive, member, inert), where)
-    for name in _REFUSED:
-        if given.get(name):
-            raise CheckpointError(f"{where}: {name} {given[name]!r}: hpclm has no such models")
-    _check_experts(given, where)
-    position = _POSITIONS.get(str(given.get("position_embedding_type", "learned_absolute")))
-    if position is None:
-        raise CheckpointError(f"{where}: position_embedding_type {given['position_embedding_type']!r} is not known")
+    _refuse_unknown(given, where)
 
     def whole(name: str, otherwise: int | None = None) -> int:
         value = given.get(name) if given.get(name) is not None else otherwise
@@ -71,7 +65,7 @@ def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) 
         max_position_embeddings=whole("max_position_embeddings"),
         vocab_size=min(padded, vocab_size or whole("vocab_size", padded)),
         padded_vocab_size=padded,
-        position_embedding=position,
+        position_embedding=_POSITIONS[given.get("position_embedding_type", "learned_absolute")],
         rotary_base=float(given.get("rotary_base") or 10000),
         normalization=_normalization(given),
         layernorm_epsilon=float(given.get("norm_epsilon") or given.get("layernorm_epsilon") or 1e-5),
@@ -82,14 +76,24 @@ def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) 
         rotary_percent=float(given.get("rotary_percent") or 1.0),
         rotary_interpolation=float(given.get("rotary_seq_len_interpolation_factor") or 1.0),
         rotary_scaling_factor=float(given["rope_scaling_factor"]) if given.get("use_rope_scaling") else None,
-        add_qkv_bias=bool(given.get("add_qkv_bias")),
+        add_qkv_bias=bool(given.get("add_qkv_bias")) and not given.get("add_bias_linear", True),
         qk_norm=bool(given.get("qk_layernorm")),
         num_moe_experts=int(experts) if experts else None,
         moe_router_topk=whole("moe_router_topk", 2),
     )
 
 
-def _check_experts(given: dict[str, Any], where: str) -> None:
+def _refuse_unknown(given: dict[str, Any], where: str) -> None:
+    for name in _REFUSED:
+        if given.get(name):
+            raise CheckpointError(f"{where}: {name} {given[name]!r}: hpclm has no such models")
+    position = given.get("position_embedding_type", "learned_absolute")
+    if position not in _POSITIONS:
+        raise CheckpointError(f"{where}: position_embedding_type {position!r}: hpclm has no such models")
+    _refuse_routers(given, where)
+
+
+def _refuse_routers(given: dict[str, Any], where: str) -> None:
     if not given.get("num_experts"):
         return
     before = given.get("moe_router_topk", 2) == 1  # the router's softmax, over the experts or over the chosen ones

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import resource
 import socket
 import time
 from datetime import timedelta
@@ -24,6 +26,9 @@ from hpclm.worker.report import RendezvousError
 WAIT_S = 300.0
 _CONNECT_S = 3.0
 _LOOPBACK = "127.0.0.1"
+_MOST_PAUSE_S = 1.0
+# Files that rank 0 opens besides a connection for each rank.
+_OTHER_FILES = 512
 
 
 def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.TCPStore:
@@ -33,6 +38,7 @@ def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.
     """
     timeout = timedelta(seconds=wait_s)
     if facts.rank == 0:
+        _allow_connections(facts.world_size)
         store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=timeout)
         write_json(path, {"port": store.port, "addresses": list(addresses()), "boot_id": boot_id()})
         address = _LOOPBACK
@@ -42,13 +48,12 @@ def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.
     if address != _LOOPBACK:
         store.set("reached", address)
     store.set(f"boot/{facts.rank}", boot_id())
-    _wait_for_all(store, facts, wait_s)
-    machines = {store.get(f"boot/{rank}") for rank in range(facts.world_size)}
-    if len(machines) > 1 and address == _LOOPBACK:
+    machines = _count_machines(store, facts, wait_s) if facts.rank == 0 else _hear(store, facts, wait_s)
+    if machines > 1 and address == _LOOPBACK:
         address = store.get("reached").decode()  # rank 0's own machine: as the others come to it
     interface = _interface(address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    if len(machines) > 1:
+    if machines > 1:
         # of several interfaces NCCL takes the first, which may lead nowhere; = means this name alone
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     return store
@@ -56,7 +61,7 @@ def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.
 
 def _reach(path: Path, deadline: float) -> tuple[str, int]:
     """The first address of rank 0 that accepts a connection, and its port."""
-    tried = "rank 0 published no address"
+    tried, pause = "rank 0 published no address", 0.05
     while time.monotonic() < deadline:
         # Listing the folder makes an NFS client ask the server again; a bare open may use a cached "does not exist".
         if path in path.parent.iterdir():
@@ -68,18 +73,56 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
                     return str(address), int(record["port"])
                 except OSError as error:
                     tried = f"{address}:{record['port']}: {error}"
-        time.sleep(0.05)
+        # each rank at times of its own, and less and less often: there may be thousands
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(_MOST_PAUSE_S, pause * 1.2)
     raise RendezvousError(f"rank 0 could not be reached ({tried}); see {path}")
 
 
-def _wait_for_all(store: dist.TCPStore, facts: RankFacts, wait_s: float) -> None:
+def _allow_connections(ranks: int) -> None:
+    """Each rank has a connection to rank 0's store, and each connection is an open file."""
+    wanted = ranks + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = hard if hard != resource.RLIM_INFINITY and hard < wanted else wanted
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if limit < ranks:
+            raise RendezvousError(
+                f"{ranks} ranks connect to rank 0, which may open {hard} files; have the limit raised (ulimit -Hn)"
+            )
+
+
+def _count_machines(store: dist.TCPStore, facts: RankFacts, wait_s: float) -> int:
+    """Rank 0 waits for every other, and tells them: so the requests grow with the ranks, not with their square."""
     deadline = time.monotonic() + wait_s
+    machines = set()
     for rank in range(facts.world_size):
         left = max(0.01, deadline - time.monotonic())
         try:
             store.wait([f"boot/{rank}"], timedelta(seconds=left))
         except dist.DistError as error:
-            raise RendezvousError(f"rank {rank} of {facts.world_size} did not arrive within {wait_s:.0f} s") from error
+            store.set("met", json.dumps({"missing": rank}))
+            time.sleep(_MOST_PAUSE_S)  # the store ends with this rank
+            raise _missing(rank, facts, wait_s) from error
+        machines.add(store.get(f"boot/{rank}"))
+    store.set("met", json.dumps({"machines": len(machines)}))
+    return len(machines)
+
+
+def _hear(store: dist.TCPStore, facts: RankFacts, wait_s: float) -> int:
+    """How many machines there are, once rank 0 has seen every rank."""
+    try:
+        store.wait(["met"], timedelta(seconds=wait_s + _CONNECT_S))
+        met = json.loads(store.get("met"))
+    except dist.DistError as error:
+        raise RendezvousError(f"rank 0 is gone, or did not see every rank within {wait_s:.0f} s") from error
+    if "missing" in met:
+        raise _missing(met["missing"], facts, wait_s)
+    return int(met["machines"])
+
+
+def _missing(rank: int, facts: RankFacts, wait_s: float) -> RendezvousError:
+    return RendezvousError(f"rank {rank} of {facts.world_size} did not arrive within {wait_s:.0f} s")
 
 
 def _interface(address: str) -> str:

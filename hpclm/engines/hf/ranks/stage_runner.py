@@ -18,9 +18,9 @@ from hpclm.core.sealed import write_sealed
 from hpclm.engines.hf.ranks import hf_groups
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.worker.gpu_environment import set_gpu_environment
-from hpclm.worker.preparation import prepare_on_first_rank
 from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.ranks.devices import set_arithmetic, take_gpu
+from hpclm.worker.ranks.preparation import prepare_on_first_rank
 from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import Progress
 
@@ -46,10 +46,10 @@ def run(launch: RankLaunch) -> None:
     from hpclm.engines.hf.ranks.base_models import model_folder
     from hpclm.engines.hf.ranks.prepared_instructions import prepare_rows
 
+    store = rendezvous(launch.attempt.rendezvous, facts)
     if spec.task == "fine-tune":
         folder = model_folder(spec.base)
-        prepare_on_first_rank(launch.attempt, facts, lambda: prepare_rows(spec, launch.stage, folder))
-    store = rendezvous(launch.attempt.rendezvous, facts)
+        prepare_on_first_rank(store, launch.attempt, facts, lambda: prepare_rows(spec, launch.stage, folder))
     device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
     set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic, trains=spec.task == "fine-tune")
     group = hf_groups.join(store, facts, device)

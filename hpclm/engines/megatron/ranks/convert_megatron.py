@@ -159,7 +159,6 @@ def _arguments(model: ModelSpec, dtype: torch.dtype) -> argparse.Namespace:
         raise CheckpointError(f"the model's activation is {model.activation}, which Megatron-LM has no flag for")
     if model.position_embedding == "rope" and model.rotary_base % 1:
         raise CheckpointError(f"the model's rotary_base is {model.rotary_base}; Megatron-LM takes whole numbers")
-    experts = model.num_moe_experts is not None
     rope = model.position_embedding == "rope"
     given: dict[str, Any] = {
         "num_layers": model.num_layers,
@@ -195,6 +194,15 @@ def _arguments(model: ModelSpec, dtype: torch.dtype) -> argparse.Namespace:
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,
         "init_method_std": model.init_std,
+        **_experts(model),
+        **_training(model, dtype),
+    }
+    return argparse.Namespace(**given)
+
+
+def _experts(model: ModelSpec) -> dict[str, Any]:
+    experts = model.num_moe_experts is not None
+    return {
         "num_experts": model.num_moe_experts,
         "moe_layer_freq": 1,
         "moe_ffn_hidden_size": model.ffn_hidden_size if experts else None,
@@ -203,6 +211,12 @@ def _arguments(model: ModelSpec, dtype: torch.dtype) -> argparse.Namespace:
         "moe_router_score_function": "softmax",
         "moe_router_enable_expert_bias": False,
         "moe_grouped_gemm": False,
+    }
+
+
+def _training(model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """The vocabulary, and of the training what is compared or read."""
+    return {
         "vocab_size": model.vocab_size,
         "padded_vocab_size": model.padded_vocab_size,
         "make_vocab_size_divisible_by": 128,
@@ -216,4 +230,3 @@ def _arguments(model: ModelSpec, dtype: torch.dtype) -> argparse.Namespace:
         "consumed_train_samples": 0,
         "consumed_valid_samples": 0,
     }
-    return argparse.Namespace(**given)

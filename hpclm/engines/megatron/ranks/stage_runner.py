@@ -17,9 +17,9 @@ from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import StageSpec
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.worker.gpu_environment import set_gpu_environment
-from hpclm.worker.preparation import prepare_on_first_rank
 from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.ranks.devices import set_arithmetic, take_gpu
+from hpclm.worker.ranks.preparation import prepare_on_first_rank
 from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import Progress
 
@@ -31,22 +31,21 @@ def run(launch: RankLaunch) -> None:
     facts = launch.facts
     if facts.world_size != spec.parallel.world_size:
         raise RuntimeError(f"{facts.world_size} ranks were started, but the plan has {spec.parallel.world_size}")
-    if spec.device == "cpu":
-        cpu_standins.install()
-    else:
+    if spec.device == "gpu":
         set_gpu_environment(launch.attempt, facts.node, divided=max(spec.parallel.tensor, spec.parallel.context) > 1)
-    # The stand-ins must be installed before megatron-core's modules are used. What it would load for trackers takes a
-    # while, and is not used.
+    # What megatron-core would load for trackers takes a while, and is not used.
     with without("wandb", "torch.utils.tensorboard"):
+        if spec.device == "cpu":
+            cpu_standins.install()  # before megatron-core's modules are used
         from hpclm.engines.megatron.ranks import groups as process_groups
     from hpclm.engines.megatron.ranks.rank_context import StageContext
     from hpclm.engines.megatron.ranks.tasks import RUNNERS
 
+    store = rendezvous(launch.attempt.rendezvous, facts)
     if spec.pretraining_length is not None:
         from hpclm.data.ranks.pretraining_data import prepare
 
-        prepare_on_first_rank(launch.attempt, facts, lambda: prepare(spec, launch.stage.data))
-    store = rendezvous(launch.attempt.rendezvous, facts)
+        prepare_on_first_rank(store, launch.attempt, facts, lambda: prepare(spec, launch.stage.data))
     device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
     set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic, trains=spec.task != "evaluate")
     groups = process_groups.initialize(store, facts.rank, spec.parallel, device, spec.trainer.seed)

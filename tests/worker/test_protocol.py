@@ -8,13 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpclm.core.errors import CheckpointError, DataError, PeerError
 from hpclm.core.exit_codes import ExitCode
+from hpclm.worker.addresses import boot_id
 from hpclm.worker.rank_identity import RankFacts, rank_facts
 from hpclm.worker.ranks.rendezvous import rendezvous
 from hpclm.worker.report import ProgramError, Progress, RankRecord, RendezvousError, StoppedError
@@ -120,6 +123,7 @@ def test_a_signal_sets_a_flag_and_nothing_else() -> None:
 RENDEZVOUS = """
 import sys
 from pathlib import Path
+from typing import Any
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.ranks.rendezvous import rendezvous
 rank, world = int(sys.argv[2]), int(sys.argv[3])
@@ -139,6 +143,30 @@ def test_the_rendezvous_is_through_a_file(tmp_path: Path) -> None:
             stack.enter_context(start([*argv, str(rank), "3"], stdout=subprocess.PIPE, text=True)) for rank in (2, 1, 0)
         ]
         assert {rank.communicate()[0].strip() for rank in ranks} == {"['0', '1', '2']"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_many_ranks_meet_and_all_hear_who_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "lo")  # which it would set
+
+    stores = list[Any]()
+
+    def meet(rank: int, folder: str, missing: int, wait_s: float) -> str:
+        facts = RankFacts(rank, 64 + missing, rank, 0, "n", 0)
+        try:
+            stores.append(rendezvous(tmp_path / folder / "rendezvous.json", facts, wait_s=wait_s))
+            return str(stores[-1].get("boot/63"))
+        except RendezvousError as error:
+            return str(error)
+
+    for folder in ("all", "some"):
+        (tmp_path / folder).mkdir()
+    with ThreadPoolExecutor(64) as pool:
+        found = set(pool.map(lambda rank: meet(rank, "all", 0, 300), range(64)))
+        said = set(pool.map(lambda rank: meet(rank, "some", 1, 10), range(64)))
+    assert found == {str(boot_id().encode())}
+    assert said == {"rank 64 of 65 did not arrive within 10 s"}
 
 
 @pytest.mark.filterwarnings("ignore")

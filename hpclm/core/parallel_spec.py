@@ -53,14 +53,24 @@ class ParallelSpec:
         return max(1, self.world_size // (self.expert_tensor_size * self.expert * self.pipeline))
 
 
+RecomputeModule = Literal["core_attn", "layernorm", "mlp", "moe"]
+
+
 @dataclass(frozen=True)
 class RecomputeSpec:
     """Activation checkpointing, as megatron-core's TransformerConfig has it.
 
-    `selective` recomputes the core attention of every layer; `full` keeps only the inputs of layers: `uniform` one in
-    `num_layers`, `block` those of the first `num_layers` of each pipeline stage (the rest keep everything).
+    `selective` recomputes `modules` of every layer: `core_attn` (the default), `layernorm` (results of the norms),
+    `mlp`, `moe` (a layer's experts); `full` keeps only the inputs of layers: `uniform` one in `num_layers`, `block`
+    those of the first `num_layers` of each pipeline stage (the rest keep everything).
     """
 
     granularity: Literal["selective", "full"]
     method: Literal["uniform", "block"] | None = None
     num_layers: int | None = None
+    modules: tuple[RecomputeModule, ...] | None = None
+
+    @property
+    def recomputed(self) -> frozenset[str]:
+        """Of `selective`, the modules."""
+        return frozenset(self.modules or ("core_attn",)) if self.granularity == "selective" else frozenset()

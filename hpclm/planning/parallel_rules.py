@@ -157,8 +157,20 @@ def stages(stage: StageContext, model: ModelSpec, accumulation: int | None) -> N
 
 
 def recompute(stage: StageContext, model: ModelSpec) -> None:
-    """Whole groups of layers in each chunk (transformer_block.py, _checkpointed_forward, fails on a part of one)."""
+    """Whole groups of layers in each chunk (transformer_block.py, _checkpointed_forward, fails on a part of one), and
+    modules that the model has."""
     wanted, parallel = lowering.trainer(stage).recompute, stage.recipe.parallel
+    absent, instead = ("moe", "mlp") if model.num_moe_experts is None else ("mlp", "moe")
+    if wanted is not None and absent in wanted.recomputed:
+        kind = "no experts" if absent == "moe" else "experts in place of an MLP"
+        modules = sorted((wanted.recomputed - {absent}) | {instead})
+        stage.error(
+            ("trainer", "recompute", "modules"),
+            f"{absent} is not in this model's layers, which have {kind}; choose {', '.join(modules)}",
+            "modules are in the model",
+            list(wanted.modules or ()),
+            (modules,),
+        )
     if wanted is None or wanted.method != "uniform" or not wanted.num_layers:
         return
     if split_problem(model.num_layers, parallel) is not None:

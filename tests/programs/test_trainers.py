@@ -466,6 +466,14 @@ def test_lengths_in_samples_and_a_growing_batch(tmp_path: Path) -> None:
     assert "--lr-decay-samples 800 --lr-warmup-samples 50" in words
 
 
+def test_modules_to_recompute_are_values_of_one_flag(tmp_path: Path) -> None:
+    changed = ("trainer.recompute", {"granularity": "selective", "modules": ["core_attn", "mlp"]})
+    program = make_plan(load(megatron_recipe(tmp_path, changed))).stages[0].program
+    assert program is not None
+    assert "--recompute-granularity selective" in " ".join(program.argv)
+    assert "--recompute-modules core_attn mlp" in " ".join(program.argv)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

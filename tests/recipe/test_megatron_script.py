@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hpclm import cli
 from hpclm.core.batch_schedule import BatchSchedule
 from hpclm.core.errors import RecipeError
+from hpclm.core.parallel_spec import RecomputeSpec
 from hpclm.core.spec import RampupSpec, StageSpec
 from hpclm.planning import make_plan
 from hpclm.recipe import load
@@ -141,6 +142,16 @@ def spec_of(path: Path, *overrides: str) -> StageSpec:
     spec = plan.stages[0].spec
     assert isinstance(spec, StageSpec)
     return spec
+
+
+def test_modules_to_recompute(tmp_path: Path) -> None:
+    flags = "--recompute-granularity selective --recompute-modules layernorm mlp"
+    path = written(tmp_path, POST.replace("--fp16", f"--fp16 {flags}"))
+    found = spec_of(path, "hpclm.model.vocab_size=50257").trainer.recompute
+    assert found == RecomputeSpec("selective", modules=("layernorm", "mlp"))
+    written(tmp_path, POST.replace("--fp16", f"--fp16 {flags} moe_act"))
+    with pytest.raises(RecipeError, match=r"--recompute-modules: moe_act is not recomputed alone"):
+        load(path)
 
 
 def test_the_posts_script_is_the_shipped_recipe(tmp_path: Path) -> None:

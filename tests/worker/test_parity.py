@@ -142,6 +142,11 @@ RECOMPUTED = [
     ("p-tuning", Split(2, sequence=True), RecomputeSpec("full", "uniform", 2)),
     ("p-tuning", Split(1, 1, 2), RecomputeSpec("full", "block", 1)),
     ("prompt-tuning", Split(2, 1, 2, sequence=True), RecomputeSpec("full", "uniform", 1)),
+    (
+        "p-tuning",
+        Split(2, sequence=True),
+        RecomputeSpec("selective", modules=("layernorm", "mlp")),
+    ),
     ("pretrain", Split(2, sequence=True), RecomputeSpec("selective")),
     ("pretrain", Split(1, 2), RecomputeSpec("full", "uniform", 1)),
 ]
@@ -151,7 +156,7 @@ RECOMPUTED = [
 def test_recomputed_activations_change_nothing(
     workshop: Workshop, task: str, split: Split, recompute: RecomputeSpec
 ) -> None:
-    folder = workshop.folder / f"recomputed-{task}-{split}-{recompute.granularity}-{recompute.method}"
+    folder = workshop.folder / f"recomputed-{task}-{split}-{recompute.method}-{len(recompute.recomputed)}"
     where = {} if task == "pretrain" else {"base": str(workshop.base().checkpoints)}
     spec = stage_spec(folder, workshop.data, task, split, steps=10, **where)
     ours = run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))

@@ -40,7 +40,8 @@ class Workshop:
 
     @functools.cache  # noqa: B019 - one workshop a module
     def trained(self, split: Split, model: Any = GPT, recompute: RecomputeSpec | None = None) -> StagePaths:
-        folder = self.folder / f"{KINDS[model]}-{split}-{recompute.granularity if recompute else ''}"
+        how = [recompute.granularity, *sorted(recompute.recomputed)] if recompute else []
+        folder = self.folder / f"{KINDS[model]}-{split}-{'-'.join(how)}"
         spec = self._spec(folder, split, model, STEPS)
         return run(replace(spec, trainer=replace(spec.trainer, recompute=recompute)))
 
@@ -112,7 +113,17 @@ def test_the_curve_is_that_of_one_rank(workshop: Workshop, split: Split, model: 
         (Split(1, 2, virtual=2), RecomputeSpec("full", "uniform", 1), LLAMA),
         (Split(context=2), RecomputeSpec("full", "block", 2), LLAMA),
         (ZERO, RecomputeSpec("selective"), LLAMA),
+        (
+            Split(2, sequence=True),
+            RecomputeSpec("selective", modules=("layernorm", "mlp")),
+            LLAMA,
+        ),
         (Split(1, 1, 2, expert=2), RecomputeSpec("full", "uniform", 1), MIXTRAL),
+        (
+            Split(1, 1, 2, expert=2),
+            RecomputeSpec("selective", modules=("core_attn", "layernorm", "moe")),
+            MIXTRAL,
+        ),
     ],
     ids=lambda value: KINDS[value] if isinstance(value, ModelSpec) else str(value),
 )

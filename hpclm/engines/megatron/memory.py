@@ -7,6 +7,8 @@ estimate: allocator overhead, workspaces and communication buffers come on top.
 
 from __future__ import annotations
 
+import functools
+
 from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
 from hpclm.core.spec import BatchSpec, GenerationSpec, ModelSpec, PromptSpec, StageSpec, TaskTemplate
 from hpclm.planning.layer_split import layers_by_stage, layers_of_stage
@@ -112,7 +114,14 @@ def prompt_parameters(
 
 
 def layer_activations(
-    model: ModelSpec, parallel: ParallelSpec, width: int, *, frozen: bool, scored: int = 0, each_head: bool = False
+    model: ModelSpec,
+    parallel: ParallelSpec,
+    width: int,
+    *,
+    frozen: bool,
+    scored: int = 0,
+    each_head: bool = False,
+    recomputed: frozenset[str] = frozenset(),
 ) -> float:
     """Bytes a token that one layer keeps for the backward pass, on one rank.
 
@@ -126,6 +135,7 @@ def layer_activations(
     Args:
         scored: positions whose attention scores are kept for each token, where attention is not fused.
         each_head: keys and values are repeated for each head of their group (see `flash_attention.each_head`).
+        recomputed: modules whose inside is computed again (`RecomputeSpec.modules`).
     """
     query, key = model.kv_channels * model.num_attention_heads, model.kv_channels * model.num_query_groups
     rotated = query + key if model.position_embedding == "rope" else 0
@@ -133,12 +143,11 @@ def layer_activations(
     mlp += 0 if frozen else model.ffn_hidden_size
     whole, split = 2 * model.hidden_size, 2 * query + 2 * key + rotated
     if not frozen:
-        whole += 2 * model.hidden_size
+        whole += 0 if "layernorm" in recomputed else 2 * model.hidden_size
         split += query
-    if model.num_moe_experts is None:
-        split += mlp
-    else:
-        whole += _experts_share(model, parallel, mlp, frozen=frozen)
+    if not recomputed & {"mlp", "moe"}:
+        more = _mlp(model, parallel, mlp, frozen=frozen)
+        whole, split = whole + more[0], split + more[1]
     scores = scored * model.num_attention_heads * _SCORE_BYTES / parallel.tensor
     masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
     repeated = each_head and query != key
@@ -152,6 +161,13 @@ def layer_activations(
         split += 2 * query * (parallel.context - 1)
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
     return kept * width + scores + (masks / parallel.tensor if parallel.sequence_parallel else masks)
+
+
+def _mlp(model: ModelSpec, parallel: ParallelSpec, mlp: int, *, frozen: bool) -> tuple[int, int]:
+    """Values a token that a layer's MLP keeps: whole on each tensor rank, and split over them."""
+    if model.num_moe_experts is None:
+        return 0, mlp
+    return _experts_share(model, parallel, mlp, frozen=frozen), 0
 
 
 def _experts_share(model: ModelSpec, parallel: ParallelSpec, mlp: int, *, frozen: bool) -> int:
@@ -193,13 +209,19 @@ def activation_bytes(
     tokens = seq_length // parallel.context * batch.micro_batch_size
     chunks = layers_of_stage(model.num_layers, parallel, stage)
     count = max(1, max(chunks))  # fewer than one is refused elsewhere
-    whole = tokens * layer_activations(model, parallel, width, frozen=frozen, scored=scored, each_head=each_head)
+    recomputed = recompute.recomputed if recompute is not None else frozenset[str]()
+    of_layer = functools.partial(
+        layer_activations, model, parallel, width, frozen=frozen, scored=scored, each_head=each_head
+    )
+    whole = tokens * of_layer(recomputed=recomputed)
     layers, working = whole * count, 0.0
     entry = tokens * model.hidden_size * width // (parallel.tensor if parallel.sequence_parallel else 1)
+    # what the backward pass of a recomputed MLP holds beside the layer's own
+    gradients = tokens * (7 if model.gated else 2) * model.ffn_hidden_size // parallel.tensor * width
+    if recomputed & {"mlp", "moe"}:
+        working = tokens * of_layer(recomputed=recomputed - {"mlp", "moe"}) - whole + gradients
     if recompute is not None and recompute.granularity == "full":
         size = min(recompute.num_layers or 1, count)
-        # what the backward pass of the recomputed MLP holds beside the layer's own
-        gradients = tokens * (7 if model.gated else 2) * model.ffn_hidden_size // parallel.tensor * width
         if recompute.method == "uniform":
             layers, working = entry * -(-count // size), whole * size + gradients
         else:
@@ -277,7 +299,7 @@ def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
     frozen, recompute = task.learns_prompts, spec.trainer.recompute
     # with dropout in it, attention has no fused kernel on a CPU
     kept = spec.device == "cpu" and model.attention_dropout > 0 and not frozen
-    kept = kept and (recompute is None or recompute.granularity == "full")
+    kept = kept and (recompute is None or "core_attn" not in recompute.recomputed)
     held = activation_bytes(
         model, parallel, spec.batch, length, width, recompute, frozen=frozen, stage=stage,
         scored=length if kept else 0, each_head=spec.device == "gpu" and width == 4,

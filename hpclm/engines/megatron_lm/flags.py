@@ -57,7 +57,7 @@ def pretraining(stage: StageContext, split: ParallelSpec, model: ModelSpec, inde
     for name, value in flags.items():
         argv += [f"--{name}", _braces(str(value))]
     argv += ["--save", "{checkpoints}", "--load", "{checkpoints}"]
-    argv += [*_rampup(stage), *_tensorboard(stage)]
+    argv += [*_rampup(stage), *_recomputed(stage), *_tensorboard(stage)]
     argv += [*_paths(megatron, indexed), *_switches(stage, split, model, indexed)]
     argv += map(_braces, megatron.arguments)
     return ProgramSpec(
@@ -170,6 +170,12 @@ def _rampup(stage: StageContext) -> list[str]:
     """One flag with three values."""
     grows = stage.recipe.batch.rampup if stage.recipe.batch is not None else None
     return [] if grows is None else ["--rampup-batch-size", *map(str, (grows.start, grows.increment, grows.samples))]
+
+
+def _recomputed(stage: StageContext) -> list[str]:
+    """One flag with a value for each module."""
+    wanted = lowering.trainer(stage).recompute
+    return ["--recompute-modules", *wanted.modules] if wanted is not None and wanted.modules else []
 
 
 def _tensorboard(stage: StageContext) -> list[str]:

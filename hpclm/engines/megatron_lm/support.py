@@ -65,6 +65,7 @@ _OF_KEYS = {
     "--recompute-activations": "trainer.recompute",
     "--recompute-method": "trainer.recompute",
     "--recompute-num-layers": "trainer.recompute",
+    "--recompute-modules": "trainer.recompute",
     "--data-path": "indexed.paths",
     "--split": "indexed.split",
     "--save": "(the stage's folder)",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
+from hpclm.core.parallel_spec import RecomputeModule
 from hpclm.core.registries import METRICS
 from hpclm.core.spec import Anneal, OptimizerName, ScheduleName
 from hpclm.recipe.schema.base import Count, Fraction, NotNegative, Section, described, fault, registered
@@ -71,7 +72,10 @@ class Recompute(Section):
     """Activation checkpointing: saves memory, costs time (Megatron-LM's --recompute-…)."""
 
     granularity: Literal["selective", "full"] = Field(
-        description="selective: the attention is computed again; full: whole layers"
+        description="selective: modules are computed again; full: whole layers"
+    )
+    modules: tuple[RecomputeModule, ...] | None = Field(
+        default=None, description="selective: which of each layer; default core_attn, which fused attention never keeps"
     )
     method: Literal["uniform", "block"] | None = Field(
         default=None, description="full: groups of num_layers, or only the first num_layers of a pipeline stage"
@@ -82,6 +86,10 @@ class Recompute(Section):
     def _whole(self) -> Recompute:
         if self.granularity == "selective" and (self.method is not None or self.num_layers is not None):
             raise fault("method and num_layers go with granularity: full; leave them out")
+        if self.granularity == "full" and self.modules is not None:
+            raise fault("modules go with granularity: selective; leave them out")
+        if self.modules is not None and (not self.modules or len(set(self.modules)) < len(self.modules)):
+            raise fault("modules names each once, and at least one; leave it out for core_attn")
         if self.granularity == "full" and self.method is None:
             raise fault("granularity: full needs a method; choose uniform or block")
         return self

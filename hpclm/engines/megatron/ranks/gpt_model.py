@@ -16,7 +16,7 @@ from torch.nn import functional
 from hpclm.core.parallel_spec import ParallelSpec, RecomputeSpec
 from hpclm.core.ranks.seeds import normal_part
 from hpclm.core.spec import Backends, ModelSpec
-from hpclm.engines.megatron.ranks import experts, rotary
+from hpclm.engines.megatron.ranks import experts, recomputation, rotary
 from hpclm.engines.megatron.ranks.backend_modules import ATTENTIONS, NORMS
 from hpclm.engines.megatron.ranks.gated import Gate
 from hpclm.engines.megatron.ranks.groups import Groups
@@ -71,7 +71,7 @@ def transformer_config(
     """
     return TransformerConfig(
         **_numerics(precision, device, model.hidden_dropout),
-        **_recompute(recompute),
+        **recomputation.settings(recompute),
         deterministic_mode=deterministic and device.type == "cuda",
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -158,15 +158,6 @@ def _experts(model: ModelSpec, parallel: ParallelSpec) -> dict[str, Any]:
     }
 
 
-def _recompute(wanted: RecomputeSpec | None) -> dict[str, Any]:
-    """Activation checkpointing."""
-    return {
-        "recompute_granularity": wanted.granularity if wanted else None,
-        "recompute_method": wanted.method if wanted else None,
-        "recompute_num_layers": wanted.num_layers if wanted else None,
-    }
-
-
 def build_gpt(
     model: ModelSpec,
     config: TransformerConfig,
@@ -181,6 +172,7 @@ def build_gpt(
     """
     rotary.install()
     experts.install()
+    recomputation.install()
     embeds = groups.is_first_stage and not chunk
     with groups.device:
         gpt = GPTModel(

@@ -79,6 +79,7 @@ TAKEN: dict[str, tuple[str, Kind]] = {
     "recompute_granularity": ("trainer.recompute.granularity", "text"),
     "recompute_method": ("trainer.recompute.method", "text"),
     "recompute_num_layers": ("trainer.recompute.num_layers", "whole"),
+    "recompute_modules": ("trainer.recompute.modules", "list"),
     "lr": ("optim.lr", "number"),
     "min_lr": ("optim.min_lr", "number"),
     "weight_decay": ("optim.weight_decay", "number"),

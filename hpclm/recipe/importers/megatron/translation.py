@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import RecipeError
 from hpclm.core.nearest import nearest_name
+from hpclm.core.parallel_spec import RecomputeModule
 from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
 from hpclm.recipe.importers.megatron.keys import DEFAULTS, NO_EFFECT, NORMS, POSITIONS, REFUSED, STYLES, TAKEN
 from hpclm.recipe.tree import Node, Place
@@ -137,7 +138,7 @@ class Flags:
                 self._put(key, self.flags[name].place, value)
 
     def _default(self, key: str) -> None:
-        if _at(self.out, key) is None:
+        if Node(self.out, Place("")).get(*key.split(".")) is None:
             self._put(key, self.place, DEFAULTS[key])
 
     def _choice(self, name: str, words: dict[str, str]) -> str | None:
@@ -253,6 +254,15 @@ class Flags:
         self._take("save_interval", "recompute_granularity", "recompute_method", "recompute_num_layers")
         if self._is_on("recompute_activations"):
             self._put("trainer.recompute.granularity", self.flags["recompute_activations"].place, "selective")
+        node = self._node("recompute_modules")
+        if node is not None:
+            items = node.value if isinstance(node.value, list) else [node]
+            modules = [str(item.value) for item in items]
+            unknown = [one for one in modules if one not in get_args(RecomputeModule)]
+            if unknown:
+                known = ", ".join(get_args(RecomputeModule))
+                self.faults.append(f"{node.place}: {unknown[0]} is not recomputed alone here; known: {known}")
+            self._put("trainer.recompute.modules", node.place, modules)
         if self._node("tensorboard_dir") is not None:
             self._put("tracking.tensorboard", self.flags["tensorboard_dir"].place, True)
         precision = [name for name in ("bf16", "fp16") if self._is_on(name)]
@@ -384,10 +394,3 @@ def _noded(value: Any, place: Place) -> Node:
     if isinstance(value, list):
         return Node([_noded(item, place) for item in value], place)
     return Node(value, place)
-
-
-def _at(entries: dict[str, Node], key: str) -> Node | None:
-    node: Node | None = Node(entries, Place(""))
-    for part in key.split("."):
-        node = node.get(part) if node is not None else None
-    return node

@@ -169,6 +169,7 @@ def test_it_goes_on_to_transformers_and_generates(llama: Path, tmp_path: Path) -
     hpclm("model", "convert", tmp_path / "ours", tmp_path / "theirs", "--to", "huggingface")
     assert (tmp_path / "theirs" / "model.safetensors").is_file()
     assert "a b" in hpclm("generate", tmp_path / "ours", "a b", "--max-new-tokens", "3")
+    assert "--to hpclm --tokenizer" in processes.python("-m", "hpclm.cli", "generate", llama, "a b").stderr
 
 
 def test_a_stage_starts_from_either_format_at_another_split(saved: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def activation_bytes(
 ) -> int:
     """Activations kept for the backward pass on a rank of a pipeline stage.
 
-    A stage holds those of the micro-batches that are under way there (see `_in_flight`). The logits are kept in fp32
+    A stage holds those of the micro-batches that are under way there (see `in_flight`). The logits are kept in fp32
     and, if that is another type, in the compute type too. With full recomputation a layer (or group of layers) keeps
     its input, s·b·h, and one group at a time is whole; what `selective` saves is not kept anyway.
 
@@ -227,7 +227,7 @@ def activation_bytes(
         else:
             kept = whole * (count - size)  # of the last layers, which is gone when the first ones are recomputed
             layers, working = entry * size + kept, max(0.0, whole + gradients - kept)
-    held = int(layers) * _in_flight(parallel, batch, stage) + _between_stages(parallel, entry)
+    held = int(layers) * in_flight(parallel, batch, stage) + _between_stages(parallel, entry)
     if stage < parallel.pipeline - 1:
         return held + int(working)
     logits = tokens * model.padded_vocab_size // parallel.tensor * (4 if width == 4 else 4 + width)
@@ -241,7 +241,7 @@ def _between_stages(parallel: ParallelSpec, entry: int) -> int:
     return entry * (2 if parallel.virtual_pipeline == 1 else parallel.virtual_pipeline * parallel.pipeline)
 
 
-def _in_flight(parallel: ParallelSpec, batch: BatchSpec, stage: int) -> int:
+def in_flight(parallel: ParallelSpec, batch: BatchSpec, stage: int) -> int:
     """Passes of a chunk that a stage has begun and not ended (schedules.py, get_pp_rank_microbatches): under 1F1B as
     many as there are stages from this one on."""
     micro_batches, chunks = batch.gradient_accumulation_steps, parallel.virtual_pipeline

@@ -21,6 +21,7 @@ from hpclm.data.tokenizers import Tokenizer
 from hpclm.formats.archive import Archive
 from hpclm.formats.huggingface.architectures import is_huggingface
 from hpclm.formats.huggingface.architectures import model_spec as huggingface_spec
+from hpclm.formats.megatron.model_weights import is_megatron
 from hpclm.formats.model_card import read_model_card
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.formats.nemo.model_config import model_spec as archived_spec
@@ -85,6 +86,11 @@ def _opened(path: str, tensor: int) -> tuple[ModelSpec, Tokenizer]:
         tokenizer = Tokenizer.from_archive(Path(path))
     elif is_huggingface(path):
         model, tokenizer = huggingface_spec(Path(path)), Tokenizer.from_huggingface(Path(path))
+    elif is_megatron(path):
+        raise HpclmError(
+            f"{path}: a checkpoint of Megatron-LM has no tokenizer; convert it first: hpclm model convert {path} OUT "
+            "--to hpclm --tokenizer FILE"
+        )
     else:
         folder = resolve(Path(path), prefer="latest")
         model = read_model_card(folder, "prompts alone cannot answer, give their model")

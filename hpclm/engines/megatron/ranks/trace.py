@@ -28,6 +28,7 @@ from hpclm.core.rank_trace import RankTrace
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.ranks.packed_layout import Layout
+from hpclm.engines.megatron.memory import in_flight
 from hpclm.engines.megatron.ranks import cpu_standins
 from hpclm.training.ranks.rank_tracing import counted, host_reads, kernels_of_gpus, serve
 from hpclm.worker.ranks.storage_counter import StorageCounter
@@ -71,10 +72,7 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
 
     counter.kind = "weights"
     models, batch, assumed = (_prompt_learning if spec.task != "pretrain" else _pretraining)(spec, groups)
-    stages, interleaved = spec.parallel.pipeline, spec.parallel.virtual_pipeline > 1
-    # as many as are under way at once, and one more
-    count = min(spec.batch.gradient_accumulation_steps, 2 * stages if interleaved else stages + 1)
-    batches = _Batches([batch] * count)
+    batches = _Batches([batch] * _micro_batches(spec, groups.pipeline_rank))
     counter.kind = "gradients"
     ignored = SimpleNamespace(requested=False)
     trainer = TrainingSteps(spec, groups, models, batches, ignored)  # type: ignore[arg-type]
@@ -88,6 +86,13 @@ def _steps(spec: StageSpec, groups: Any, counter: StorageCounter) -> list[str]:
     counter.kind = "activations"
     trainer.step(0)
     return assumed
+
+
+def _micro_batches(spec: StageSpec, stage: int) -> int:
+    """As many as are under way at once in a pipeline stage, and one more; two rounds of the interleaved schedule."""
+    interleaved = spec.parallel.virtual_pipeline > 1
+    needed = 2 * spec.parallel.pipeline if interleaved else in_flight(spec.parallel, spec.batch, stage) + 1
+    return min(spec.batch.gradient_accumulation_steps, needed)
 
 
 def _pretraining(spec: StageSpec, groups: Any) -> tuple[list[Any], TrainingBatch, list[str]]:

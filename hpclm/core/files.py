@@ -57,8 +57,11 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are created. The umask
     is taken from `mode`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        handle, temporary = _temporary(path)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             # half of a surrogate pair, which JSON may name and UTF-8 has not, is written as JSON names it
@@ -72,6 +75,10 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a failed write names no file, and a rename the temporary one
         raise
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
 
 
 def sync(path: Path) -> None:

@@ -30,7 +30,7 @@ _WAITING = (
     "megatron/core/tensor_parallel/",
     "megatron/core/pipeline_parallel/p2p_communication",
     "hpclm/worker/ranks/rendezvous",
-    "hpclm/worker/preparation",
+    "hpclm/worker/ranks/preparation",
 )
 _LOOKS = 10
 
@@ -50,7 +50,6 @@ class StallWatch:
     def start(self) -> None:
         if math.isinf(self.timeout_s):
             return
-        self.stack.parent.mkdir(parents=True, exist_ok=True)
         self.looked = time.monotonic()
         threading.Thread(target=self._look, name="stall-watch", daemon=True).start()
 
@@ -87,11 +86,8 @@ class StallWatch:
     def _end(self) -> None:
         stood_still_s = self.stood_still_s()
         waiting = self._is_waiting() and not stood_still_s
-        with contextlib.suppress(OSError), self.stack.open("w") as stream:
-            print(
-                f"rank {self.rank}: no progress for {heartbeat.age_s():.0f} s; every thread:", file=stream, flush=True
-            )
-            faulthandler.dump_traceback(stream, all_threads=True)
+        with contextlib.suppress(OSError):
+            self._write_stacks()
         with contextlib.suppress(Exception):  # torch without NCCL, no group yet, a full disk
             self._dump_collectives()
         place = f"at {self._place()}"
@@ -100,6 +96,13 @@ class StallWatch:
         code = self.record.stalled(self.timeout_s, waiting, place, self.stack)
         print(f"no progress for {self.timeout_s:.0f} s; see {self.stack}", file=sys.stderr, flush=True)
         os._exit(code)
+
+    def _write_stacks(self) -> None:
+        self.stack.parent.mkdir(parents=True, exist_ok=True)
+        with self.stack.open("w") as stream:
+            what = f"rank {self.rank}: no progress for {heartbeat.age_s():.0f} s; every thread:"
+            print(what, file=stream, flush=True)
+            faulthandler.dump_traceback(stream, all_threads=True)
 
     def _dump_collectives(self) -> None:
         """What NCCL's flight recorder has, as torch writes it at its own, later, timeout: `torchfrtrace` reads it."""

@@ -14,7 +14,8 @@ import pytest
 
 from hpclm.core.exit_codes import ExitCode
 from hpclm.core.layout import AttemptPaths
-from tests.support.processes import LIMIT_S, Child, start
+from hpclm.worker import stall_watch
+from tests.support.processes import LIMIT_S, ROOT, Child, start
 from tests.support.waiting import wait_until
 
 RANK = """
@@ -122,3 +123,9 @@ def test_ranks_are_patient_while_rank_0_works_alone(tmp_path: Path) -> None:
             (tmp_path / "enough").touch()
             assert alone.wait(LIMIT_S) == 0
             assert waiting.wait(LIMIT_S) == ExitCode.STALL
+
+
+def test_the_files_that_ranks_wait_in_are_there() -> None:
+    ours = [part for part in stall_watch._WAITING if part.startswith("hpclm/")]
+    assert ours
+    assert all((ROOT / f"{part}.py").is_file() for part in ours)

@@ -101,10 +101,11 @@ class CheckpointManager:
         Every byte is checked against the manifest, the files are divided among the ranks, and all ranks are told of any
         damage, so that they continue from the same checkpoint.
         """
-        if dist.get_rank() == 0:
+        candidates: list[list[str]] = [[]]
+        if dist.get_rank() == 0:  # one asks the shared file system
             for left in self.folder.glob("*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
-        candidates = [[str(path) for path in reversed(checkpoints_in(self.folder))]]
+            candidates = [[str(path) for path in reversed(checkpoints_in(self.folder))]]
         dist.broadcast_object_list(candidates, src=0)
         for path in map(Path, candidates[0]):
             wrong = self._damage(path)

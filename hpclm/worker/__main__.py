@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-# Before anything else is imported. Thousands of ranks would write the same bytecode into the run's folder at once; and
-# where they run, in the stage's folder, no module is.
-sys.dont_write_bytecode = True
-sys.path[:1] = []
-
 if __name__ == "__main__":
+    # Before anything else is imported: thousands of ranks would write the same bytecode into the run's folder at once,
+    # and look for every module where they are started, in the stage's folder, first.
+    sys.dont_write_bytecode = True
+    if not getattr(sys.flags, "safe_path", False):  # there since Python 3.11
+        del sys.path[0]
     from hpclm.worker.entry import main
 
     main(*sys.argv[1:3])

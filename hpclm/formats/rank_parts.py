@@ -85,7 +85,9 @@ def _plain(facts: TensorFacts, axis: int | None, number: int, size: int) -> tupl
 
 def _head_by_head(facts: TensorFacts, number: int, size: int, heads: int) -> tuple[tuple[int, ...], list[Piece]]:
     """[3, heads, width] rows, as Megatron-LM's first versions had them, to megatron-core's [heads, 3, width]."""
-    own = heads // size
+    own = max(1, heads // size)
+    if facts.shape[0] % (3 * own):
+        raise CheckpointError(f"{facts.member.name}: {facts.shape[0]} rows are not those of {own} heads")
     width = facts.shape[0] // (3 * own)
     rest = (0,) * (len(facts.shape) - 1)
     pieces = [

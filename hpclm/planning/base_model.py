@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpclm.core.spec import ModelSpec, TokenizerSpec
+from hpclm.formats.megatron.model_weights import iteration_folder
 from hpclm.planning import architecture, trained_prompts, vocabulary
 from hpclm.planning.plan import Origin
 from hpclm.planning.stage_context import StageContext
@@ -152,6 +154,8 @@ def _on_stage(stage: StageContext, name: str, parent: Earlier) -> BaseModel:
 
 def _on_checkpoint(stage: StageContext, checkpoint: str, seq_length: int | None) -> BaseModel:
     tokenizer, entries = vocabulary.from_recipe(stage)
+    if stage.files:  # of Megatron-LM, whose training may go on meanwhile: every rank reads the same one
+        checkpoint = str(iteration_folder(Path(checkpoint)) or checkpoint)
     model = architecture.from_checkpoint(stage, checkpoint) if stage.files else None
     if model is not None:
         model = architecture.agree(stage, model, f"{checkpoint}/model.json")

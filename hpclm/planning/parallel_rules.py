@@ -171,6 +171,18 @@ def recompute(stage: StageContext, model: ModelSpec) -> None:
             list(wanted.modules or ()),
             (modules,),
         )
+    shared = model.add_bias_linear and parallel.tensor > 1 and not stage.task.learns_prompts
+    if wanted is not None and "mlp" in wanted.recomputed and shared:
+        # the bias, a weight, passes through the checkpoint, and gets it for its own gradient (0.16.1, mlp.py)
+        others = sorted(wanted.recomputed - {"mlp"}) or None
+        stage.error(
+            ("trainer", "recompute", "modules"),
+            "mlp cannot be recomputed at tensor > 1 where linear layers have biases: megatron-core's backward pass "
+            "would not end; leave mlp out, or choose granularity: full",
+            "mlp without biases, or tensor 1",
+            list(wanted.modules or ()),
+            (others,),
+        )
     if wanted is None or wanted.method != "uniform" or not wanted.num_layers:
         return
     if split_problem(model.num_layers, parallel) is not None:

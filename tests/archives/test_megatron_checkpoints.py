@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import socket
@@ -272,6 +273,60 @@ def test_what_is_cut_off_is_named(llama: Path, tmp_path: Path, file: str) -> Non
         look(folder)
     (folder / file).unlink()
     with pytest.raises(CheckpointError, match=f"{file} is missing"):
+        look(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_layers": 8}, "has 4 layers, its arguments say 8"),
+        ({"num_layers": 10**9}, "has 4 layers, its arguments say 1000000000"),
+        ({"add_qkv_bias": True}, "contains no decoder.layers.0.self_attention.linear_qkv.bias"),
+        ({"hidden_size": 64, "kv_channels": 8}, r"is \(.*\), its arguments say"),
+        ({"tensor_model_parallel_size": 10**10}, "its arguments say 10000000000 tensor"),
+        ({"softmax_type": "off-by-one"}, "hpclm has no such models"),
+        ({"num_experts": 4, "moe_router_load_balancing_type": "sinkhorn"}, "hpclm has no such models"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_model_are_named(
+    llama: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    folder = Path(shutil.copytree(llama / "iter_0000006", tmp_path / "ranks"))
+    path = folder / "mp_rank_00" / "model_optim_rng.pt"
+    state = torch.load(path, weights_only=False)
+    vars(state["args"]).update(changes)
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=said):
+        look(folder)
+
+
+@pytest.mark.parametrize("offset", [(100, 0), (-192, 0), (300, 0), (2**40, 0), (0, 32)], ids=str)
+def test_parts_that_are_elsewhere_are_named(saved: Path, tmp_path: Path, offset: tuple[int, int]) -> None:
+    folder = Path(shutil.copytree(saved / "llama-tensor" / "iter_0000005", tmp_path / "iter"))
+    found = pickle.loads((folder / ".metadata").read_bytes())
+    name, second = "embedding.word_embeddings.weight", torch.Size((192, 0))
+    described = found.state_dict_metadata[name]
+    chunks = [replace(one, offsets=torch.Size(offset)) if one.offsets == second else one for one in described.chunks]
+    found.state_dict_metadata[name] = replace(described, chunks=chunks)
+    moved = {index: one for index, one in found.storage_data.items() if index.fqn == name and index.offset == second}
+    for index, one in moved.items():
+        del found.storage_data[index]
+        found.storage_data[replace(index, offset=torch.Size(offset))] = one
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(found.state_dict_metadata, None, found.storage_data)))
+    with pytest.raises(CheckpointError, match=r"is not complete|overlap"):
+        look(folder)
+
+
+def test_the_newest_is_read_from_a_file_alone(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "newest"
+    folder.mkdir()
+    os.mkfifo(folder / "latest_checkpointed_iteration.txt")
+    with pytest.raises(CheckpointError, match=r"not a \.nemo archive"):
+        look(folder)
+    (folder / "latest_checkpointed_iteration.txt").unlink()
+    (folder / "latest_checkpointed_iteration.txt").write_text("1" * 5000)
+    with pytest.raises(CheckpointError, match=r"not a \.nemo archive"):
         look(folder)
 
 

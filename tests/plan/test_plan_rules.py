@@ -31,6 +31,8 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("layers of a stage % recompute.num_layers == 0", "trainer.recompute.num_layers", 3, (1, 2, 4),
      {"trainer.recompute.granularity": "full", "trainer.recompute.method": "uniform"}),
     ("modules are in the model", "trainer.recompute.modules", ["moe", "core_attn"], (["core_attn", "mlp"],),
+     {"trainer.recompute.granularity": "selective", "model.add_bias_linear": False}),
+    ("mlp without biases, or tensor 1", "trainer.recompute.modules", ["mlp", "layernorm"], (["layernorm"],),
      {"trainer.recompute.granularity": "selective"}),
     ("modules are in the model", "trainer.recompute.modules", ["mlp"], (["moe"],),
      {**EXPERTS, "trainer.recompute.granularity": "selective"}),

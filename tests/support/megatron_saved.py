@@ -43,7 +43,7 @@ def arguments(kind: str, split: dict[str, int]) -> argparse.Namespace:
     """What Megatron-LM's parser and checks would have made of the flags; the vocabulary is padded."""
     import torch
 
-    given = {"max_position_embeddings": 32, "padded_vocab_size": WORDS, "vocab_size": WORDS - 5, "ffn_hidden_size": 128,
+    given = {"max_position_embeddings": 32, "padded_vocab_size": WORDS, "vocab_size": WORDS - 6, "ffn_hidden_size": 128,
              "kv_channels": 8, "params_dtype": torch.float32, "group_query_attention": False, "swiglu": False,
              "position_embedding_type": "learned_absolute", "norm_epsilon": 1e-5, "bias_gelu_fusion": True,
              "add_qkv_bias": kind == "gpt"}  # fmt: skip

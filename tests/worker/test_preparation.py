@@ -21,7 +21,6 @@ from hpclm.core.records import to_dict
 from hpclm.core.spec import TextData
 from hpclm.data.documents import documents, split, text_files
 from hpclm.worker.rank_identity import RankFacts
-from hpclm.worker.ranks import preparation
 from hpclm.worker.ranks.preparation import prepare_on_first_rank
 
 
@@ -49,10 +48,7 @@ def refuse() -> None:
     raise AssertionError("rank 1 does no work")
 
 
-def test_the_others_wait_until_the_first_rank_is_done(
-    attempt: AttemptPaths, store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preparation, "_SLICE", timedelta(milliseconds=20))
+def test_the_others_wait_until_the_first_rank_is_done(attempt: AttemptPaths, store: dist.TCPStore) -> None:
     done: list[str] = []
 
     def wait() -> None:

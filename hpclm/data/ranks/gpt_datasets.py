@@ -1,7 +1,7 @@
 """Samples to pre-train on: megatron-core's GPTDataset over indexed data sets, one or a blend of several.
 
 Which documents are in a sample, and the order of samples, are megatron-core's: those of Megatron-LM with the same
-paths, weights, split, seed and number of samples. The indices are built once, on rank 0 before the ranks meet, in a
+paths, weights, split, seed and number of samples. The indices are built once, on rank 0 while the others wait, in a
 folder that all ranks read.
 """
 
@@ -108,7 +108,7 @@ def index_record(folder: Path) -> Path:
 
 
 def prepare_indices(spec: StageSpec, folder: Path, source: IndexedData, end: int) -> Prepared:
-    """Build the indices of both parts, unless they are there. For one rank, before the ranks meet.
+    """Build the indices of both parts, unless they are there. For one rank, while the others wait.
 
     Args:
         folder: the stage's data.

@@ -1,4 +1,4 @@
-"""The data of a pre-training stage, prepared once, before its ranks meet, and opened by each of them."""
+"""The data of a pre-training stage, prepared once, while the others wait, and opened by each of them."""
 
 from __future__ import annotations
 

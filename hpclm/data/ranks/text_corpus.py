@@ -41,7 +41,7 @@ class Prepared:
 
 def prepare_text(spec: StageSpec, folder: Path) -> None:
     """Train or load the tokenizer and write `train` and `validation` (unless its fraction is 0) as indexed token files.
-    For one rank, before the ranks meet. Documents are read one after another, twice where a tokenizer is learned.
+    For one rank, while the others wait. Documents are read one after another, twice where a tokenizer is learned.
 
     Done once: on a restart the files are reused if they were made from the same text with the same settings and are
     still what was written; else they are made anew. Raises DataError where there is too little text.

@@ -39,19 +39,32 @@ def stored_tensors(archive: Archive) -> dict[str, Weight]:
         if not name.startswith(_OPTIMIZER) and facts.origin[1] == "TensorStorageMetadata"
     }
     made = {name: Weight(tuple(map(int, one.state["size"])), _dtype(one)) for name, one in described.items()}
+    chunks = {
+        name: {
+            tuple(map(int, one.state["offsets"])): tuple(map(int, one.state["sizes"])) for one in facts.state["chunks"]
+        }
+        for name, facts in described.items()
+    }
     for place, info in found.state["storage_data"].items():
         name, offset = place.state["fqn"], place.state.get("offset")
         if name in made and offset is not None:
-            made[name].pieces.append(_piece(archive, folder, tuple(map(int, offset)), described[name], info.state))
+            at = tuple(map(int, offset))
+            made[name].pieces.append(_piece(archive, folder, at, chunks[name][at], made[name].dtype, info.state))
     for name, weight in made.items():
         if sum(math.prod(piece.shape) for piece in weight.pieces) != math.prod(weight.shape):
             raise CheckpointError(f"{archive.path}: {name} is not complete")
     return made
 
 
-def _piece(archive: Archive, folder: str, offset: tuple[int, ...], facts: Inert, info: dict[str, Any]) -> Piece:
-    chunks = facts.state["chunks"]
-    sizes = next(tuple(map(int, one.state["sizes"])) for one in chunks if tuple(one.state["offsets"]) == offset)
+def _chunks(facts: Inert) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of a tensor's parts, by their offsets."""
+    states = (one.state for one in facts.state["chunks"])
+    return {tuple(map(int, one["offsets"])): tuple(map(int, one["sizes"])) for one in states}
+
+
+def _piece(
+    archive: Archive, folder: str, offset: tuple[int, ...], sizes: tuple[int, ...], dtype: str, info: dict[str, Any]
+) -> Piece:
     file, start, length = str(info["relative_path"]), int(info["offset"]), int(info["length"])
     if "/" in file or file in ("", ".", "..") or start < 0 or length < 0:
         raise CheckpointError(f"{archive.path}: its index names the file {file!r}; do not trust it")
@@ -61,7 +74,7 @@ def _piece(archive: Archive, folder: str, offset: tuple[int, ...], facts: Inert,
     if start + length > member.size:
         raise CheckpointError(f"{archive.path}: {folder}{file}: is cut off")
     part = Member(member.name, member.file, member.offset + start, length)
-    return Piece(offset, sizes, _facts(archive, part, sizes, _dtype(facts)))
+    return Piece(offset, sizes, _facts(archive, part, sizes, dtype))
 
 
 def _facts(archive: Archive, part: Member, sizes: tuple[int, ...], dtype: str) -> Callable[[], TensorFacts]:

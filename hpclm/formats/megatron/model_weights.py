@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpclm.core.errors import CheckpointError
+from hpclm.core.files import open_file
 from hpclm.core.spec import ModelSpec
 from hpclm.formats.archive import Archive
-from hpclm.formats.megatron import rank_files
+from hpclm.formats.megatron import expected_tensors, rank_files
 from hpclm.formats.megatron.distributed_index import METADATA, stored_tensors
 from hpclm.formats.megatron.saved_arguments import COMMON, model_spec
 from hpclm.formats.megatron.stacked_tensors import unstacked
 from hpclm.formats.stored_weights import Weight
 
 LATEST = "latest_checkpointed_iteration.txt"
+_MOST_LATEST = 16
 __all__ = ["COMMON", "LATEST", "is_megatron", "iteration_folder", "read_model", "read_weights"]
 
 
@@ -22,11 +24,14 @@ def iteration_folder(path: Path) -> Path | None:
     if _is_one(path):
         return path
     try:
-        text = (path / LATEST).read_text(errors="replace").strip()
+        with open_file(path / LATEST) as opened:
+            text = opened.read(_MOST_LATEST).decode(errors="replace").strip()
     except OSError:
         return None
-    found = path / ("release" if text == "release" else f"iter_{text.zfill(7)}")
-    return found if text.isalnum() and _is_one(found) else None
+    if text != "release" and not (text.isdecimal() and text.isascii() and len(text) < _MOST_LATEST):
+        return None
+    found = path / (text if text == "release" else f"iter_{text.zfill(7)}")
+    return found if _is_one(found) else None
 
 
 def is_megatron(path: str) -> bool:
@@ -49,7 +54,10 @@ def read_model(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
 
 
 def read_weights(archive: Archive, model: ModelSpec) -> dict[str, Weight]:
-    """Every tensor under hpclm's name. Raises CheckpointError."""
+    """Every tensor of the model under hpclm's name. Raises CheckpointError."""
     if archive.find(METADATA) is not None:
-        return unstacked(stored_tensors(archive))
-    return rank_files.read_weights(archive, model.num_attention_heads, gated=model.gated)
+        weights = unstacked(stored_tensors(archive))
+    else:
+        weights = rank_files.read_weights(archive, model.num_attention_heads, gated=model.gated)
+    expected_tensors.check(str(archive.path), model, weights)
+    return weights

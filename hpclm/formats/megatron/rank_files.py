@@ -30,6 +30,7 @@ _FILE = re.compile(r"(?:^|/)mp_rank_(\d{2,5})(?:_(\d{3,5}))?(?:_(\d{3,5}))?/(?:m
 _LAYER = re.compile(r"(?:encoder|decoder|transformer)\.layers\.(\d{1,4})\.(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(?P<number>\d{1,4})\.(?P<part>linear_fc[12]\.[a-z]+)")
 _GROUPED = re.compile(r"mlp\.experts\.(?P<part>linear_fc[12]\.[a-z]+)(?P<number>\d{1,4})")
+_MOST_RANKS = 1 << 16
 _CHUNK = re.compile(r"model\d{0,3}")
 _MORE = {
     "self_attention.q_layernorm.weight": WHOLE,
@@ -37,6 +38,7 @@ _MORE = {
     "self_attention.k_layernorm.weight": WHOLE,
     "self_attention.k_layernorm.bias": WHOLE,
     "mlp.router.weight": WHOLE,
+    "mlp.router.bias": WHOLE,
     "pre_mlp_layernorm.weight": WHOLE,
     "pre_mlp_layernorm.bias": WHOLE,
 }
@@ -116,7 +118,7 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
     given = given_arguments(first, f"{archive.path}: {found[0][1].name}")
     split = _Split.of(given, f"{archive.path}: {found[0][1].name}")
     version = float(first.get("checkpoint_version") or 0)
-    if version == 1:
+    if not version >= 0 or version == 1:
         raise CheckpointError(f"{archive.path}: is of checkpoint_version 1.0, whose order of heads hpclm does not read")
     files = [_RankFile(split.place(numbers), member) for numbers, member in found]
     _are_there(archive, split, [file.place for file in files])
@@ -138,6 +140,9 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
 
 def _are_there(archive: Archive, split: _Split, places: list[tuple[int, int, int]]) -> None:
     sizes = (("tensor", split.tensor), ("expert", split.expert))
+    if split.pipeline * max(split.tensor, split.expert) > _MOST_RANKS:
+        count = f"{split.tensor} tensor, {split.pipeline} pipeline and {split.expert} expert ranks"
+        raise CheckpointError(f"{archive.path}: has the files of {len(places)} ranks, its arguments say {count}")
     for pipe in range(split.pipeline):
         for (word, size), axis in zip(sizes, (0, 2), strict=True):
             there = {place[axis] for place in places if place[1] == pipe}

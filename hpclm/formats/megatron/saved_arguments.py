@@ -22,7 +22,9 @@ _REFUSED = (
     *("multi_latent_attention", "mtp_num_layers", "moe_shared_expert_intermediate_size", "is_hybrid_model"),
     *("heterogeneous_layers_config_path", "window_size", "attention_output_gate", "experimental_attention_variant"),
     *("moe_router_enable_expert_bias", "moe_router_topk_scaling_factor", "moe_latent_size", "rotary_interleaved"),
-    *("no_rope_freq", "qk_l2_norm"),
+    *("no_rope_freq", "qk_l2_norm", "use_mup", "apply_residual_connection_post_layernorm", "quick_geglu"),
+    *("moe_router_num_groups", "moe_router_group_topk", "softmax_scale", "glu_linear_offset", "linear_attention_freq"),
+    *("activation_func_clamp_value", "moe_apply_probs_on_input", "heterogeneous_layers_config_encoded_json"),
 )
 _POSITIONS: dict[str, Literal["learned", "rope"]] = {"learned_absolute": "learned", "rope": "rope"}
 
@@ -63,9 +65,10 @@ def model_spec(archive: Archive, member: Member, vocab_size: int | None = None) 
         num_query_groups=whole("num_query_groups", heads) if given.get("group_query_attention") else heads,
         kv_channels=whole("kv_channels", hidden // heads),
         max_position_embeddings=whole("max_position_embeddings"),
-        vocab_size=min(padded, vocab_size or whole("vocab_size", padded)),
+        # Megatron-LM's own is that of its tokenizer without the end token, or none
+        vocab_size=min(padded, vocab_size or whole("vocab_size", padded) + 1),
         padded_vocab_size=padded,
-        position_embedding=_POSITIONS[given.get("position_embedding_type", "learned_absolute")],
+        position_embedding=_POSITIONS[_position(given)],
         rotary_base=float(given.get("rotary_base") or 10000),
         normalization=_normalization(given),
         layernorm_epsilon=float(given.get("norm_epsilon") or given.get("layernorm_epsilon") or 1e-5),
@@ -87,19 +90,35 @@ def _refuse_unknown(given: dict[str, Any], where: str) -> None:
     for name in _REFUSED:
         if given.get(name):
             raise CheckpointError(f"{where}: {name} {given[name]!r}: hpclm has no such models")
-    position = given.get("position_embedding_type", "learned_absolute")
+    if given.get("softmax_type") not in (None, "vanilla"):
+        raise CheckpointError(f"{where}: softmax_type {given['softmax_type']!r}: hpclm has no such models")
+    position = _position(given)
     if position not in _POSITIONS:
         raise CheckpointError(f"{where}: position_embedding_type {position!r}: hpclm has no such models")
     _refuse_routers(given, where)
+
+
+def _position(given: dict[str, Any]) -> Any:
+    """Before there was a kind of positions, there was a switch."""
+    otherwise = "rope" if given.get("use_rotary_position_embeddings") else "learned_absolute"
+    return given.get("position_embedding_type", otherwise)
 
 
 def _refuse_routers(given: dict[str, Any], where: str) -> None:
     if not given.get("num_experts"):
         return
     before = given.get("moe_router_topk", 2) == 1  # the router's softmax, over the experts or over the chosen ones
+    if given.get("moe_router_load_balancing_type") == "sinkhorn":  # others only change what is learned
+        raise CheckpointError(f"{where}: moe_router_load_balancing_type 'sinkhorn': hpclm has no such models")
     for name, only in (
         ("moe_router_pre_softmax", before),
         ("moe_router_score_function", "softmax"),
+        (
+            "moe_router_load_balancing_type",
+            given.get("moe_router_load_balancing_type")
+            if given.get("moe_router_load_balancing_type") != "sinkhorn"
+            else "aux_loss",
+        ),
         ("moe_layer_freq", 1),
     ):
         value = given.get(name, only)

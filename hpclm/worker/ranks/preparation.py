@@ -8,8 +8,9 @@ as it needs.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
-from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -19,8 +20,7 @@ from hpclm.worker.peers import refuse_failed
 from hpclm.worker.rank_identity import RankFacts
 
 _KEY = "prepared"
-# Between two looks at what else the rank has to do, as signals: the store is asked without a break.
-_SLICE = timedelta(seconds=2)
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.02, 2.0
 
 
 def prepare_on_first_rank(
@@ -34,12 +34,12 @@ def prepare_on_first_rank(
         work()
         store.set(_KEY, "")
         return
-    while True:
-        try:
-            store.wait([_KEY], _SLICE)
-        except dist.DistStoreError:
-            continue  # not yet
-        except dist.DistError as error:
-            refuse_failed(attempt, [0])
-            raise PeerError("rank 0 is gone: its connection ended before it had prepared what all ranks use") from error
-        return
+    pause = _FIRST_PAUSE_S
+    try:
+        # asked, rather than waited for: torch prints two lines for each wait that ends without an answer
+        while not store.check([_KEY]):
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(_MOST_PAUSE_S, pause * 1.2)
+    except dist.DistError as error:
+        refuse_failed(attempt, [0])
+        raise PeerError("rank 0 is gone: its connection ended before it had prepared what all ranks use") from error

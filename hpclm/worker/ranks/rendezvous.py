@@ -19,14 +19,16 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hpclm.core.files import write_json
+from hpclm.core.layout import AttemptPaths
 from hpclm.worker.addresses import address_of, addresses, boot_id
+from hpclm.worker.peers import refuse_failed
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.report import RendezvousError
 
 WAIT_S = 300.0
 _CONNECT_S = 3.0
 _LOOPBACK = "127.0.0.1"
-_MOST_PAUSE_S = 1.0
+_MOST_PAUSE_S, _ASK_S = 1.0, 5.0
 # Files that rank 0 opens besides a connection for each rank.
 _OTHER_FILES = 512
 
@@ -62,7 +64,11 @@ def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.
 def _reach(path: Path, deadline: float) -> tuple[str, int]:
     """The first address of rank 0 that accepts a connection, and its port."""
     tried, pause = "rank 0 published no address", 0.05
+    attempt, asked = AttemptPaths(path.parent), time.monotonic()
     while time.monotonic() < deadline:
+        if time.monotonic() - asked > _ASK_S:  # it may have failed before it could publish any
+            refuse_failed(attempt, [0])
+            asked = time.monotonic()
         # Listing the folder makes an NFS client ask the server again; a bare open may use a cached "does not exist".
         if path in path.parent.iterdir():
             record = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The tokenised rows of a stage, made by its first rank before the ranks meet."""
+"""The tokenised rows of a stage, made by its first rank while the others wait."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def to_megatron(source: Path, out: Path) -> str:
         kinds = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}
         (target / "metadata.json").write_text(json.dumps({**kinds, "common_backend_version": 1}))
         (folder / megatron.LATEST).write_text("release")
-    flags = " ".join(["--use-checkpoint-args", *_flags(model)])
+    flags = " ".join(["--use-checkpoint-args", "--finetune", *_flags(model)])
     return f"{out}: for Megatron-LM's --load, with {flags}"
 
 
@@ -217,7 +217,7 @@ def _experts(model: ModelSpec) -> dict[str, Any]:
 def _training(model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     """The vocabulary, and of the training what is compared or read."""
     return {
-        "vocab_size": model.vocab_size,
+        "vocab_size": model.vocab_size - 1,  # without the end token
         "padded_vocab_size": model.padded_vocab_size,
         "make_vocab_size_divisible_by": 128,
         "tensor_model_parallel_size": 1,

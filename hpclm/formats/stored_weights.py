@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,3 +35,25 @@ class Weight:
     shape: tuple[int, ...]
     dtype: str
     pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pieces are inside, and have as many values as there are."""
+        inside = all(_is_inside(one.offset, one.shape, self.shape) for one in self.pieces)
+        return inside and sum(math.prod(one.shape) for one in self.pieces) == math.prod(self.shape)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a value is in two pieces of a complete one."""
+        return any(_meet(one, other) for one, other in itertools.combinations(self.pieces, 2))
+
+
+def _is_inside(offset: tuple[int, ...], sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if not len(offset) == len(sizes) == len(shape):
+        return False
+    return all(at >= 0 and at + size <= most for at, size, most in zip(offset, sizes, shape, strict=True))
+
+
+def _meet(one: Piece, other: Piece) -> bool:
+    both = zip(one.offset, one.shape, other.offset, other.shape, strict=True)
+    return all(a < b + more and b < a + size for a, size, b, more in both)

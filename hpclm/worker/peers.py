@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from hpclm.core import heartbeat
 from hpclm.core.errors import PeerError
@@ -12,6 +13,14 @@ from hpclm.core.rank_report import RankReport
 from hpclm.core.records import read_record
 
 _POLL_S, _POLL_S_A_RANK = 0.1, 0.001
+
+
+def pauses(first_s: float, most_s: float) -> Iterator[float]:
+    """Seconds between two questions of a rank that waits: longer and longer, and each rank's own, for there may be
+    thousands."""
+    while True:
+        yield first_s * random.uniform(0.5, 1.5)
+        first_s = min(most_s, first_s * 1.2)
 
 
 def wait_until_finished(

@@ -7,7 +7,6 @@ megatron/core/dist_checkpointing/strategies/torch.py. `.metadata` is a pickle of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,20 +38,15 @@ def stored_tensors(archive: Archive) -> dict[str, Weight]:
         if not name.startswith(_OPTIMIZER) and facts.origin[1] == "TensorStorageMetadata"
     }
     made = {name: Weight(tuple(map(int, one.state["size"])), _dtype(one)) for name, one in described.items()}
-    chunks = {
-        name: {
-            tuple(map(int, one.state["offsets"])): tuple(map(int, one.state["sizes"])) for one in facts.state["chunks"]
-        }
-        for name, facts in described.items()
-    }
+    chunks = {name: _chunks(facts) for name, facts in described.items()}
     for place, info in found.state["storage_data"].items():
         name, offset = place.state["fqn"], place.state.get("offset")
         if name in made and offset is not None:
             at = tuple(map(int, offset))
             made[name].pieces.append(_piece(archive, folder, at, chunks[name][at], made[name].dtype, info.state))
     for name, weight in made.items():
-        if sum(math.prod(piece.shape) for piece in weight.pieces) != math.prod(weight.shape):
-            raise CheckpointError(f"{archive.path}: {name} is not complete")
+        if not weight.is_complete:
+            raise CheckpointError(f"{archive.path}: {name} is not complete, or damaged; copy the checkpoint again")
     return made
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from collections.abc import Iterator
 
@@ -11,7 +9,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import ModelSpec
 from hpclm.formats.stored_weights import Weight
 
-_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:mlp\.experts\.(\d+)\.)?")
 _MOST_PIECES = 4096
 
@@ -37,30 +35,19 @@ def check(where: str, model: ModelSpec, weights: dict[str, Weight]) -> None:
         raise CheckpointError(f"{where}: contains {name}, which models of hpclm have not")
     for name, weight in weights.items():
         shape = weight.shape
-        if name in _VOCABULARY and shape[:1] >= expected[name][:1]:
+        if name in VOCABULARY and shape[:1] >= expected[name][:1]:
             shape = (*expected[name][:1], *shape[1:])
         if shape != expected[name]:
             raise CheckpointError(f"{where}: {name} is {weight.shape}, its arguments say {expected[name]}")
-        _is_covered(where, name, weight)
+        check_covered(where, name, weight)
 
 
-def _is_covered(where: str, name: str, weight: Weight) -> None:
+def check_covered(where: str, name: str, weight: Weight) -> None:
     """Pieces inside of the tensor, as many values as it has, and none of them twice."""
-    pieces = weight.pieces
-    inside = all(_is_inside(one.offset, one.shape, weight.shape) for one in pieces)
-    whole = sum(math.prod(one.shape) for one in pieces) == math.prod(weight.shape)
-    if not inside or not whole or len(pieces) > _MOST_PIECES:
+    if not weight.is_complete or len(weight.pieces) > _MOST_PIECES:
         raise CheckpointError(f"{where}: {name} is not complete, or damaged; copy the checkpoint again")
-    for one, other in itertools.combinations(pieces, 2):
-        both = zip(one.offset, one.shape, other.offset, other.shape, strict=True)
-        if all(a < b + more and b < a + size for a, size, b, more in both):
-            raise CheckpointError(f"{where}: parts of {name} overlap; it is damaged")
-
-
-def _is_inside(offset: tuple[int, ...], sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    if not len(offset) == len(sizes) == len(shape):
-        return False
-    return all(at >= 0 and at + size <= most for at, size, most in zip(offset, sizes, shape, strict=True))
+    if weight.overlaps:
+        raise CheckpointError(f"{where}: parts of {name} overlap; it is damaged")
 
 
 def _optional(expected: dict[str, tuple[int, ...]]) -> set[str]:

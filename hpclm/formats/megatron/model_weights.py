@@ -8,6 +8,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.core.files import open_file
 from hpclm.core.spec import ModelSpec
 from hpclm.formats.archive import Archive
+from hpclm.formats.format_guard import guarded
 from hpclm.formats.megatron import expected_tensors, rank_files
 from hpclm.formats.megatron.distributed_index import METADATA, stored_tensors
 from hpclm.formats.megatron.saved_arguments import COMMON, model_spec
@@ -53,6 +54,7 @@ def read_model(archive: Archive, vocab_size: int | None = None) -> ModelSpec:
     return model_spec(archive, member, vocab_size)
 
 
+@guarded("a checkpoint of Megatron-LM")
 def read_weights(archive: Archive, model: ModelSpec) -> dict[str, Weight]:
     """Every tensor of the model under hpclm's name. Raises CheckpointError."""
     if archive.find(METADATA) is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from hpclm.core.errors import CheckpointError
@@ -133,7 +132,7 @@ def read_weights(archive: Archive, heads: int, *, gated: bool) -> dict[str, Weig
             for name, facts in tensors.items():
                 placed.put(name, facts, file.place, firsts[file.place[1], chunk])
     for name, weight in placed.weights.items():
-        if sum(prod(piece.shape) for piece in weight.pieces) != prod(weight.shape):
+        if not weight.is_complete:
             raise CheckpointError(f"{archive.path}: {name} is not complete; copy the checkpoint again")
     return placed.weights
 

@@ -113,12 +113,6 @@ def _refuse_routers(given: dict[str, Any], where: str) -> None:
     for name, only in (
         ("moe_router_pre_softmax", before),
         ("moe_router_score_function", "softmax"),
-        (
-            "moe_router_load_balancing_type",
-            given.get("moe_router_load_balancing_type")
-            if given.get("moe_router_load_balancing_type") != "sinkhorn"
-            else "aux_loss",
-        ),
         ("moe_layer_freq", 1),
     ):
         value = given.get(name, only)

@@ -17,6 +17,7 @@ from hpclm.core.errors import CheckpointError
 from hpclm.formats.archive import Archive, Member
 from hpclm.formats.format_guard import guarded
 from hpclm.formats.megatron.distributed_index import METADATA, stored_tensors
+from hpclm.formats.megatron.expected_tensors import check_covered
 from hpclm.formats.megatron.stacked_tensors import unstacked
 from hpclm.formats.nemo.gpt_names import ANY_LAYER, CORE_NAMES, OTHER_NAMES
 from hpclm.formats.nemo.zarr_weights import has_arrays, stored_arrays
@@ -102,6 +103,7 @@ def _of_distributed(archive: Archive) -> dict[str, Weight]:
         layer = _LAYER.fullmatch(name)
         if (layer[2] not in CORE_NAMES) if layer else (name not in OTHER_NAMES):
             raise _unknown(archive, name)
+        check_covered(str(archive.path), name, weights[name])
     return weights
 
 

@@ -8,7 +8,6 @@ as it needs.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 from hpclm.core.errors import PeerError
 from hpclm.core.layout import AttemptPaths
-from hpclm.worker.peers import refuse_failed
+from hpclm.worker.peers import pauses, refuse_failed
 from hpclm.worker.rank_identity import RankFacts
 
 _KEY = "prepared"
@@ -34,12 +33,11 @@ def prepare_on_first_rank(
         work()
         store.set(_KEY, "")
         return
-    pause = _FIRST_PAUSE_S
+    pause = pauses(_FIRST_PAUSE_S, _MOST_PAUSE_S)
     try:
         # asked, rather than waited for: torch prints two lines for each wait that ends without an answer
         while not store.check([_KEY]):
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(_MOST_PAUSE_S, pause * 1.2)
+            time.sleep(next(pause))
     except dist.DistError as error:
         refuse_failed(attempt, [0])
         raise PeerError("rank 0 is gone: its connection ended before it had prepared what all ranks use") from error

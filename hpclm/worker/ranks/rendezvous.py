@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import socket
 import time
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from hpclm.core.files import write_json
 from hpclm.core.layout import AttemptPaths
 from hpclm.worker.addresses import address_of, addresses, boot_id
-from hpclm.worker.peers import refuse_failed
+from hpclm.worker.peers import pauses, refuse_failed
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.report import RendezvousError
 
@@ -63,7 +62,7 @@ def rendezvous(path: Path, facts: RankFacts, *, wait_s: float = WAIT_S) -> dist.
 
 def _reach(path: Path, deadline: float) -> tuple[str, int]:
     """The first address of rank 0 that accepts a connection, and its port."""
-    tried, pause = "rank 0 published no address", 0.05
+    tried, pause = "rank 0 published no address", pauses(0.05, _MOST_PAUSE_S)
     attempt, asked = AttemptPaths(path.parent), time.monotonic()
     while time.monotonic() < deadline:
         if time.monotonic() - asked > _ASK_S:  # it may have failed before it could publish any
@@ -79,9 +78,7 @@ def _reach(path: Path, deadline: float) -> tuple[str, int]:
                     return str(address), int(record["port"])
                 except OSError as error:
                     tried = f"{address}:{record['port']}: {error}"
-        # each rank at times of its own, and less and less often: there may be thousands
-        time.sleep(pause * random.uniform(0.5, 1.5))
-        pause = min(_MOST_PAUSE_S, pause * 1.2)
+        time.sleep(next(pause))
     raise RendezvousError(f"rank 0 could not be reached ({tried}); see {path}")
 
 

@@ -12,11 +12,13 @@ import torch
 
 from hpclm.core.errors import CheckpointError
 from hpclm.core.spec import ModelSpec
-from hpclm.core.vocabulary_size import padded_vocab_size
+from hpclm.core.vocabulary_size import VOCABULARY_MULTIPLE, padded_vocab_size
 from hpclm.data.tokenizers import Tokenizer
 from hpclm.engines.megatron.ranks.convert_huggingface import new_folder, write_checkpoint
 from hpclm.formats.archive import Archive
 from hpclm.formats.megatron import model_weights as megatron
+from hpclm.formats.megatron.expected_tensors import VOCABULARY
+from hpclm.formats.megatron.stacked_tensors import EXPERTS, LAYERS, layer_tensor
 from hpclm.formats.model_card import read_model_card
 from hpclm.formats.ranks.archived_weights import whole_tensor
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
@@ -24,8 +26,7 @@ from hpclm.formats.ranks.distributed_file import DistributedFolder
 from hpclm.formats.ranks.tensor_file import Shape
 from hpclm.formats.stored_weights import Weight
 
-_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
-_LAYERS, _EXPERTS = "decoder.layers.", "mlp.experts."
+_EXPERTS = "mlp.experts."
 
 
 def from_megatron(source: Path, out: Path, tokenizer: Tokenizer | None) -> str:
@@ -44,7 +45,7 @@ def from_megatron(source: Path, out: Path, tokenizer: Tokenizer | None) -> str:
 
         def tensor(name: str) -> torch.Tensor:
             whole = whole_tensor(archive, weights[name])
-            return whole[: model.vocab_size] if name in _VOCABULARY else whole
+            return whole[: model.vocab_size] if name in VOCABULARY else whole
 
         def beside(folder: Path) -> list[str]:
             if tokenizer is None:
@@ -61,7 +62,7 @@ def _shape(archive: Archive, name: str, weight: Weight, model: ModelSpec) -> Sha
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise CheckpointError(f"{archive.path}: {name} is {weight.dtype}; it must be a float")
     rows = (model.vocab_size, *weight.shape[1:])
-    return Shape(dtype, rows if name in _VOCABULARY else weight.shape)
+    return Shape(dtype, rows if name in VOCABULARY else weight.shape)
 
 
 def to_megatron(source: Path, out: Path) -> str:
@@ -72,7 +73,7 @@ def to_megatron(source: Path, out: Path) -> str:
     model = read_model_card(source, "give a checkpoint of a whole model")
     model = dataclasses.replace(model, padded_vocab_size=padded_vocab_size(model.vocab_size, 1))
     stored = WholeTensors(source)
-    dtype = stored.dtype(_VOCABULARY[0])
+    dtype = stored.dtype(VOCABULARY[0])
     given = _arguments(model, dtype)
     with new_folder(out) as folder:
         target = folder / "release"
@@ -110,7 +111,7 @@ def _flags(model: ModelSpec) -> list[str]:
 
 
 def _padded(whole: torch.Tensor, name: str, model: ModelSpec) -> torch.Tensor:
-    if name not in _VOCABULARY:
+    if name not in VOCABULARY:
         return whole
     rows = whole[: model.vocab_size]
     return torch.cat([rows, rows.new_zeros(model.padded_vocab_size - len(rows), *rows.shape[1:])])
@@ -118,20 +119,20 @@ def _padded(whole: torch.Tensor, name: str, model: ModelSpec) -> torch.Tensor:
 
 def _write(written: DistributedFolder, model: ModelSpec, name: str, whole: torch.Tensor) -> None:
     """A tensor as its place in the stacked one of all layers and experts."""
-    if not name.startswith(_LAYERS):
+    if not name.startswith(LAYERS):
         written.part(name, (), (), whole)
         return
-    number, _, part = name.removeprefix(_LAYERS).partition(".")
+    number, _, part = name.removeprefix(LAYERS).partition(".")
     place: tuple[int, ...] = (int(number),)
     sizes: tuple[int, ...] = (model.num_layers,)
     if part.startswith(_EXPERTS):
         expert, _, inner = part.removeprefix(_EXPERTS).partition(".")
         place, sizes = (*place, int(expert)), (*sizes, model.num_moe_experts or 0)
-        part = f"{_EXPERTS}experts.{inner}"
-    written.part(f"{_LAYERS}{part}", place, sizes, whole)
+        part = f"{EXPERTS}{inner}"
+    written.part(f"{LAYERS}{part}", place, sizes, whole)
     if part.startswith("pre_mlp_layernorm."):  # as layers without Transformer Engine call it
-        alone = part.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
-        written.part(f"{_LAYERS}{alone}", place, sizes, whole)
+        alone = layer_tensor(part, experts=False)
+        written.part(f"{LAYERS}{alone}", place, sizes, whole)
 
 
 def _states(model: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
@@ -146,8 +147,8 @@ def _states(model: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
     else:
         layer += ["pre_mlp_layernorm"]
         stacked = model.num_layers, model.num_moe_experts
-        found += [(f"{_LAYERS}{_EXPERTS}experts.linear_fc{number}", stacked) for number in (1, 2)]
-    return found + [(f"{_LAYERS}{name}", (model.num_layers,)) for name in layer]
+        found += [(f"{LAYERS}{EXPERTS}linear_fc{number}", stacked) for number in (1, 2)]
+    return found + [(f"{LAYERS}{name}", (model.num_layers,)) for name in layer]
 
 
 _ACTIVATIONS = ("gelu", "gelu_exact", "swiglu", "squared_relu")
@@ -219,7 +220,7 @@ def _training(model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "vocab_size": model.vocab_size - 1,  # without the end token
         "padded_vocab_size": model.padded_vocab_size,
-        "make_vocab_size_divisible_by": 128,
+        "make_vocab_size_divisible_by": VOCABULARY_MULTIPLE,
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
         "expert_model_parallel_size": 1,

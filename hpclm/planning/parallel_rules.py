@@ -190,23 +190,6 @@ def recompute(stage: StageContext, model: ModelSpec) -> None:
     )
 
 
-def recomputed_biases(stage: StageContext, model: ModelSpec) -> None:
-    """An MLP's bias, a weight, would pass through its checkpoint and get that for its own gradient (megatron-core
-    0.16.1, mlp.py): the backward pass would not end. With Transformer Engine's layers it has not been tried."""
-    wanted, parallel = lowering.trainer(stage).recompute, stage.recipe.parallel
-    shared = model.add_bias_linear and parallel.tensor > 1 and not stage.task.learns_prompts
-    if wanted is not None and "mlp" in wanted.recomputed and shared:
-        others = sorted(wanted.recomputed - {"mlp"}) or None
-        stage.error(
-            ("trainer", "recompute", "modules"),
-            "mlp cannot be recomputed at tensor > 1 where linear layers have biases: megatron-core's backward pass "
-            "would not end; leave mlp out, or choose granularity: full",
-            "mlp without biases, or tensor 1",
-            list(wanted.modules or ()),
-            (others,),
-        )
-
-
 def only_plain(stage: StageContext, *, who: str, allowed: tuple[str, ...] = ()) -> None:
     """Refuse keys of `parallel` that are for pre-training by Megatron.
 

@@ -32,8 +32,6 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
      {"trainer.recompute.granularity": "full", "trainer.recompute.method": "uniform"}),
     ("modules are in the model", "trainer.recompute.modules", ["moe", "core_attn"], (["core_attn", "mlp"],),
      {"trainer.recompute.granularity": "selective", "model.add_bias_linear": False}),
-    ("mlp without biases, or tensor 1", "trainer.recompute.modules", ["mlp", "layernorm"], (["layernorm"],),
-     {"trainer.recompute.granularity": "selective"}),
     ("modules are in the model", "trainer.recompute.modules", ["mlp"], (["moe"],),
      {**EXPERTS, "trainer.recompute.granularity": "selective"}),
     ("num_moe_experts % expert == 0", "parallel.expert", 3, (1, 2, 4),

@@ -118,6 +118,12 @@ def test_the_curve_is_that_of_one_rank(workshop: Workshop, split: Split, model: 
             RecomputeSpec("selective", modules=("layernorm", "mlp")),
             LLAMA,
         ),
+        # a bias of an MLP passes its checkpoint
+        (
+            Split(2, 1, 2, sequence=True, zero=True),
+            RecomputeSpec("selective", modules=("mlp",)),
+            GPT,
+        ),
         (Split(1, 1, 2, expert=2), RecomputeSpec("full", "uniform", 1), MIXTRAL),
         (
             Split(1, 1, 2, expert=2),

@@ -99,7 +99,6 @@ class StagePlanner:
             parallel_rules.split_model(stage, model)
             parallel_rules.stages(stage, model, accumulation)
             parallel_rules.recompute(stage, model)
-            parallel_rules.recomputed_biases(stage, model)
         parallel_rules.sequence_parallel(stage, length, keys)
         if not stage.task.starts_models:
             who = f"task {stage.recipe.task}"

@@ -203,6 +203,7 @@ def build_gpt(
     experts.keep_apart(gpt)
     if groups.tensor_size == 1:
         make_plain(gpt)
+    recomputation.copy_biases(gpt)
     return gpt
 
 

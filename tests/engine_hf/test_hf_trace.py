@@ -33,6 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 TRACER = "hpclm.engines.hf.ranks.hf_trace"
 NF4 = HuggingFaceSpec(quantization="nf4")
 EVERYWHERE = {"lora": LoraSpec(16, targets=["all-linear"], dropout=0.1)}
+SAVED = {"lora": LoraSpec(8, targets=["q_proj"], modules_to_save=["lm_head", "embed_tokens"])}
+DORA = {"lora": LoraSpec(8, targets=["all-linear"], dora=True)}
 WIDE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64,
     "num_key_value_heads": 2, "max_position_embeddings": 1024, "vocab_size": 4000,
@@ -64,11 +66,14 @@ def stage(shop: Workshop, folder: Path, ranks: int, **how: Any) -> FineTuneStage
         {"method": "lora", "of_method": EVERYWHERE, "precision": "bf16"},
         {"method": "p-tuning"},
         {"strategy": "fsdp", "precision": "bf16", "sharding": {"checkpointing": True}},
-        {"strategy": "zero2", "precision": "bf16"},
+        {"strategy": "zero2", "precision": "bf16", "optimizer": "adafactor"},
         {"strategy": "zero3", "precision": "bf16"},
         {"strategy": "zero3", "precision": "bf16", "method": "lora"},
         {"task": "evaluate"},
         {"method": "lora", "of_method": EVERYWHERE, "precision": "bf16", "huggingface": NF4},
+        {"method": "lora", "of_method": EVERYWHERE, "precision": "bf16", "huggingface": NF4, "strategy": "fsdp"},
+        {"method": "lora", "of_method": SAVED, "precision": "bf16", "strategy": "fsdp"},
+        {"method": "lora", "of_method": {"lora": replace(SAVED["lora"], dora=True)}, "strategy": "zero3"},
     ],
     ids=lambda how: "-".join(str(one) for one in how.values() if isinstance(one, str)),
 )
@@ -94,6 +99,9 @@ ESTIMATED: list[dict[str, Any]] = [
     {"ranks": 1, "method": "lora"},
     {"ranks": 1, "method": "lora", "of_method": EVERYWHERE, "huggingface": NF4},
     {"ranks": 1, "task": "evaluate", "generation": GenerationSpec(max_new_tokens=8, batch_size=2), "huggingface": NF4},
+    {"ranks": 4, "method": "lora", "of_method": EVERYWHERE, "huggingface": NF4, "strategy": "fsdp"},
+    {"ranks": 4, "method": "lora", "of_method": SAVED, "strategy": "fsdp"},
+    {"ranks": 1, "method": "lora", "of_method": DORA},
     {"ranks": 1, "method": "prompt-tuning"},
     {"ranks": 4, "strategy": "zero1"},
     {"ranks": 4, "strategy": "zero2", "sharding": {"offload": "optimizer"}},

@@ -120,7 +120,8 @@ def test_every_optimizer_of_a_recipe_is_there() -> None:
     ("name", "strategy"),
     [
         ("adam", "fsdp"), ("adam", "zero2"), ("lion", "fsdp"), ("lion", "zero3"), ("lamb", "fsdp"), ("sgd", "fsdp"),
-        ("sgd", "zero1"), ("adafactor", "ddp"), ("adafactor", "fsdp"),
+        ("sgd", "zero1"), ("adafactor", "ddp"), ("adafactor", "fsdp"), ("lamb", "zero1"), ("lamb", "zero3"),
+        ("adafactor", "zero2"), ("adafactor", "zero3"),
     ],
 )  # fmt: skip
 def test_sharding_changes_no_optimizer(shop: Workshop, name: str, strategy: str) -> None:

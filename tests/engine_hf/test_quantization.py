@@ -13,6 +13,7 @@ from hpclm.core.fine_tune_spec import HuggingFaceSpec, LoraSpec
 from hpclm.core.ranks.seeds import named_seed
 from tests.engine_hf.conftest import Workshop
 from tests.engine_hf.test_parity_with_trainer import STEPS, ours, trained_by_trainer
+from tests.engine_hf.test_sharding import same
 from tests.support.engine_harness import checkpoint_bytes, losses, predictions, result, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -69,6 +70,16 @@ def test_losses_and_adapters_are_trainers(shop: Workshop, tmp_path: Path) -> Non
         assert torch.allclose(mine[name], value, atol=1e-4), name
     unquantised = losses(shop.run(method="lora", of_method=EVERYWHERE, steps=STEPS, lr=3e-3, weight_decay=0.1))
     assert losses(paths) != pytest.approx(unquantised, abs=1e-4)
+
+
+@pytest.mark.parametrize("sharding", [{}, {"checkpointing": True, "group_size": 2}, {"offload": "all"}], ids=str)
+def test_fsdp_divides_what_is_in_4_bits(shop: Workshop, sharding: dict[str, Any]) -> None:
+    found, divided = [], {"strategy": "fsdp", "sharding": sharding}
+    ways: list[tuple[int, dict[str, Any]]] = [(1, {}), (4 if "group_size" in sharding else 2, divided)]
+    for ranks, how in ways:
+        spec = shop.spec(method="lora", of_method=EVERYWHERE, lr=1e-2, ranks=ranks, **how)
+        found.append(run(replace(spec, huggingface=NF4)))
+    same(found[1], found[0], tolerance=5e-6)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(shop: Workshop) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.core.fine_tune_spec import FineTuneStageSpec, LoraSpec
 from hpclm.core.layout import StagePaths
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from tests.engine_hf.conftest import Workshop
@@ -62,6 +62,20 @@ def test_adapters_too(shop: Workshop, method: str, strategy: str) -> None:
     if method != "lora" and strategy.startswith("zero"):
         pytest.skip("refused by the plan: there is nothing to divide")
     same(shop.run(method=method, ranks=2, strategy=strategy, lr=1e-2), shop.run(method=method, lr=1e-2))
+
+
+WHOLE_WEIGHTS = {
+    "dora": LoraSpec(8, 16.0, targets=["all-linear"], dora=True),
+    "modules_to_save": LoraSpec(8, 16.0, targets=["q_proj"], modules_to_save=["lm_head", "embed_tokens", "norm"]),
+}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+@pytest.mark.parametrize("what", WHOLE_WEIGHTS)
+def test_so_do_adapters_that_need_whole_weights(shop: Workshop, what: str, strategy: str) -> None:
+    """DoRA takes norms of them, and what `modules_to_save` copies is divided in its turn."""
+    how: dict[str, Any] = {"method": "lora", "of_method": {"lora": WHOLE_WEIGHTS[what]}, "lr": 1e-2}
+    same(shop.run(**how, ranks=2, strategy=strategy), shop.run(**how), tolerance=5e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"])
@@ -129,17 +143,27 @@ def test_a_run_goes_on_at_another_sharding_and_number_of_ranks(shop: Workshop, f
         "zero3-4": {"ranks": 4, "strategy": "zero3"},
     }  # fmt: skip
     known: dict[str, dict[str, Any]] = {**SHARDINGS, **more}
-    begun = constant(shop.spec(**known[first]))
+    goes_on(shop, known[first], known[then])
+
+
+def test_so_does_what_an_adapter_trains_whole(shop: Workshop) -> None:
+    method = {"method": "lora", "of_method": {"lora": WHOLE_WEIGHTS["modules_to_save"]}}
+    goes_on(shop, {"ranks": 2, "strategy": "fsdp"}, {}, **method)
+
+
+def goes_on(shop: Workshop, first: dict[str, Any], then: dict[str, Any], **both: Any) -> None:
+    """Begun in one way and ended in another, it is as never stopped."""
+    begun = constant(shop.spec(**first, **both))
     run(replace(begun, trainer=replace(begun.trainer, max_steps=5)))
     paths = StagePaths(shop.folder / begun.stage)
     paths.result.unlink()
-    other = replace(constant(shop.spec(**known[then])), stage=begun.stage, stage_dir=begun.stage_dir)
+    other = replace(constant(shop.spec(**then, **both)), stage=begun.stage, stage_dir=begun.stage_dir)
     again = Ranks(other, attempt=2)
     assert again.wait() == [0] * other.parallel.world_size, again.log()[-3000:]
     assert "resumed from step-00000005" in again.log()
-    key = "a run at a constant rate"
+    key = f"a run at a constant rate {both}"
     if key not in shop.made:
-        shop.made[key] = run(constant(shop.spec()))
+        shop.made[key] = run(constant(shop.spec(**both)))
     same(paths, shop.made[key])
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from hpclm.core.fine_tune_spec import HuggingFaceSpec, MethodSpec, ShardingSpec
 from hpclm.core.nearest import divisors
+from hpclm.engines.hf.memory import TABLES
 from hpclm.planning import lowering, parallel_rules
 from hpclm.planning.stage_context import StageContext
 
 # Packages of optimizers that are not torch's.
 PACKAGES = {"lion": "lion_pytorch", "adamw-8bit": "bitsandbytes"}
-# Names of the tables of words and of output layers, which are never quantised.
-_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
-# A norm or a mean over a whole tensor is not that of a rank's part of a flat one.
-_OF_WHOLE_TENSORS = {"lamb": "trust ratio", "adafactor": "means of rows and columns"}
 
 
 def check(
@@ -118,28 +115,15 @@ def _sharding(stage: StageContext, sharding: ShardingSpec, world_size: int) -> N
 
 
 def _optimizer(stage: StageContext, sharding: ShardingSpec) -> None:
-    optim, zero = stage.recipe.optim, sharding.strategy.startswith("zero")
+    optim = stage.recipe.optim
     if optim is None:
         return
-    keys = ("optim", "name")
-    if zero and optim.name in _OF_WHOLE_TENSORS:
-        stage.error(
-            keys,
-            f"{optim.name}'s {_OF_WHOLE_TENSORS[optim.name]} are of whole tensors, which ZeRO flattens; choose "
-            "adamw, or sharding.strategy: fsdp",
-            "optimizer under sharding", optim.name,
-        )  # fmt: skip
     if optim.name == "adamw-8bit" and (stage.recipe.resources.device == "cpu" or sharding.strategy != "ddp"):
         what = "adamw-8bit (bitsandbytes) needs GPUs and sharding.strategy: ddp; choose adamw"
-        stage.error(keys, what, "optimizer under sharding", optim.name, ("adamw",))
+        stage.error(("optim", "name"), what, "optimizer under sharding", optim.name, ("adamw",))
 
 
 def _method(stage: StageContext, method: MethodSpec, sharding: ShardingSpec) -> None:
-    divided = sharding.strategy in ("fsdp", "zero3")
-    for key, used in (("dora", method.lora.dora), ("modules_to_save", bool(method.lora.modules_to_save))):
-        if method.method == "lora" and used and divided:
-            what = f"needs whole weights, which {sharding.strategy} divides; choose sharding.strategy: ddp or zero2"
-            stage.error(("fine_tune", "lora", key), what, "lora under sharding")
     for section, methods in (("lora", ("lora",)), ("virtual_tokens", ("p-tuning", "prompt-tuning"))):
         if method.method not in methods and stage.loaded.wrote("fine_tune", section):
             what = f"is for method {' and '.join(methods)}, not {method.method}; leave it out"
@@ -154,10 +138,12 @@ def _quantization(stage: StageContext, method: MethodSpec, sharding: ShardingSpe
     if method.method != "lora":
         what = f"{kind} is for fine_tune.method lora, whose model is frozen, not {method.method}; choose none or lora"
         stage.error(keys, what, rule, kind, ("none",))
-    elif sharding.strategy != "ddp":
-        what = f"{kind}'s weights cannot be divided by {sharding.strategy}; choose sharding.strategy: ddp, or none"
+    elif sharding.strategy not in ("ddp", "fsdp"):
+        what = (
+            f"{kind}'s weights cannot be divided by {sharding.strategy}; choose sharding.strategy: ddp or fsdp, or none"
+        )
         stage.error(keys, what, rule, kind, ("none",))
     for number, name in enumerate(method.lora.modules_to_save if method.method == "lora" else ()):
-        if name.rpartition(".")[2] not in _TABLES:
-            what = f"{name} would be trained whole, and is in 4 bits; only {', '.join(_TABLES)} are not"
+        if name.rpartition(".")[2] not in TABLES:
+            what = f"{name} would be trained whole, and is in 4 bits; only {', '.join(TABLES)} are not"
             stage.error(("fine_tune", "lora", "modules_to_save", number), what, rule, name)

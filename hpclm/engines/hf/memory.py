@@ -16,8 +16,10 @@ from hpclm.planning.stage_context import StageContext
 
 # Tensors like the weight that an optimizer keeps, fp32 each.
 _STATES = {"adamw": 2.0, "adam": 2.0, "lamb": 2.0, "lion": 1.0, "sgd": 1.0, "adafactor": 0.01, "adamw-8bit": 0.5}
-# Of a weight in NormalFloat 4: half a byte, and of each block of 64 a scale in 8 bits, of 256 of which one is fp32.
-_NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+# Bytes of a weight in NormalFloat 4; and of each block of 64 a scale in 8 bits, of 256 of which one is fp32.
+_NF4_WEIGHT, _NF4_SCALES = 0.5, (1 + 4 / 256) / 64
+# Names of the tables of words and of output layers, which are never quantised.
+TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 # Tokens of a question of lm-evaluation-harness with its examples; few have more.
 _QUESTION = 1024
 
@@ -58,12 +60,16 @@ class _Target:
     gives: int
 
 
-def _targets(facts: ModelFacts, method: MethodSpec) -> list[_Target]:
-    """Of a block of the model."""
+def _widths(facts: ModelFacts) -> dict[str, int]:
     hidden = facts.hidden_size or 0
     query, key = facts.query_width or hidden, facts.key_width or hidden
-    widths = {"hidden": hidden, "attention's input": hidden, "MLP's input": hidden, "query": query, "key": key,
-              "all heads": query + 2 * key, "ffn": facts.ffn_hidden_size or 4 * hidden}  # fmt: skip
+    return {"hidden": hidden, "attention's input": hidden, "MLP's input": hidden, "query": query, "key": key,
+            "all heads": query + 2 * key, "ffn": facts.ffn_hidden_size or 4 * hidden}  # fmt: skip
+
+
+def _targets(facts: ModelFacts, method: MethodSpec) -> list[_Target]:
+    """Of a block of the model."""
+    hidden, widths = facts.hidden_size or 0, _widths(facts)
     names = list(method.lora.targets) or (["q_proj", "v_proj"] if facts.gated else ["c_attn"])
     if names == ["all-linear"]:
         names = list(_GATED if facts.gated else _PLAIN)
@@ -80,14 +86,31 @@ def trained_parameters(facts: ModelFacts, method: MethodSpec) -> int:
         return facts.parameters
     if method.method == "lora":
         widths = sum(one.width + one.gives for one in _targets(facts, method))
-        saved = facts.embeddings * len(method.lora.modules_to_save)
-        return method.lora.rank * widths * (facts.num_layers or 1) + saved
+        return method.lora.rank * widths * (facts.num_layers or 1) + saved_parameters(facts, method)
     count = method.virtual_tokens.count
     encoder = 0
     if method.method == "p-tuning":
         inner = method.virtual_tokens.encoder_hidden or hidden
         encoder = 2 * hidden * inner + inner * inner
     return count * hidden + encoder
+
+
+def saved_parameters(facts: ModelFacts, method: MethodSpec) -> int:
+    """Weights of the modules that are trained whole beside LoRA's factors. Norms and routers are left out."""
+    names = tuple(method.lora.modules_to_save) if method.method == "lora" else ()
+    hidden = facts.hidden_size or 0
+    widths = _widths(facts)
+    total = 0
+    for matrix in facts.matrices:
+        if not names or not matrix.endswith(names):
+            continue
+        own = matrix.rpartition(".")[2]
+        if own in _LAYERS:
+            takes, gives = _LAYERS[own]
+            total += widths.get(takes, hidden) * widths[gives]
+        elif own in TABLES:
+            total += facts.embeddings
+    return total
 
 
 def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
@@ -103,21 +126,25 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     group = spec.sharding.group_size or ranks
     zero = strategy.startswith("zero")
     weights_by = group if strategy in ("fsdp", "zero3") else 1
-    # adapters are whole on every rank, but for DeepSpeed's stages
-    gradients_by = group if (strategy == "fsdp" and full) else ranks if strategy in ("zero2", "zero3") else 1
-    state_by = group if (strategy == "fsdp" and full) else ranks if zero else 1
+    # adapters are whole on every rank, but for DeepSpeed's stages; not what FSDP2 divides of modules_to_save
+    saved = saved_parameters(facts, spec.method)
+    apart = facts.parameters if full else saved
+    mine = trained if strategy != "fsdp" else trained - apart + apart / group
+    gradients_by = ranks if strategy in ("zero2", "zero3") else 1
+    state_by = ranks if zero else 1
     kept = width if zero or not full else 4
-    weights = _frozen_bytes(spec, facts, kept) / weights_by
+    weights = _frozen_bytes(spec, facts, kept, weights_by)
     if not full:
-        weights += trained * (width if zero else 4)
+        weights += mine * (width if zero else 4)
+        weights += min(saved, facts.embeddings) * 4 if strategy == "fsdp" and group > 1 else 0  # where it is used
     if strategy == "ddp" and full and width < 4:
         weights += facts.parameters * width  # what autocast computes with is held until the backward pass
     if weights_by > 1:
-        weights += _gathered(spec, facts) * width
-    gradients = trained * (width if zero else 4) / gradients_by
-    state = _state_bytes(spec, trained, width) / state_by
+        weights += _gathered(spec, facts, width)
+    gradients = mine * (width if zero else 4) / gradients_by
+    state = _state_bytes(spec, mine, width) / state_by
     if offload == "all":
-        weights, gradients = weights - facts.parameters * kept / weights_by, 0.0
+        weights, gradients = weights - _offloaded(spec, facts, kept) / weights_by, 0.0
     if offload in ("optimizer", "all"):
         state = 0.0
     gradients += _bucket(spec, width)
@@ -129,27 +156,41 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
     )
 
 
-def _frozen_bytes(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> float:
-    """Of the whole model's weights; where its linear layers are quantised, the tables of words and output are not."""
-    if spec.huggingface.quantization == "none":
-        return float(facts.parameters * width)
+def _tables(facts: ModelFacts) -> int:
+    """Weights that are never quantised: those of the words and of the output."""
     untied = any(name.rpartition(".")[2] in ("lm_head", "embed_out") for name in facts.matrices)
-    tables = min(facts.parameters, facts.embeddings * (2 if untied else 1))
-    layers = facts.parameters - tables
+    return min(facts.parameters, facts.embeddings * (2 if untied else 1))
+
+
+def _frozen_bytes(spec: FineTuneStageSpec, facts: ModelFacts, width: int, parts: int = 1) -> float:
+    """Of a rank's part of the model's weights; where its linear layers are quantised, every rank has their scales."""
+    if spec.huggingface.quantization == "none":
+        return facts.parameters * width / parts
+    layers = facts.parameters - _tables(facts)
     # a layer is whole for a product
     most = layers / max(1, facts.num_layers or 1) / 3
-    return tables * width + layers * _NF4_BYTES + most * width
+    return _offloaded(spec, facts, width) / parts + layers * _NF4_SCALES + most * width
 
 
-def _gathered(spec: FineTuneStageSpec, facts: ModelFacts) -> float:
-    """Weights that a rank holds beside its own part: a layer and the next, and the embeddings. ZeRO-3 holds more where
-    it may (stage3_max_live_parameters), each once more as it arrives."""
+def _offloaded(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> float:
+    """Bytes of the whole model's weights that FSDP2 divides, or may keep in host memory."""
+    if spec.huggingface.quantization == "none":
+        return float(facts.parameters * width)
+    tables = _tables(facts)
+    return tables * width + (facts.parameters - tables) * _NF4_WEIGHT
+
+
+def _gathered(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> float:
+    """Bytes of weights that a rank holds beside its own part: a layer and the next, and the embeddings. ZeRO-3 holds
+    more where it may (stage3_max_live_parameters), each once more as it arrives."""
     layer = (facts.parameters - facts.embeddings) / max(1, facts.num_layers or 1)
-    most = 2 * layer + facts.embeddings
+    quantized = spec.huggingface.quantization != "none"
+    most = 2 * layer * (_NF4_WEIGHT if quantized else width) + facts.embeddings * width
     zero = spec.sharding.deepspeed.get("zero_optimization")
     if not isinstance(zero, dict):
         return most
-    return float(min(2 * facts.parameters, max(most, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))))
+    live = int(zero.get("stage3_max_live_parameters", 1_000_000_000)) * width
+    return float(min(2 * facts.parameters * width, max(most, live)))
 
 
 def _bucket(spec: FineTuneStageSpec, width: int) -> int:
@@ -162,7 +203,7 @@ def _bucket(spec: FineTuneStageSpec, width: int) -> int:
     return size * width * (2 if overlaps else 1)
 
 
-def _state_bytes(spec: FineTuneStageSpec, trained: int, width: int) -> float:
+def _state_bytes(spec: FineTuneStageSpec, trained: float, width: int) -> float:
     master = 4 if spec.sharding.strategy.startswith("zero") and width == 2 else 0
     return trained * (4 * _STATES[spec.optim.name] + master)
 
@@ -173,7 +214,7 @@ def host_memory(spec: FineTuneStageSpec, facts: ModelFacts) -> HostMemory:
     width = 4 if spec.trainer.precision in ("fp32", "tf32") else 2
     trained, ranks = trained_parameters(facts, spec.method), spec.sharding.group_size or spec.parallel.world_size
     kept = width if zero or spec.method.method != "full" else 4
-    weights = facts.parameters * kept / ranks if offload == "all" else 0.0
+    weights = _offloaded(spec, facts, kept) / ranks if offload == "all" else 0.0
     state = _state_bytes(spec, trained, width) / ranks if offload != "none" else 0.0
     gradients = trained * 4 / ranks if offload != "none" else 0.0
     disk = 0.0
@@ -239,6 +280,8 @@ def layer_activations(facts: ModelFacts, width: int, method: MethodSpec) -> floa
             elements += masks
         else:
             elements += sum({one.takes: one.width for one in targets}.values())
+        if method.lora.dora:  # both results, which the magnitude is multiplied with
+            elements += 2 * sum(one.gives for one in targets)
     return elements * width + masks + (normed * 4 - normed * width if width < 4 else 0)
 
 
@@ -247,13 +290,13 @@ def _activations(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:
     tokens = spec.batch.micro_batch_size * spec.data.max_seq_length
     layers = facts.num_layers or 0
     layer = tokens * layer_activations(facts, width, spec.method)
-    if spec.sharding.strategy == "zero3" and spec.method.method == "lora" and width < 4:
-        # DeepSpeed leaves the adapters in fp32, and has no autocast
-        layer += tokens * 4 * sum(one.width for one in _targets(facts, spec.method))
     inputs = tokens * (facts.hidden_size or 0) * width * layers
     kept = inputs + layer if spec.sharding.checkpointing else layer * layers
     logits = tokens * (facts.vocab_size or 0) * (8 + (width if width == 2 else 0))
-    return int(kept + logits)
+    matrix = max((one.width * one.gives for one in _targets(facts, spec.method)), default=0)
+    # DoRA's weight of one layer: the factors' product, the sum with the frozen one, its square
+    dora = 3 * matrix * width if spec.method.method == "lora" and spec.method.lora.dora else 0
+    return int(kept + logits + dora)
 
 
 def _harness(spec: FineTuneStageSpec, facts: ModelFacts, width: int) -> int:

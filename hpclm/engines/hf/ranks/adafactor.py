@@ -5,6 +5,7 @@ A class of our own: torch's fails where a tensor is divided over ranks, since it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from hpclm.engines.hf.ranks.whole_tensors import like, local, norm_of, whole
 
-_BETA2_DECAY, _CLIP = -0.8, 1.0
-_LEAST_NORM = 1e-3
+BETA2_DECAY, _CLIP = -0.8, 1.0
+_LEAST_NORM, LEAST_VARIANCE = 1e-3, torch.finfo(torch.float32).eps
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -37,17 +38,24 @@ class Adafactor(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
         state["step"] += 1
         step = float(state["step"])
-        least = torch.finfo(weight.dtype).eps
-        size = weight.numel() ** 0.5
-        alpha = max(_LEAST_NORM, norm_of(weight) / size) * min(rate, step**-0.5)
+        of_weight = norm_of(weight)
         local(weight).mul_(1 - rate * decay)
-        estimate = _variance(state, gradient, step**_BETA2_DECAY, least)
-        update = estimate.clamp_(min=least * least).rsqrt_().mul_(local(gradient))
-        clip = max(1.0, norm_of(like(update, weight)) / (size * _CLIP))
-        local(weight).add_(update, alpha=-alpha / clip)
+        update = scaled(_variance(state, gradient, step**BETA2_DECAY), local(gradient))
+        local(weight).add_(update, alpha=-factor(of_weight, norm_of(like(update, weight)), weight.numel(), rate, step))
 
 
-def _variance(state: dict[str, Any], gradient: Tensor, share: float, least: float) -> Tensor:
+def scaled(variance: Tensor, gradient: Tensor) -> Tensor:
+    """The update of a part of a weight, in the place of its second moments."""
+    return variance.clamp_(min=LEAST_VARIANCE * LEAST_VARIANCE).rsqrt_().mul_(gradient)
+
+
+def factor(of_weight: float, of_update: float, size: int, rate: float, step: float) -> float:
+    """Of an update that goes into its weight: by the root mean squares of both, whole, of so many elements."""
+    root = math.sqrt(size)
+    return max(_LEAST_NORM, of_weight / root) * min(rate, 1 / math.sqrt(step)) / max(1.0, of_update / (root * _CLIP))
+
+
+def _variance(state: dict[str, Any], gradient: Tensor, share: float) -> Tensor:
     """Second moments of this rank's part, after `share` of the gradient's has gone in."""
     square = gradient * gradient
     if gradient.dim() == 1:
@@ -59,7 +67,7 @@ def _variance(state: dict[str, Any], gradient: Tensor, share: float, least: floa
     columns = _moved(state, "col_var", whole(of_columns) if divided else of_columns, share)
     mean = rows.sum(-2, keepdim=True) / gradient.size(-2)
     mean = whole(mean) if divided else local(mean)
-    return (local(rows) @ local(columns)).div_(mean.clamp_(min=least))
+    return (local(rows) @ local(columns)).div_(mean.clamp_(min=LEAST_VARIANCE))
 
 
 def _moved(state: dict[str, Any], name: str, value: Tensor, share: float) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hpclm.core.errors import CheckpointError, DataError
 from hpclm.core.files import write_json
 from hpclm.core.fine_tune_spec import LoraSpec, MethodSpec, VirtualTokensSpec
+from hpclm.engines.hf.ranks import divided_layers, saved_modules
 from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
 
 CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER
@@ -77,8 +78,10 @@ def _attach_lora(model: Any, lora: LoraSpec, base: str) -> dict[str, Any]:
         fan_in_fan_out=_is_transposed(model),
         base_model_name_or_path=base,
     )
+    divided_layers.install()
     try:
-        inject_adapter_in_model(config, model)
+        with saved_modules.copied_whole():
+            inject_adapter_in_model(config, model)
     except ValueError as error:  # PEFT's word for targets that match nothing
         raise DataError(f"fine_tune.lora.targets: {str(error).splitlines()[0]}") from None
     for name, parameter in model.named_parameters():

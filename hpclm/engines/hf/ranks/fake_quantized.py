@@ -4,6 +4,8 @@ do not have."""
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -31,20 +33,33 @@ def packed(parameter: Any) -> nn.Parameter:
     """A parameter of `quantized.use_four_bits` without values: two numbers a byte, and a byte for a block's scale."""
     size = parameter.numel()
     made: Any = nn.Parameter(torch.empty((size // 2, 1), dtype=torch.uint8), requires_grad=False)
-    made.scales = torch.empty(size // _BLOCK, dtype=torch.uint8)
     made.compress_statistics, made.quant_type = parameter.compress_statistics, parameter.quant_type
+    parameter.module.quant_state = SimpleNamespace(
+        shape=parameter.shape,
+        absmax=torch.empty(size // _BLOCK, dtype=torch.uint8),
+        nested=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+    )
     found: nn.Parameter = made
     return found
 
 
-def _forward(layer: Any, states: Tensor) -> Tensor:
-    shape = torch.Size((layer.out_features, layer.in_features))
-    made: Tensor = _Product.apply(states, layer.bias, shape)  # type: ignore[no-untyped-call]
+def _matmul(states: Tensor, weight: Tensor, *, bias: Tensor | None, quant_state: Any) -> Tensor:
+    made: Tensor = _Product.apply(states, bias, quant_state.shape)  # type: ignore[no-untyped-call]
     return made
 
 
-def products() -> contextlib.AbstractContextManager[Any]:
-    """Products of such layers."""
-    from bitsandbytes.nn import Linear4bit
+def _dequantized(weight: Tensor, quant_state: Any) -> Tensor:
+    return weight.new_empty(quant_state.shape, dtype=torch.get_autocast_dtype(weight.device.type))
 
-    return patch.object(Linear4bit, "forward", _forward)
+
+@contextlib.contextmanager
+def products() -> Iterator[None]:
+    """Products of such layers."""
+    import bitsandbytes
+
+    with (
+        patch.object(bitsandbytes, "matmul_4bit", _matmul),
+        patch.object(bitsandbytes.functional, "dequantize_4bit", _dequantized),
+    ):
+        yield

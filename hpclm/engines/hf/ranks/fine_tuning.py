@@ -16,7 +16,7 @@ from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.learning_rate import learning_rate
 from hpclm.core.logging import log
 from hpclm.data.ranks.prepared_rows import PreparedRows
-from hpclm.engines.hf.ranks import adapters, base_models, fsdp, zero
+from hpclm.engines.hf.ranks import adapters, base_models, divided_layers, fsdp, zero
 from hpclm.engines.hf.ranks.document_batches import InstructionBatches
 from hpclm.engines.hf.ranks.hf_groups import DataGroup, seed_step
 from hpclm.engines.hf.ranks.hf_stage import HfStage
@@ -78,6 +78,13 @@ def sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGrou
         found.weights.fill([("", model)], dtype)
         model.tie_weights()
     virtual = found.attach(spec, group)
+    if strategy == "fsdp":
+        fsdp.shard_saved(model, spec, group)
+    if strategy == "zero3":
+        divided_layers.gathered_by_zero(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # DeepSpeed casts nothing at stage 3, and keeps fp32 masters
+                parameter.data = parameter.data.to(compute)
     loss_model = LossModel(model, model, virtual)
     loss_model.train()
     if strategy.startswith("zero"):

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
+from hpclm.engines.hf.ranks import quantized, saved_modules
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import Weights, blocks_of
 from hpclm.engines.hf.ranks.precision import dtype_of
@@ -20,20 +21,35 @@ def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGrou
     Args:
         dtype: of the weights that a rank keeps.
     """
-    options: dict[str, Any] = {"mesh": mesh(spec, group), "mp_policy": _precision(spec)}
-    if spec.sharding.offload == "all":
-        options["offload_policy"] = CPUOffloadPolicy(pin_memory=group.device.type == "cuda")
+    options = _options(spec, group)
     for name, block in list(blocks_of(model)):
         weights.fill([(name, block)], dtype)
         fully_shard(block, **options)
+        quantized.told_by_divided(block)
     weights.fill([("", model)], dtype)
     model.tie_weights()
     words, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is not None and output.weight is not words.weight:
-        # the widest matrices: each is gathered where it is used
-        fully_shard(words, **options)
-        fully_shard(output, **options)
+        # the widest matrices: each is gathered where it is used. Of what is divided so, there can be no copy
+        saved = saved_modules.chosen(model, spec.method.lora.modules_to_save)
+        for module in (words, output):
+            if module not in saved:
+                fully_shard(module, **options)
     fully_shard(model, **options)
+
+
+def shard_saved(model: Any, spec: FineTuneStageSpec, group: DataGroup) -> None:
+    """Divide what an adapter trains whole beside its factors. What has no matrix stays on every rank, as those do."""
+    for copy in saved_modules.copies(model):
+        if any(parameter.dim() > 1 for parameter in copy.parameters()):
+            fully_shard(copy, **_options(spec, group))
+
+
+def _options(spec: FineTuneStageSpec, group: DataGroup) -> dict[str, Any]:
+    found: dict[str, Any] = {"mesh": mesh(spec, group), "mp_policy": _precision(spec)}
+    if spec.sharding.offload == "all":
+        found["offload_policy"] = CPUOffloadPolicy(pin_memory=group.device.type == "cuda")
+    return found
 
 
 def mesh(spec: FineTuneStageSpec, group: DataGroup) -> DeviceMesh:

@@ -36,16 +36,28 @@ class Lamb(torch.optim.Optimizer):
                     self._update(parameter, parameter.grad, group)
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[weight], group["betas"]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        state["step"] += 1
-        step = float(state["step"])
-        mean = state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        update = (mean / (1 - beta1**step)).div_((square / (1 - beta2**step)).sqrt_().add_(group["eps"]))
-        update.add_(weight, alpha=group["weight_decay"])
-        of_weight, of_update = norm_of(weight), norm_of(update)
-        ratio = of_weight / of_update if of_weight > 0 and of_update > 0 else 1.0
-        weight.add_(update, alpha=-group["lr"] * ratio)
+        made = update(self.state[weight], weight, gradient, group)
+        weight.add_(made, alpha=-group["lr"] * ratio(norm_of(weight), norm_of(made)))
+
+
+def update(state: dict[str, Any], weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    """Before it is scaled, after the gradient has gone into the moments."""
+    beta1, beta2 = group["betas"]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+    state["step"] += 1
+    step = float(state["step"])
+    mean = state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+    square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    # one tensor of the weight's size beside the state
+    made: Tensor = (
+        (square / (1 - beta2**step)).sqrt_().add_(group["eps"]).mul_(1 - beta1**step).reciprocal_().mul_(mean)
+    )
+    made.add_(weight, alpha=group["weight_decay"])
+    return made
+
+
+def ratio(of_weight: float, of_update: float) -> float:
+    """The trust ratio, of the norms of a whole weight and its update."""
+    return of_weight / of_update if of_weight > 0 and of_update > 0 else 1.0

@@ -7,24 +7,35 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hpclm.core.spec import OptimSpec
 from hpclm.engines.hf.ranks.adafactor import Adafactor
+from hpclm.engines.hf.ranks.flat_optimizers import FlatAdafactor, FlatLamb
 from hpclm.engines.hf.ranks.lamb import Lamb
 
 Named = list[tuple[str, nn.Parameter]]
 
 
-def build(spec: OptimSpec, named: Named, device: torch.device) -> torch.optim.Optimizer:
+def build(spec: OptimSpec, named: Named, device: torch.device, *, flat: bool = False) -> torch.optim.Optimizer:
     """The recipe's optimizer over these parameters. Its rate is set at every step.
+
+    Args:
+        device: the rank's.
+        flat: whether what is updated are flat tensors of many weights, as with ZeRO.
 
     Biases and one-dimensional weights (norms) do not decay, as in transformers' Trainer. Raises ImportError for a
     package that is not there.
     """
-    decaying = [parameter for _, parameter in named if _dimensions(parameter) > 1]
-    others = [parameter for _, parameter in named if _dimensions(parameter) <= 1]
-    groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return OPTIMIZERS[spec.name]([group for group in groups if group["params"]], spec, device)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for _, parameter in named:
+        # torch's fused updates are of tensors that are all divided, or none is
+        groups.setdefault((_dimensions(parameter) <= 1, isinstance(parameter, DTensor)), []).append(parameter)
+    made = [
+        {"params": members, "weight_decay": 0.0 if flat else spec.weight_decay}
+        for (flat, _), members in sorted(groups.items())
+    ]
+    return (FLAT if flat and spec.name in FLAT else OPTIMIZERS)[spec.name](made, spec, device)
 
 
 def _dimensions(parameter: nn.Parameter) -> int:
@@ -66,6 +77,15 @@ def _adamw_8bit(groups: Any, spec: OptimSpec, device: torch.device) -> torch.opt
     return made
 
 
+def _flat_lamb(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:
+    return FlatLamb(groups, device, (spec.beta1, spec.beta2), spec.epsilon)
+
+
+def _flat_adafactor(groups: Any, spec: OptimSpec, device: torch.device) -> torch.optim.Optimizer:
+    return FlatAdafactor(groups, device)
+
+
+FLAT = {"lamb": _flat_lamb, "adafactor": _flat_adafactor}
 OPTIMIZERS: dict[str, Callable[[Any, OptimSpec, torch.device], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adam": _adam,

@@ -19,8 +19,6 @@ def use_four_bits(model: Any) -> None:
 
     Raises CheckpointError for a model without linear layers, as GPT-2, whose layers are of another kind.
     """
-    from bitsandbytes.nn import Linear4bit
-
     output = model.get_output_embeddings()
     found = [
         (name, module) for name, module in model.named_modules() if type(module) is nn.Linear and module is not output
@@ -28,7 +26,7 @@ def use_four_bits(model: Any) -> None:
     if not found:
         raise CheckpointError(f"{type(model).__name__} has no linear layers that could be quantised")
     for name, module in found:
-        made = Linear4bit(
+        made = _layer_class()(
             module.in_features, module.out_features, bias=module.bias is not None, compress_statistics=True,
             quant_type="nf4", device="meta",
         )  # fmt: skip
@@ -38,6 +36,28 @@ def use_four_bits(model: Any) -> None:
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, made)
     model.is_loaded_in_4bit = True  # PEFT asks for it
+
+
+def _layer_class() -> Any:
+    """bitsandbytes' layer, whose weight may be divided by FSDP2 between passes."""
+    import bitsandbytes
+
+    class Linear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
+        """The scales are the module's, for FSDP2 puts plain tensors in the weight's place."""
+
+        def forward(self, states: Tensor) -> Tensor:
+            made: Tensor = bitsandbytes.matmul_4bit(states, self.weight, bias=self.bias, quant_state=self.quant_state)
+            return made
+
+    return Linear4bit
+
+
+def told_by_divided(block: nn.Module) -> None:
+    """After FSDP2 has divided a block: its weights tell again how they were packed, which PEFT asks."""
+    for module in block.modules():
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            module.weight.compress_statistics, module.weight.quant_type = state.nested, state.quant_type  # type: ignore[union-attr]
 
 
 def is_packed(parameter: nn.Parameter) -> bool:

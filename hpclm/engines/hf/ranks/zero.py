@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from hpclm.core import heartbeat
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
-from hpclm.engines.hf.ranks import optimizers
+from hpclm.engines.hf.ranks import flat_tensors, optimizers
 from hpclm.engines.hf.ranks.document_batches import DocumentBatch
+from hpclm.engines.hf.ranks.flat_optimizers import FlatOptimizer
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import Weights, blocks_of
 from hpclm.engines.hf.ranks.loss_model import LossModel
@@ -49,7 +50,7 @@ class ZeroSharding:
         self.spec, self.group = spec, group
         named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
         # the state is made by the updates that DeepSpeed takes to see how much memory they need
-        optimizer = optimizers.build(spec.optim, named, torch.device("cpu"))
+        optimizer = optimizers.build(spec.optim, named, group.device, flat=True)
         kind = type(optimizer)
         self.optimizer_name = f"DeepSpeed ZeRO: {kind.__module__.split('.')[0]}.{kind.__name__}"
         deepspeed.init_distributed(dist_init_required=False)
@@ -62,6 +63,9 @@ class ZeroSharding:
         self.stage = {"zero1": 1, "zero2": 2, "zero3": 3}[spec.sharding.strategy]
         self.updates = 0
         self._filled: list[TensorShard] = []
+        if isinstance(optimizer, FlatOptimizer):
+            of_stage = flat_tensors.of_stage_3 if self.stage == 3 else flat_tensors.of_stage_1_or_2
+            optimizer.place(of_stage(self.engine.optimizer))
 
     def accumulate(self, batches: list[DocumentBatch], weight: float) -> Tensor:
         # DeepSpeed takes the mean over the ranks
@@ -114,7 +118,12 @@ class ZeroSharding:
         found = {name: safe_get_full_fp32_param(parameter)}
         for what in self._kinds():
             found[f"optimizer.{what}.{name}"] = safe_get_full_optimizer_state(parameter, what)
+        found |= {f"optimizer.{what}.{name}": value for what, value in self._whole_states(parameter).items()}
         return {key: value.detach().float().cpu() for key, value in found.items() if value is not None}
+
+    def _whole_states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        inner = self._inner()
+        return inner.whole_states(parameter) if isinstance(inner, FlatOptimizer) else {}
 
     def _link_states(self) -> None:
         """Have the optimizer make its state where it has none yet, and every parameter know its part of it."""
@@ -180,6 +189,8 @@ class ZeroSharding:
             for what in self._kinds():
                 state = values[f"optimizer.{what}.{name}"]
                 safe_set_full_optimizer_state(parameter, state.to(self.group.device), what)
+            for what, mean in self._whole_states(parameter).items():
+                mean.copy_(values[f"optimizer.{what}.{name}"])
         self._filled = []
 
     @torch.no_grad()

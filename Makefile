@@ -40,9 +40,12 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included: two folders at
-# a time, the longest first, each in a pytest of its own whose words are shown when it ends.
-LONGEST := tests/worker tests/cluster tests/engine_hf tests/test_fine_tuning_road.py tests/test_demo.py tests/fuzz
+# Everything, the slow tests (real engine over several processes) and the cluster's (real Slurm) included: one folder more
+# at a time than there are cores, for the cluster's tests wait half of their time; the longest first, each in a pytest of
+# its own whose words are shown when it ends.
+AT_ONCE ?= $(shell expr $$(nproc) + 1)
+LONGEST := tests/worker tests/cluster tests/engine_hf tests/traces tests/test_fine_tuning_road.py tests/test_demo.py \
+  tests/fuzz
 OTHERS = $(filter-out $(LONGEST) tests/support tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) \
   $(wildcard tests/test_*.py))
 export BIN
@@ -51,7 +54,7 @@ test: $(READY) slurm
 	@if command -v slurmctld >/dev/null; then chosen=""; else chosen="not cluster"; \
 	  echo "LEFT OUT: the tests on a real Slurm, for slurmctld is not installed (Debian: apt-get install slurm-wlm)"; \
 	fi; \
-	printf '%s\n' $(LONGEST) $(OTHERS) | CHOSEN="$$chosen" xargs -P 2 -n 1 tests/run_folder.sh
+	printf '%s\n' $(LONGEST) $(OTHERS) | CHOSEN="$$chosen" xargs -P $(AT_ONCE) -n 1 tests/run_folder.sh
 
 # Slurm for the tests, and what they build and sandbox with, where this user may install it.
 SLURM_PACKAGES := slurm-wlm libslurm-dev gcc libc6-dev bubblewrap

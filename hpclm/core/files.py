@@ -51,15 +51,19 @@ def umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+def write_text(path: Path, text: str, *, mode: int = 0o666, parents: bool = True) -> None:
     """Replace `path` with `text` atomically: a temporary file next to it, fsync, then a rename over it.
 
-    A reader sees the old file or the new one, and a crash leaves one of the two. Parent folders are created. The umask
-    is taken from `mode`.
+    A reader sees the old file or the new one, and a crash leaves one of the two. The umask is taken from `mode`.
+
+    Args:
+        parents: whether missing folders are created; otherwise raises FileNotFoundError.
     """
     try:
         handle, temporary = _temporary(path)
     except FileNotFoundError:
+        if not parents:
+            raise
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = _temporary(path)
     try:
@@ -90,12 +94,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+def write_json(path: Path, value: Any, *, indent: int | None = 2, parents: bool = True) -> None:
     """`write_text` of `value` as JSON. NaN and infinities, which JSON does not have, become null.
 
     `indent`: None for one line, which is written and read many times faster.
     """
-    write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", parents=parents)
 
 
 def finite(value: Any) -> Any:

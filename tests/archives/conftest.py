@@ -1,12 +1,5 @@
-"""The engine's models, to make archives of; nothing of megatron-core's import may warn later."""
+"""megatron-core is imported here, so that what it warns of is no error in a test."""
 
 from __future__ import annotations
 
-import warnings
-
-from hpclm.engines.megatron.ranks import cpu_standins
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    cpu_standins.install()
-    import hpclm.engines.megatron.ranks.tasks  # noqa: F401
+import tests.support.quiet_megatron  # noqa: F401

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from hpclm.core.errors import HpclmError
+from hpclm.core.files import write_json
+from hpclm.core.layout import LocalPaths
 from hpclm.core.locks import exclusive
+from hpclm.core.records import to_dict
 from hpclm.core.sealed import read_sealed
 from hpclm.core.stage_result import set_aside
 from hpclm.data.sources import demo
@@ -20,6 +23,8 @@ from hpclm.runs.record import Run, read_run
 from hpclm.runs.resume import resume
 from hpclm.runs.status import status_of
 from hpclm.runs.submit import Preparer, Request, submit, write
+from hpclm.schedulers.local.local_records import LocalJobs
+from hpclm.schedulers.local.supervisor import Supervisor
 from tests.support.harness import CHAIN, Stage, prepared, until, until_over, use_fake_worker
 from tests.support.sites import LOCAL
 
@@ -192,3 +197,13 @@ def test_a_damaged_spec_is_written_again_from_the_plan(tmp_path: Path, text: str
     run.paths.plan.write_text("{}")
     with pytest.raises(HpclmError, match=r"spec.json: damaged, and .*plan.json does not have it"):
         settle(run)
+
+
+def test_the_supervisor_makes_no_folder_where_a_run_has_been(tmp_path: Path) -> None:
+    """A run is over with its last stage; its supervisor then has a word to write."""
+    paths = LocalPaths(tmp_path / "run" / "local" / "1")
+    write_json(paths.jobs, to_dict(LocalJobs([], 1.0, 1.0)))
+    supervisor = Supervisor(paths)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    supervisor.run()
+    assert not (tmp_path / "run").exists()

@@ -1,12 +1,5 @@
-"""Nothing of megatron-core's import may warn later, when warnings are errors."""
+"""megatron-core is imported here, so that what it warns of is no error in a test."""
 
 from __future__ import annotations
 
-import warnings
-
-from hpclm.engines.megatron.ranks import cpu_standins
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # megatron-core says that Apex and Transformer Engine are absent
-    cpu_standins.install()
-    import hpclm.engines.megatron.ranks.tasks  # noqa: F401 - all that warns when imported, imported here
+import tests.support.quiet_megatron  # noqa: F401

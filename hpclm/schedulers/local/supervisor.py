@@ -165,7 +165,8 @@ class Supervisor:
             self.state.stages[job.stage] = self._run_stage(job)
             self._write()
         self.state.ended_at = time.time()
-        when_there_is_room(self._save, self.paths.state)
+        with contextlib.suppress(FileNotFoundError):  # every stage is over, so that the run may have been moved
+            when_there_is_room(self._save, self.paths.state)
 
     def _run_stage(self, job: LocalStage) -> StageProgress:
         if is_complete(StagePaths(Path(job.stage_dir))):
@@ -233,7 +234,7 @@ class Supervisor:
 
     def _save(self) -> None:
         self.state.updated_at = time.time()
-        write_json(self.paths.state, to_dict(self.state))
+        write_json(self.paths.state, to_dict(self.state), parents=False)
 
 
 def rank_environment(job: LocalStage, rank: int, restart: int = 0) -> dict[str, str]:

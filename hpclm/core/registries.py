@@ -45,6 +45,7 @@ TASKS: Registry[Task] = Registry(
         "p-tuning": f"{_TASKS}.prompt_learning:P_TUNING",
         "prompt-tuning": f"{_TASKS}.prompt_learning:PROMPT_TUNING",
         "evaluate": f"{_TASKS}.evaluate:TASK",
+        "prepare-rows": f"{_TASKS}.prepare_rows:TASK",
         "fine-tune": f"{_TASKS}.fine_tune:TASK",
         "program": f"{_TASKS}.program:TASK",
     },

@@ -44,6 +44,7 @@ _INSTEAD = {
     "prompts": ", or give a path with a / in it",
     "base": ", or give model.checkpoint",
     "indexed.stage": ", or give indexed.paths",
+    "instructions.stage": ", or leave it out, and the first rank tokenises",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from hpclm.core.corpus_spec import CorpusSpec
 from hpclm.core.engine_spec import EngineSpec
 from hpclm.core.errors import PlanError
+from hpclm.core.fine_tune_spec import InstructionData
 from hpclm.core.layout import RunPaths
 from hpclm.core.spec import IndexedData, ProgramSpec, ProgramStageSpec
 from hpclm.planning.plan import Plan
@@ -19,6 +20,7 @@ from hpclm.planning.plan import Plan
 STAGE_DIR, RUN_DIR = "@HPCLM_STAGE_DIR@", "@HPCLM_RUN_DIR@"
 _STAGE = "@HPCLM_STAGE@/"
 _TOKENS = "@HPCLM_TOKENS@/"
+_ROWS = "@HPCLM_ROWS@/"
 # an argument is a format string
 _BRACES = {ord("{"): "{{", ord("}"): "}}"}
 
@@ -33,9 +35,14 @@ def tokens_of(stage: str) -> str:
     return f"{_TOKENS}{stage}/{stage}"
 
 
+def rows_of(stage: str) -> str:
+    """The folder of the rows that a stage prepares."""
+    return f"{_ROWS}{stage}"
+
+
 def is_in_run(path: str) -> bool:
     """Whether a path is one that another stage of the run makes."""
-    return path.startswith((_STAGE, _TOKENS))
+    return path.startswith((_STAGE, _TOKENS, _ROWS))
 
 
 def stage_specs(plan: Plan, run: str, run_dir: Path) -> list[EngineSpec]:
@@ -60,13 +67,17 @@ def placed(spec: EngineSpec, run: str, paths: RunPaths) -> EngineSpec:
     fields: Any = spec  # a dataclass, of whatever engine
     values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(fields)}
     moved = {name: _location(value, paths) for name, value in values.items() if isinstance(value, str)}
-    moved |= {name: _placed_prefixes(value, paths) for name, value in values.items() if name in ("indexed", "corpus")}
+    moved |= {
+        name: _placed_prefixes(value, paths) for name, value in values.items() if name in ("indexed", "corpus", "data")
+    }
     found: EngineSpec = dataclasses.replace(fields, **{**moved, "run": run, "stage_dir": stage_dir})
     return found
 
 
 def _placed_prefixes(source: Any, paths: RunPaths) -> Any:
-    """Data sets, or the corpus of them, with the prefixes that are in the run's folder."""
+    """Data sets, or the corpus of them, or rows, with the prefixes that are in the run's folder."""
+    if isinstance(source, InstructionData) and source.cache is not None and source.cache.startswith(_ROWS):
+        return dataclasses.replace(source, cache=str(paths.stage(source.cache.removeprefix(_ROWS)).data))
     if isinstance(source, CorpusSpec):
         return dataclasses.replace(source, prefix=_prefix(source.prefix, paths))
     if isinstance(source, IndexedData):

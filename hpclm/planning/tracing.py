@@ -23,6 +23,7 @@ from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import from_dict, to_dict
 from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.plan import Plan, StagePlan
+from hpclm.planning.task import task_named
 
 WORST = "worst"
 _AT_ONCE = 4
@@ -61,6 +62,9 @@ def worst(traces: list[RankTrace]) -> dict[str, RankTrace]:
 
 
 def _tracer(stage: StagePlan) -> str | None:
+    task = task_named(stage.task)
+    if not (task.trains or task.answers):
+        return None
     found: str | None = getattr(engine_named(stage.engine), "tracer", None)
     return found
 

@@ -17,7 +17,7 @@ class HuggingFaceEngine:
     """Fine-tuning and evaluation of any causal language model that transformers loads."""
 
     name = "hf"
-    tasks = ("fine-tune", "evaluate")
+    tasks = ("prepare-rows", "fine-tune", "evaluate")
     tracer = "hpclm.engines.hf.ranks.hf_trace"
     packages = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
 

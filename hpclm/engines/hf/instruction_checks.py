@@ -12,6 +12,7 @@ from hpclm.core.nearest import nearest_name
 from hpclm.data.instructions.instruction_files import rows
 from hpclm.data.instructions.instruction_prompts import pieces
 from hpclm.data.instructions.instruction_records import KEYS, ROLES, RecordError, record
+from hpclm.planning.specs import is_in_run
 from hpclm.planning.stage_context import StageContext
 
 # Rows of each file that are looked at; a few seconds of reading. The ranks look at all.
@@ -69,7 +70,7 @@ def _names(stage: StageContext, data: InstructionData) -> bool:
 
 
 def _cache(stage: StageContext, data: InstructionData) -> None:
-    if data.cache is None:
+    if data.cache is None or is_in_run(data.cache):
         return
     path = Path(data.cache)
     # the first part of it that is there

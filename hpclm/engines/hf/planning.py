@@ -17,7 +17,7 @@ from hpclm.core.fine_tune_spec import (
 from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.records import taken
 from hpclm.core.spec import BatchSpec, NodeNeeds
-from hpclm.engines.hf import hf_rules, instruction_checks, model_checks
+from hpclm.engines.hf import hf_rules, instruction_checks, model_checks, prepared_stage
 from hpclm.engines.hf.deepspeed_config import ContradictionError, completed, read_configuration
 from hpclm.engines.hf.memory import host_memory, memory, note_checkpoints, note_host_memory
 from hpclm.engines.hf.section import FineTune, Harness, HuggingFace, Instructions, Sharding
@@ -26,7 +26,7 @@ from hpclm.planning import lowering, parallel_rules, rules, section_checks
 from hpclm.planning.base_model import BaseModel, find_stage
 from hpclm.planning.engine_protocol import StageRequest
 from hpclm.planning.plan import Origin, StagePlan
-from hpclm.planning.specs import checkpoints_of
+from hpclm.planning.specs import checkpoints_of, is_in_run
 from hpclm.planning.stage_context import StageContext
 
 
@@ -50,7 +50,10 @@ class HfPlanner:
         world_size = recipe.resources.nodes * recipe.resources.devices_per_node
         accumulation = rules.split_batch(stage, topology)
         parallel = lowering.parallel_spec(topology, recipe.parallel) if topology else None
-        batch = lowering.batch(stage, topology.data, accumulation) if topology else None
+        computes = stage.task.trains or stage.task.answers
+        batch = lowering.batch(stage, topology.data, accumulation) if topology and computes else None
+        if not computes:
+            batch = BatchSpec(1, 1, 1)
         sharding = self._sharding(batch, world_size)
         huggingface = self._huggingface()
         hf_rules.check(stage, method, sharding, huggingface, world_size)
@@ -62,7 +65,7 @@ class HfPlanner:
         total_steps = self._total_steps(train_rows, data)
         rules.learning_rate(stage, total_steps)
         spec = self._spec(base, parallel, batch, data, method, sharding, huggingface)
-        estimate = None if spec is None or self.facts is None else memory(spec, self.facts)
+        estimate = memory(spec, self.facts) if spec is not None and self.facts is not None and computes else None
         if estimate is not None and spec is not None and self.facts is not None:
             rules.device_memory(stage, estimate.total)
             rules.host_memory(stage, estimate.total * recipe.resources.devices_per_node)
@@ -75,7 +78,7 @@ class HfPlanner:
             name=recipe.name,
             task=recipe.task,
             engine=recipe.engine,
-            depends_on=(base.stage,) if base is not None and base.stage else (),
+            depends_on=tuple(dict.fromkeys([*([base.stage] if base and base.stage else []), *self._before()])),
             resources=lowering.resources(stage),
             container=lowering.container(stage),
             parallel=parallel,
@@ -182,7 +185,11 @@ class HfPlanner:
                 stage.error(("trainer", "early_stopping"), what, "validation rows")
             what = "is missing; without val_loss the last checkpoint counts as the best"
             stage.warning(("instructions", "validation"), what, "validation rows")
-        return taken(InstructionData, written)
+        return prepared_stage.resolve(self.request, taken(InstructionData, written), self.base_model.folder)
+
+    def _before(self) -> tuple[str, ...]:
+        """Stages that must be complete first, beside the base."""
+        return tuple(one for one in prepared_stage.parents(self.request) if one in self.request.earlier)
 
     def _harness(self) -> HarnessSpec | None:
         stage = self.stage
@@ -257,10 +264,10 @@ class HfPlanner:
     def _also(self, data: InstructionData, sharding: ShardingSpec, huggingface: HuggingFaceSpec) -> list[str]:
         """Packages that the recipe's choices need."""
         found = ["deepspeed"] if sharding.strategy.startswith("zero") and self.stage.task.trains else []
-        optim = self.stage.recipe.optim
-        if optim is not None and optim.name in hf_rules.PACKAGES:
+        optim, task = self.stage.recipe.optim, self.stage.task
+        if optim is not None and task.trains and optim.name in hf_rules.PACKAGES:
             found.append(hf_rules.PACKAGES[optim.name])
-        if huggingface.quantization != "none" and "bitsandbytes" not in found:
+        if huggingface.quantization != "none" and (task.trains or task.answers) and "bitsandbytes" not in found:
             found.append("bitsandbytes")
         if self.harness is not None:
             found.append("lm_eval")
@@ -270,7 +277,8 @@ class HfPlanner:
 
     def _inputs(self, base: Origin, data: InstructionData) -> list[str]:
         own = None if self.facts is None else self.facts.folder  # an adapter's model
-        others = [self.base_model.folder if base.stage else base.path, own, data.chat_template, data.cache]
+        cache = None if data.cache is None or is_in_run(data.cache) else data.cache
+        others = [self.base_model.folder if base.stage else base.path, own, data.chat_template, cache]
         others.append(None if self.harness is None else self.harness.include_path)
         found = (*others, *instruction_checks.files(self.stage, data))
         return list(dict.fromkeys(one for one in found if one is not None))

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from hpclm.core.fine_tune_spec import Method, PromptTemplate, Quantization, RowFormat, Strategy
 from hpclm.data.template_text import is_row_text
-from hpclm.recipe.schema.base import Count, Fraction, Line, PathText, Prose, Section, described, fault
+from hpclm.recipe.schema.base import Count, Fraction, Line, Name, PathText, Prose, Section, described, fault
 from hpclm.recipe.schema.training_sections import Metric
 
 
@@ -133,6 +133,9 @@ class Instructions(Section):
     packing: bool = Field(
         default=False,
         description="fill samples of max_seq_length with rows, first fit; each row sees itself alone",
+    )
+    stage: Name | None = Field(
+        default=None, description="fine-tune: earlier prepare-rows stage that has tokenised these rows"
     )
     cache: PathText | None = Field(
         default=None, description="folder of the tokenised rows, for many runs; null: the run's own"

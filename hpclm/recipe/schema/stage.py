@@ -38,7 +38,7 @@ class Stage(Section):
         default="megatron",
         description="one of megatron (hpclm's own, on megatron-core), nemo (prompt learning by NeMo's scripts), "
         "megatron-lm (pretrain by its script), command (program), corpus (tokenize), hf "
-        "(Hugging Face models: fine-tune, evaluate); not needed where one engine alone has the task",
+        "(Hugging Face models: prepare-rows, fine-tune, evaluate); not needed where one engine alone has the task",
     )
     after: tuple[Name, ...] = Field(
         default=(), description="program, tokenize: earlier stages that must be complete first"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,14 +26,23 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 _WAIT_S = 6 * 3600.0
 
 
-def prepare_rows(spec: FineTuneStageSpec, paths: StagePaths, folder: Path) -> None:
-    """Tokenise the rows to train and to validate on, unless the cache has them. `folder` has the tokenizer."""
+def prepare_rows(
+    spec: FineTuneStageSpec, paths: StagePaths, folder: Path, between: Callable[[], None] = heartbeat.beat
+) -> dict[str, RowCounts]:
+    """Tokenise the rows to train and to validate on, unless the cache has them.
+
+    Args:
+        folder: has the tokenizer.
+        between: called between a row and the next.
+
+    Returns what was found of each role.
+    """
     data = spec.data
     cache = Path(data.cache) if data.cache is not None else paths.data
     cache.mkdir(parents=True, exist_ok=True)
     files = {name: file_digest(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
     encoder: InstructionEncoder | None = None
-    found = {}
+    found, told = {}, {}
     for role in ("train", "validation"):
         names: list[str] = getattr(data, role)
         if not names:
@@ -45,15 +54,18 @@ def prepare_rows(spec: FineTuneStageSpec, paths: StagePaths, folder: Path) -> No
             )
             encoder = InstructionEncoder(tokenizer, data)
         with exclusive(cache, f"{cache}: another process has been preparing rows for hours", wait_s=_WAIT_S):
-            counts = prepare(where, functools.partial(_rows, encoder, names, data), data)
+            counts = prepare(where, functools.partial(_rows, encoder, names, data, between), data)
         _tell(role, counts, data.max_seq_length)
-        found[role] = str(where)
+        found[role], told[role] = str(where), counts
     write_json(paths.prepared_rows, found)
+    return told
 
 
-def _rows(encoder: InstructionEncoder, names: list[str], data: InstructionData) -> Iterator[TokenRow]:
+def _rows(
+    encoder: InstructionEncoder, names: list[str], data: InstructionData, between: Callable[[], None]
+) -> Iterator[TokenRow]:
     for row in encoder.rows(records(names, data, learns=True)):
-        heartbeat.beat()
+        between()
         yield row
 
 

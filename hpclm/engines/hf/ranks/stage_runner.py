@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import hpclm
+from hpclm.core import heartbeat
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.records import from_dict
 from hpclm.core.sealed import write_sealed
@@ -22,7 +23,7 @@ from hpclm.worker.rank_launch import RankLaunch
 from hpclm.worker.ranks.devices import set_arithmetic, take_gpu
 from hpclm.worker.ranks.preparation import prepare_on_first_rank
 from hpclm.worker.ranks.rendezvous import rendezvous
-from hpclm.worker.report import Progress
+from hpclm.worker.report import Progress, StoppedError
 
 # A rank never asks the hub: what it needs was fetched on the login node.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
@@ -39,6 +40,9 @@ def run(launch: RankLaunch) -> None:
         raise RuntimeError(f"{facts.world_size} ranks were started, but the plan has {spec.parallel.world_size}")
     for name, value in _OFFLINE.items():
         os.environ.setdefault(name, value)
+    if spec.task == "prepare-rows":
+        _prepare_rows(spec, launch, began)
+        return
     if spec.device == "gpu":
         set_gpu_environment(launch.attempt, facts.node, divided=False)
     else:
@@ -49,7 +53,11 @@ def run(launch: RankLaunch) -> None:
     store = rendezvous(launch.attempt.rendezvous, facts)
     if spec.task == "fine-tune":
         folder = model_folder(spec.base)
-        prepare_on_first_rank(store, launch.attempt, facts, lambda: prepare_rows(spec, launch.stage, folder))
+
+        def prepare() -> None:
+            prepare_rows(spec, launch.stage, folder)
+
+        prepare_on_first_rank(store, launch.attempt, facts, prepare)
     device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
     set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic, trains=spec.task == "fine-tune")
     group = hf_groups.join(store, facts, device)
@@ -63,6 +71,29 @@ def run(launch: RankLaunch) -> None:
         write_sealed(launch.stage.result, {**head, **result, "seconds_in_all": time.time() - began})
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _prepare_rows(spec: FineTuneStageSpec, launch: RankLaunch, began: float) -> None:
+    """The one process of a stage that tokenises for others."""
+    from hpclm.engines.hf.ranks.base_models import model_folder
+    from hpclm.engines.hf.ranks.prepared_instructions import prepare_rows
+
+    progress = Progress(launch.stage.progress, launch.stage.metrics, active=True)
+    done = 0
+
+    def between() -> None:
+        nonlocal done
+        heartbeat.beat()
+        if launch.stop.requested:
+            raise StoppedError("stop requested; the next job tokenises the rows again")
+        progress.update(phase="tokenizing", step=done)
+        done += 1
+
+    counts = prepare_rows(spec, launch.stage, model_folder(spec.base), between)
+    progress.update(phase="done", force=True)
+    result = {f"{role}_rows": vars(one) for role, one in counts.items()}
+    head = {"task": spec.task, "world_size": 1, "versions": _versions()}
+    write_sealed(launch.stage.result, {**head, **result, "seconds_in_all": time.time() - began})
 
 
 def _task(name: str) -> Callable[[HfStage], dict[str, object]]:

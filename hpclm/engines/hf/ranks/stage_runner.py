@@ -16,7 +16,7 @@ from hpclm.core import heartbeat
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.records import from_dict
 from hpclm.core.sealed import write_sealed
-from hpclm.engines.hf.ranks import hf_groups
+from hpclm.engines.hf.ranks import extension_locks, hf_groups
 from hpclm.engines.hf.ranks.hf_stage import HfStage
 from hpclm.worker.gpu_environment import set_gpu_environment
 from hpclm.worker.rank_launch import RankLaunch
@@ -58,6 +58,8 @@ def run(launch: RankLaunch) -> None:
             prepare_rows(spec, launch.stage, folder)
 
         prepare_on_first_rank(store, launch.attempt, facts, prepare)
+    if spec.task == "fine-tune" and spec.sharding.strategy.startswith("zero") and facts.local_rank == 0:
+        extension_locks.remove_stale(extension_locks.build_folder())
     device = torch.device("cpu") if spec.device == "cpu" else take_gpu(store, facts)
     set_arithmetic(spec.trainer.precision, deterministic=spec.trainer.deterministic, trains=spec.task == "fine-tune")
     group = hf_groups.join(store, facts, device)

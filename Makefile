@@ -57,11 +57,11 @@ test: $(READY) slurm
 	printf '%s\n' $(LONGEST) $(OTHERS) | CHOSEN="$$chosen" xargs -P $(AT_ONCE) -n 1 tests/run_folder.sh
 
 # Slurm for the tests, and what they build and sandbox with, where this user may install it.
-SLURM_PACKAGES := slurm-wlm libslurm-dev gcc libc6-dev bubblewrap
+SLURM_PACKAGES := slurm-wlm libslurm-dev gcc g++ libc6-dev bubblewrap libaio-dev
 
 slurm:
 	@if command -v slurmctld >/dev/null && command -v gcc >/dev/null && command -v bwrap >/dev/null \
-	    && [ -e /usr/include/slurm/spank.h ]; then :; \
+	    && [ -e /usr/include/slurm/spank.h ] && [ -e /usr/include/libaio.h ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) >/dev/null; \
 	else \

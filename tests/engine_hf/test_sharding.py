@@ -3,7 +3,11 @@ sharding goes on at another, on another number of ranks."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from hpclm.core.layout import StagePaths
 from hpclm.formats.ranks.checkpoint_store import WholeTensors
 from tests.engine_hf.conftest import Workshop
 from tests.support.engine_harness import Ranks, losses, result, run
+from tests.support.hf_models import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -54,6 +59,32 @@ SHARDINGS: dict[str, dict[str, Any]] = {
 def test_every_sharding_trains_the_same(shop: Workshop, how: dict[str, Any]) -> None:
     same(shop.run(**how), shop.run())
     assert result(shop.run(**how))["trained_parameters"] == result(shop.run())["trained_parameters"] > 100_000
+
+
+@pytest.fixture(scope="module")
+def disk_operation() -> None:
+    """DeepSpeed's, compiled: minutes of a loaded machine, which no run should have to wait for."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        pytest.skip("libaio's headers are not installed (Debian: libaio-dev), so that nothing can be offloaded to disk")
+    build = "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()"
+    subprocess.run([sys.executable, "-c", build], check=True, capture_output=True)
+
+
+@pytest.mark.usefixtures("disk_operation")
+def test_so_it_does_with_weights_and_state_on_a_disk(shop: Workshop, tmp_path: Path) -> None:
+    """ZeRO-Infinity (Rajbhandari et al. 2021, arXiv:2104.07857), of tensors of more than a MiB."""
+    wide = save_model(tmp_path / "wide", "llama", hidden_size=256, vocab_size=4000, intermediate_size=704)
+    disk = {"offload": "all", "nvme": str(tmp_path / "disk")}
+    ranks = Ranks(replace(shop.spec(ranks=2, steps=4, strategy="zero3", sharding=disk), base=str(wide)))
+    seen: set[str] = set()
+    while any(process.poll() is None for process in ranks.processes):
+        seen |= {path.name for path in (tmp_path / "disk").rglob("*.swp")}
+        time.sleep(0.1)
+    assert ranks.wait() == [0, 0], ranks.log()[-3000:]
+    assert any(name.startswith("exp_avg_sq") for name in seen), seen
+    same(ranks.paths, run(replace(shop.spec(steps=4), base=str(wide))), tolerance=5e-6, step=4)
 
 
 @pytest.mark.parametrize("method", ["lora", "p-tuning", "prompt-tuning"])

@@ -80,7 +80,7 @@ class Cluster:
         for name in self.nodes:
             (self.root / f"spool-{name}").mkdir()
             self._start_node(name)
-        self._wait_until_idle()
+        self.wait_until_idle()
 
     def stop(self) -> None:
         """Cancel running jobs, stop the daemons and remaining steps, remove the folder."""
@@ -121,7 +121,7 @@ class Cluster:
     def bring_back(self, name: str) -> None:
         """Resume a node, and wait until all are idle; it may already have resumed by itself."""
         self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-        self._wait_until_idle()
+        self.wait_until_idle()
 
     def start_controller(self) -> None:
         """Start the controller, which takes up the jobs of the one before it."""
@@ -184,7 +184,8 @@ class Cluster:
         self._processes.append(process)
         return process
 
-    def _wait_until_idle(self) -> None:
+    def wait_until_idle(self) -> None:
+        """Until every node is up and no job is on it, nor being cleaned up after. Raises ClusterError."""
         deadline = time.monotonic() + _START_S
         seen = ""
         while time.monotonic() < deadline:

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def folder(cluster: Cluster, tmp_path: Path) -> Path:
-    """Where runs would be, with a name that quoting must survive."""
+    """Where runs would be, with a name that quoting must survive. Nodes that still clean up after a job would be said
+    to be busy."""
+    cluster.wait_until_idle()
     found = tmp_path / "it's $HOME; `runs`"
     found.mkdir()
     return found

@@ -147,6 +147,9 @@ def memory(spec: FineTuneStageSpec, facts: ModelFacts) -> MemoryEstimate:
         weights, gradients = weights - _offloaded(spec, facts, kept) / weights_by, 0.0
     if offload in ("optimizer", "all"):
         state = 0.0
+    if offload == "all" and strategy == "fsdp" and not full:
+        # factors are no part of what FSDP2 divides and offloads
+        gradients, state = (trained - saved) * 4.0, _state_bytes(spec, trained - saved, width)
     gradients += _bucket(spec, width)
     held = _activations(spec, facts, width)
     if zero and offload == "none":
@@ -214,6 +217,8 @@ def host_memory(spec: FineTuneStageSpec, facts: ModelFacts) -> HostMemory:
     width = 4 if spec.trainer.precision in ("fp32", "tf32") else 2
     trained, ranks = trained_parameters(facts, spec.method), spec.sharding.group_size or spec.parallel.world_size
     kept = width if zero or spec.method.method != "full" else 4
+    if not zero and spec.method.method != "full":
+        trained = saved_parameters(facts, spec.method)
     weights = _offloaded(spec, facts, kept) / ranks if offload == "all" else 0.0
     state = _state_bytes(spec, trained, width) / ranks if offload != "none" else 0.0
     gradients = trained * 4 / ranks if offload != "none" else 0.0

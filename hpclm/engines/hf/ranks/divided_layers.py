@@ -46,7 +46,7 @@ def _weight(module: nn.Module) -> Any:
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(whole(weight.detach()), state)
+        return dequantize_4bit(whole(weight.detach()).to(state.absmax.device), state)
     if isinstance(weight, DTensor):
         return whole(weight)
     if getattr(weight, "ds_numel", None) is not None and weight.numel() != weight.ds_numel:

@@ -79,7 +79,7 @@ def sharded(found: base_models.Started, spec: FineTuneStageSpec, group: DataGrou
         model.tie_weights()
     virtual = found.attach(spec, group)
     if strategy == "fsdp":
-        fsdp.shard_saved(model, spec, group)
+        fsdp.place_adapters(model, spec, group)
     if strategy == "zero3":
         divided_layers.gathered_by_zero(model)
         for parameter in model.parameters():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.engines.hf.ranks import quantized, saved_modules
@@ -38,11 +39,15 @@ def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGrou
     fully_shard(model, **options)
 
 
-def shard_saved(model: Any, spec: FineTuneStageSpec, group: DataGroup) -> None:
-    """Divide what an adapter trains whole beside its factors. What has no matrix stays on every rank, as those do."""
+def place_adapters(model: Any, spec: FineTuneStageSpec, group: DataGroup) -> None:
+    """Divide what an adapter trains whole beside its factors. What has no matrix stays on every rank, as those do: on
+    its device, where PEFT takes that of weights that may be offloaded."""
     for copy in saved_modules.copies(model):
         if any(parameter.dim() > 1 for parameter in copy.parameters()):
             fully_shard(copy, **_options(spec, group))
+    for parameter in model.parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(group.device)
 
 
 def _options(spec: FineTuneStageSpec, group: DataGroup) -> dict[str, Any]:

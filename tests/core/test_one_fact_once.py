@@ -104,6 +104,7 @@ DERIVED = {
     ("Tokenize", "format"): "CorpusSpec.form",
     ("Tokenize", "out"): "CorpusSpec.prefix",
     ("Model", "checkpoint"): "StageSpec.base",
+    ("Instructions", "stage"): "InstructionData.cache",
 }
 PAIRS: list[tuple[type[Section], type]] = [
     (Trainer, specs.TrainerSpec),

@@ -62,6 +62,11 @@ class Task:
     own_sections: Mapping[str, tuple[type[Section], str]] = field(default_factory=dict)
     check: Callable[[StageContext], None] = _no_check
 
+    @property
+    def runs_model(self) -> bool:
+        """Whether it computes with a model."""
+        return self.trains or self.answers
+
 
 def task_named(name: str) -> Task:
     """The task of that name. Raises UnknownNameError."""

@@ -62,8 +62,7 @@ def worst(traces: list[RankTrace]) -> dict[str, RankTrace]:
 
 
 def _tracer(stage: StagePlan) -> str | None:
-    task = task_named(stage.task)
-    if not (task.trains or task.answers):
+    if not task_named(stage.task).runs_model:
         return None
     found: str | None = getattr(engine_named(stage.engine), "tracer", None)
     return found

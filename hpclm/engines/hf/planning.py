@@ -50,9 +50,8 @@ class HfPlanner:
         world_size = recipe.resources.nodes * recipe.resources.devices_per_node
         accumulation = rules.split_batch(stage, topology)
         parallel = lowering.parallel_spec(topology, recipe.parallel) if topology else None
-        computes = stage.task.trains or stage.task.answers
-        batch = lowering.batch(stage, topology.data, accumulation) if topology and computes else None
-        if not computes:
+        batch = lowering.batch(stage, topology.data, accumulation) if topology else None
+        if not stage.task.runs_model:
             batch = BatchSpec(1, 1, 1)
         sharding = self._sharding(batch, world_size)
         huggingface = self._huggingface()
@@ -65,7 +64,9 @@ class HfPlanner:
         total_steps = self._total_steps(train_rows, data)
         rules.learning_rate(stage, total_steps)
         spec = self._spec(base, parallel, batch, data, method, sharding, huggingface)
-        estimate = memory(spec, self.facts) if spec is not None and self.facts is not None and computes else None
+        estimate = (
+            memory(spec, self.facts) if spec is not None and self.facts is not None and stage.task.runs_model else None
+        )
         if estimate is not None and spec is not None and self.facts is not None:
             rules.device_memory(stage, estimate.total)
             rules.host_memory(stage, estimate.total * recipe.resources.devices_per_node)
@@ -267,7 +268,7 @@ class HfPlanner:
         optim, task = self.stage.recipe.optim, self.stage.task
         if optim is not None and task.trains and optim.name in hf_rules.PACKAGES:
             found.append(hf_rules.PACKAGES[optim.name])
-        if huggingface.quantization != "none" and (task.trains or task.answers) and "bitsandbytes" not in found:
+        if huggingface.quantization != "none" and task.runs_model and "bitsandbytes" not in found:
             found.append("bitsandbytes")
         if self.harness is not None:
             found.append("lm_eval")

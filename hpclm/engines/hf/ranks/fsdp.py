@@ -31,10 +31,12 @@ def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGrou
     model.tie_weights()
     words, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is not None and output.weight is not words.weight:
-        # the widest matrices: each is gathered where it is used. Of what is divided so, there can be no copy
-        saved = saved_modules.chosen(model, spec.method.lora.modules_to_save)
+        # the widest matrices: each is gathered where it is used. Of what is divided so, there can be no copy, and DoRA,
+        # which reads a layer's weight after it, would find a part
+        lora = spec.method.lora
+        others = saved_modules.chosen(model, [*lora.modules_to_save, *(lora.targets if lora.dora else [])])
         for module in (words, output):
-            if module not in saved:
+            if module not in others:
                 fully_shard(module, **options)
     fully_shard(model, **options)
 
@@ -42,9 +44,10 @@ def shard(model: Any, weights: Weights, spec: FineTuneStageSpec, group: DataGrou
 def place_adapters(model: Any, spec: FineTuneStageSpec, group: DataGroup) -> None:
     """Divide what an adapter trains whole beside its factors. What has no matrix stays on every rank, as those do: on
     its device, where PEFT takes that of weights that may be offloaded."""
-    for copy in saved_modules.copies(model):
-        if any(parameter.dim() > 1 for parameter in copy.parameters()):
-            fully_shard(copy, **_options(spec, group))
+    matrices = [copy for copy in saved_modules.copies(model) if any(one.dim() > 1 for one in copy.parameters())]
+    options = _options(spec, group) if matrices else {}  # a mesh makes communicators
+    for copy in matrices:
+        fully_shard(copy, **options)
     for parameter in model.parameters():
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.to(group.device)

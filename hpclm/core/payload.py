@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from hpclm.core.bundled_modules import BUNDLE, bundle
 from hpclm.core.errors import HpclmError
 from hpclm.core.files import umask
 from hpclm.core.registries import ALL
@@ -113,15 +114,25 @@ def _belongs(inner: Path) -> bool:
 def _digest(files: dict[str, bytes | Path]) -> str:
     total = hashlib.sha256()
     for place, content in sorted(files.items()):
-        data = content if isinstance(content, bytes) else content.read_bytes()
+        data = _content(content)
         total.update(f"{place}\0{len(data)}\0".encode())
         total.update(data)
     return total.hexdigest()[:24]
 
 
+def _with_bundle(files: dict[str, bytes | Path]) -> dict[str, bytes | Path]:
+    """The files, and one more with all modules in it."""
+    modules = {place: content for place, content in files.items() if place.endswith(".py")}
+    return {**files, BUNDLE: bundle({place: _content(one) for place, one in modules.items()})}
+
+
+def _content(one: bytes | Path) -> bytes:
+    return one if isinstance(one, bytes) else one.read_bytes()
+
+
 def _write(files: dict[str, bytes | Path], target: Path) -> None:
     target.mkdir(parents=True, mode=0o755)
-    for place, content in files.items():
+    for place, content in _with_bundle(files).items():
         path = target / place
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         if isinstance(content, bytes):

@@ -129,7 +129,10 @@ def _tensor_ranks(stage: StageContext, model: ModelSpec) -> None:
     if parallel.expert == 1 and each != parallel.tensor:
         # megatron-core sums gradients of experts over other ranks than those of the rest only where `expert` > 1
         choices = (parallel.tensor,)
-        what = f"{each} is not tensor {parallel.tensor}, which needs parallel.expert 2 or more; leave it out"
+        what = (
+            f"{each} is not tensor {parallel.tensor}, and with parallel.expert 1 gradients of experts would be summed "
+        )
+        what += "over the wrong devices; leave it out, or set expert 2 or more"
         stage.error(
             ("parallel", "expert_tensor"), what, "expert_tensor != tensor needs expert > 1", parallel.expert_tensor,
             choices,

@@ -73,7 +73,7 @@ def split_problem(layers: int, split: Split) -> Problem | None:
     if counted and written:
         return Problem(counted, f"does not go with {written[0]}; keep one", "one way to divide the layers")
     if split.pipeline == 1:
-        for key in (*written, *([counted] if counted else []), *(["virtual_pipeline"] * (split.virtual_pipeline > 1))):
+        for key in (*written, *(["virtual_pipeline"] * (split.virtual_pipeline > 1))):
             return Problem(key, "divides layers over pipeline stages, and there is one; leave it out", "pipeline > 1")
         return None
     return _uneven(layers, split, written) or _evenly(layers, split, counted, written) or _chunks(layers, split)

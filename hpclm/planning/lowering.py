@@ -66,7 +66,9 @@ def parallel_spec(topology: Topology, written: Parallel) -> ParallelSpec:
         world_size=topology.world_size,
         nodes=topology.nodes,
         devices_per_node=topology.devices_per_node,
-        sequence_parallel=written.sequence,
+        sequence_parallel=written.sequence and topology.tensor > 1,
+        account_for_embedding=written.account_for_embedding and topology.pipeline > 1,
+        account_for_loss=written.account_for_loss and topology.pipeline > 1,
     )
 
 

@@ -129,6 +129,9 @@ def stages(stage: StageContext, model: ModelSpec, accumulation: int | None) -> N
         _divides(stage, ("parallel", "pipeline"), parallel.pipeline, "num_layers", model.num_layers)
     elif problem is not None:
         stage.error(("parallel", problem.key), problem.what, problem.rule, getattr(parallel, problem.key))
+    for key in ("account_for_embedding", "account_for_loss") if parallel.pipeline == 1 else ():
+        if getattr(parallel, key) and problem is None:
+            _without_effect(stage, key, "evens out pipeline stages, and there is one", "pipeline > 1")
     if parallel.virtual_pipeline == 1 or parallel.pipeline == 1:
         return
     batch = stage.recipe.batch
@@ -204,6 +207,11 @@ def only_plain(stage: StageContext, *, who: str, allowed: tuple[str, ...] = ()) 
             stage.error(("parallel", key), what, "keys of pre-training", value, (default,))
 
 
+def _without_effect(stage: StageContext, key: str, why: str, rule: str) -> None:
+    """No error, as in Megatron-LM: a sweep of `tensor` or `pipeline` begins at 1."""
+    stage.warning(("parallel", key), f"has no effect: it {why}", rule, True, (False,))
+
+
 def context_parallel(stage: StageContext, seq_length: int | None, keys: tuple[str, ...]) -> None:
     """Each rank has two chunks of each sequence (arguments.py: seq_length % (2 · context))."""
     parallel = stage.recipe.parallel
@@ -238,14 +246,7 @@ def sequence_parallel(stage: StageContext, seq_length: int | None, keys: tuple[s
     if not parallel.sequence:
         return
     if parallel.tensor == 1:
-        stage.error(
-            ("parallel", "sequence"),
-            "sequence parallelism splits over the tensor ranks, but there is only one; choose false, "
-            "or tensor 2 or more",
-            "sequence needs tensor > 1",
-            True,
-            (False,),
-        )
+        _without_effect(stage, "sequence", "splits over tensor ranks, and there is one", "sequence needs tensor > 1")
         return
     each = parallel.tensor * parallel.context
     if seq_length is not None and seq_length % each:

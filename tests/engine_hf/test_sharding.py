@@ -101,10 +101,12 @@ WHOLE_WEIGHTS = {
 }
 
 
-def test_so_does_dora_on_the_tables_under_fsdp(shop: Workshop) -> None:
-    tables = LoraSpec(8, 16.0, targets=["lm_head", "embed_tokens", "q_proj"], dora=True)
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_so_do_adapters_of_the_tables(shop: Workshop, strategy: str, dora: bool) -> None:
+    tables = LoraSpec(8, 16.0, targets=["lm_head", "embed_tokens", "q_proj"], dora=dora)
     how: dict[str, Any] = {"method": "lora", "of_method": {"lora": tables}, "lr": 1e-2}
-    same(shop.run(**how, ranks=2, strategy="fsdp"), shop.run(**how), tolerance=5e-6)
+    same(shop.run(**how, ranks=2, strategy=strategy), shop.run(**how), tolerance=5e-6)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero3"])

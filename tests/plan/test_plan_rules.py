@@ -51,7 +51,6 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("hidden_size % num_attention_heads == 0", "model.num_attention_heads", 6, (1, 2, 4, 8), {}),
     ("num_attention_heads % num_query_groups == 0", "model.num_query_groups", 3, (1, 2, 4), {}),
     ("global % (micro · data) == 0", "batch.global", 10, (8, 12), {}),
-    ("sequence needs tensor > 1", "parallel.sequence", True, (False,), {"parallel.tensor": 1}),
     ("sequence length % tensor == 0", "text.seq_length", 33, (32, 34), {"parallel.sequence": True}),
     ("sequence length % tensor == 0", "data.max_seq_length", 47, (46, 48), {"parallel.sequence": True}),
     ("sequence length <= max_position_embeddings", "text.seq_length", 65, (64,), {}),
@@ -86,6 +85,26 @@ def test_a_rule_fails_with_value_and_choices_and_passes_with_each_choice(
         assert str(tmp_path / "recipe.yaml:") in found[0].where
         for choice in choices:
             assert not of_rule(plan_of(tmp_path, {key: choice, **others}), rule), choice
+
+
+@pytest.mark.parametrize(
+    ("key", "rule"),
+    [
+        ("sequence", "sequence needs tensor > 1"),
+        ("account_for_embedding", "pipeline > 1"),
+        ("account_for_loss", "pipeline > 1"),
+    ],
+)
+def test_what_one_device_cannot_share_is_left_out_with_a_warning(tmp_path: Path, key: str, rule: str) -> None:
+    """So that a sweep of `tensor` or `pipeline` may begin at 1; Megatron-LM turns them off, too."""
+    plan = plan_of(tmp_path, {f"parallel.{key}": True, "parallel.tensor": 1})
+    (found,) = of_rule(plan, rule)[:1]
+    assert found.severity == "warning"
+    assert "has no effect" in found.message
+    assert plan.errors == ()
+    split = plan.stages[0].parallel
+    assert split is not None
+    assert not any((split.sequence_parallel, split.account_for_embedding, split.account_for_loss))
 
 
 def test_devices_are_offered_as_nodes_devices_and_tensor(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from hpclm.cli import app as cli
 from hpclm.core.spec import ProgramStageSpec
 from hpclm.engines.nemo.config import as_yaml
-from hpclm.formats.indexed_dataset import HEADER, MAGIC, VERSION
 from hpclm.planning import Plan, make_plan
 from hpclm.recipe import load
+from tests.support.indexed_pair import indexed_pair
 from tests.support.samples import changed, write
 
 STANDINS = Path(__file__).with_name("standins")
@@ -214,15 +214,6 @@ def test_whole_numbers_and_the_environment_of_a_deterministic_run_are_passed_on(
     assert spec.program.environment["NCCL_ALGO"] in ("Tree", "Ring", "CollnetDirect", "CollnetChain", "^NVLS")
 
 
-def builder(prefix: Path) -> None:
-    """An indexed data set of twenty documents of ten tokens."""
-    Path(f"{prefix}.bin").write_bytes(bytes(20 * 10 * 2))
-    places = b"".join((number * 20).to_bytes(8, "little") for number in range(20))
-    ends = b"".join(number.to_bytes(8, "little") for number in range(21))
-    head = HEADER.pack(MAGIC, VERSION, 8, 20, 21)
-    Path(f"{prefix}.idx").write_bytes(head + (10).to_bytes(4, "little") * 20 + places + ends)
-
-
 def test_every_key_has_its_flag(tmp_path: Path) -> None:
     """What Megatron-LM's parser of core_v0.14.0 takes, key by key."""
     indexed = {
@@ -255,7 +246,7 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
     plan = make_plan(load(megatron_recipe(tmp_path, *changes)))
     assert {one.rule for one in plan.errors} == {"indexed data exists"}
     for name in "ab":
-        builder(tmp_path / name)
+        indexed_pair(tmp_path / name)
     plan = make_plan(load(tmp_path / "recipe.yaml"))
     assert plan.errors == ()
     program = plan.stages[0].program
@@ -267,7 +258,7 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
         "--seq-length 32",
         "--reset-position-ids --reset-attention-mask --eod-mask-loss",
         "--recompute-granularity full --recompute-method block --recompute-num-layers 1",
-        "--lr-decay-style WSD --lr-decay-iters 95 --lr-warmup-fraction 0.1",
+        "--lr-decay-style WSD --lr-decay-iters 95 --lr-warmup-iters 10",
         "--lr-wsd-decay-style cosine --lr-wsd-decay-iters 20",
         "--rotary-base 500000 --rope-scaling-factor 8.0",
         "--use-rope-scaling",

@@ -195,10 +195,8 @@ def _schedule(stage: StageContext) -> dict[str, object]:
     found: dict[str, object] = {"lr-decay-style": _STYLES.get(spec.schedule, spec.schedule)}
     if constant:
         found[f"lr-decay-{unit}"] = length - constant
-    if spec.warmup_ratio is not None:
-        found["lr-warmup-fraction"] = spec.warmup_ratio
-    else:
-        found[f"lr-warmup-{unit}"] = spec.warmup_steps
+    # counted: --lr-warmup-fraction is a share of what is not constant, warmup_ratio one of the whole run
+    found[f"lr-warmup-{unit}"] = spec.warmup(length)
     if spec.schedule == "wsd":
         found |= {"lr-wsd-decay-style": spec.anneal, f"lr-wsd-decay-{unit}": spec.anneal_steps}
     return found

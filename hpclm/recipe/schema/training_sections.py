@@ -34,7 +34,9 @@ class Batch(Section):
         if self.rampup is None:
             return self
         start, increment = self.rampup.start, self.rampup.increment
-        if start >= self.global_size or (self.global_size - start) % increment:
+        if start >= self.global_size:
+            raise fault(f"rampup starts at {start}, and global is {self.global_size}; choose a smaller start, or none")
+        if (self.global_size - start) % increment:
             raise fault(
                 f"rampup does not reach global {self.global_size} from start {start} by {increment} at a time; choose "
                 "an increment that divides their difference"

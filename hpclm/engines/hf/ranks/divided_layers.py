@@ -58,18 +58,24 @@ def _weight(module: nn.Module) -> Any:
 
 
 def gathered_by_zero(model: nn.Module) -> None:
-    """Have ZeRO-3 gather, for each of DoRA's layers, what it reads of other layers."""
+    """Have ZeRO-3 gather what a layer reads of others: an embedding its factors, which are no layers of their own, and
+    each of DoRA's layers the weight and the factors."""
     import deepspeed
 
     for module in model.modules():
+        for kind in ("lora_embedding_A", "lora_embedding_B"):
+            for factor in getattr(module, kind, {}).values():
+                deepspeed.zero.register_external_parameter(module, factor)
         for name, layer in getattr(module, "lora_magnitude_vector", {}).items():
             base: Any = module.get_base_layer()  # type: ignore[operator]
-            read = [base.weight, base.bias, *(_factor(module, kind, name) for kind in ("lora_A", "lora_B"))]
+            factors = (_factor(module, kind, name) for kind in ("A", "B"))
+            read = [base.weight, getattr(base, "bias", None), *factors]
             for parameter in read:
                 if parameter is not None:
                     deepspeed.zero.register_external_parameter(layer, parameter)
 
 
 def _factor(module: Any, kind: str, name: str) -> nn.Parameter:
-    found: nn.Parameter = getattr(module, kind)[name].weight
+    table = getattr(module, f"lora_embedding_{kind}")
+    found: nn.Parameter = table[name] if name in table else getattr(module, f"lora_{kind}")[name].weight
     return found

@@ -229,7 +229,7 @@ def _without_devices() -> None:
     import torch
     import torch._inductor.codecache  # looks at the real modules
 
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     if not hasattr(typing, "override"):  # of Python 3.12
         typing.override = lambda method: method  # type: ignore[attr-defined]

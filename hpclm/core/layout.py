@@ -288,6 +288,11 @@ class StagePaths:
         return self.predictions / f"rank-{data_rank:05d}.jsonl"
 
     @property
+    def harness_scores(self) -> Path:
+        """Of the tasks that lm-evaluation-harness is through with."""
+        return self.root / "harness-scores.json"
+
+    @property
     def result(self) -> Path:
         """Written by rank 0 last of all: the stage is complete if and only if this exists."""
         return self.root / "result.json"

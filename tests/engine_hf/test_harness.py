@@ -14,7 +14,7 @@ from hpclm.cli import app as cli
 from hpclm.core.fine_tune_spec import HarnessSpec, InstructionData
 from hpclm.core.spec import GenerationSpec
 from tests.engine_hf.conftest import Workshop
-from tests.support.engine_harness import result, run
+from tests.support.engine_harness import Ranks, result, run
 from tests.support.processes import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -55,6 +55,27 @@ def test_scores_are_the_harness_own(shop: Workshop, tmp_path: Path, monkeypatch:
     assert theirs.returncode == 0, theirs.stderr[-2000:]
     assert alone["acc"] == pytest.approx(float(theirs.stdout.strip().splitlines()[-1]), abs=1e-9)
     assert 0 < alone["acc"] < 1
+
+
+def test_a_task_that_was_asked_is_not_asked_again(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that failed at its second task goes on there, with the scores of the first."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    own = task(tmp_path / "own")
+    harness = HarnessSpec(["choice", "second", "choice"], str(own), batch_size=4)
+    spec = replace(shop.spec(task="evaluate", ranks=2), data=InstructionData(template="stanford"), harness=harness)
+    first = Ranks(spec)
+    assert set(first.wait()) != {0}
+    assert "harness: second" in first.log()
+    turned = (own / "choice.yaml").read_text().replace("task: choice", "task: second")
+    (own / "second.yaml").write_text(turned.replace("doc_to_target: answer", "doc_to_target: '{{1 - answer}}'"))
+    (own / "choice.yaml").unlink()
+    again = Ranks(spec, attempt=2)
+    assert again.wait() == [0, 0], again.log()[-2000:]
+    assert "the harness is through with choice already" in again.log()
+    scores = result(again.paths)["scores"]
+    assert scores["second"]["acc"] == pytest.approx(1 - scores["choice"]["acc"])
 
 
 def test_answers_and_a_task_that_is_not_there(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

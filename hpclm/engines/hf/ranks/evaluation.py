@@ -47,8 +47,7 @@ def run(stage: HfStage) -> dict[str, Any]:
     if spec.harness is not None:
         from hpclm.engines.hf.ranks.harness import benchmark
 
-        stage.progress.update(phase="harness")
-        found["scores"] = {**found["scores"], **benchmark(tuned, spec.harness, group)}
+        found["scores"] = {**found["scores"], **benchmark(stage, spec.harness, tuned)}
     return found
 
 

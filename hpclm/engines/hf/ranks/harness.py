@@ -12,29 +12,80 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hpclm.core import heartbeat
-from hpclm.core.errors import DataError
+from hpclm.core.errors import DamagedError, DataError
 from hpclm.core.fine_tune_spec import HarnessSpec
 from hpclm.core.logging import log
+from hpclm.core.sealed import read_sealed, write_sealed
+from hpclm.data.answered_rows import key_of
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
+from hpclm.engines.hf.ranks.hf_stage import HfStage
+from hpclm.engines.hf.ranks.tuned_adapters import base_of
 from hpclm.engines.hf.ranks.tuned_models import Tuned
+from hpclm.worker.report import StoppedError
+
+Scores = dict[str, dict[str, float]]
 
 
-def benchmark(tuned: Tuned, spec: HarnessSpec, group: DataGroup) -> dict[str, dict[str, float]]:
-    """Scores by task and metric, on rank 0; nothing on the others. Raises DataError for what cannot be asked."""
-    from lm_eval import simple_evaluate
+def benchmark(stage: HfStage, spec: HarnessSpec, tuned: Tuned) -> Scores:
+    """Scores by task and metric, on rank 0. A job that is stopped goes on with the task in which it was.
+
+    Raises DataError for what cannot be asked, and StoppedError on all ranks together when one was asked to stop.
+    """
     from lm_eval.tasks import TaskManager
 
     if tuned.virtual is not None:
         raise DataError("harness: a model with virtual tokens cannot be asked by lm-evaluation-harness; ask its base")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tuned.base.set_attn_implementation("sdpa")
-    model: Any = _on_ranks()(tuned, group, spec.batch_size)
+    model: Any = _on_ranks()(tuned, stage.group, spec.batch_size)
+    manager = TaskManager(include_path=spec.include_path)
+    key = key_of(stage.spec, (), 0, (tuned.folder, base_of(tuned.folder)))
+    scores, tasks = _earlier(stage, key), list(dict.fromkeys(spec.tasks))
+    for number, task in enumerate(tasks):
+        if task in scores:
+            continue
+        stage.progress.update(phase="harness", step=number, total_steps=len(tasks))
+        if _stops(stage):
+            raise StoppedError(f"stop requested; the harness is through with {number} of {len(tasks)} tasks")
+        scores[task] = _asked(task, model, manager, spec)
+        if stage.group.rank == 0:
+            write_sealed(stage.paths.harness_scores, {"key": key, "scores": scores})
+    found = {name: values for of_task in scores.values() for name, values in of_task.items()}
+    for name, values in found.items():
+        log(f"{name}: {', '.join(f'{metric} {value:.4f}' for metric, value in values.items())}")
+    return found
+
+
+def _earlier(stage: HfStage, key: str) -> dict[str, Scores]:
+    """By the tasks that an earlier job of this stage has asked, the same on every rank."""
+    found: list[dict[str, Scores]] = [{}]
+    if stage.group.rank == 0:
+        with contextlib.suppress(DamagedError, OSError):
+            written = read_sealed(stage.paths.harness_scores) or {}
+            found = [written["scores"]] if written.get("key") == key else found
+        if found[0]:
+            log(f"the harness is through with {', '.join(found[0])} already")
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _stops(stage: HfStage) -> bool:
+    """Whether a rank was asked to; all ranks answer alike."""
+    asked = torch.tensor(float(stage.stop.requested), device=stage.group.device)
+    dist.all_reduce(asked)
+    return bool(asked.item())
+
+
+def _asked(task: str, model: Any, manager: Any, spec: HarnessSpec) -> Scores:
+    """One task, or a group of them with all that are in it. On ranks other than 0 nothing is in it."""
+    from lm_eval import simple_evaluate
+
     try:
         with contextlib.redirect_stdout(sys.stderr):
             found = simple_evaluate(
                 model=model,
-                tasks=list(spec.tasks),
-                task_manager=TaskManager(include_path=spec.include_path),
+                tasks=[task],
+                task_manager=manager,
                 num_fewshot=spec.few_shot,
                 limit=spec.limit,
                 apply_chat_template=spec.chat_template,
@@ -43,14 +94,11 @@ def benchmark(tuned: Tuned, spec: HarnessSpec, group: DataGroup) -> dict[str, di
     except (FileNotFoundError, ConnectionError, KeyError, ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"harness: {', '.join(spec.tasks)}: {lines[0][:300]}; its data must be in the cache of the datasets "
-            "package (HF_HOME) or in files, for a node fetches nothing"
+            f"harness: {task}: {lines[0][:300]}; its data must be in the cache of the datasets package (HF_HOME) or in "
+            "files, for a node fetches nothing"
         ) from error
     results: dict[str, dict[str, Any]] = (found or {}).get("results", {})
-    scores = {task: _scores(values) for task, values in results.items()}
-    for task, values in scores.items():
-        log(f"{task}: {', '.join(f'{name} {value:.4f}' for name, value in values.items())}")
-    return scores
+    return {name: _scores(values) for name, values in results.items()}
 
 
 def _scores(values: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,8 @@ began=$(date +%s)
 code=$?
 # 5: none is chosen
 [ "$code" = 5 ] && code=0
-printf '== %s, %s s\n' "$1" "$(($(date +%s) - began))"
+# the second line of `times`: what the processes it waited for took of the cores, as user and system
+printf '== %s, %s s, of cores %s\n' "$1" "$(($(date +%s) - began))" "$(times | tail -n 1)"
 cat "$words"
 rm -f "$words"
 exit "$code"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Parallel axes from the innermost, whose neighbours are consecutive ranks, to the outermost, by megatron-core's names
+# (megatron/core/parallel_state.py, initialize_model_parallel).
+RankOrder = Literal["tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp"]
+
 
 @dataclass(frozen=True)
 class ParallelSpec:
-    """The split. world_size = tensor · context · data · pipeline; rank = tp + TP·(cp + CP·(dp + DP·pp)) (Megatron's
-    order).
+    """The split. world_size = tensor · context · data · pipeline; ranks are numbered by `order`.
 
     Attributes:
         virtual_pipeline: chunks of layers that a pipeline stage has (interleaved schedule).
@@ -41,6 +44,7 @@ class ParallelSpec:
     overlap: bool = False
     expert: int = 1
     expert_tensor: int | None = None
+    order: RankOrder = "tp-cp-ep-dp-pp"
 
     @property
     def expert_tensor_size(self) -> int:

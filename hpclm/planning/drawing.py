@@ -42,6 +42,7 @@ def _stage(stage: StagePlan, twin: str) -> str:
         f"  {nodes} = {ranks} = tensor {split.tensor} × pipeline {split.pipeline} × data {split.data}"
         + (f" × context {split.context}" if split.context > 1 else "")
         + (", sequence parallel" if split.sequence_parallel else "")
+        + (f", in the order {split.order}" if split.order != ParallelSpec.order else "")
     )
     if split.expert > 1:
         lines.append(

@@ -27,6 +27,7 @@ def check(stage: StageContext, model: ModelSpec) -> None:
     _router(stage, model)
     _division(stage, model)
     _tensor_ranks(stage, model)
+    _order(stage)
 
 
 def _without_experts(stage: StageContext) -> None:
@@ -101,6 +102,21 @@ def _division(stage: StageContext, model: ModelSpec) -> None:
             f"ffn_hidden_size % {key} == 0",
             each,
             choices,
+        )
+
+
+def _order(stage: StageContext) -> None:
+    """parallel_state.py, initialize_model_parallel: experts keep the pipeline stages of the other weights' order."""
+    parallel = stage.recipe.parallel
+    shared, others = parallel.expert * _devices_of_one(parallel), parallel.tensor * parallel.context
+    if parallel.order != "tp-cp-ep-dp-pp" and parallel.pipeline > 1 and shared != others:
+        stage.error(
+            ("parallel", "order"),
+            f"{parallel.order} needs expert × expert_tensor {shared} to be tensor × context {others}: experts' stages "
+            "would be on other devices; choose tp-cp-ep-dp-pp",
+            "expert · expert_tensor == tensor · context in this order",
+            parallel.order,
+            ("tp-cp-ep-dp-pp",),
         )
 
 

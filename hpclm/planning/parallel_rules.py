@@ -27,9 +27,12 @@ ADVANCED = (
     "expert_tensor",
     "distributed_optimizer",
     "overlap",
+    "order",
 )
-# Where the layers are, which matters to no task.
+# Where the layers are.
 LAYERS = ("first_stage_layers", "last_stage_layers", "account_for_embedding", "account_for_loss")
+# Where layers and ranks are, which matters to no task.
+PLACES = (*LAYERS, "order")
 
 
 def split_devices(stage: StageContext) -> Topology | None:
@@ -58,7 +61,8 @@ def split_devices(stage: StageContext) -> Topology | None:
             multiples(model_size, world),
         )
         return None
-    topology = Topology(parallel.tensor, parallel.pipeline, resources.nodes, resources.devices_per_node, context)
+    devices = resources.nodes, resources.devices_per_node
+    topology = Topology(parallel.tensor, parallel.pipeline, *devices, context, parallel.order)
     _tensor_within_node(stage, topology)
     if stage.task.answers and topology.data > 1 and stage.recipe.engine != "hf":
         stage.info(

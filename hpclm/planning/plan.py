@@ -95,12 +95,7 @@ class StagePlan:
 
     @property
     def topology(self) -> Topology | None:
-        split = self.parallel
-        return (
-            Topology(split.tensor, split.pipeline, split.nodes, split.devices_per_node, split.context)
-            if split
-            else None
-        )
+        return Topology.of(self.parallel) if self.parallel else None
 
     @property
     def ranks(self) -> list[RankPlace]:

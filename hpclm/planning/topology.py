@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Parallel axes from the innermost, whose neighbours are consecutive ranks, to the outermost: `tp-cp-ep-dp-pp` of
-# megatron/core/parallel_state.py (RankGenerator), without experts.
-AXES = ("tensor", "context", "data", "pipeline")
+from hpclm.core.parallel_spec import ParallelSpec, RankOrder
+
+_AXES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class RankPlace:
 class Topology:
     """A split of nodes · devices_per_node ranks into tensor · context · data · pipeline.
 
-    rank = tp + TP·(cp + CP·(dp + DP·pp)), by the order of AXES. Neighbouring ranks share a node,
-    so the tensor group, which communicates most, does.
+    In the usual order rank = tp + TP·(cp + CP·(dp + DP·pp)) (megatron/core/parallel_state.py, RankGenerator, without
+    experts). Neighbouring ranks share a node, so the tensor group, which communicates most, does.
     """
 
     tensor: int
@@ -35,6 +35,11 @@ class Topology:
     nodes: int
     devices_per_node: int
     context: int = 1
+    order: RankOrder = "tp-cp-ep-dp-pp"
+
+    @classmethod
+    def of(cls, split: ParallelSpec) -> Topology:
+        return cls(split.tensor, split.pipeline, split.nodes, split.devices_per_node, split.context, split.order)
 
     def __post_init__(self) -> None:
         if self.world_size % self.model_size:
@@ -57,7 +62,7 @@ class Topology:
     @property
     def axes(self) -> list[tuple[str, int]]:
         """Name and degree of each parallel axis, innermost first."""
-        return [(name, getattr(self, name)) for name in AXES]
+        return [(_AXES[name], getattr(self, _AXES[name])) for name in self.order.split("-") if name in _AXES]
 
     def rank(self, **coordinates: int) -> int:
         """The rank at these coordinates, one for each axis."""

@@ -24,6 +24,7 @@ from hpclm.core.records import from_dict, to_dict
 from hpclm.planning.engine_protocol import engine_named
 from hpclm.planning.plan import Plan, StagePlan
 from hpclm.planning.task import task_named
+from hpclm.planning.topology import Topology
 
 WORST = "worst"
 _AT_ONCE = 4
@@ -82,7 +83,8 @@ def _refuse_missing(stage: StagePlan) -> None:
 def _ranks(stage: str, parallel: ParallelSpec, rank: int | None) -> Iterator[int]:
     """Tensor, context and data parallel ranks of a pipeline stage hold the same, so one of them is enough."""
     if rank is None:
-        yield from range(0, parallel.world_size, parallel.tensor * parallel.context * parallel.data)
+        topology = Topology.of(parallel)
+        yield from (topology.rank(tensor=0, context=0, data=0, pipeline=one) for one in range(parallel.pipeline))
     elif rank < parallel.world_size:
         yield rank
     else:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpclm.core.nearest import closest, divisors, either, multiples
+from hpclm.core.parallel_spec import RankOrder
 from hpclm.core.vocabulary_size import padded_vocab_size
-from hpclm.planning.topology import AXES, RankPlace, Topology
+from hpclm.planning.topology import RankPlace, Topology
+
+AXES = ("tensor", "context", "data", "pipeline")
 
 
 @st.composite
@@ -78,6 +84,22 @@ def test_megatrons_own_example() -> None:
     assert tensor_groups == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15]]
     assert data_groups == [[0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15]]
     assert pipeline_groups == [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", get_args(RankOrder))
+def test_groups_are_those_of_megatron_core(order: RankOrder) -> None:
+    from megatron.core.parallel_state import RankGenerator
+
+    for tensor, context, data, pipeline in itertools.product((1, 2, 3), (1, 2), (1, 2, 4), (1, 2, 3)):
+        topology = Topology(tensor, pipeline, 1, tensor * context * data * pipeline, context, order)
+        generator = RankGenerator(tp=tensor, ep=1, dp=data, pp=pipeline, cp=context, order=order)
+        for name, axis in {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline"}.items():
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for place in topology.places():
+                others = tuple(getattr(place, other) for other in AXES if other != axis)
+                groups.setdefault(others, []).append(place.rank)
+            assert sorted(groups.values()) == sorted(generator.get_ranks(name)), (order, name, topology)
 
 
 def test_ranks_that_cannot_be_split_are_refused() -> None:

@@ -230,6 +230,7 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
         ("megatron.data_path", []),
         ("indexed", indexed),
         ("trainer.max_steps", 100),
+        ("parallel.order", "tp-cp-ep-pp-dp"),
         ("trainer.recompute", {"granularity": "full", "method": "block", "num_layers": 1}),
         (
             "optim.schedule",
@@ -262,6 +263,7 @@ def test_every_key_has_its_flag(tmp_path: Path) -> None:
         "--lr-wsd-decay-style cosine --lr-wsd-decay-iters 20",
         "--rotary-base 500000 --rope-scaling-factor 8.0",
         "--use-rope-scaling",
+        "--use-tp-pp-dp-mapping",
         "--qk-layernorm",
         "--add-qkv-bias",
         "--group-query-attention --num-query-groups 2",

@@ -259,6 +259,7 @@ def test_a_file_of_flags(tmp_path: Path) -> None:
             "--num-layers 24 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
             {"distributed_optimizer": True, "overlap": True},
         ),
+        ("--num-layers 24 --use-tp-pp-dp-mapping", {"order": "tp-cp-ep-pp-dp"}),
     ],
 )
 def test_flags_of_the_split_are_keys(tmp_path: Path, flags: str, expected: dict[str, object]) -> None:

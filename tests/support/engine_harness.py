@@ -12,7 +12,7 @@ from hpclm.core import spec as plan
 from hpclm.core.files import read_lines, write_json
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.layout import StagePaths
-from hpclm.core.parallel_spec import ParallelSpec
+from hpclm.core.parallel_spec import ParallelSpec, RankOrder
 from hpclm.core.records import to_dict
 from tests.support.processes import environment
 from tests.support.rank_server import ForkedRank, Kind
@@ -72,6 +72,7 @@ class Split:
     overlap: bool = False
     expert: int = 1
     expert_tensor: int | None = None
+    order: RankOrder = "tp-cp-ep-dp-pp"
 
     @property
     def ranks(self) -> int:
@@ -96,6 +97,7 @@ class Split:
             overlap=self.overlap,
             expert=self.expert,
             expert_tensor=self.expert_tensor,
+            order=self.order,
         )
 
     def __str__(self) -> str:
@@ -104,6 +106,7 @@ class Split:
         name += "" if self.stages == (None, None) else f"-stages{self.stages[0]},{self.stages[1]}"
         name += f"-ep{self.expert}" if self.expert > 1 else ""
         name += f"-etp{self.expert_tensor}" if self.expert_tensor else ""
+        name += "-stages-first" if self.order != Split.order else ""
         return name + ("-zero" if self.zero else "") + ("-overlap" if self.overlap else "")
 
 

@@ -29,6 +29,7 @@ ZERO = Split(1, 1, 2, zero=True)
 BIASED, MIXTRAL = replace(GPT, num_moe_experts=4), replace(LLAMA, num_moe_experts=4)
 KINDS = {GPT: "gpt", LLAMA: "llama", BIASED: "gpt-experts", MIXTRAL: "mixtral"}
 EVERYTHING = Split(1, 2, 2, virtual=2, zero=True, overlap=True)
+STAGES_FIRST = replace(EVERYTHING, order="tp-cp-ep-pp-dp")
 
 
 class Workshop:
@@ -75,6 +76,7 @@ SPLITS = [
     Split(1, 2, 2, stages=(None, 3), zero=True),
     Split(1, 1, 2, context=2, zero=True, overlap=True),
     EVERYTHING,
+    STAGES_FIRST,
 ]
 
 
@@ -148,6 +150,7 @@ def test_so_it_is_with_recomputed_activations(
         (Split(1, 2, stages=(1, None)), Split(1, 2, virtual=2), GPT),
         (replace(EVERYTHING, overlap=False), Split(1, 1, 4, zero=True), GPT),
         (Split(1, 1, 4, zero=True), Split(1, 2, context=2, virtual=2), GPT),
+        (STAGES_FIRST, EVERYTHING, GPT),
         (Split(2, 1, 2, zero=True, overlap=True), ALONE, GPT),
         (Split(1, 1, 4, expert=4, zero=True), Split(2, sequence=True), MIXTRAL),
         (Split(2, 1, 2, sequence=True, expert=4, expert_tensor=1), ALL_EXPERTS, MIXTRAL),

@@ -102,7 +102,7 @@ class StagePlanner:
         parallel_rules.sequence_parallel(stage, length, keys)
         if not stage.task.starts_models:
             who = f"task {stage.recipe.task}"
-            parallel_rules.only_plain(stage, who=who, allowed=parallel_rules.LAYERS)
+            parallel_rules.only_plain(stage, who=who, allowed=parallel_rules.PLACES)
             return
         parallel_rules.context_parallel(stage, length, keys)
         if stage.recipe.parallel.context > 1 and indexed is not None and indexed.reset_attention:

@@ -254,6 +254,7 @@ def _switches(stage: StageContext, split: ParallelSpec, model: ModelSpec, source
         "--sequence-parallel": split.sequence_parallel,
         "--account-for-embedding-in-pipeline-split": split.account_for_embedding,
         "--account-for-loss-in-pipeline-split": split.account_for_loss,
+        "--use-tp-pp-dp-mapping": split.order == "tp-cp-ep-pp-dp",
         "--use-distributed-optimizer": split.distributed_optimizer,
         "--overlap-grad-reduce": split.overlap,
         "--overlap-param-gather": split.overlap and split.distributed_optimizer,

@@ -25,6 +25,7 @@ _OF_KEYS = {
     "--account-for-embedding-in-pipeline-split": "parallel.account_for_embedding",
     "--account-for-loss-in-pipeline-split": "parallel.account_for_loss",
     "--use-distributed-optimizer": "parallel.distributed_optimizer",
+    "--use-tp-pp-dp-mapping": "parallel.order",
     "--overlap-grad-reduce": "parallel.overlap",
     "--overlap-param-gather": "parallel.overlap",
     "--expert-model-parallel-size": "parallel.expert",

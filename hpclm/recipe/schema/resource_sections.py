@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hpclm.core.parallel_spec import RankOrder
 from hpclm.recipe.schema.base import Section
 
 Degree = Annotated[int, Field(ge=1, le=1024)]
@@ -48,6 +49,11 @@ class Parallel(Section):
         default=False,
         description="gradients are sent while the backward pass computes; with distributed_optimizer, weights while "
         "the forward pass does (pretrain)",
+    )
+    order: RankOrder = Field(
+        default="tp-cp-ep-dp-pp",
+        description="which ranks are neighbours, after tensor: replicas of a stage, or with tp-cp-ep-pp-dp the stages "
+        "of a replica (Megatron-LM's --use-tp-pp-dp-mapping)",
     )
 
 

@@ -54,7 +54,7 @@ class Groups:
 def initialize(
     store: dist.Store, rank: int, parallel: ParallelSpec, device: torch.device, seed: int, *, backend: str | None = None
 ) -> Groups:
-    """Join the process group through `store` and build Megatron's groups (order tp-cp-ep-dp-pp).
+    """Join the process group through `store` and build Megatron's groups.
 
     Args:
         backend: of torch.distributed; None: the device's.
@@ -76,6 +76,7 @@ def initialize(
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
+        order=parallel.order,
         distributed_timeout_minutes=COLLECTIVE_TIMEOUT_MIN,
         create_gloo_process_groups=False,
     )

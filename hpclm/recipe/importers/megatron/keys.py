@@ -60,6 +60,7 @@ TAKEN: dict[str, tuple[str, Kind]] = {
     "decoder_last_pipeline_num_layers": ("parallel.last_stage_layers", "whole"),
     "account_for_embedding_in_pipeline_split": ("parallel.account_for_embedding", "switch"),
     "account_for_loss_in_pipeline_split": ("parallel.account_for_loss", "switch"),
+    "use_tp_pp_dp_mapping": ("parallel.order", "switch"),
     "use_distributed_optimizer": ("parallel.distributed_optimizer", "switch"),
     "overlap_grad_reduce": ("parallel.overlap", "switch"),
     "micro_batch_size": ("batch.micro", "whole"),

@@ -186,9 +186,10 @@ class Flags:
         for name in ("swiglu", "squared_relu"):
             if self._is_on(name):
                 self._put("model.activation", self.flags[name].place, name)
-        for name in ("disable_bias_linear", "untie_embeddings_and_output_weights"):
+        values = {"disable_bias_linear": False, "untie_embeddings_and_output_weights": False}
+        for name, value in {**values, "use_tp_pp_dp_mapping": "tp-cp-ep-pp-dp"}.items():
             if self._is_on(name):
-                self._put(TAKEN[name][0], self.flags[name].place, False)
+                self._put(TAKEN[name][0], self.flags[name].place, value)
         self._experts()
         self._default("model.hidden_dropout")
         self._default("model.attention_dropout")

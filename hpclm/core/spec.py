@@ -184,6 +184,7 @@ class OptimSpec:
         warmup_ratio: share of all steps instead of `warmup_steps`; `constant_ratio` likewise.
         from_zero: the first step has a rate of 0, as in Megatron-LM.
         anneal_steps: of `wsd`, the steps before the constant ones in which the rate falls, and how.
+        offload: masters and moments are in host memory, where the update is made (engine megatron).
     """
 
     lr: float
@@ -201,6 +202,7 @@ class OptimSpec:
     anneal_steps: int = 0
     anneal: Anneal = "exponential"
     name: OptimizerName = "adamw"
+    offload: bool = False
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a run of so many; NeMo's int(ratio · steps)."""

@@ -92,6 +92,12 @@ def adamw(stage: StageContext) -> None:
     if optim is not None and optim.name != "adamw":
         what = f"{optim.name} is for engine hf; engine {stage.recipe.engine} has adamw alone"
         stage.error(("optim", "name"), what, "engine's optimizer", optim.name, ("adamw",))
+    if optim is not None and optim.offload and (stage.recipe.engine, stage.recipe.task) != ("megatron", "pretrain"):
+        no_offload(stage, f"is for pretrain by engine megatron, not {stage.recipe.task} by {stage.recipe.engine}")
+
+
+def no_offload(stage: StageContext, what: str) -> None:
+    stage.error(("optim", "offload"), f"{what}; leave it out", "optimizer that can be offloaded", True, (False,))
 
 
 def learning_rate(stage: StageContext, total_steps: int | None) -> None:
@@ -246,6 +252,18 @@ def staging_memory(stage: StageContext, total_bytes: int) -> None:
     where = ("checkpoint", "asynchronous")
     if resources.memory_gib is not None and resources.device == "gpu" and each > resources.memory_gib:
         stage.warning(where, f"{what}; raise resources.memory_gib, or set it to false", "host memory", True, (False,))
+    else:
+        stage.info(where, what, "host memory", True)
+
+
+def offloaded_memory(stage: StageContext, node_bytes: int) -> None:
+    """What the optimizer's state takes of a node's memory beside GPUs."""
+    resources = stage.recipe.resources
+    if not node_bytes or resources.device == "cpu":
+        return
+    what, where = f"the optimizer needs {node_bytes / GIB:.1f} GiB of each node's memory", ("optim", "offload")
+    if resources.memory_gib is not None and node_bytes > resources.memory_gib * GIB:
+        stage.warning(where, f"{what}; raise resources.memory_gib, or set it to null", "host memory", True)
     else:
         stage.info(where, what, "host memory", True)
 

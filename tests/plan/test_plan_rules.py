@@ -51,6 +51,7 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("expert · expert_tensor == tensor · context in this order", "parallel.order", "tp-cp-ep-pp-dp",
      ("tp-cp-ep-dp-pp",),
      {**EXPERTS, "parallel.pipeline": 2, "parallel.expert": 2, "resources.devices_per_node": 8}),
+    ("optimizer that can be offloaded", "optim.offload", True, (False,), {}),
     ("hidden_size % num_attention_heads == 0", "model.num_attention_heads", 6, (1, 2, 4, 8), {}),
     ("num_attention_heads % num_query_groups == 0", "model.num_query_groups", 3, (1, 2, 4), {}),
     ("global % (micro · data) == 0", "batch.global", 10, (8, 12), {}),
@@ -88,6 +89,24 @@ def test_a_rule_fails_with_value_and_choices_and_passes_with_each_choice(
         assert str(tmp_path / "recipe.yaml:") in found[0].where
         for choice in choices:
             assert not of_rule(plan_of(tmp_path, {key: choice, **others}), rule), choice
+
+
+def test_host_memory_of_an_offloaded_optimizer_is_said(tmp_path: Path) -> None:
+    how = {
+        "optim.offload": True, "stages": [{"name": "pretrain", "task": "pretrain"}], "resources.device": "gpu",
+        "model.hidden_size": 1024, "model.num_layers": 24, "model.num_attention_heads": 16,
+    }  # fmt: skip
+    plan, plain = plan_of(tmp_path, how), plan_of(tmp_path, {**how, "optim.offload": False})
+    (found,) = (one for one in plan.findings if one.where.endswith("optim.offload"))
+    assert (found.severity, found.rule) == ("info", "host memory")
+    assert "the optimizer needs 4.5 GiB of each node's memory" in found.message
+    small = plan_of(tmp_path, {**how, "resources.memory_gib": 4})
+    assert any("raise resources.memory_gib" in one.message for one in small.findings if one.severity == "warning")
+    memory, whole = plan.stages[0].memory, plain.stages[0].memory
+    assert memory is not None
+    assert whole is not None
+    assert memory.optimizer == 0
+    assert whole.total - memory.total == whole.optimizer > 10**9
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,7 @@ def test_a_file_of_flags(tmp_path: Path) -> None:
             "--num-layers 24 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
             {"distributed_optimizer": True, "overlap": True},
         ),
+        ("--num-layers 24 --optimizer-cpu-offload --optimizer-offload-fraction 1.0", {}),
         ("--num-layers 24 --use-tp-pp-dp-mapping", {"order": "tp-cp-ep-pp-dp"}),
     ],
 )
@@ -267,7 +268,9 @@ def test_flags_of_the_split_are_keys(tmp_path: Path, flags: str, expected: dict[
     --num-attention-heads 8 --seq-length 1024 --max-position-embeddings 1024 --micro-batch-size 1
     --pipeline-model-parallel-size 4 --global-batch-size 256 --train-iters 100 --lr 1e-4 --data-path d
     --vocab-file v --merge-file m --tokenizer-type GPT2BPETokenizer --vocab-size 1000"""
-    split = spec_of(written(tmp_path, " ".join(lines.split()))).parallel
+    spec = spec_of(written(tmp_path, " ".join(lines.split())))
+    split = spec.parallel
+    assert spec.optim.offload is ("cpu-offload" in flags)
     assert {key: getattr(split, key) for key in expected} == expected
 
 

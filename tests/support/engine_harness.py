@@ -73,6 +73,7 @@ class Split:
     expert: int = 1
     expert_tensor: int | None = None
     order: RankOrder = "tp-cp-ep-dp-pp"
+    offload: bool = False
 
     @property
     def ranks(self) -> int:
@@ -106,6 +107,7 @@ class Split:
         name += "" if self.stages == (None, None) else f"-stages{self.stages[0]},{self.stages[1]}"
         name += f"-ep{self.expert}" if self.expert > 1 else ""
         name += f"-etp{self.expert_tensor}" if self.expert_tensor else ""
+        name += "-offload" if self.offload else ""
         name += "-stages-first" if self.order != Split.order else ""
         return name + ("-zero" if self.zero else "") + ("-overlap" if self.overlap else "")
 
@@ -149,7 +151,7 @@ def stage_spec(folder: Path, data: Path, task: str, split: Split = ALONE, **chan
         parallel=split.parallel,
         batch=plan.BatchSpec(8, 2, 4 // split.data),
         trainer=plan.TrainerSpec("fp32", max_steps=steps, val_check_interval=changes.pop("validate", 10)),
-        optim=plan.OptimSpec(lr=changes.pop("lr", 1e-2), warmup_steps=3, schedule="constant"),
+        optim=plan.OptimSpec(lr=changes.pop("lr", 1e-2), warmup_steps=3, schedule="constant", offload=split.offload),
         checkpoint=plan.CheckpointSpec(save_interval_steps=changes.pop("save", None), keep_last=3),
         text=plan.TextData([str(data / "text")], document="line", seq_length=24) if task == "pretrain" else None,
         data=plan.PromptData(train, validation, test, max_seq_length=24),

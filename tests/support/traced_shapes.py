@@ -45,8 +45,15 @@ def stage(
     )  # fmt: skip
 
 
+def offloaded(spec: plan.StageSpec) -> plan.StageSpec:
+    return replace(spec, optim=replace(spec.optim, offload=True))
+
+
 ZERO = {"distributed_optimizer": True}
 SHAPES = {
+    "offloaded": offloaded(stage(GPT, split(), 4, 1, 1024)),
+    "offloaded, fp32": offloaded(stage(GPT, split(), 4, 2, 1024, precision="fp32")),
+    "offloaded, zero": offloaded(stage(GPT, split(2, data=4, overlap=True, **ZERO), 4, 1, 2048)),
     "one GPU": stage(GPT, split(), 4, 1, 1024),
     "one GPU, fp32": stage(GPT, split(), 4, 2, 1024, precision="fp32"),
     "one GPU, recomputed": stage(GPT, split(), 8, 1, 2048, UNIFORM),

@@ -1,4 +1,4 @@
-"""The plan's memory of pre-training, by formula, is what the engine's own code holds: thirty shapes, each stage."""
+"""The plan's memory of pre-training, by formula, is what the engine's code holds: more than 30 shapes, each stage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_formula_and_trace_agree(traced: dict[str, list[dict[str, Any]]], name: 
         held = found["peak_bytes"] - found["bytes_by_kind"]["workspaces"]  # these come on top
         assert estimate.total == pytest.approx(held, rel=0.05), (number, found["bytes_by_kind"], estimate)
         assert found["bytes_by_kind"]["weights"] == pytest.approx(estimate.weights, rel=0.05)
-        assert found["bytes_by_kind"]["optimizer"] == pytest.approx(estimate.optimizer, rel=0.05)
+        assert found["bytes_by_kind"].get("optimizer", 0) == pytest.approx(estimate.optimizer, rel=0.05)
     worst = memory.memory(spec)
     assert worst is not None
     assert worst.total == pytest.approx(max(one["peak_bytes"] for one in stages), rel=0.07)

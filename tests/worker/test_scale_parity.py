@@ -29,6 +29,7 @@ ZERO = Split(1, 1, 2, zero=True)
 BIASED, MIXTRAL = replace(GPT, num_moe_experts=4), replace(LLAMA, num_moe_experts=4)
 KINDS = {GPT: "gpt", LLAMA: "llama", BIASED: "gpt-experts", MIXTRAL: "mixtral"}
 EVERYTHING = Split(1, 2, 2, virtual=2, zero=True, overlap=True)
+OFFLOADED = replace(EVERYTHING, offload=True)
 STAGES_FIRST = replace(EVERYTHING, order="tp-cp-ep-pp-dp")
 
 
@@ -77,6 +78,8 @@ SPLITS = [
     Split(1, 1, 2, context=2, zero=True, overlap=True),
     EVERYTHING,
     STAGES_FIRST,
+    Split(offload=True),
+    OFFLOADED,
 ]
 
 
@@ -151,6 +154,8 @@ def test_so_it_is_with_recomputed_activations(
         (replace(EVERYTHING, overlap=False), Split(1, 1, 4, zero=True), GPT),
         (Split(1, 1, 4, zero=True), Split(1, 2, context=2, virtual=2), GPT),
         (STAGES_FIRST, EVERYTHING, GPT),
+        (Split(2, offload=True), OFFLOADED, GPT),
+        (OFFLOADED, ALONE, GPT),
         (Split(2, 1, 2, zero=True, overlap=True), ALONE, GPT),
         (Split(1, 1, 4, expert=4, zero=True), Split(2, sequence=True), MIXTRAL),
         (Split(2, 1, 2, sequence=True, expert=4, expert_tensor=1), ALL_EXPERTS, MIXTRAL),
@@ -167,7 +172,13 @@ def test_a_checkpoint_of_one_split_goes_on_at_another(
 
 @pytest.mark.parametrize(
     ("split", "model"),
-    [(replace(ZERO, overlap=True), GPT), (EVERYTHING, GPT), (Split(context=2), GPT), (ALL_EXPERTS, MIXTRAL)],
+    [
+        (replace(ZERO, overlap=True), GPT),
+        (EVERYTHING, GPT),
+        (OFFLOADED, GPT),
+        (Split(context=2), GPT),
+        (ALL_EXPERTS, MIXTRAL),
+    ],
     ids=lambda value: str(value) if isinstance(value, Split) else KINDS[value],
 )
 def test_a_resumed_run_has_the_same_bits(workshop: Workshop, split: Split, model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpclm.core.fine_tune_spec import HuggingFaceSpec, MethodSpec, ShardingSpec
 from hpclm.core.nearest import divisors
 from hpclm.engines.hf.memory import TABLES
-from hpclm.planning import lowering, parallel_rules
+from hpclm.planning import lowering, parallel_rules, rules
 from hpclm.planning.stage_context import StageContext
 
 # Packages of optimizers that are not torch's.
@@ -121,6 +121,8 @@ def _optimizer(stage: StageContext, sharding: ShardingSpec) -> None:
     if optim.name == "adamw-8bit" and (stage.recipe.resources.device == "cpu" or sharding.strategy != "ddp"):
         what = "adamw-8bit (bitsandbytes) needs GPUs and sharding.strategy: ddp; choose adamw"
         stage.error(("optim", "name"), what, "optimizer under sharding", optim.name, ("adamw",))
+    if optim.offload:
+        rules.no_offload(stage, "is engine megatron's; engine hf has sharding.offload: optimizer")
 
 
 def _method(stage: StageContext, method: MethodSpec, sharding: ShardingSpec) -> None:

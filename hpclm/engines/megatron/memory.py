@@ -310,12 +310,25 @@ def of_stage(spec: StageSpec, stage: int) -> MemoryEstimate | None:
             mine * width + own * 4, own * 4, own * FP32_OPTIMIZER_BYTES, held, total + trainable, trainable
         )
     state = OPTIMIZER_BYTES if width == 2 else FP32_OPTIMIZER_BYTES
-    optimizer = mine * state
-    if parallel.distributed_optimizer:
-        experts = expert_parameters(model, parallel, stage)
-        optimizer = -(-(mine - experts) * state // (parallel.data * parallel.context))
-        optimizer += -(-experts * state // parallel.expert_data)
+    optimizer = 0 if spec.optim.offload else _updated(spec, stage, state)
     return MemoryEstimate(mine * width, mine * 4, optimizer, held, total, total)
+
+
+def _updated(spec: StageSpec, stage: int, each: int) -> int:
+    """Bytes for the weights that a rank updates, so many for each."""
+    mine, parallel = stage_parameters(spec.model, spec.parallel, stage), spec.parallel
+    if not parallel.distributed_optimizer:
+        return mine * each
+    experts = expert_parameters(spec.model, parallel, stage)
+    dense = -(-(mine - experts) * each // (parallel.data * parallel.context))
+    return dense + -(-experts * each // parallel.expert_data)
+
+
+def offloaded_bytes(spec: StageSpec) -> int:
+    """What a rank of the largest pipeline stage has in host memory: fp32 masters, gradients and both moments."""
+    if not spec.optim.offload:
+        return 0
+    return max(_updated(spec, stage, 4 + OPTIMIZER_BYTES) for stage in range(spec.parallel.pipeline))
 
 
 def checkpoint_bytes(spec: StageSpec, estimate: MemoryEstimate) -> int:

@@ -9,7 +9,7 @@ from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.spec import BatchSpec, IndexedData, ModelSpec, NodeNeeds, PromptData, StageSpec, TaskTemplate
 from hpclm.core.stage_inputs import Input, stage_inputs
 from hpclm.engines.megatron import backends
-from hpclm.engines.megatron.memory import checkpoint_bytes, memory
+from hpclm.engines.megatron.memory import checkpoint_bytes, memory, offloaded_bytes
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning import (
     base_model,
@@ -316,7 +316,9 @@ class StagePlanner:
     def _memory(self, spec: StageSpec | None) -> MemoryEstimate | None:
         estimate = memory(spec) if spec is not None else None
         if spec is not None and estimate is not None:
-            rules.host_memory(self.stage, estimate.total * spec.parallel.devices_per_node)
+            offloaded = offloaded_bytes(spec)
+            rules.host_memory(self.stage, (estimate.total + offloaded) * spec.parallel.devices_per_node)
+            rules.offloaded_memory(self.stage, offloaded * spec.parallel.devices_per_node)
             rules.device_memory(self.stage, estimate.total)
             rules.staging_memory(self.stage, checkpoint_bytes(spec, estimate))
         return estimate

@@ -192,6 +192,11 @@ class Optim(Section):
         default=(0.9, 0.98), description="decay of the two moments; sgd: the first is the momentum"
     )
     epsilon: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-8, description="added to the denominator")
+    offload: bool = Field(
+        default=False,
+        description="its state in host memory, where the update is made (pretrain by engine megatron; engine hf: "
+        "sharding.offload)",
+    )
     schedule: Schedule = Field(default=Schedule(), description="learning rate over the steps")
 
 

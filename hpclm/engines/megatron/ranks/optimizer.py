@@ -3,7 +3,8 @@
 megatron-core's optimizer classes assert CUDA tensor types, so they cannot run the same recipe on a CPU; this one is
 the same arithmetic (Megatron's mixed-precision optimizer: fp32 masters, fp32 gradients, one global norm over the
 model-parallel group) on torch's fused AdamW. Gradients come from megatron-core's DistributedDataParallel. A rank
-updates the parts of its parameters that it is given: all of them, or its share under the distributed optimizer.
+updates the parts of its parameters that it is given: all of them, or its share under the distributed optimizer; where
+the optimizer is offloaded, in host memory (Ren et al. 2021, arXiv:2101.06840).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hpclm.core import heartbeat
 from hpclm.core.spec import OptimSpec
 from hpclm.engines.megatron.ranks.parameter_parts import Part, PlacedParts
 from hpclm.formats.ranks.parameters import is_experts
+from hpclm.formats.ranks.staging import Staging
 from hpclm.formats.ranks.tensor_shard import Shard, TensorShard
 from hpclm.training.ranks.loss_scale import LossScale
 
@@ -45,8 +47,6 @@ class Optimizer:
         publish: called after an update, to give the new weights to the ranks that did not make them.
     """
 
-    name = "torch.optim.AdamW(fused)"
-
     def __init__(
         self,
         parts: Sequence[Part],
@@ -62,12 +62,15 @@ class Optimizer:
         self.parts = list(parts)
         self.norm_group, self.expert_norm_group, self.publish = norm_group, expert_norm_group, publish
         weights = [part.weight() for part in self.parts]
-        self.masters = [one if one.dtype == torch.float32 else one.float() for one in weights]
-        # masters in another type than the weights, which are rounded from them
+        # gradients go there, and weights come from there
+        self.host = Staging() if optim.offload else None
+        self.masters = [self._master(one) for one in weights]
+        # masters in another type or place than the weights, which are copied from them
         self.rounded = [(w, m) for w, m in zip(weights, self.masters, strict=True) if w is not m]
         self.clip_norm, self.loss_scale = clip_norm, loss_scale
         self.updates = 0
         self.device = device
+        self.name = "torch.optim.AdamW(fused)" + (", in host memory" if optim.offload else "")
         # Megatron's rule (optimizer/__init__.py, _get_param_groups): no decay for biases and one-dimensional weights
         decay = [m for m, p in zip(self.masters, self.parts, strict=True) if p.parameter.dim() > 1]
         no_decay = [m for m, p in zip(self.masters, self.parts, strict=True) if p.parameter.dim() <= 1]
@@ -81,6 +84,11 @@ class Optimizer:
             if groups
             else None
         )
+
+    def _master(self, weight: torch.Tensor) -> torch.Tensor:
+        """fp32: the weight itself where it is that, and is not offloaded."""
+        master = weight if weight.dtype == torch.float32 else weight.float()
+        return master if self.host is None else Staging().copies([master])[0]
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
@@ -110,6 +118,8 @@ class Optimizer:
         return norm
 
     def _update(self, gradients: list[torch.Tensor], lr: float) -> None:
+        if self.host is not None:
+            gradients = self.host.copies(gradients)
         for master, gradient in zip(self.masters, gradients, strict=True):
             master.grad = gradient
         if self.adam is not None:
@@ -176,6 +186,9 @@ class Optimizer:
         """Continue from `state`; Adam's bias correction counts the updates."""
         self.updates = state["updates"]
         self.loss_scale.restore(state["loss_scale"])
+        for weight, master in self.rounded:
+            if weight.dtype == torch.float32:  # a checkpoint has it once
+                master.copy_(weight)
         for master in self.masters:
             self._moments(master)["step"].fill_(float(self.updates))
 

@@ -38,6 +38,7 @@ _MAKERS = {
     "tensor_parallel/mappings.py": "communication",
     "pipeline_parallel/p2p_communication.py": "communication",
     "torch/distributed/distributed_c10d.py": "communication",
+    "formats/ranks/staging.py": "optimizer",  # offloaded
 }
 _CACHE_MAKER = "_allocate"  # of `key_value_cache`
 _FRAMES = 8
@@ -57,10 +58,13 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
     groups = process_groups.initialize(FakeStore(), rank, spec.parallel, torch.device("cpu"), 1, backend="fake")
     counter = StorageCounter()
     _tell_kinds(counter, spec)
+    counter.elsewhere = frozenset({"optimizer"} if spec.optim.offload else ())
     with FakeTensorMode(), counter, host_reads(), _lists_of_ones(spec), _no_random_states(), kernels_of_gpus():
         assumed = (_answers if spec.task == "evaluate" else _steps)(spec, groups, counter)
     if spec.model.num_moe_experts is not None:
         assumed = [*assumed, "experts that have as many tokens each"]
+    if counter.most_elsewhere:
+        assumed = [*assumed, f"the optimizer is in host memory: {counter.most_elsewhere / 2**30:.1f} GiB, not counted"]
     found = counted(counter, spec.stage, rank, began, assumed, on_gpu=on_gpu, pipeline=groups.pipeline_rank)
     dist.destroy_process_group()
     return found

@@ -296,7 +296,7 @@ class Flags:
         return next((self.flags[name].place for name in names if name in self.flags), self.place)
 
     def _schedule(self) -> None:
-        self._take("lr", "min_lr", "weight_decay", "adam_eps")
+        self._take("lr", "min_lr", "weight_decay", "adam_eps", "optimizer_cpu_offload")
         if "lr" not in self.flags:
             self.faults.append(f"{self.place}: --lr is missing; add it")
         betas = [self._number("adam_beta1"), self._number("adam_beta2")]

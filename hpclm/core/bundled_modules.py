@@ -26,9 +26,10 @@ def bundle(sources: Mapping[str, bytes]) -> bytes:
 
 
 def import_from_bundle(payload: Path) -> bool:
-    """Find modules in the payload's bundle first, and no longer look for any other in its folder.
+    """Find modules in the payload's bundle first.
 
-    Tracebacks, data files beside modules and processes that are started still find the folder itself.
+    Its folder stays where it is in sys.path: processes that are started import from there, before anything that is
+    installed. Tracebacks and data files beside modules find it, too.
 
     Returns False, with nothing changed, where there is no bundle.
     """
@@ -39,7 +40,6 @@ def import_from_bundle(payload: Path) -> bool:
     sys.meta_path.insert(
         0, _Finder({str(payload / path): text.encode(_BYTES) for path, text in texts.items()}, str(payload))
     )
-    sys.path[:] = [path for path in sys.path if path != str(payload)]
     return True
 
 

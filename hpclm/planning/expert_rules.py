@@ -21,13 +21,13 @@ _MODEL_KEYS = ("moe_router_topk", "moe_aux_loss_coeff", "moe_z_loss_coeff")
 
 def check(stage: StageContext, model: ModelSpec) -> None:
     """Experts of the model, how they are divided, and what training them needs."""
+    _order(stage)
     if model.num_moe_experts is None:
         _without_experts(stage)
         return
     _router(stage, model)
     _division(stage, model)
     _tensor_ranks(stage, model)
-    _order(stage)
 
 
 def _without_experts(stage: StageContext) -> None:
@@ -106,18 +106,22 @@ def _division(stage: StageContext, model: ModelSpec) -> None:
 
 
 def _order(stage: StageContext) -> None:
-    """parallel_state.py, initialize_model_parallel: experts keep the pipeline stages of the other weights' order."""
+    """parallel_state.py, initialize_model_parallel: experts keep the other weights' pipeline stages, those of a dense
+    model as well, which would be shared by `tensor` devices."""
     parallel = stage.recipe.parallel
     shared, others = parallel.expert * _devices_of_one(parallel), parallel.tensor * parallel.context
-    if parallel.order != "tp-cp-ep-dp-pp" and parallel.pipeline > 1 and shared != others:
-        stage.error(
-            ("parallel", "order"),
-            f"{parallel.order} needs expert × expert_tensor {shared} to be tensor × context {others}: experts' stages "
-            "would be on other devices; choose tp-cp-ep-dp-pp",
-            "expert · expert_tensor == tensor · context in this order",
-            parallel.order,
-            ("tp-cp-ep-dp-pp",),
-        )
+    if parallel.order == "tp-cp-ep-dp-pp" or parallel.pipeline == 1 or shared == others:
+        return
+    needed = f"context 1, which is {parallel.context}"
+    if parallel.expert > 1 or parallel.expert_tensor is not None:
+        needed = f"expert × expert_tensor {shared} to be tensor × context {others}"
+    stage.error(
+        ("parallel", "order"),
+        f"{parallel.order} with pipeline {parallel.pipeline} needs {needed}, in megatron-core; choose tp-cp-ep-dp-pp",
+        "expert · expert_tensor == tensor · context in this order",
+        parallel.order,
+        ("tp-cp-ep-dp-pp",),
+    )
 
 
 def _devices_of_one(parallel: Parallel) -> int:

@@ -92,12 +92,14 @@ def adamw(stage: StageContext) -> None:
     if optim is not None and optim.name != "adamw":
         what = f"{optim.name} is for engine hf; engine {stage.recipe.engine} has adamw alone"
         stage.error(("optim", "name"), what, "engine's optimizer", optim.name, ("adamw",))
-    if optim is not None and optim.offload and (stage.recipe.engine, stage.recipe.task) != ("megatron", "pretrain"):
-        no_offload(stage, f"is for pretrain by engine megatron, not {stage.recipe.task} by {stage.recipe.engine}")
+    if optim is not None and optim.offload and stage.task.trains and stage.recipe.task != "pretrain":
+        no_offload(stage, f"is for pretrain, not {stage.recipe.task}; give it in the section optim of that stage alone")
+    elif optim is not None and optim.offload and stage.task.trains and stage.recipe.engine != "megatron":
+        no_offload(stage, f"is engine megatron's, not {stage.recipe.engine}'s; leave it out")
 
 
 def no_offload(stage: StageContext, what: str) -> None:
-    stage.error(("optim", "offload"), f"{what}; leave it out", "optimizer that can be offloaded", True, (False,))
+    stage.error(("optim", "offload"), what, "optimizer that can be offloaded", True, (False,))
 
 
 def learning_rate(stage: StageContext, total_steps: int | None) -> None:
@@ -238,11 +240,12 @@ def device_memory(stage: StageContext, rank_bytes: int) -> None:
     )
 
 
-def staging_memory(stage: StageContext, total_bytes: int) -> None:
+def staging_memory(stage: StageContext, total_bytes: int, offloaded: int = 0) -> None:
     """Asynchronous checkpoints are copied to the nodes' memory, each tensor on one rank.
 
     Args:
         total_bytes: of a checkpoint.
+        offloaded: bytes that a node's memory has besides.
     """
     resources = stage.recipe.resources
     if not stage.recipe.checkpoint.asynchronous:
@@ -250,7 +253,7 @@ def staging_memory(stage: StageContext, total_bytes: int) -> None:
     each = total_bytes / resources.nodes / GIB
     what = f"a checkpoint is copied to the nodes' memory, {each:.1f} GiB each (pinned blocks can take up to twice that)"
     where = ("checkpoint", "asynchronous")
-    if resources.memory_gib is not None and resources.device == "gpu" and each > resources.memory_gib:
+    if resources.memory_gib is not None and resources.device == "gpu" and each + offloaded / GIB > resources.memory_gib:
         stage.warning(where, f"{what}; raise resources.memory_gib, or set it to false", "host memory", True, (False,))
     else:
         stage.info(where, what, "host memory", True)
@@ -261,7 +264,9 @@ def offloaded_memory(stage: StageContext, node_bytes: int) -> None:
     resources = stage.recipe.resources
     if not node_bytes or resources.device == "cpu":
         return
-    what, where = f"the optimizer needs {node_bytes / GIB:.1f} GiB of each node's memory", ("optim", "offload")
+    where = ("optim", "offload")
+    what = f"the optimizer needs {node_bytes / GIB:.1f} GiB of each node's memory (pinned blocks can take half as "
+    what += "much again)"
     if resources.memory_gib is not None and node_bytes > resources.memory_gib * GIB:
         stage.warning(where, f"{what}; raise resources.memory_gib, or set it to null", "host memory", True)
     else:

@@ -12,6 +12,7 @@ import pytest
 
 from hpclm.cli import app as cli
 from hpclm.core.fine_tune_spec import HarnessSpec, InstructionData
+from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.core.spec import GenerationSpec
 from tests.engine_hf.conftest import Workshop
 from tests.support.engine_harness import Ranks, result, run
@@ -60,21 +61,26 @@ def test_scores_are_the_harness_own(shop: Workshop, tmp_path: Path, monkeypatch:
 def test_a_task_that_was_asked_is_not_asked_again(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage that failed at its second task goes on there, with the scores of the first."""
+    """A stage that failed at its second task goes on there, with the scores of the first, one of which is no number."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     own = task(tmp_path / "own")
+    turned = (own / "choice.yaml").read_text().replace("task: choice", "task: second")
+    turned = turned.replace("doc_to_target: answer", "doc_to_target: '{{1 - answer}}'")
+    (own / "second.yaml").write_text(turned.replace("questions.jsonl", "../later.jsonl"))
     harness = HarnessSpec(["choice", "second", "choice"], str(own), batch_size=4)
     spec = replace(shop.spec(task="evaluate", ranks=2), data=InstructionData(template="stanford"), harness=harness)
     first = Ranks(spec)
     assert set(first.wait()) != {0}
     assert "harness: second" in first.log()
-    turned = (own / "choice.yaml").read_text().replace("task: choice", "task: second")
-    (own / "second.yaml").write_text(turned.replace("doc_to_target: answer", "doc_to_target: '{{1 - answer}}'"))
-    (own / "choice.yaml").unlink()
+    (tmp_path / "later.jsonl").write_text((own / "questions.jsonl").read_text())
+    written = first.paths.harness_scores
+    kept = read_sealed(written) or {}
+    write_sealed(written, kept | {"scores": {"choice": {"choice": kept["scores"]["choice"]["choice"] | {"mcc": None}}}})
     again = Ranks(spec, attempt=2)
     assert again.wait() == [0, 0], again.log()[-2000:]
     assert "the harness is through with choice already" in again.log()
     scores = result(again.paths)["scores"]
+    assert scores["choice"]["mcc"] is None
     assert scores["second"]["acc"] == pytest.approx(1 - scores["choice"]["acc"])
 
 

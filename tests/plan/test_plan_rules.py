@@ -51,6 +51,10 @@ RULES: list[tuple[str, str, Any, tuple[Any, ...], dict[str, Any]]] = [
     ("expert · expert_tensor == tensor · context in this order", "parallel.order", "tp-cp-ep-pp-dp",
      ("tp-cp-ep-dp-pp",),
      {**EXPERTS, "parallel.pipeline": 2, "parallel.expert": 2, "resources.devices_per_node": 8}),
+    ("expert · expert_tensor == tensor · context in this order", "parallel.order", "tp-cp-ep-pp-dp",
+     ("tp-cp-ep-dp-pp",),
+     {"parallel.pipeline": 2, "parallel.context": 2, "resources.devices_per_node": 8,
+      "stages": [{"name": "pretrain", "task": "pretrain"}]}),
     ("optimizer that can be offloaded", "optim.offload", True, (False,), {}),
     ("hidden_size % num_attention_heads == 0", "model.num_attention_heads", 6, (1, 2, 4, 8), {}),
     ("num_attention_heads % num_query_groups == 0", "model.num_query_groups", 3, (1, 2, 4), {}),
@@ -99,7 +103,7 @@ def test_host_memory_of_an_offloaded_optimizer_is_said(tmp_path: Path) -> None:
     plan, plain = plan_of(tmp_path, how), plan_of(tmp_path, {**how, "optim.offload": False})
     (found,) = (one for one in plan.findings if one.where.endswith("optim.offload"))
     assert (found.severity, found.rule) == ("info", "host memory")
-    assert "the optimizer needs 4.5 GiB of each node's memory" in found.message
+    assert "the optimizer needs 4.5 GiB of each node's memory (pinned" in found.message
     small = plan_of(tmp_path, {**how, "resources.memory_gib": 4})
     assert any("raise resources.memory_gib" in one.message for one in small.findings if one.severity == "warning")
     memory, whole = plan.stages[0].memory, plain.stages[0].memory

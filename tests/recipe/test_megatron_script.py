@@ -259,7 +259,11 @@ def test_a_file_of_flags(tmp_path: Path) -> None:
             "--num-layers 24 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
             {"distributed_optimizer": True, "overlap": True},
         ),
-        ("--num-layers 24 --optimizer-cpu-offload --optimizer-offload-fraction 1.0", {}),
+        (
+            "--num-layers 24 --use-distributed-optimizer --use-precision-aware-optimizer --optimizer-cpu-offload"
+            " --optimizer-offload-fraction 1 --overlap-cpu-optimizer-d2h-h2d --exp-avg-dtype fp32",
+            {"distributed_optimizer": True},
+        ),
         ("--num-layers 24 --use-tp-pp-dp-mapping", {"order": "tp-cp-ep-pp-dp"}),
     ],
 )

@@ -122,7 +122,7 @@ def _optimizer(stage: StageContext, sharding: ShardingSpec) -> None:
         what = "adamw-8bit (bitsandbytes) needs GPUs and sharding.strategy: ddp; choose adamw"
         stage.error(("optim", "name"), what, "optimizer under sharding", optim.name, ("adamw",))
     if optim.offload:
-        rules.no_offload(stage, "is engine megatron's; engine hf has sharding.offload: optimizer")
+        rules.no_offload(stage, "is engine megatron's; engine hf has sharding.offload: optimizer instead")
 
 
 def _method(stage: StageContext, method: MethodSpec, sharding: ShardingSpec) -> None:

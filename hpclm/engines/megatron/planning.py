@@ -320,7 +320,8 @@ class StagePlanner:
             rules.host_memory(self.stage, (estimate.total + offloaded) * spec.parallel.devices_per_node)
             rules.offloaded_memory(self.stage, offloaded * spec.parallel.devices_per_node)
             rules.device_memory(self.stage, estimate.total)
-            rules.staging_memory(self.stage, checkpoint_bytes(spec, estimate))
+            beside = offloaded * spec.parallel.devices_per_node
+            rules.staging_memory(self.stage, checkpoint_bytes(spec, estimate), beside)
         return estimate
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ from hpclm.engines.hf.ranks.tuned_adapters import base_of
 from hpclm.engines.hf.ranks.tuned_models import Tuned
 from hpclm.worker.report import StoppedError
 
-Scores = dict[str, dict[str, float]]
+# By task and metric; None for what is no number, as the perplexity of a model that diverged.
+Scores = dict[str, dict[str, float | None]]
 
 
 def benchmark(stage: HfStage, spec: HarnessSpec, tuned: Tuned) -> Scores:
@@ -39,7 +42,8 @@ def benchmark(stage: HfStage, spec: HarnessSpec, tuned: Tuned) -> Scores:
     tuned.base.set_attn_implementation("sdpa")
     model: Any = _on_ranks()(tuned, stage.group, spec.batch_size)
     manager = TaskManager(include_path=spec.include_path)
-    key = key_of(stage.spec, (), 0, (tuned.folder, base_of(tuned.folder)))
+    own = sorted(map(str, Path(spec.include_path).rglob("*"))) if spec.include_path else ()
+    key = key_of(stage.spec, own, 0, (tuned.folder, base_of(tuned.folder)))
     scores, tasks = _earlier(stage, key), list(dict.fromkeys(spec.tasks))
     for number, task in enumerate(tasks):
         if task in scores:
@@ -52,7 +56,7 @@ def benchmark(stage: HfStage, spec: HarnessSpec, tuned: Tuned) -> Scores:
             write_sealed(stage.paths.harness_scores, {"key": key, "scores": scores})
     found = {name: values for of_task in scores.values() for name, values in of_task.items()}
     for name, values in found.items():
-        log(f"{name}: {', '.join(f'{metric} {value:.4f}' for metric, value in values.items())}")
+        log(f"{name}: {', '.join(f'{metric} {_told(value)}' for metric, value in values.items())}")
     return found
 
 
@@ -101,13 +105,17 @@ def _asked(task: str, model: Any, manager: Any, spec: HarnessSpec) -> Scores:
     return {name: _scores(values) for name, values in results.items()}
 
 
-def _scores(values: dict[str, Any]) -> dict[str, float]:
+def _told(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
+
+
+def _scores(values: dict[str, Any]) -> dict[str, float | None]:
     """The harness' `acc,none` is acc, and `acc,strict` acc (strict)."""
-    found = {}
+    found: dict[str, float | None] = {}
     for name, value in values.items():
         metric, _, kind = name.partition(",")
         if isinstance(value, int | float) and kind and not metric.endswith("_stderr"):
-            found[metric if kind == "none" else f"{metric} ({kind})"] = float(value)
+            found[metric if kind == "none" else f"{metric} ({kind})"] = float(value) if math.isfinite(value) else None
     return found
 
 

@@ -137,6 +137,8 @@ NO_EFFECT: dict[str, str] = {
     **dict.fromkeys(("cross_entropy_loss_fusion", "cross_entropy_fusion_impl", "no_persist_layer_norm"), _KERNELS),
     **dict.fromkeys(("no_gradient_accumulation_fusion", "overlap_param_gather_with_optimizer_step"), _KERNELS),
     "overlap_param_gather": "(parallel.overlap does both)",
+    **dict.fromkeys(("use_precision_aware_optimizer", "overlap_cpu_optimizer_d2h_h2d", "no_pin_cpu_grads"), _KERNELS),
+    **dict.fromkeys(("no_pin_cpu_params", "use_torch_optimizer_for_cpu_offload"), _KERNELS),
     **dict.fromkeys(
         ("grad_reduce_in_bf16", "accumulate_allreduce_grads_in_fp32", "attention_softmax_in_fp32"), _KERNELS
     ),
@@ -189,9 +191,13 @@ REFUSED: dict[str, tuple[str | None, str]] = {
     "decoupled_min_lr": (None, "all weights have one learning rate; remove it"),
     "calculate_per_token_loss": (None, "each micro-batch counts the same, as in Megatron-LM without it; remove it"),
     "mock_data": (None, "there is no made-up data; give data_path=PREFIX"),
-    "finetune": (None, "begin from weights of Megatron-LM by model.checkpoint=FOLDER"),
-    "pretrained_checkpoint": (None, "begin from weights of Megatron-LM by model.checkpoint=FOLDER"),
+    "finetune": (None, "remove it, and begin from weights by hpclm.model.checkpoint=FOLDER"),
+    "pretrained_checkpoint": (None, "remove it, and begin from weights by hpclm.model.checkpoint=FOLDER"),
     "optimizer_offload_fraction": ("1.0", "all of the optimizer's state is in host memory, or none; remove it"),
+    **dict.fromkeys(
+        ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"),
+        ("fp32", "gradients, masters and moments are in fp32; remove it"),
+    ),
     "lr_warmup_init": ("0", "the warm-up begins at 0; remove it"),
     "lr_wsd_decay_fraction": (None, "give lr_wsd_decay_iters"),
     "test_data_path": (None, "there is no test part in training; remove it"),

@@ -66,7 +66,7 @@ class Flags:
                 self.fates[name] = KeyFate.NO_EFFECT, "rope has no table of positions"
             elif name in REFUSED:
                 harmless, why = REFUSED[name]
-                if harmless is not None and str(node.value) == harmless:
+                if harmless is not None and str(node.value) in (harmless, harmless.removesuffix(".0")):
                     self.fates[name] = KeyFate.NO_EFFECT, f"{harmless} is what there is"
                 else:
                     self.faults.append(f"{node.place}: {why}")

@@ -178,7 +178,6 @@ def _rules() -> Iterator[Case]:
         ("optim.min_lr", 0.0001),
         expected=("must be 0 for p-tuning",),
     )
-    yield one("sequence", ("parallel.tensor", 1), ("parallel.sequence", True), expected=("tensor ranks",))
     yield one("sequence-text", ("parallel.sequence", True), ("text.seq_length", 33), expected=("33 is not a multiple",))
     yield one(
         "sequence-data", ("parallel.sequence", True), ("data.max_seq_length", 47), expected=("47 is not a multiple",)

@@ -22,7 +22,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
     answer, log = folder / "answer.json", folder / "log"
     env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
     ran = ForkedRank([str(answer)], env, log, function="tests.support.traced_shapes:write")
-    wait_until("the traces", lambda: ran.poll() is not None, seen=lambda: log.read_text()[-2000:], limit_s=600)
+    wait_until("the traces", lambda: ran.poll() is not None, seen=lambda: log.read_text()[-2000:], limit_s=1200)
     assert answer.exists(), log.read_text()[-3000:]
     found: dict[str, list[dict[str, Any]]] = json.loads(answer.read_text())
     return found

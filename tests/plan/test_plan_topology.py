@@ -87,6 +87,7 @@ def test_megatrons_own_example() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of megatron-core, as it is imported
 @pytest.mark.parametrize("order", get_args(RankOrder))
 def test_groups_are_those_of_megatron_core(order: RankOrder) -> None:
     from megatron.core.parallel_state import RankGenerator

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpclm.core.nearest import closest, divisors, either
+from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.spec import ModelSpec
 from hpclm.planning.stage_context import StageContext
 
@@ -110,17 +111,18 @@ def _order(stage: StageContext) -> None:
     model as well, which would be shared by `tensor` devices."""
     parallel = stage.recipe.parallel
     shared, others = parallel.expert * _devices_of_one(parallel), parallel.tensor * parallel.context
-    if parallel.order == "tp-cp-ep-dp-pp" or parallel.pipeline == 1 or shared == others:
+    if parallel.order == ParallelSpec.order or parallel.pipeline == 1 or shared == others:
         return
     needed = f"context 1, which is {parallel.context}"
     if parallel.expert > 1 or parallel.expert_tensor is not None:
         needed = f"expert × expert_tensor {shared} to be tensor × context {others}"
     stage.error(
         ("parallel", "order"),
-        f"{parallel.order} with pipeline {parallel.pipeline} needs {needed}, in megatron-core; choose tp-cp-ep-dp-pp",
+        f"{parallel.order} with pipeline {parallel.pipeline} needs {needed}, in megatron-core; "
+        f"choose {ParallelSpec.order}",
         "expert · expert_tensor == tensor · context in this order",
         parallel.order,
-        ("tp-cp-ep-dp-pp",),
+        (ParallelSpec.order,),
     )
 
 

@@ -35,7 +35,7 @@ class Topology:
     nodes: int
     devices_per_node: int
     context: int = 1
-    order: RankOrder = "tp-cp-ep-dp-pp"
+    order: RankOrder = ParallelSpec.order
 
     @classmethod
     def of(cls, split: ParallelSpec) -> Topology:

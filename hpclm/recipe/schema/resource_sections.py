@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hpclm.core.parallel_spec import RankOrder
+from hpclm.core.parallel_spec import ParallelSpec, RankOrder
 from hpclm.recipe.schema.base import Section
 
 Degree = Annotated[int, Field(ge=1, le=1024)]
@@ -51,7 +51,7 @@ class Parallel(Section):
         "the forward pass does (pretrain)",
     )
     order: RankOrder = Field(
-        default="tp-cp-ep-dp-pp",
+        default=ParallelSpec.order,
         description="which ranks are neighbours, after tensor: replicas of a stage, or with tp-cp-ep-pp-dp the stages "
         "of a replica (Megatron-LM's --use-tp-pp-dp-mapping)",
     )

@@ -1,18 +1,19 @@
 """Stages of a plan run without devices, memory or other ranks: the engine's own code on tensors without bytes.
 
-An engine whose `tracer` names a module can be traced: `python -m MODULE` reads `{"spec": …, "rank": n}` on standard
-input and writes a `RankTrace` on standard output.
+An engine whose `tracer` names a module can be traced: `python -m MODULE` is asked for ranks on standard input, and
+answers with a `RankTrace` for each of them (`training.ranks.tracer_program`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,9 +49,12 @@ def trace(plan: Plan, rank: int | None, log: Callable[[str], None] = lambda line
         for one in _ranks(stage.name, stage.spec.parallel, rank):
             log(f"tracing stage {stage.name}, rank {one} of {stage.spec.parallel.world_size}")
             wanted.append((stage, one))
-    # each is a process of its own, busy with one core for seconds
-    with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(os.sched_getaffinity(0))))) as pool:
-        return list(pool.map(lambda one: _traced(*one), wanted))
+    found: dict[int, RankTrace] = {}
+    for tracer in dict.fromkeys(_tracer(stage) for stage, _ in wanted):
+        places = [place for place, (stage, _) in enumerate(wanted) if _tracer(stage) == tracer]
+        answers = _traced(str(tracer), [wanted[place] for place in places])
+        found.update((places[place], one) for place, one in answers)
+    return [found[place] for place in range(len(wanted))]
 
 
 def worst(traces: list[RankTrace]) -> dict[str, RankTrace]:
@@ -91,22 +95,35 @@ def _ranks(stage: str, parallel: ParallelSpec, rank: int | None) -> Iterator[int
         raise HpclmError(f"--rank {rank}: stage {stage} has ranks 0 to {parallel.world_size - 1}")
 
 
-def _traced(stage: StagePlan, rank: int) -> RankTrace:
-    assert stage.spec is not None
-    asked = json.dumps({"spec": to_dict(stage.spec), "rank": rank})
+def _traced(tracer: str, wanted: list[tuple[StagePlan, int]]) -> Iterator[tuple[int, RankTrace]]:
+    """Each of these stages and ranks by its place, as it is done. All are of one engine."""
+    asked = [{"spec": to_dict(stage.spec), "rank": rank} for stage, rank in wanted]
+    # each keeps one core busy for seconds
+    request = json.dumps({"asked": asked, "at_once": max(1, min(_AT_ONCE, len(os.sched_getaffinity(0))))})
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(Path(hpclm.__file__).parents[1]), *([inherited] if inherited else [])])
-    done = subprocess.run(
-        [sys.executable, "-m", str(_tracer(stage))],
-        input=asked,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        check=False,
-    )
-    try:
-        found = from_dict(RankTrace, json.loads(done.stdout))
-    except ValueError:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return RankTrace(stage.name, rank, error=last)
-    return replace(found, estimate_bytes=None if stage.memory is None else stage.memory.total)
+    answered = set()
+    with tempfile.TemporaryFile() as said:
+        with subprocess.Popen(
+            [sys.executable, "-m", tracer],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        ) as program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                program.stdin.write(request)
+                program.stdin.close()
+            for line in program.stdout:
+                place, one = json.loads(line)
+                answered.add(place)
+                estimate = wanted[place][0].memory
+                yield place, replace(from_dict(RankTrace, one), estimate_bytes=estimate.total if estimate else None)
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip().splitlines() or [f"exit code {program.returncode}"]
+    for place, (stage, rank) in enumerate(wanted):
+        if place not in answered:
+            yield place, RankTrace(stage.name, rank, error=words[-1])

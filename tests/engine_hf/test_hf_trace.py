@@ -164,9 +164,9 @@ def test_no_weights_are_needed_and_no_model_is_said(shop: Workshop, tmp_path: Pa
     bare = tmp_path / "bare"
     bare.mkdir()
     spec = replace(shop.spec(), base=str(bare))
-    text = json.dumps({"spec": to_dict(spec), "rank": 0})
+    text = json.dumps({"asked": [{"spec": to_dict(spec), "rank": 0}], "at_once": 1})
     done = subprocess.run([sys.executable, "-m", TRACER], input=text, capture_output=True, text=True, check=False)
-    assert json.loads(done.stdout)["error"].startswith(f"{bare}: has no config.json")
+    assert json.loads(done.stdout)[1]["error"].startswith(f"{bare}: has no config.json")
     (bare / "config.json").write_bytes((shop.model("llama") / "config.json").read_bytes())
     whole = replace(spec, base=str(shop.model("llama")))
     assert held("traced", spec, tmp_path / "a").peak_bytes == held("traced", whole, tmp_path / "b").peak_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 from dataclasses import replace
@@ -128,6 +129,7 @@ def write(answer: str) -> None:
         for name, spec in SHAPES.items()
         for rank in range(0, spec.parallel.world_size, spec.parallel.world_size // spec.parallel.pipeline)
     ]
+    importlib.import_module("torch._dynamo")  # which FakeTensors need, and which takes most of a second
     # tensors without bytes stay in caches, so that a process can trace once
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         traced = pool.starmap(_traced, wanted, chunksize=1)

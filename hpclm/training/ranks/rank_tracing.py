@@ -1,5 +1,4 @@
-"""What the tracers of the engines share: tensors without bytes that can be read, kernels that a CPU lacks, and the
-exchange with `planning.tracing`, which runs a tracer as a program.
+"""What the tracers of the engines share: tensors without bytes that can be read, and kernels that a CPU lacks.
 
 Tensors are torch's FakeTensors, which have a shape and a type but no bytes; process groups are torch's fake ones, which
 answer at once.
@@ -8,27 +7,20 @@ answer at once.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpclm.core.errors import HpclmError
 from hpclm.core.rank_trace import RankTrace
-from hpclm.core.records import from_dict, to_dict
-from hpclm.worker.ranks.storage_counter import StorageCounter, is_ours, short
-
-Spec = TypeVar("Spec")
+from hpclm.training.ranks.remembered_results import RememberedResults
+from hpclm.worker.ranks.storage_counter import StorageCounter
 
 # cuBLAS's, for the forward and the backward thread, as torch sets them on Hopper (ATen/cuda/CublasHandlePool.cpp;
 # older GPUs have a quarter); measured on an H200: 64 to 75 MiB above what the tensors hold, in eleven shapes.
@@ -40,6 +32,11 @@ _COALESCED = (
     torch.ops.c10d.reduce_scatter_tensor_coalesced_.default,
     torch.ops.c10d.allgather_into_tensor_coalesced_.default,
 )
+# These FakeTensors have, in half a millisecond each.
+_OF_ONE = (
+    torch.ops.c10d._allgather_base_.default,
+    torch.ops.c10d._reduce_scatter_base_.default,
+)
 
 
 class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -48,6 +45,10 @@ class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, true: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.true = true
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
@@ -59,6 +60,8 @@ class _HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1.0 if kind.is_floating_point else 1
         if func in _COALESCED:
             return FakeWork().boxed()
+        if func in _OF_ONE:
+            return args[0], FakeWork().boxed()
         return func(*args, **(kwargs or {}))
 
 
@@ -66,6 +69,13 @@ def host_reads(*, true: bool = True) -> contextlib.AbstractContextManager[Any]:
     """Numbers that the host reads are 1; of truth values it reads `true`."""
     mode: contextlib.AbstractContextManager[Any] = _HostReads(true)
     return mode
+
+
+@contextlib.contextmanager
+def without_bytes(mode: FakeTensorMode, counter: StorageCounter, *, true: bool = True) -> Iterator[None]:
+    """Tensors are FakeTensors, `counter` sees each of them, and the host reads numbers (see `host_reads`)."""
+    with mode, RememberedResults(mode), counter, host_reads(true=true):
+        yield
 
 
 class _FusedRmsNorm(torch.autograd.Function):
@@ -118,25 +128,3 @@ def counted(
         total += WORKSPACES
     seconds = round(time.perf_counter() - began, 2)
     return RankTrace(stage, rank, pipeline, total, kinds, peak.where, assumed, seconds)
-
-
-def serve(trace: Callable[[Spec, int], RankTrace], kind: type[Spec]) -> None:
-    """Read `{"spec": …, "rank": n}` on standard input, and write a `RankTrace` as JSON. Ends the process."""
-    asked = json.load(sys.stdin)
-    rank = int(asked["rank"])
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries print
-            found = trace(from_dict(kind, asked["spec"]), rank)
-    except Exception as error:
-        traceback.print_exc()
-        said = str(error) if isinstance(error, HpclmError) else f"{type(error).__name__}: {error}"
-        found = RankTrace(asked["spec"]["stage"], rank, where=_own_lines(error), error=said)
-    json.dump(to_dict(found), sys.stdout)
-    sys.stdout.flush()
-    os._exit(0)  # fake groups need no farewell
-
-
-def _own_lines(error: BaseException) -> list[str]:
-    """The innermost lines of hpclm and of the engine that led to an error."""
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    return [f"{short(one.filename)}:{one.lineno} {one.name}" for one in frames if is_ours(one.filename)][:3]

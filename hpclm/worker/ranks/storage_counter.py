@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
@@ -65,6 +66,10 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor is not None:
                 self._see(tensor, kind)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
@@ -78,7 +83,9 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _see(self, tensor: Tensor, kind: str | None, frame: FrameType | None = None) -> bool:
         """Count the tensor's storage if it is new, or move it to another kind. Whether it is new."""
-        if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        # a FakeTensor that is asked for `device` asks the modes
+        device = tensor.fake_device if type(tensor) is FakeTensor else tensor.device
+        if tensor.layout is not torch.strided or device.type == "meta":
             return False
         if is_traceable_wrapper_subclass(tensor):
             names, _ = tensor.__tensor_flatten__()

@@ -31,7 +31,8 @@ from hpclm.engines.hf.ranks.document_batches import DocumentBatch, document_batc
 from hpclm.engines.hf.ranks.hf_groups import DataGroup, join
 from hpclm.engines.hf.ranks.hf_loading import Weights, empty_model, load_tokenizer
 from hpclm.engines.hf.ranks.precision import dtype_of
-from hpclm.training.ranks.rank_tracing import counted, host_reads, kernels_of_gpus, serve
+from hpclm.training.ranks.rank_tracing import counted, kernels_of_gpus, without_bytes
+from hpclm.training.ranks.tracer_program import serve
 from hpclm.worker.rank_identity import RankFacts
 from hpclm.worker.ranks.storage_counter import StorageCounter
 
@@ -59,7 +60,7 @@ def trace(spec: FineTuneStageSpec, rank: int) -> RankTrace:
     alone = fake_sharding.without_ranks()
     told = fake_sharding.resized_told(counter)
     layers = contextlib.nullcontext() if spec.huggingface.quantization == "none" else fake_quantized.products()
-    with alone, told, layers, mode, counter, host_reads(true=False), kernels_of_gpus(), numbers():
+    with alone, told, layers, without_bytes(mode, counter, true=False), kernels_of_gpus(), numbers():
         run = answers if spec.task == "evaluate" else train
         assumed = run(_at_home(spec), folder, model, weights, group, counter)
     if counter.most_elsewhere:

@@ -1,14 +1,14 @@
-"""A rank of a stage, run without memory, devices or other ranks: `python -m hpclm.engines.megatron.ranks.trace`.
+"""A rank of a stage, run without memory, devices or other ranks (`planning.tracing`).
 
-Reads `{"spec": StageSpec, "rank": n}` on standard input and writes a `RankTrace` as JSON. The model, its layers, the
-backward pass, the communication and the optimizer are those of a run. Tensors are torch's FakeTensors, which have a
-shape and a type but no bytes; process groups are torch's fake ones, which answer at once; what the host reads from a
-tensor (a norm, a loss) is 1. Bytes are counted by `worker.ranks.storage_counter`.
+The model, its layers, the backward pass, the communication and the optimizer are those of a run. Tensors are torch's
+FakeTensors, which have a shape and a type but no bytes; process groups are torch's fake ones, which answer at once;
+what the host reads from a tensor (a norm, a loss) is 1. Bytes are counted by `worker.ranks.storage_counter`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +30,8 @@ from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.ranks.packed_layout import Layout
 from hpclm.engines.megatron.memory import in_flight
 from hpclm.engines.megatron.ranks import cpu_standins
-from hpclm.training.ranks.rank_tracing import counted, host_reads, kernels_of_gpus, serve
+from hpclm.training.ranks.rank_tracing import counted, kernels_of_gpus, without_bytes
+from hpclm.training.ranks.tracer_program import serve
 from hpclm.worker.ranks.storage_counter import StorageCounter
 
 # Who makes a tensor, where that says what it is for.
@@ -59,7 +60,7 @@ def trace(spec: StageSpec, rank: int) -> RankTrace:
     counter = StorageCounter()
     _tell_kinds(counter, spec)
     counter.elsewhere = frozenset({"optimizer"} if spec.optim.offload else ())
-    with FakeTensorMode(), counter, host_reads(), _lists_of_ones(spec), _no_random_states(), kernels_of_gpus():
+    with without_bytes(FakeTensorMode(), counter), _lists_of_ones(spec), _no_random_states(), kernels_of_gpus():
         assumed = (_answers if spec.task == "evaluate" else _steps)(spec, groups, counter)
     if spec.model.num_moe_experts is not None:
         assumed = [*assumed, "experts that have as many tokens each"]
@@ -279,5 +280,13 @@ def _between_stages(spec: StageSpec) -> list[int]:
     return [length, 1, spec.model.hidden_size]
 
 
+def _load() -> None:
+    """What `trace` imports, in the order in which a rank does."""
+    cpu_standins.install()
+    for name in ("groups", "training", "language_model", "stage_models", "generation"):
+        importlib.import_module(f"hpclm.engines.megatron.ranks.{name}")
+
+
 if __name__ == "__main__":
+    _load()
     serve(trace, StageSpec)

@@ -2,7 +2,7 @@
 
     python3 smoke.py [--no-gpu] [--all] [--train]
 
---all: DeepSpeed, NVML and Transformer Engine must be installed too, as in the images defined here. --train: also a
+--all: what only some stages need must be installed too, as in the images defined here. --train: also a
 training step of a small GPT of megatron-core, with NCCL. Exit code 1 and one line for each thing that is missing.
 Standard library only until then.
 """
@@ -23,7 +23,17 @@ NEEDED = {
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
 }
-OPTIONAL = {"deepspeed": "deepspeed", "pynvml": "nvidia-ml-py", "transformer_engine": "transformer-engine"}
+OPTIONAL = {
+    "deepspeed": "deepspeed",
+    "pynvml": "nvidia-ml-py",
+    "transformer_engine": "transformer-engine",
+    "sentencepiece": "sentencepiece",
+    "transformers.models.llama.modeling_llama": "transformers",
+    "peft": "peft",
+    "accelerate": "accelerate",
+    "bitsandbytes": "bitsandbytes",
+    "lion_pytorch": "lion-pytorch",
+}
 
 
 def version(package: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.support.container_programs import install
@@ -21,6 +23,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+OF_AN_IMAGE = ("engine", "deepspeed", "hf", "optimizers", "quantization")
+# PyTorch's image has what torch needs.
+BASE = {"torch", "numpy", "packaging", "pyyaml", "filelock", "fsspec"}
+OF_THE_IMAGE = {
+    "python_version": "3.12",
+    "python_full_version": "3.12.3",
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+}
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "containers"
 
@@ -34,21 +45,52 @@ def test_both_definitions_begin_at_one_pinned_image() -> None:
     assert re.search(r":\d\d\.\d\d-py3$", docker[1])
 
 
-def test_every_package_is_pinned_within_the_projects_range() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
-    ranges = [Requirement(one) for one in (*project["dependencies"], *extras)]
-    allowed = {one.name: one.specifier for one in ranges}
-    pinned = [line for line in (FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    names = set()
-    for line in pinned:
+def pinned() -> dict[str, Version]:
+    """What the image adds, by name."""
+    lines = [line for line in (FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    found = {}
+    for line in lines:
         requirement = Requirement(line)
         (pin,) = requirement.specifier
         assert pin.operator == "==", line
-        names.add(requirement.name)
-        if requirement.name in allowed:
-            assert Version(pin.version) in allowed[requirement.name], f"{line} is outside {allowed[requirement.name]}"
-    assert {"megatron-core", "safetensors", "tokenizers", "deepspeed", "nvidia-ml-py"} <= names
+        found[canonicalize_name(requirement.name)] = Version(pin.version)
+    return found
+
+
+def test_every_package_is_pinned_within_the_projects_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    ranges = [
+        Requirement(one) for one in (*project["dependencies"], *(one for extra in extras.values() for one in extra))
+    ]
+    allowed = {canonicalize_name(one.name): one.specifier for one in ranges}
+    for name, version in pinned().items():
+        if name in allowed:
+            assert version in allowed[name], f"{name} {version} is outside {allowed[name]}"
+    asked = [one for extra in OF_AN_IMAGE for one in extras[extra]]
+    assert {canonicalize_name(Requirement(one).name) for one in asked} <= {*pinned(), *BASE}
+
+
+def test_what_the_packages_need_is_in_the_image() -> None:
+    """By what they say themselves, of those that are installed here in the image's version."""
+    versions, looked_at = pinned(), 0
+    for name, version in versions.items():
+        try:
+            here = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if Version(here.version) != version:
+            continue
+        looked_at += 1
+        for line in here.requires or []:
+            needed = Requirement(line)
+            if needed.marker is not None and not needed.marker.evaluate({**OF_THE_IMAGE, "extra": ""}):
+                continue
+            other = canonicalize_name(needed.name)
+            if other not in BASE:
+                assert other in versions, f"{name} needs {line}"
+                assert versions[other] in needed.specifier, f"{name} needs {line}"
+    assert looked_at > 0
 
 
 def smoke(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpclm.core.errors import DataError
-from hpclm.core.spec import IndexedData, ModelSpec
+from hpclm.core.spec import IndexedData, ModelSpec, TokenizerSpec
 from hpclm.data.corpus.tokenized_record import record_of
 from hpclm.formats.checkpoint_manifest import sha256_of
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
-from hpclm.planning import base_model, lowering
+from hpclm.planning import base_model, lowering, vocabulary
 from hpclm.planning.base_model import Earlier
 from hpclm.planning.stage_context import StageContext
+from hpclm.recipe.schema.tokenizer_section import Tokenizer
 
 
 def resolve(stage: StageContext, earlier: Mapping[str, Earlier], names: list[str]) -> IndexedData | None:
@@ -106,14 +107,35 @@ def _tokenizers(stage: StageContext, key: str, prefixes: list[str]) -> None:
         return
     for index, prefix in enumerate(prefixes):
         record = record_of(prefix)
-        made = None if record is None else record.spec.tokenizer
-        for name in ("vocab_file", "merges_file", "tokenizer_file"):
-            ours, theirs = getattr(own, name), getattr(made, name, None)
-            if ours is None or theirs is None or _same(Path(ours), Path(theirs)):
-                continue
-            what = f"{prefix}: was made with the tokenizer {theirs}, which is not {ours}; give that one"
+        other = None if record is None else _difference(own, record.spec.tokenizer)
+        if other is not None:
+            what = f"{prefix}: was made with the tokenizer {other}; give that one"
             stage.error(("indexed", key, index), what, "tokens and tokenizer belong together", prefix)
-            break
+
+
+def _difference(own: Tokenizer, made: TokenizerSpec) -> str | None:
+    """How the tokenizer that made the data differs from the recipe's; of files of two kinds, in how many entries."""
+    ours, theirs = own.tokenizer_file or own.vocab_file, made.tokenizer_file or made.vocab_file
+    if ours is None or theirs is None:
+        return None
+    if (own.tokenizer_file is None) != (made.tokenizer_file is None):
+        counts = _entries(theirs, made.tokenizer_file), _entries(ours, own.tokenizer_file)
+        if None in counts or counts[0] == counts[1]:
+            return None
+        return f"{theirs}, of {counts[0]} entries, and {ours} has {counts[1]}"
+    for name in ("vocab_file", "merges_file", "tokenizer_file"):
+        ours, theirs = getattr(own, name), getattr(made, name)
+        if ours is not None and theirs is not None and not _same(Path(ours), Path(theirs)):
+            return f"{theirs}, which is not {ours}"
+    return None
+
+
+def _entries(path: str, tokenizer_file: str | None) -> int | None:
+    """None where the file cannot be read here."""
+    try:
+        return vocabulary.entries_in(Path(path), whole=tokenizer_file is not None)
+    except vocabulary.UNREADABLE:
+        return None
 
 
 def _same(one: Path, other: Path) -> bool:

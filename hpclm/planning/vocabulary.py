@@ -18,6 +18,7 @@ from hpclm.formats.tiktoken_encodings import SPECIAL_TOKENS
 from hpclm.planning.stage_context import StageContext
 
 _MAX_BYTES = 256 << 20
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 
 
 def from_recipe(stage: StageContext) -> tuple[TokenizerSpec | None, int | None]:
@@ -107,24 +108,12 @@ def _no_file(stage: StageContext, key: str, path: str) -> None:
 
 
 def _entries(stage: StageContext, key: str, path: str) -> int | None:
-    """Largest token id + 1 in a vocab.json, a tokenizer.json or a SentencePiece model."""
     try:
-        with open_file(Path(path)) as file:
-            content = file.read(_MAX_BYTES)
-        if path.endswith(SUFFIX):
-            return count_entries(content)
-        if path.endswith(".tiktoken"):
-            return _tiktoken_entries(path, content)
-        raw = json.loads(content)
-        ids = list(_ids(raw, whole=key == "tokenizer_file"))
-        if not ids:
-            raise ValueError("no entries in it")
-        if key == "tokenizer_file":
-            _refuse_broken(content.decode())
+        return entries_in(Path(path), whole=key == "tokenizer_file")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         _no_file(stage, key, path)
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except UNREADABLE as error:
         stage.error(
             ("tokenizer", key),
             f"{path}: cannot be read as a vocabulary ({error}); give a complete one",
@@ -132,12 +121,30 @@ def _entries(stage: StageContext, key: str, path: str) -> int | None:
             path,
         )
         return None
+
+
+def entries_in(path: Path, *, whole: bool) -> int:
+    """Largest token id + 1 in a vocab.json, or, `whole`, in a tokenizer.json, a SentencePiece model or a tiktoken file.
+
+    Raises one of `UNREADABLE`.
+    """
+    with open_file(path) as file:
+        content = file.read(_MAX_BYTES)
+    if path.suffix == SUFFIX:
+        return count_entries(content)
+    if path.suffix == ".tiktoken":
+        return _tiktoken_entries(path.name, content)
+    ids = list(_ids(json.loads(content), whole=whole))
+    if not ids:
+        raise ValueError("no entries in it")
+    if whole:
+        _refuse_broken(content.decode())
     return max(ids) + 1
 
 
-def _tiktoken_entries(path: str, content: bytes) -> int:
+def _tiktoken_entries(name: str, content: bytes) -> int:
     """With the special tokens of the encoding that the file is called after. Raises ValueError."""
-    special = SPECIAL_TOKENS.get(Path(path).name.removesuffix(".tiktoken"))
+    special = SPECIAL_TOKENS.get(name.removesuffix(".tiktoken"))
     if special is None:
         raise ValueError(f"its name is not that of an encoding: {', '.join(SPECIAL_TOKENS)}")
     ranks = [int(line.split()[1]) for line in content.splitlines() if line.strip()]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 from tests.support.container_programs import install
@@ -45,10 +45,10 @@ def test_both_definitions_begin_at_one_pinned_image() -> None:
     assert re.search(r":\d\d\.\d\d-py3$", docker[1])
 
 
-def pinned() -> dict[str, Version]:
+def pinned() -> dict[NormalizedName, Version]:
     """What the image adds, by name."""
     lines = [line for line in (FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    found = {}
+    found: dict[NormalizedName, Version] = {}
     for line in lines:
         requirement = Requirement(line)
         (pin,) = requirement.specifier
@@ -76,7 +76,7 @@ def test_what_the_packages_need_is_in_the_image() -> None:
     versions, looked_at = pinned(), 0
     for name, version in versions.items():
         try:
-            here = importlib.metadata.distribution(name)
+            here = importlib.metadata.distribution(str(name))
         except importlib.metadata.PackageNotFoundError:
             continue
         if Version(here.version) != version:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import yaml
+from tokenizers.models import BPE
 
 from hpclm.core.corpus_spec import CorpusSpec, TokenizeStageSpec
 from hpclm.core.exit_codes import ExitCode
@@ -269,3 +271,21 @@ def test_data_of_another_tokenizer_on_the_disk_is_refused(corpus: Path, tmp_path
     (found,) = errors()
     assert "made_text_document: was made with the tokenizer" in str(found)
     assert "merges.txt, which is not" in str(found)
+
+
+def test_data_of_another_kind_of_tokenizer_is_refused_by_its_size(corpus: Path, tmp_path: Path) -> None:
+    tokenize(spec_of(corpus, tmp_path / "made"), 1, lambda progress: None)
+    recipe = copy.deepcopy(RECIPE)
+    del recipe["stages"][0]
+    recipe["stages"][0]["indexed"] = {"paths": ["made_text_document"], "split": "90,10,0", "seq_length": 16}
+    recipe["tokenizer"] = {"tokenizer_file": "whole.json"}
+    whole = tokenizers.Tokenizer(BPE(json.loads((tmp_path / "vocab.json").read_text()), []))
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
+    whole.save(str(tmp_path / "whole.json"))
+    assert make_plan(load(tmp_path / "corpus.yaml")).errors == ()
+    whole.add_tokens(["<another>"])
+    whole.save(str(tmp_path / "whole.json"))
+    (found,) = make_plan(load(tmp_path / "corpus.yaml")).errors
+    entries = whole.get_vocab_size()
+    assert f"vocab.json, of {entries - 1} entries, and " in str(found)
+    assert f"whole.json has {entries}; give that one" in str(found)

@@ -18,7 +18,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from hpclm.core import spec as plan
 from hpclm.core.errors import DataError, HpclmError
 from hpclm.core.parallel_spec import ParallelSpec
-from hpclm.data.ranks import gpt_datasets
+from hpclm.data.ranks import blended_samples, gpt_datasets
 from hpclm.data.ranks.gpt_datasets import index_record, open_datasets, prepare_indices
 from hpclm.data.ranks.packed_layout import Layout, documents_layout
 
@@ -241,3 +241,46 @@ def test_an_empty_validation_part_leaves_validation_out(corpora: list[str], tmp_
     spec = stage(source)
     prepare_indices(spec, tmp_path, source, END)
     assert open_datasets(spec, tmp_path, source, END).validation is None
+
+
+def test_ids_that_the_model_does_not_have_are_named_before_the_first_step(corpora: list[str], tmp_path: Path) -> None:
+    """Over tensor parallel ranks, embeddings of such ids are zeros, and nothing would fail."""
+    made = stage(plan.IndexedData([corpora[0]], validation=[corpora[2]], seq_length=16))
+    largest = max(int(np.fromfile(f"{prefix}.bin", dtype=np.uint16).max()) for prefix in (corpora[0], corpora[2]))
+    fits, small = (replace(made, model=replace(made.model, vocab_size=size)) for size in (largest + 1, largest))
+    source = made.indexed
+    assert source is not None
+    prepare_indices(fits, tmp_path / "fits", source, END)
+    with pytest.raises(DataError, match=rf"\.bin: has the id {largest} at token \d+, .* {largest} entries"):
+        prepare_indices(small, tmp_path / "small", source, END)
+
+
+@pytest.mark.parametrize("strange", [600, -2])
+def test_and_where_only_a_sample_shows_them(
+    corpora: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strange: int
+) -> None:
+    """Of a large data set a part is looked at before."""
+    prefix = str(tmp_path / "large_text_document")
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    for number in range(50):
+        tokens = np.full(20, 7, dtype=np.int32)
+        tokens[10] = strange if number == 25 else 7
+        builder.add_document(tokens, [20])
+    builder.finalize(f"{prefix}.idx")
+    monkeypatch.setattr(blended_samples, "_BLOCK", 100)
+    monkeypatch.setattr(blended_samples, "_BLOCKS", 3)
+    source = plan.IndexedData([prefix], seq_length=16, split=[1.0, 0.0, 0.0])
+    made = replace(stage(source, steps=8), model=plan.ModelSpec(1, 8, 8, 1, 1, 8, 32, 512, 512))
+    with pytest.raises(DataError, match=f"has the id {strange} at token 510"):
+        prepare_indices(made, tmp_path / "seen", source, END)  # in the middle block
+    monkeypatch.setattr(blended_samples, "_BLOCKS", 2)
+    prepare_indices(made, tmp_path / "data", source, END)
+    train = open_datasets(made, tmp_path / "data", source, END).train
+    said = []
+    for number in range(len(train)):
+        try:
+            train[number]
+        except DataError as error:
+            said.append(str(error))
+    assert 1 <= len(said) <= 2  # a sample's last label is the next one's first token
+    assert all(f"large_text_document.bin: has the id {strange} in sample" in one for one in said)

@@ -35,6 +35,7 @@ from hpclm.core.logging import log
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.sealed import read_sealed, write_sealed
 from hpclm.core.spec import IndexedData, StageSpec
+from hpclm.data.ranks.blended_samples import Blend, look_at_ids
 from hpclm.formats.indexed_dataset import read_header
 
 # Samples that a data set of a blend has in reserve (BlendedMegatronDatasetConfig.mid_level_dataset_surplus).
@@ -122,6 +123,8 @@ def prepare_indices(spec: StageSpec, folder: Path, source: IndexedData, end: int
     if known is not None and not _missing(known):
         return known
     epoch = _epoch_samples(source)
+    for prefix in dict.fromkeys([*source.paths, *source.validation]):
+        look_at_ids(prefix, spec.model.vocab_size)
     parts = parts_of(spec, source, epoch)
     cache.mkdir(parents=True, exist_ok=True)
     busy = f"{cache}: another run has built indices there for a day"
@@ -335,24 +338,6 @@ def _write_blend(cache: Path, mark: str, name: str, part: Part, members: list[An
     np.save(sample_file, sample, allow_pickle=False)
 
 
-class Blend:
-    """Samples of one or several data sets; which of them each is, megatron-core's blending says."""
-
-    def __init__(self, members: list[Any], blend: tuple[np.ndarray, np.ndarray] | None) -> None:
-        self.members, self.blend = members, blend
-
-    def __len__(self) -> int:
-        return len(self.members[0]) if self.blend is None else len(self.blend[0])
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        found: dict[str, Any]
-        if self.blend is None:
-            found = self.members[0][number]
-        else:
-            found = self.members[int(self.blend[0][number])][int(self.blend[1][number])]
-        return found
-
-
 def open_datasets(spec: StageSpec, folder: Path, source: IndexedData, end: int) -> Datasets:
     """Both parts, by the indices that rank 0 has built. Raises HpclmError where this rank does not see them."""
     mark = _mark(spec, source, end)
@@ -367,7 +352,7 @@ def open_datasets(spec: StageSpec, folder: Path, source: IndexedData, end: int) 
         if len(members) > 1:
             dataset, sample = (np.load(path, mmap_mode="r") for path in _blend_files(cache, mark, name))
             blend = dataset, sample
-        opened[name] = Blend(members, blend)
+        opened[name] = Blend(members, blend, spec.model.vocab_size)
     return Datasets(opened["train"], opened.get("validation"), prepared.epoch_samples, is_shuffled=True)
 
 

@@ -51,7 +51,9 @@ OTHERS = $(filter-out $(LONGEST) tests/support tests/__pycache__,$(patsubst %/,%
 export BIN
 # DeepSpeed compiles its operators where they are first used: with torch's headers read once, in half of the time.
 QUICK := $(CURDIR)/tests/support/compiler/g++
-export CXX := $(if $(wildcard /usr/bin/g++),$(QUICK),$(CXX))
+ifneq ($(wildcard /usr/bin/g++),)
+test: export CXX := $(QUICK)
+endif
 
 test: $(READY) slurm
 	@if command -v slurmctld >/dev/null; then chosen=""; else chosen="not cluster"; \

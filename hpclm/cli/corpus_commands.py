@@ -167,9 +167,9 @@ def _lines(made: Tokenized, notes: list[str]) -> list[str]:
         f"({made.rate / 1e6:,.1f} MB/s, {made.encoder})"
     )
     if counts.empty:
-        lines.append(f"{counts.empty:,} documents are empty: they have no tokens")
+        lines.append(f"without tokens, for they are empty: {counts.empty:,} of the documents")
     if counts.bad:
-        lines.append(f"{counts.bad:,} malformed lines were left out, among them")
+        lines.append(f"malformed and left out: {counts.bad:,}, among them")
         lines += [f"  {one}" for one in counts.examples]
     return [*lines, *(f"note: {note}" for note in notes)]
 

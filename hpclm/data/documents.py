@@ -56,12 +56,17 @@ def documents(text: TextData, files: list[Path], on_file: Callable[[], None]) ->
                 yield document
 
 
-def file_documents(path: Path, stream: BinaryIO, document: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
+def file_documents(
+    path: Path, stream: BinaryIO, document: str, on_bytes: Callable[[int], None], *, errors: str = "strict"
+) -> Iterator[str]:
     """The documents of one file's text: all of it, its lines or its paragraphs. `on_bytes` is given what was read.
+
+    Args:
+        errors: of decoding (`codecs`); `surrogateescape` keeps bytes that are not UTF-8 as halves of surrogate pairs.
 
     Raises DataError where it cannot be read or is not UTF-8.
     """
-    return _cut(_chunks(path, stream, on_bytes), document)
+    return _cut(_chunks(path, stream, on_bytes, errors), document)
 
 
 def split(text: TextData, found: Iterator[str]) -> Iterator[tuple[str, str]]:
@@ -91,11 +96,11 @@ def split(text: TextData, found: Iterator[str]) -> Iterator[tuple[str, str]]:
         yield ("train" if validation else "validation"), held
 
 
-def _chunks(path: Path, stream: BinaryIO, on_bytes: Callable[[int], None]) -> Iterator[str]:
+def _chunks(path: Path, stream: BinaryIO, on_bytes: Callable[[int], None], errors: str) -> Iterator[str]:
     """A file's text piece by piece, line ends as `\\n`."""
-    utf8 = codecs.getincrementaldecoder("utf-8")()
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors)
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    offset = 0
+    offset = lines = 0
     try:
         while True:
             data = stream.read(_CHUNK_BYTES)
@@ -103,6 +108,7 @@ def _chunks(path: Path, stream: BinaryIO, on_bytes: Callable[[int], None]) -> It
             pending = len(utf8.getstate()[0])
             piece = decoder.decode(data, final=not data)
             offset += len(data)
+            lines += data.count(b"\n")
             if piece:
                 yield piece
             if not data:
@@ -110,8 +116,9 @@ def _chunks(path: Path, stream: BinaryIO, on_bytes: Callable[[int], None]) -> It
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
+        line = lines + data[: max(0, error.start - pending)].count(b"\n") + 1
         place = offset - pending + error.start
-        raise DataError(f"{path}: not UTF-8 at byte {place}; convert it or narrow text.pattern") from None
+        raise DataError(f"{path}:{line}: not UTF-8 at byte {place} of the file; convert it, or leave it out") from None
 
 
 def _cut(chunks: Iterator[str], document: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from hpclm.data.corpus.parts import PartFiles, PartWriter, merge
 from hpclm.data.corpus.tokenized_record import Counts, Tokenized
 from hpclm.data.corpus.tokenizing import tokenize
 from hpclm.data.tokenizers import Tokenizer
+from tests.support.waiting import wait_until
 
 FOLDER = Path(tempfile.mkdtemp(prefix="hpclm-bpe-"))
 VOCAB, MERGES = FOLDER / "vocab.json", FOLDER / "merges.txt"
@@ -279,6 +281,60 @@ def test_a_killed_command_loses_nothing(tmp_path: Path) -> None:
     assert "8,000 documents" in ended.stdout
     by_megatron(rows, "content", tmp_path / "theirs", eod=True)
     assert same(f"{tmp_path / 'o'}_content_document", tmp_path / "theirs")
+
+
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.jsonl", documents(8000))
+    words = command(
+        *("tokenize", str(source), "--out", str(tmp_path / "o"), "--json-keys", "content", "--append-eod"),
+        *("--vocab-file", str(VOCAB), "--merge-file", str(MERGES), "--encoder", "tokenizers", "--workers", "2"),
+    )
+    child = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until("the first part", lambda: any(tmp_path.glob("o.parts/*/part-*.bin")), pause_s=0.02)
+        child.kill()
+        child.wait()
+        wait_until("no process of the command is left", lambda: not _of_session(child.pid))
+    finally:
+        for pid in _of_session(child.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _of_session(leader: int) -> list[int]:
+    """Its processes but for those that have ended and that nobody has waited for."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(("document", "left"), [("file", 1), ("line", 3), ("paragraph", 2)])
+def test_a_plain_text_that_is_not_utf8_is_named_or_left_out(
+    tmp_path: Path, document: Literal["file", "line", "paragraph"], left: int
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"first\nof two\n\nb\xe9d line\n")
+    (tmp_path / "b.txt").write_text("caf\u00e9\n")
+    spec = CorpusSpec([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], SPEC, str(tmp_path / "o"), document=document)
+    with pytest.raises(DataError, match=r"a\.txt:4: not UTF-8 at byte 15 of the file"):
+        run(spec)
+    made = run(replace(spec, skip_bad=True))
+    assert (made.counts.documents, made.counts.bad) == (left, 1)
+    assert "a.txt" in made.counts.examples[0]
+
+
+def test_a_long_text_with_a_special_tokens_name_is_the_fast_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference takes 150 bytes of memory for each of a text."""
+    tokenizer = Tokenizer.from_bpe(VOCAB, MERGES)
+    encoder = encoding.make_encoder(tokenizer, "gigatoken")
+    text = "def f(x):\n    return x<|endoftext|> + 1 <|endoftext|>"
+    expected = encoding.Reference(tokenizer).encode([text])[0].tolist()
+    monkeypatch.setattr(encoding.Reference, "encode", lambda *ignored: pytest.fail("the reference was asked"))
+    assert encoder.encode([text])[0].tolist() == expected
 
 
 BAD = {

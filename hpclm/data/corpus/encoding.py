@@ -3,6 +3,7 @@ it on the user's own data."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -57,16 +58,20 @@ class Reference:
 
 
 class Gigatoken:
-    """The package gigatoken. A text that names a special token goes to the reference, which knows what it is there."""
+    """The package gigatoken. Where special tokens are taken for such in texts, a text that names one goes to the
+    reference, which knows what it is there; else gigatoken is not told of them."""
 
     name = "gigatoken"
 
-    def __init__(self, tokenizer: Tokenizer, reference: Reference) -> None:
+    def __init__(self, tokenizer: Tokenizer, reference: Reference, *, special_tokens: bool) -> None:
         import gigatoken
 
-        self.backend = gigatoken.Tokenizer.from_json(tokenizer.backend.to_str())
+        whole = json.loads(tokenizer.backend.to_str())
+        if not special_tokens:
+            whole["added_tokens"] = [one for one in whole.get("added_tokens") or [] if not one.get("special")]
+        self.backend = gigatoken.Tokenizer.from_json(json.dumps(whole))
         self.reference = reference
-        names = list(tokenizer.special_ids)
+        names = list(tokenizer.special_ids) if special_tokens else []
         first, last = min(names, default=""), max(names, default="")
         same = (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
         self.prefix = first[: next(same, min(len(first), len(last)))]  # that all names begin with
@@ -127,7 +132,7 @@ def make_encoder(tokenizer: Tokenizer, name: str, *, special_tokens: bool = Fals
         return reference
     try:
         if name == "gigatoken":
-            return Gigatoken(tokenizer, reference)
+            return Gigatoken(tokenizer, reference, special_tokens=special_tokens)
         if special_tokens:
             raise DataError("it knows no special tokens in texts")
         return Tiktoken(tokenizer)

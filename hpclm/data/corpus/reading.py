@@ -112,11 +112,8 @@ class Reader:
             for one in texts:
                 if not isinstance(one, str):
                     raise BadLineError(f"{key} is not text, but {_shown(one)}")
-                if not one.isascii():
-                    try:
-                        one.encode()
-                    except UnicodeEncodeError:
-                        raise BadLineError(f"{key} contains half of a surrogate pair, which no text has") from None
+                if not _is_text(one):
+                    raise BadLineError(f"{key} contains half of a surrogate pair, which no text has")
             found.append(texts)
         return Document(tuple(found))
 
@@ -145,10 +142,17 @@ class Reader:
             raise DataError(f"{segment.path}: cannot be read ({error})") from None
 
     def _texts(self, segment: Segment) -> Iterator[Document]:
+        """With `skip_bad` a document that is not UTF-8 is left out, without it it is an error."""
+        errors = "surrogateescape" if self.skip_bad else "strict"
         with Opened(segment.path) as file:
             told = lambda count: self.on_bytes(file.taken(count))  # noqa: E731 - short
-            for text in file_documents(Path(segment.path), file.stream, self.document, told):
-                if text.strip():
+            found = file_documents(Path(segment.path), file.stream, self.document, told, errors=errors)
+            for number, text in enumerate(found, start=1):
+                if not text.strip():
+                    continue
+                if self.skip_bad and not _is_text(text):
+                    self._refuse(f"{segment.path}: {self.document} {number}", "not UTF-8")
+                else:
                     yield Document(([text],))
 
     def _refuse(self, where: str, why: str) -> None:
@@ -233,6 +237,17 @@ class _Unpacked(io.RawIOBase):
             return int(self.inner.readinto(buffer))
         except Exception as error:  # zlib and zstandard have classes of their own
             raise OSError(f"damaged: {error}") from None
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has no half of a surrogate pair."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _line_before(segment: Segment, number: int) -> int:

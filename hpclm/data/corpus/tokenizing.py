@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -90,9 +91,10 @@ def finish(
     """
     spec = job.spec
     if not counts.tokens:
+        shutil.rmtree(spec.parts_folder, ignore_errors=True)
+        hint = "" if spec.form == "text" else "; is it the right key (--json-keys)?"
         raise DataError(
-            f"{', '.join(spec.inputs)}: {counts.documents} documents, {counts.bad} lines left out, and no token; "
-            "is it the right key (--json-keys)?"
+            f"{', '.join(spec.inputs)}: {counts.documents} documents, {counts.bad} left out, and no token{hint}"
         )
     parts = [job.part(number) for number in range(len(job.pieces))]
     job.joining.touch()
@@ -214,6 +216,13 @@ def _pool(count: int, context: Any, arguments: tuple[Any, ...]) -> Iterator[Proc
     pool.shutdown()
 
 
+def _end_with(parent: int) -> None:
+    """Where the command was killed, its workers would wait for ever, or work beside those of the next one."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_S)
+    os._exit(1)
+
+
 _worker: Worker | None = None
 
 
@@ -223,6 +232,7 @@ def _start(job: Job, shared: SynchronizedArray[float], places: Any) -> None:
 
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with places.get_lock():
         place = places.value
         places.value += 1

@@ -86,6 +86,14 @@ def training_length(stage: StageContext, topology: Topology | None) -> None:
             stage.error(("batch", "rampup", key), what, "rampup % (micro · data) == 0", getattr(grows, key), choices)
 
 
+def validated_by_loss(stage: StageContext) -> None:
+    """Pre-training has no answers that could be scored."""
+    trainer = stage.recipe.trainer
+    if trainer is not None and (trainer.val_metrics or trainer.val_metric_rows):
+        what = "has no effect: pre-training is validated by its loss; leave it out"
+        stage.warning(("trainer", "val_metrics"), what, "metrics of answers")
+
+
 def adamw(stage: StageContext) -> None:
     """The one optimizer of engines other than hf."""
     optim = stage.recipe.optim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hpclm.planning import rules
 from hpclm.planning.stage_context import StageContext
 from hpclm.planning.task import TRAINING_NEEDS, TRAINING_SECTIONS, Task
 
@@ -13,6 +14,7 @@ def _check(stage: StageContext) -> None:
         stage.needs(("text",), "paths (or add indexed, with the prefixes of tokenised data)")
     if recipe.text is not None and recipe.indexed is not None:
         stage.error(("indexed",), "and text are both given; keep one", "text or indexed")
+    rules.validated_by_loss(stage)
 
 
 TASK = Task(

@@ -187,6 +187,19 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ((("megatron.arguments", ["--decoder-seq-length", "100"]),), "the length is the data's"),
         ((("megatron.arguments", ["--weight-decay-incr-style", "linear"]),), "needs --start-weight-decay"),
         ((("megatron.arguments", ["foo", "--use-flash-attn"]),), "foo belongs to no flag"),
+        ((("megatron.arguments", ["--batch-size", "4"]),), "--batch-size is no longer Megatron-LM's; set batch.micro"),
+        ((("megatron.arguments", ["--model-parallel-size", "2"]),), "no longer Megatron-LM's; set parallel.tensor"),
+        ((("megatron.arguments", ["--use-checkpoint-args"]),), "takes model and split from elsewhere"),
+        ((("megatron.arguments", ["--yaml-cfg", "f.yaml"]),), "takes model and split from elsewhere"),
+        (
+            (("megatron.arguments", ["--encoder-tensor-model-parallel-size", "2"]),),
+            "is for other models, and changes the number of ranks",
+        ),
+        (
+            (("megatron.arguments", ["--num-distributed-optimizer-instances", "2"]),),
+            "--num-distributed-optimizer-instances 2 does not divide the 1 data and context parallel ranks",
+        ),
+        ((("model.vocab_size", 1000),), "1000 is not passed on: Megatron-LM takes the tokenizer's 512 entries"),
         (
             (("megatron.arguments", ["--use-flash-attn"]), ("trainer.deterministic", True)),
             "--use-flash-attn does not go with trainer.deterministic",
@@ -433,6 +446,15 @@ def test_a_flag_that_no_release_has_is_told(tmp_path: Path) -> None:
     (found,) = [one for one in plan.findings if one.rule == "known flags"]
     assert "--recompute-activation is no flag of Megatron-LM" in found.message
     assert "did you mean --recompute-activations?" in found.message
+
+
+def test_keys_that_do_nothing_are_told(tmp_path: Path) -> None:
+    changes = ("trainer.val_metrics", ["exact_match"]), ("megatron.arguments", ["--optimizer", "sgd"])
+    plan = make_plan(load(megatron_recipe(tmp_path, *changes)))
+    assert plan.errors == ()
+    said = " ".join(map(str, plan.findings))
+    assert "trainer.val_metrics: has no effect: pre-training is validated by its loss" in said
+    assert "--optimizer is used in place of optim.name" in said
 
 
 def test_a_flag_that_the_parser_refuses_changes_no_plan(tmp_path: Path) -> None:

@@ -39,11 +39,12 @@ class MegatronLm:
         support.check_schedule(stage)
         own = recipe.own_section("megatron", Megatron)
         given = arguments.read(stage, own.arguments if own else ())
-        flag_rules.check(stage, given, own.arguments if own else ())
         topology, accumulation = split(stage)
+        flag_rules.check(stage, given, own.arguments if own else (), topology)
         rules.training_length(stage, topology)
         rules.learning_rate(stage, lowering.max_steps(stage))
         entries = vocabulary.from_recipe(stage)[1] if recipe.tokenizer is not None else None
+        support.check_vocabulary(stage, entries)
         indexed = indexed_checks.resolve(stage, request.earlier, request.names)
         model = architecture.from_keys(stage, entries, recipe.indexed.seq_length if recipe.indexed else None)
         if model is not None:

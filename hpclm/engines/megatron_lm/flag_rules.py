@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hpclm.engines.megatron_lm.arguments import Arguments
 from hpclm.engines.megatron_lm.flags import FSDP
 from hpclm.planning.stage_context import StageContext
+from hpclm.planning.topology import Topology
 
 # Of each flag groups of which one is needed.
 _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -24,13 +25,25 @@ _NEVER = {
     "--decoder-num-layers": "is for other models; set model.num_layers",
     "--encoder-seq-length": "is for other models; the length is the data's",
     "--decoder-seq-length": "is for other models; the length is the data's",
+    "--batch-size": "is no longer Megatron-LM's; set batch.micro",
+    "--warmup": "is no longer Megatron-LM's; set optim.schedule.warmup_ratio",
+    "--model-parallel-size": "is no longer Megatron-LM's; set parallel.tensor",
+    "--checkpoint-activations": "is no longer Megatron-LM's; set trainer.recompute",
+    "--encoder-tensor-model-parallel-size": "is for other models, and changes the number of ranks; leave it out",
+    "--encoder-pipeline-model-parallel-size": "is for other models, and changes the number of ranks; leave it out",
+    "--step-batch-size-schedule": "changes the batch; set batch.global and batch.rampup",
+    "--use-checkpoint-args": "takes model and split from elsewhere; set them in the recipe",
+    "--use-mp-args-from-checkpoint-args": "takes the split from elsewhere; set parallel",
+    "--yaml-cfg": "takes model and split from elsewhere; set them in the recipe",
 }
+_INSTANCES = "--num-distributed-optimizer-instances"
 
 
-def check(stage: StageContext, given: Arguments, words: Sequence[str]) -> None:
+def check(stage: StageContext, given: Arguments, words: Sequence[str], topology: Topology | None) -> None:
     """Findings for flags that Megatron-LM refuses beside each other, or beside the recipe's keys."""
     _beside_flags(given)
     _beside_keys(stage, given)
+    _instances(given, topology)
     if words and not words[0].startswith("-"):
         where = ("megatron", "arguments", 0)
         stage.error(where, f"{words[0]} belongs to no flag; write --flag value", "arguments are flags", words[0])
@@ -72,6 +85,18 @@ def _beside_keys(stage: StageContext, given: Arguments) -> None:
         for flag in ("--use-flash-attn", "--cross-entropy-loss-fusion"):
             if flag in flags:
                 given.error(flag, "does not go with trainer.deterministic", "Megatron-LM's flags")
+
+
+def _instances(given: Arguments, topology: Topology | None) -> None:
+    """Groups of ranks among which each the optimizer's state is divided (parallel_state.initialize_model_parallel)."""
+    count = given.value(_INSTANCES)
+    if topology is None or count is None or not count.isdecimal() or int(count) < 1:
+        return
+    ranks = topology.data * topology.context
+    if ranks % int(count):
+        given.error(
+            _INSTANCES, f"{count} does not divide the {ranks} data and context parallel ranks", "optimizer instances"
+        )
 
 
 def _torch_fsdp2(stage: StageContext, given: Arguments) -> None:

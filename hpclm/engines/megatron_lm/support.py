@@ -141,6 +141,7 @@ def check(stage: StageContext) -> None:
             stage.error(("trainer", "seed"), "is 0, and Megatron-LM refuses it; choose 1 or more", "seed > 0", 0)
         if trainer.precision == "tf32":
             _no_flag(stage, ("trainer", "precision"), "tf32")
+    rules.validated_by_loss(stage)
     _check_saving_and_batch(stage)
     if recipe.model is not None and recipe.model.checkpoint is not None:
         _no_flag(stage, ("model", "checkpoint"))
@@ -215,6 +216,23 @@ def _check_tokenizer(stage: StageContext, own: Megatron | None) -> None:
         )
 
 
+def check_vocabulary(stage: StageContext, entries: int | None) -> None:
+    """Megatron-LM takes the tokenizer's vocabulary, whatever model.vocab_size says.
+
+    Args:
+        entries: of the tokenizer, where they are known.
+    """
+    written = stage.recipe.model.vocab_size if stage.recipe.model is not None else None
+    if written is None or written == entries:
+        return
+    keys, rule = ("model", "vocab_size"), "Megatron-LM's vocabulary"
+    if entries is None:
+        stage.warning(keys, "is not passed on: Megatron-LM takes the tokenizer's entries; leave it out", rule, written)
+    else:
+        what = f"{written} is not passed on: Megatron-LM takes the tokenizer's {entries} entries; leave it out"
+        stage.error(keys, what, rule, written, (entries,))
+
+
 def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
     """Arguments that say what a key says."""
     of_keys = dict(_OF_KEYS)
@@ -229,6 +247,8 @@ def _check_arguments(stage: StageContext, own: Megatron | None) -> None:
             stage.error(where, f"{flag} is made from {of_keys[flag]}; set that instead", "flags of keys", word)
         elif flag in _OF_DATA:
             stage.error(where, f"{flag} names other data; {_OF_DATA[flag]}, and leave it out", "one source of data")
+        elif flag == "--optimizer":
+            stage.warning(where, f"{flag} is used in place of optim.name", "flags of keys", word)
 
 
 def check_model(

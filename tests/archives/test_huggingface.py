@@ -223,6 +223,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"intermediate_size": 128},
         "model.layers.0.mlp.gate_proj.weight has shape [96, 64], and config.json needs [128, 64]",
     ),
+    "fewer words": (
+        {"vocab_size": 200},
+        "model.embed_tokens.weight has shape [300, 64], and config.json needs [200, 64]",
+    ),
     "more words": ({"vocab_size": 400}, "model.embed_tokens.weight has shape [300, 64]"),
 }
 
@@ -328,3 +332,10 @@ def test_models_that_transformers_does_not_have_are_refused(tmp_path: Path, alon
         with pytest.raises(CheckpointError, match=rf"model.{key} is {value}, but transformers' Llama has"):
             convert(tmp_path / "ours", tmp_path / "back", "huggingface", None)
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(("kind", "said"), [("mistral", False), ("mistral, short window", True)])
+def test_a_window_that_shortens_sequences_is_said(tmp_path: Path, alone: Groups, kind: str, said: bool) -> None:
+    saved(tmp_path / "hf", kind)
+    done = convert(tmp_path / "hf", tmp_path / "ours", "hpclm", None)
+    assert ("sequences of at most 32 tokens, its sliding window" in done) is said

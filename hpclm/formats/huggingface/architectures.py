@@ -190,6 +190,17 @@ def _positions(keys: _Keys) -> int:
     return min(positions, keys.whole("sliding_window"))
 
 
+def shortened(folder: Path, model: ModelSpec) -> list[str]:
+    """What to say of a model whose sequences are shorter than those of its configuration. Raises CheckpointError."""
+    positions = read_config(folder).get("max_position_embeddings", model.max_position_embeddings)
+    if positions == model.max_position_embeddings:
+        return []
+    return [
+        f"sequences of at most {model.max_position_embeddings} tokens, its sliding window, up to which it makes no "
+        f"difference; {CONFIG} says {positions}"
+    ]
+
+
 def _rope(keys: _Keys) -> tuple[float, float, float | None]:
     """Base, interpolation and Llama 3.1's factor."""
     scaling = keys.raw.get("rope_parameters") or keys.raw.get("rope_scaling") or {}

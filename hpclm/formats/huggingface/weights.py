@@ -9,6 +9,7 @@ from pathlib import Path
 from hpclm.core.errors import CheckpointError
 from hpclm.core.files import read_object
 from hpclm.core.spec import ModelSpec
+from hpclm.formats.huggingface.architectures import model_spec
 from hpclm.formats.huggingface.names import Source, shapes, sources
 from hpclm.formats.safetensors_header import header
 
@@ -73,6 +74,7 @@ def located(folder: Path, model: ModelSpec) -> dict[str, tuple[Source, list[Stor
     Raises CheckpointError that names the first tensor that is missing or of another shape.
     """
     stored, wanted = stored_tensors(folder), shapes(model)
+    rows = model_spec(folder).vocab_size
     made: dict[str, tuple[Source, list[Stored]]] = {}
     for name, source in sources(model).items():
         parts = []
@@ -82,7 +84,7 @@ def located(folder: Path, model: ModelSpec) -> dict[str, tuple[Source, list[Stor
             if part is None:
                 raise CheckpointError(f"{folder}: contains no tensor {one}, which config.json requires")
             parts.append(part)
-        _check_shape(folder, source, parts, wanted[name], model)
+        _check_shape(folder, source, parts, wanted[name], model, rows)
         made[name] = source, parts
     used = {part.name for _, parts in made.values() for part in parts}
     others = (name for name in stored if name not in used and not _COMPUTED.search(name))
@@ -92,11 +94,13 @@ def located(folder: Path, model: ModelSpec) -> dict[str, tuple[Source, list[Stor
     return made
 
 
-def _check_shape(folder: Path, source: Source, parts: list[Stored], wanted: tuple[int, ...], model: ModelSpec) -> None:
+def _check_shape(
+    folder: Path, source: Source, parts: list[Stored], wanted: tuple[int, ...], model: ModelSpec, rows: int
+) -> None:
     for part, expected in zip(parts, _part_shapes(source, wanted, model), strict=True):
-        # a vocabulary may have more rows than the configuration's, for the sake of divisibility
-        more = source.vocabulary and part.shape[1:] == expected[1:] and part.shape[:1] > expected[:1]
-        if part.shape != expected and not more:
+        # a recipe may take fewer rows of the vocabulary than the `rows` of the configuration
+        whole = (rows, *expected[1:]) if source.vocabulary and rows > expected[0] else expected
+        if part.shape not in (expected, whole):
             raise CheckpointError(
                 f"{folder}: {part.name} has shape {list(part.shape)}, and config.json needs {list(expected)}"
             )

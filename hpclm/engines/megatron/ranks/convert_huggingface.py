@@ -19,7 +19,7 @@ from hpclm.core.records import to_dict
 from hpclm.core.spec import ModelSpec
 from hpclm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 from hpclm.formats.checkpoint_manifest import Manifest, Piece, StoredFile, StoredTensor, sha256_of
-from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec
+from hpclm.formats.huggingface.architectures import CONFIG, GENERATION_CONFIG, huggingface_config, model_spec, shortened
 from hpclm.formats.huggingface.names import shapes, sources
 from hpclm.formats.huggingface.weights import INDEX, SINGLE
 from hpclm.formats.model_card import read_model_card
@@ -62,7 +62,11 @@ def from_huggingface(source: Path, out: Path) -> str:
     model = model_spec(source)
     weights = HuggingFaceWeights(source, model)
     wanted = {name: Shape(_dtype(weights, name), sizes) for name, sizes in shapes(model).items()}
-    return write_checkpoint(out, model, wanted, weights.tensor, lambda folder: _take_tokenizer(source, folder))
+
+    def beside(folder: Path) -> list[str]:
+        return [*_take_tokenizer(source, folder), *shortened(source, model)]
+
+    return write_checkpoint(out, model, wanted, weights.tensor, beside)
 
 
 def write_checkpoint(

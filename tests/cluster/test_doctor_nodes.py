@@ -62,10 +62,12 @@ def test_the_sick_node_and_the_one_that_is_down_are_named_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cluster: Cluster, folder: Path, tmp_path: Path
 ) -> None:
     pretend(monkeypatch, tmp_path, "a100,node1:lost,node2:x7")
+    cluster.kill_node("node3")  # or its daemon may bring it back into service
     cluster.take_down("node3", "fan broken")
     try:
         code, found = doctor(capsys, folder, "--nodes", "all")
     finally:
+        cluster.revive_node("node3")
         cluster.bring_back("node3")
     assert code == 4
     assert said(found, "node0") == []

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from hpclm.engines.megatron_lm import argument_values, stage_layout
+from hpclm.engines.megatron_lm import stage_layout
+from hpclm.formats.megatron import argument_values
 
 
 def wrong(*words: str) -> list[str]:

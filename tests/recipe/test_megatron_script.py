@@ -20,7 +20,7 @@ from hpclm.core.spec import RampupSpec, StageSpec
 from hpclm.planning import make_plan
 from hpclm.recipe import load
 from hpclm.recipe.import_report import imported
-from hpclm.recipe.importers.megatron import parse
+from hpclm.recipe.importers.megatron import other_flags, parse
 from hpclm.recipe.importers.megatron.keys import NO_EFFECT, REFUSED, TAKEN
 from hpclm.recipe.importers.megatron.shell import Script
 
@@ -405,3 +405,37 @@ def test_notes_are_json(tmp_path: Path) -> None:
 def test_a_number_that_is_none_is_told(tmp_path: Path, flag: str, value: str) -> None:
     with pytest.raises(RecipeError, match=r"is not a (whole )?number"):
         load(written(tmp_path, POST.replace("--fp16", f"--fp16\n{flag} {value}")))
+
+
+def test_every_flag_of_every_release_has_a_fate() -> None:
+    """Those of keys, those without effect, and those that are refused with a reason."""
+    for name in other_flags.names() - {*TAKEN, *NO_EFFECT, *REFUSED}:
+        _, why = other_flags.fate(name)
+        assert "is no flag" not in why, name
+    assert len(other_flags.names()) > 900
+
+
+@pytest.mark.parametrize(
+    ("flag", "idle", "words"),
+    [
+        ("distribute_saved_activations", True, "how it is computed"),
+        ("no_overlap_p2p_communication", True, "how it is computed"),
+        ("moe_deepep_num_sms", True, "how it is computed"),
+        ("log_straggler", True, "metrics and logs"),
+        ("ckpt_step", True, "checkpoints are in the run's folder"),
+        ("override_opt_param_scheduler", True, "checkpoints are in the run's folder"),
+        ("num_distributed_optimizer_instances", True, "how it is computed"),
+        ("use_checkpoint_args", False, "write the flags that it stands for"),
+        ("checkpoint_activations", False, "write --recompute-activations"),
+        ("batch_size", False, "write --micro-batch-size"),
+        ("loss_scale", False, "the scale of fp16 is found while training"),
+        ("moe_shared_expert_gate", False, "experts are as Mixtral's"),
+        ("fim_rate", False, "fill in the middle"),
+        ("pipeline_model_parallel_layout", False, "has nothing like it here; remove it if"),
+        ("overlap_grad_reduc", False, "did you mean --overlap-grad-reduce?"),
+    ],
+)
+def test_flags_that_no_key_stands_for(flag: str, idle: bool, words: str) -> None:
+    found, why = other_flags.fate(flag)
+    assert found is idle
+    assert words in why

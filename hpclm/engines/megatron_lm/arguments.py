@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from hpclm.core.nearest import nearest_name
 from hpclm.core.spec import ModelSpec
-from hpclm.engines.megatron_lm import argument_values, stage_layout
+from hpclm.engines.megatron_lm import stage_layout
+from hpclm.formats.megatron import argument_values
 from hpclm.planning.parallel_rules import LAYERS
 from hpclm.planning.stage_context import StageContext
 

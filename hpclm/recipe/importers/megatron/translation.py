@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from hpclm.core.checkpoint_layout import CheckpointFolder
 from hpclm.core.errors import RecipeError
-from hpclm.core.nearest import nearest_name
 from hpclm.core.parallel_spec import RecomputeModule
 from hpclm.recipe.importers.importer import Imported, KeyFate, KeyNote
+from hpclm.recipe.importers.megatron import other_flags
 from hpclm.recipe.importers.megatron.keys import DEFAULTS, NO_EFFECT, NORMS, POSITIONS, REFUSED, STYLES, TAKEN
 from hpclm.recipe.tree import Node, Place
 
@@ -71,9 +71,11 @@ class Flags:
                 else:
                     self.faults.append(f"{node.place}: {why}")
             else:
-                near = nearest_name(name, [*TAKEN, *NO_EFFECT, *REFUSED])
-                hint = f"did you mean --{near.replace('_', '-')}?" if near else "remove it if it does not matter"
-                self.faults.append(f"{node.place}: is not a flag of pretrain_gpt.py that hpclm knows; {hint}")
+                idle, why = other_flags.fate(name)
+                if idle:
+                    self.fates[name] = KeyFate.NO_EFFECT, why
+                else:
+                    self.faults.append(f"{node.place}: {why}")
 
     # values
 

@@ -80,3 +80,8 @@ def given(words: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
             values.append(words[place])
             place += 1
         yield start, name, values
+
+
+def older_flags() -> list[str]:
+    """Those that v2.0 to core_v0.11 had, and no release from core_v0.12 on."""
+    return Path(__file__).with_name("older_flags.txt").read_text().split()

@@ -80,7 +80,13 @@ def generate(
 
     texts = [*(prompts or ()), *(_prompts_in(file) if file else ())]
     if not texts:
-        raise HpclmError("give a prompt, or --file")
+        raise HpclmError(f"{file}: contains no prompt" if file else "give a prompt, or --file")
+    drawn = {"--temperature": temperature != 1.0, "--top-k": top_k > 0, "--top-p": top_p != 1.0}
+    needing = [name for name, given in drawn.items() if given and not sample]
+    if needing:
+        raise HpclmError(f"{needing[0]} has no effect on the likeliest tokens; add --sample, or leave it out")
+    if min_new_tokens > max_new_tokens:
+        raise HpclmError(f"--min-new-tokens {min_new_tokens} is more than --max-new-tokens {max_new_tokens}")
     spec = GenerationSpec(
         max_new_tokens,
         min_new_tokens,
@@ -143,28 +149,43 @@ def _answered(
 
 
 def _prompts_in(file: Path) -> list[str]:
+    """The prompts of a file: its lines, but for empty ones at its end. Raises DataError with the line."""
+    from hpclm.core.errors import DataError
+    from hpclm.core.files import open_file
+
+    try:
+        with open_file(file) as stream:
+            lines = stream.read().rstrip(b"\r\n").splitlines()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error})") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(_prompt(line, is_json=file.suffix == ".jsonl"))
+        except ValueError as error:
+            raise DataError(f"{file}:{number}: {error}") from None
+    return found
+
+
+def _prompt(line: bytes, *, is_json: bool) -> str:
+    """Raises ValueError for what is none."""
     import json
 
-    from hpclm.core.errors import DataError
-    from hpclm.core.files import open_text
-
-    found = []
     try:
-        with open_text(file) as stream:
-            for number, line in enumerate(stream, start=1):
-                text = line.rstrip("\n")
-                if file.suffix == ".jsonl" and text.strip():
-                    row = json.loads(text)
-                    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-                        raise DataError(f"{file}:{number}: not an object with a text called prompt")
-                    text = row["prompt"]
-                if text.strip():
-                    found.append(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}:{number}: not JSON ({error})") from None
-    return found
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start} of the line") from None
+    if is_json:
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise ValueError("not an object with a text called prompt")
+        text = row["prompt"]
+    if not text.strip():
+        raise ValueError("an empty prompt; remove it")
+    return text
 
 
 def _model_at(name: str, runs_dir: Path | None) -> str:

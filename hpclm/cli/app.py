@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import hpclm
-from hpclm.cli.corpus_commands import inspect_data, tokenize
+from hpclm.cli.corpus_commands import inspect_data, merge_data, tokenize
 from hpclm.cli.data_commands import data_app
 from hpclm.cli.doctor_command import doctor
 from hpclm.cli.generate_command import generate
@@ -44,6 +44,7 @@ app = typer.Typer(
 image_app = typer.Typer(help="Images.", no_args_is_help=True, rich_markup_mode=None)
 data_app.command()(tokenize)
 data_app.command("inspect")(inspect_data)
+data_app.command("merge")(merge_data)
 data_app.command("generate")(generate_rows)
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")

@@ -174,6 +174,27 @@ def _lines(made: Tokenized, notes: list[str]) -> list[str]:
     return [*lines, *(f"note: {note}" for note in notes)]
 
 
+def merge_data(
+    prefixes: Annotated[list[str], typer.Argument(help="Prefixes of .bin and .idx files.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", help="Prefix of the whole.", show_default=False)],
+    as_json: _JSON = False,
+) -> None:
+    """Join indexed data sets of one tokenizer into one, in this order; their tokens are copied."""
+    from hpclm.cli.output import print_json
+    from hpclm.core.records import to_dict
+
+    _need_engine()
+    from hpclm.data.corpus.merging import merge_pairs
+
+    found = merge_pairs([one.removesuffix(".idx").removesuffix(".bin") for one in prefixes], out)
+    if as_json:
+        print_json(to_dict(found))
+        return
+    typer.echo(
+        f"{out}.bin and .idx\n{found.documents:,} documents, {found.tokens:,} tokens of {len(prefixes)} data sets"
+    )
+
+
 def inspect_data(
     prefix: Annotated[str, typer.Argument(help="Prefix of a .bin and an .idx file.", show_default=False)],
     vocab_file: VOCAB = None,

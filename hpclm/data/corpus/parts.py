@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -103,39 +103,88 @@ def finish_part(files: PartFiles, counts: Counts) -> None:
 def merge(
     parts: list[PartFiles], key: int, prefix: str, dtype: str, between: Callable[[], None] = lambda: None
 ) -> None:
-    """Concatenate parts into `prefix`.bin and .idx, byte by byte as one writer would have written them. Memory does not
-    grow with them. The index appears last.
+    """Concatenate parts into `prefix`.bin and .idx (see `join`)."""
+    pieces = [
+        Sequences(part.data(key), Numbers.of_file(part.lengths(key), "<i4"), Numbers.of_file(part.ends(key), "<i8"))
+        for part in parts
+    ]
+    join(pieces, prefix, dtype, between)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """`count` numbers of a file, from byte `offset` on."""
+
+    path: Path
+    dtype: str
+    offset: int
+    count: int
+
+    @classmethod
+    def of_file(cls, path: Path, dtype: str) -> Numbers:
+        return cls(path, dtype, 0, path.stat().st_size // np.dtype(dtype).itemsize)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        left = self.count
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while left > 0:
+                block = np.fromfile(file, dtype=self.dtype, count=min(_ITEMS, left))
+                if not len(block):
+                    raise DamagedError(f"{self.path}: ends before all of its numbers")
+                left -= len(block)
+                yield block
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Of a data set: its tokens, the lengths of its sequences, and the sequence at which each document ends."""
+
+    data: Path
+    lengths: Numbers
+    ends: Numbers
+
+
+def join(pieces: list[Sequences], prefix: str, dtype: str, between: Callable[[], None] = lambda: None) -> None:
+    """Concatenate pieces into `prefix`.bin and .idx, byte by byte as one writer would have written them. Memory does
+    not grow with them. The index appears last.
 
     Args:
         between: called for each block; what it raises ends the work, which is then to be done anew.
     """
     data, index = bin_path(prefix), idx_path(prefix)
     with _fresh(data) as (partial, file):
-        for part in parts:
-            _append(part.data(key), file, between)
+        for piece in pieces:
+            _append(piece.data, file, between)
     partial.replace(data)
-    sequences = sum(part.lengths(key).stat().st_size for part in parts) // 4
-    documents = sum(part.ends(key).stat().st_size for part in parts) // 8
+    sequences = sum(piece.lengths.count for piece in pieces)
+    documents = sum(piece.ends.count for piece in pieces)
     with _fresh(index) as (partial, file):
         file.write(HEADER.pack(MAGIC, VERSION, code_of(dtype), sequences, documents + 1))
-        for part in parts:
-            _append(part.lengths(key), file, between)
+        for lengths in _all(pieces, "lengths", between):
+            file.write(lengths.data)
         place, itemsize = 0, np.dtype(dtype).itemsize
-        for part in parts:
-            for lengths in _blocks(part.lengths(key), "<i4"):
-                between()
-                ends = place + np.cumsum(lengths, dtype=np.int64) * itemsize
-                file.write(np.ascontiguousarray(np.concatenate([[place], ends[:-1]]), dtype="<i8").data)
-                place = int(ends[-1])
+        for lengths in _all(pieces, "lengths", between):
+            ends = place + np.cumsum(lengths, dtype=np.int64) * itemsize
+            file.write(np.ascontiguousarray(np.concatenate([[place], ends[:-1]]), dtype="<i8").data)
+            place = int(ends[-1])
         file.write(np.zeros(1, dtype="<i8").data)
         before = 0
-        for part in parts:
-            for ends in _blocks(part.ends(key), "<i8"):
-                between()
+        for piece in pieces:
+            for ends in _all([piece], "ends", between):
                 file.write(np.ascontiguousarray(ends + before, dtype="<i8").data)
-            before += part.lengths(key).stat().st_size // 4
+            before += piece.lengths.count
     partial.replace(index)
     sync(index.parent)
+
+
+def _all(
+    pieces: list[Sequences], which: Literal["lengths", "ends"], between: Callable[[], None]
+) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        for block in (piece.lengths if which == "lengths" else piece.ends).blocks():
+            between()
+            yield block
 
 
 class _fresh:  # noqa: N801 - used as a function
@@ -160,9 +209,3 @@ def _append(path: Path, file: BinaryIO, between: Callable[[], None]) -> None:
         while block := part.read(_COPY_BYTES):
             between()
             file.write(block)
-
-
-def _blocks(path: Path, dtype: str) -> Iterator[np.ndarray]:
-    with path.open("rb") as file:
-        while len(block := np.fromfile(file, dtype=dtype, count=_ITEMS)):
-            yield block

@@ -75,18 +75,9 @@ def generate(
     """Continue prompts with a trained model on this machine; a model that engine hf has tuned answers them as
     instructions, in the template that it was tuned with."""
     from hpclm.cli.output import print_json
-    from hpclm.core.errors import HpclmError
     from hpclm.core.spec import GenerationSpec
 
-    texts = [*(prompts or ()), *(_prompts_in(file) if file else ())]
-    if not texts:
-        raise HpclmError(f"{file}: contains no prompt" if file else "give a prompt, or --file")
-    drawn = {"--temperature": temperature != 1.0, "--top-k": top_k > 0, "--top-p": top_p != 1.0}
-    needing = [name for name, given in drawn.items() if given and not sample]
-    if needing:
-        raise HpclmError(f"{needing[0]} has no effect on the likeliest tokens; add --sample, or leave it out")
-    if min_new_tokens > max_new_tokens:
-        raise HpclmError(f"--min-new-tokens {min_new_tokens} is more than --max-new-tokens {max_new_tokens}")
+    texts = _texts(prompts, file)
     spec = GenerationSpec(
         max_new_tokens,
         min_new_tokens,
@@ -100,6 +91,7 @@ def generate(
         batch_size,
         seed,
     )
+    _refuse_contradictions(spec)
     path = _model_at(model, runs_dir)
     found = _generated(path, texts, spec, (tensor, pipeline), device)
     if as_json:
@@ -107,6 +99,26 @@ def generate(
     else:
         between = "\n" if _is_of_engine_hf(path) else ""
         typer.echo("\n".join(f"{one['prompt']}{between}{one['text']}" for one in found))
+
+
+def _texts(prompts: list[str] | None, file: Path | None) -> list[str]:
+    from hpclm.core.errors import HpclmError
+
+    found = [*(prompts or ()), *(_prompts_in(file) if file else ())]
+    if not found:
+        raise HpclmError(f"{file}: contains no prompt" if file else "give a prompt, or --file")
+    return found
+
+
+def _refuse_contradictions(spec: GenerationSpec) -> None:
+    from hpclm.core.errors import HpclmError
+
+    drawn = {"--temperature": spec.temperature != 1.0, "--top-k": spec.top_k > 0, "--top-p": spec.top_p != 1.0}
+    needing = [name for name, given in drawn.items() if given and spec.greedy]
+    if needing:
+        raise HpclmError(f"{needing[0]} has no effect on the likeliest tokens; add --sample, or leave it out")
+    if spec.min_new_tokens > spec.max_new_tokens:
+        raise HpclmError(f"--min-new-tokens {spec.min_new_tokens} is more than --max-new-tokens {spec.max_new_tokens}")
 
 
 def _generated(

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--encoder", default="auto")
     options = parser.parse_args()
-    text = options.corpus.read_bytes()
+    text = options.corpus.read_bytes().rstrip(b"\n") + b"\n"
     with tempfile.TemporaryDirectory() as folder:
         for name, size in SIZES.items():
             options.corpus = Path(folder) / f"{size}.jsonl"
@@ -43,14 +43,15 @@ def main() -> None:
 
 def peak(words: list[str]) -> int:
     """Bytes, of a command and its children."""
-    child = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     most = 0
-    while child.poll() is None:
-        most = max(most, sum(map(_held, _of_session(child.pid))))
-        time.sleep(0.05)
-    if child.returncode:
-        assert child.stderr is not None
-        raise SystemExit(child.stderr.read().decode()[-2000:])
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=said)
+        while child.poll() is None:
+            most = max(most, sum(map(_held, _of_session(child.pid))))
+            time.sleep(0.05)
+        if child.returncode:
+            said.seek(0)
+            raise SystemExit(said.read().decode()[-2000:])
     return most
 
 

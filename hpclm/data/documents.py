@@ -19,6 +19,10 @@ _LINE = re.compile(r"\n")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
+class NotUtf8Error(DataError):
+    """A plain text that is not UTF-8."""
+
+
 def text_files(text: TextData) -> list[Path]:
     """Every file meant by `paths` and `pattern`, sorted: each machine reads the same order. Raises DataError."""
     found: list[Path] = []
@@ -118,7 +122,7 @@ def _chunks(path: Path, stream: BinaryIO, on_bytes: Callable[[int], None], error
     except UnicodeDecodeError as error:
         line = lines + data[: max(0, error.start - pending)].count(b"\n") + 1
         place = offset - pending + error.start
-        raise DataError(f"{path}:{line}: not UTF-8 at byte {place} of the file; convert it, or leave it out") from None
+        raise NotUtf8Error(f"{path}:{line}: not UTF-8 at byte {place} of the file; convert it") from None
 
 
 def _cut(chunks: Iterator[str], document: str) -> Iterator[str]:

@@ -107,27 +107,40 @@ def _tokenizers(stage: StageContext, key: str, prefixes: list[str]) -> None:
         return
     for index, prefix in enumerate(prefixes):
         record = record_of(prefix)
-        other = None if record is None else _difference(own, record.spec.tokenizer)
+        if record is None:
+            continue
+        where, rule = ("indexed", key, index), "tokens and tokenizer belong together"
+        other = _other_files(own, record.spec.tokenizer)
         if other is not None:
-            what = f"{prefix}: was made with the tokenizer {other}; give that one"
-            stage.error(("indexed", key, index), what, "tokens and tokenizer belong together", prefix)
+            stage.error(where, f"{prefix}: was made with the tokenizer {other}; give that one", rule, prefix)
+        _sizes(stage, own, record.spec.tokenizer, where, prefix)
 
 
-def _difference(own: Tokenizer, made: TokenizerSpec) -> str | None:
-    """How the tokenizer that made the data differs from the recipe's; of files of two kinds, in how many entries."""
-    ours, theirs = own.tokenizer_file or own.vocab_file, made.tokenizer_file or made.vocab_file
-    if ours is None or theirs is None:
-        return None
-    if (own.tokenizer_file is None) != (made.tokenizer_file is None):
-        counts = _entries(theirs, made.tokenizer_file), _entries(ours, own.tokenizer_file)
-        if None in counts or counts[0] == counts[1]:
-            return None
-        return f"{theirs}, of {counts[0]} entries, and {ours} has {counts[1]}"
+def _other_files(own: Tokenizer, made: TokenizerSpec) -> str | None:
+    """How the tokenizer that made the data differs from the recipe's, of files of the same kind."""
     for name in ("vocab_file", "merges_file", "tokenizer_file"):
         ours, theirs = getattr(own, name), getattr(made, name)
         if ours is not None and theirs is not None and not _same(Path(ours), Path(theirs)):
             return f"{theirs}, which is not {ours}"
     return None
+
+
+def _sizes(stage: StageContext, own: Tokenizer, made: TokenizerSpec, where: tuple[str | int, ...], prefix: str) -> None:
+    """Of files of two kinds: the recipe's may have further special tokens, the data's may not."""
+    ours, theirs = own.tokenizer_file or own.vocab_file, made.tokenizer_file or made.vocab_file
+    if ours is None or theirs is None or (own.tokenizer_file is None) == (made.tokenizer_file is None):
+        return
+    here, there = _entries(ours, own.tokenizer_file), _entries(theirs, made.tokenizer_file)
+    if here is None or there is None or here == there:
+        return
+    what, rule = (
+        f"{prefix}: was made with the tokenizer {theirs}, of {there} entries",
+        "tokens and tokenizer belong together",
+    )
+    if there > here:
+        stage.error(where, f"{what}, and {ours} has {here}; give that one", rule, prefix)
+    else:
+        stage.warning(where, f"{what}, and {ours} has {here}; are they the same but for added tokens?", rule, prefix)
 
 
 def _entries(path: str, tokenizer_file: str | None) -> int | None:

@@ -118,7 +118,10 @@ def _traced(tracer: str, wanted: list[tuple[StagePlan, int]]) -> Iterator[tuple[
                 program.stdin.write(request)
                 program.stdin.close()
             for line in program.stdout:
-                place, one = json.loads(line)
+                try:
+                    place, one = json.loads(line)
+                except (ValueError, TypeError):
+                    continue  # printed by a library at its import, or cut off; whoever is not answered is told below
                 answered.add(place)
                 estimate = wanted[place][0].memory
                 yield place, replace(from_dict(RankTrace, one), estimate_bytes=estimate.total if estimate else None)

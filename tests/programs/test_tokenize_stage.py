@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import yaml
+from tokenizers import Tokenizer as Tokenizers
 from tokenizers.models import BPE
 
 from hpclm.core.corpus_spec import CorpusSpec, TokenizeStageSpec
@@ -279,13 +279,18 @@ def test_data_of_another_kind_of_tokenizer_is_refused_by_its_size(corpus: Path, 
     del recipe["stages"][0]
     recipe["stages"][0]["indexed"] = {"paths": ["made_text_document"], "split": "90,10,0", "seq_length": 16}
     recipe["tokenizer"] = {"tokenizer_file": "whole.json"}
-    whole = tokenizers.Tokenizer(BPE(json.loads((tmp_path / "vocab.json").read_text()), []))
+    whole = Tokenizers(BPE(json.loads((tmp_path / "vocab.json").read_text()), []))
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(recipe))
     whole.save(str(tmp_path / "whole.json"))
     assert make_plan(load(tmp_path / "corpus.yaml")).errors == ()
     whole.add_tokens(["<another>"])
     whole.save(str(tmp_path / "whole.json"))
+    plan = make_plan(load(tmp_path / "corpus.yaml"))
+    assert plan.errors == ()
+    assert any("are they the same but for added tokens?" in str(one) for one in plan.findings)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    vocabulary.popitem()
+    Tokenizers(BPE(vocabulary, [])).save(str(tmp_path / "whole.json"))
     (found,) = make_plan(load(tmp_path / "corpus.yaml")).errors
-    entries = whole.get_vocab_size()
-    assert f"vocab.json, of {entries - 1} entries, and " in str(found)
-    assert f"whole.json has {entries}; give that one" in str(found)
+    assert f"vocab.json, of {len(vocabulary) + 1} entries, and " in str(found)
+    assert f"whole.json has {len(vocabulary)}; give that one" in str(found)

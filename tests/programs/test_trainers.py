@@ -189,7 +189,7 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ((("megatron.arguments", ["foo", "--use-flash-attn"]),), "foo belongs to no flag"),
         ((("megatron.arguments", ["--batch-size", "4"]),), "--batch-size is no longer Megatron-LM's; set batch.micro"),
         ((("megatron.arguments", ["--model-parallel-size", "2"]),), "no longer Megatron-LM's; set parallel.tensor"),
-        ((("megatron.arguments", ["--use-checkpoint-args"]),), "takes model and split from elsewhere"),
+        ((("megatron.arguments", ["--use-checkpoint-args"]),), "takes the model from elsewhere"),
         ((("megatron.arguments", ["--yaml-cfg", "f.yaml"]),), "takes model and split from elsewhere"),
         (
             (("megatron.arguments", ["--encoder-tensor-model-parallel-size", "2"]),),
@@ -197,7 +197,11 @@ def test_what_nemo_cannot_do_is_said_with_its_line(
         ),
         (
             (("megatron.arguments", ["--num-distributed-optimizer-instances", "2"]),),
-            "--num-distributed-optimizer-instances 2 does not divide the 1 data and context parallel ranks",
+            "--num-distributed-optimizer-instances 2 does not divide the 1 ranks that share weights",
+        ),
+        (
+            (("megatron.arguments", ["--num-distributed-optimizer-instances", "0"]),),
+            "--num-distributed-optimizer-instances 0 does not divide",
         ),
         ((("model.vocab_size", 1000),), "1000 is not passed on: Megatron-LM takes the tokenizer's 512 entries"),
         (

@@ -432,6 +432,12 @@ def test_every_flag_of_every_release_has_a_fate() -> None:
         ("moe_shared_expert_gate", False, "experts are as Mixtral's"),
         ("fim_rate", False, "fill in the middle"),
         ("pipeline_model_parallel_layout", False, "has nothing like it here; remove it if"),
+        ("allow_ambiguous_pad_tokens", False, "labels masked"),
+        ("per_dataset_sequences_path", True, "how it is computed"),
+        ("hybrid_context_parallel", True, "how it is computed"),
+        ("hybrid_layer_pattern", False, "layers of that kind"),
+        ("node_rnk", False, "did you mean --node-rank?"),
+        ("master_adr", False, "did you mean --master-addr?"),
         ("overlap_grad_reduc", False, "did you mean --overlap-grad-reduce?"),
     ],
 )

@@ -68,6 +68,27 @@ def test_an_answer_is_not_taken_for_that_to_another_question() -> None:
         assert _shown(mode, operation, remembered) == _shown(mode, operation)
 
 
+def test_what_torch_is_told_apart_from_arguments_counts() -> None:
+    """The default type, inference mode, and values that are conjugate or negative by a bit alone."""
+    mode = FakeTensorMode()
+    with mode, RememberedResults(mode):
+        for _ in range(2):
+            assert torch.ones(2).dtype is torch.float32
+            torch.set_default_dtype(torch.bfloat16)
+            try:
+                assert torch.ones(2).dtype is torch.bfloat16
+                assert (torch.empty(2, dtype=torch.int32) / 2).dtype is torch.bfloat16
+            finally:
+                torch.set_default_dtype(torch.float32)
+            number = torch.empty(4, dtype=torch.complex64)
+            assert torch.conj(number).is_conj()
+            assert torch.conj(number).imag.is_neg()
+            states = torch.empty(4, 6)
+            with torch.inference_mode():
+                assert states.view(-1).shape == (24,)
+                assert states.T.shape == (6, 4)
+
+
 def test_what_is_refused_is_refused_again() -> None:
     mode = FakeTensorMode()
     with mode, RememberedResults(mode):

@@ -43,3 +43,12 @@ def test_a_tracer_that_does_not_begin_is_told_by_its_last_words(
     monkeypatch.setattr(sys, "executable", str(broken))
     found = tracing.trace(plan, None)
     assert [one.error for one in found] == ["ImportError: no torch here"]
+
+
+def test_what_a_library_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = tmp_path / "python"
+    noisy.write_text("#!/bin/sh\necho '[INFO] loaded'\necho '[0, {\"stage\"'\necho 'Killed' >&2\n")
+    noisy.chmod(0o755)
+    plan = make_plan(load(ROOT / "recipes" / "gpt345m_pretrain.yaml"))
+    monkeypatch.setattr(sys, "executable", str(noisy))
+    assert [one.error for one in tracing.trace(plan, None)] == ["Killed"]

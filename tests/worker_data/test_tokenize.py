@@ -283,15 +283,20 @@ def test_a_killed_command_loses_nothing(tmp_path: Path) -> None:
     assert same(f"{tmp_path / 'o'}_content_document", tmp_path / "theirs")
 
 
-def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["workers begin", "a part is written"])
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, when: str) -> None:
     source = written(tmp_path / "a.jsonl", documents(8000))
+    code = "from hpclm.cli.app import main; from hpclm.data.corpus import inputs; inputs.PIECE_BYTES = 100_000; main()"
     words = command(
         *("tokenize", str(source), "--out", str(tmp_path / "o"), "--json-keys", "content", "--append-eod"),
         *("--vocab-file", str(VOCAB), "--merge-file", str(MERGES), "--encoder", "tokenizers", "--workers", "2"),
     )
+    words = [sys.executable, "-c", code, *words[words.index("data") :]]
     child = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until("the first part", lambda: any(tmp_path.glob("o.parts/*/part-*.bin")), pause_s=0.02)
+        wait_until("the workers", lambda: len(_of_session(child.pid)) >= 3, pause_s=0.005)
+        if when == "a part is written":
+            wait_until("the first part", lambda: any(tmp_path.glob("o.parts/*/part-*.bin")), pause_s=0.02)
         child.kill()
         child.wait()
         wait_until("no process of the command is left", lambda: not _of_session(child.pid))

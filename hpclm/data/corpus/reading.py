@@ -14,7 +14,7 @@ from hpclm.core.errors import DataError
 from hpclm.core.files import open_file
 from hpclm.core.nearest import nearest_name
 from hpclm.data.corpus.inputs import Segment, parquet_library
-from hpclm.data.documents import file_documents
+from hpclm.data.documents import NotUtf8Error, file_documents
 
 _SHOWN = 60
 _ROWS = 256
@@ -143,6 +143,12 @@ class Reader:
 
     def _texts(self, segment: Segment) -> Iterator[Document]:
         """With `skip_bad` a document that is not UTF-8 is left out, without it it is an error."""
+        try:
+            yield from self._text_documents(segment)
+        except NotUtf8Error as error:
+            raise DataError(f"{error}, or leave such documents out with --skip-bad") from None
+
+    def _text_documents(self, segment: Segment) -> Iterator[Document]:
         errors = "surrogateescape" if self.skip_bad else "strict"
         with Opened(segment.path) as file:
             told = lambda count: self.on_bytes(file.taken(count))  # noqa: E731 - short

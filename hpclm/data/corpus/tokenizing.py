@@ -183,7 +183,7 @@ def _by_many(job: Job, todo: list[int], count: int, tell: Callable[[float, float
     shared = context.Array("d", count * _FIELDS)
     places = context.Value("i", 0)
     found = Counts()
-    with _pool(count, context, (job, shared, places)) as pool:
+    with _pool(count, context, (job, shared, places, os.getpid())) as pool:
         running: set[Future[Counts]] = {pool.submit(_piece, number) for number in todo}
         while running:
             ended, running = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -226,13 +226,13 @@ def _end_with(parent: int) -> None:
 _worker: Worker | None = None
 
 
-def _start(job: Job, shared: SynchronizedArray[float], places: Any) -> None:
-    """In a new worker."""
+def _start(job: Job, shared: SynchronizedArray[float], places: Any, command: int) -> None:
+    """In a new worker of the process `command`."""
     import signal
 
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its workers
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(command,), daemon=True).start()
     with places.get_lock():
         place = places.value
         places.value += 1

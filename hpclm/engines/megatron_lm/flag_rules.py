@@ -32,7 +32,7 @@ _NEVER = {
     "--encoder-tensor-model-parallel-size": "is for other models, and changes the number of ranks; leave it out",
     "--encoder-pipeline-model-parallel-size": "is for other models, and changes the number of ranks; leave it out",
     "--step-batch-size-schedule": "changes the batch; set batch.global and batch.rampup",
-    "--use-checkpoint-args": "takes model and split from elsewhere; set them in the recipe",
+    "--use-checkpoint-args": "takes the model from elsewhere; set it in the recipe",
     "--use-mp-args-from-checkpoint-args": "takes the split from elsewhere; set parallel",
     "--yaml-cfg": "takes model and split from elsewhere; set them in the recipe",
 }
@@ -90,13 +90,16 @@ def _beside_keys(stage: StageContext, given: Arguments) -> None:
 def _instances(given: Arguments, topology: Topology | None) -> None:
     """Groups of ranks among which each the optimizer's state is divided (parallel_state.initialize_model_parallel)."""
     count = given.value(_INSTANCES)
-    if topology is None or count is None or not count.isdecimal() or int(count) < 1:
+    if topology is None or count is None or not count.isdecimal():
         return
-    ranks = topology.data * topology.context
-    if ranks % int(count):
-        given.error(
-            _INSTANCES, f"{count} does not divide the {ranks} data and context parallel ranks", "optimizer instances"
-        )
+    parallel = given.stage.recipe.parallel
+    tensor = parallel.tensor if parallel.expert_tensor is None else parallel.expert_tensor
+    of_experts = topology.world_size // (parallel.pipeline * tensor * parallel.expert)
+    for ranks, whose in ((topology.data * topology.context, "data and context parallel"), (of_experts, "of experts")):
+        if int(count) < 1 or ranks % int(count):
+            what = f"{count} does not divide the {ranks} ranks that share weights ({whose})"
+            given.error(_INSTANCES, what, "optimizer instances")
+            return
 
 
 def _torch_fsdp2(stage: StageContext, given: Arguments) -> None:

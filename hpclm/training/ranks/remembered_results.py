@@ -63,8 +63,12 @@ class RememberedResults(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        key: list[Any] = [func]
-        if func in self._refused or not (_add(key, args) and (not kwargs or _add_named(key, kwargs))):
+        key: list[Any] = [func, torch.get_default_dtype()]
+        if (
+            torch.is_inference_mode_enabled()
+            or func in self._refused
+            or not (_add(key, args) and (not kwargs or _add_named(key, kwargs)))
+        ):
             return func(*args, **(kwargs or {}))
         place = tuple(key)
         known = self._known.get(place)
@@ -124,7 +128,7 @@ def _add(key: list[Any], args: Any) -> bool:
     for one in args:
         kind = type(one)
         if kind is FakeTensor:
-            if one.constant is not None or one.layout is not torch.strided:
+            if one.constant is not None or one.layout is not torch.strided or one.is_conj() or one.is_neg():
                 return False
             key += (one.shape, one.stride(), one.storage_offset(), one.dtype, one.fake_device)
         elif kind in _PLAIN:
@@ -154,6 +158,8 @@ def _description(made: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 def _part(made: Any, args: Sequence[Any], unnamed: set[int]) -> Any:
     """Not of what shares the storage of a tensor in a sequence or with a name, nor of a part of something unknown."""
     if type(made) is not FakeTensor or made.layout is not torch.strided or made.constant is not None:
+        return _REFUSED
+    if made.is_conj() or made.is_neg():
         return _REFUSED
     place, viewed = _place(made), None
     for position, one in enumerate(args):

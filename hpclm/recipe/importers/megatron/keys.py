@@ -99,6 +99,7 @@ TAKEN: dict[str, tuple[str, Kind]] = {
     "lr_wsd_decay_samples": ("optim.schedule.anneal_samples", "whole"),
     "tensorboard_dir": ("tracking.tensorboard", "text"),
     "save_interval": ("checkpoint.save_interval_steps", "whole"),
+    "persistent_save_interval": ("checkpoint.save_interval_steps", "whole"),
     "data_path": ("indexed.paths", "list"),
     "train_data_path": ("indexed.paths", "list"),
     "valid_data_path": ("indexed.validation", "list"),

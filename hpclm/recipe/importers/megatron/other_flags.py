@@ -9,7 +9,7 @@ from functools import cache
 
 from hpclm.core.nearest import nearest_name
 from hpclm.formats.megatron import argument_values
-from hpclm.recipe.importers.megatron.keys import TAKEN
+from hpclm.recipe.importers.megatron.keys import NO_EFFECT, REFUSED, TAKEN
 
 _HOW = "how it is computed, not what"
 _LOGS = "metrics and logs are in the run's folder"
@@ -19,12 +19,12 @@ _IDLE = {
     _LOGS: (
         "log_ no_log_ disable_log_ one_logger no_one_logger enable_one_logger timing_log record_shapes nvtx_ "
         "profile pytorch_profiler straggler disable_straggler config_logger flight_recorder no_flight "
-        "disable_flight app_tag run_workload dump_param train_sync suggested_communication_unit_size calc_ft "
+        "disable_flight app_tag run_workload dump_param   calc_ft "
         "rerun_mode gpu_sniff check_for_ check_weight_hash save_activations save_dgrads save_params_interval "
         "save_tokens save_wgrads"
     ),
     _SAVES: (
-        "ckpt_ no_ckpt disable_ckpt dist_ckpt async_ non_persistent persistent_save use_persistent adlr_ exit_ "
+        "ckpt_ no_ckpt disable_ckpt dist_ckpt async_ non_persistent  use_persistent adlr_ exit_ "
         "override_ckpt verify_integrity save_retain override_opt override_lr use_checkpoint_opt use_checkpoint_lr "
         "distrib_optim dist_optim load_main_params load_model_opt disable_stream no_stream disable_strict "
         "no_strict replication result_rejected"
@@ -35,6 +35,7 @@ _IDLE = {
         "s3_cache symmetric_ar disable_symmetric"
     ),
     _HOW: (
+        "suggested_communication_unit_size train_sync per_dataset no_query_key_layer_scaling hybrid_context "
         "tp_comm no_tp_comm disable_tp_comm ddp_ DDP overlap_ no_overlap cuda_graph external_cuda optimizer_cuda "
         "delay_ no_delay defer_ wgrad_deferral distribute_ cpu_offloading fine_grained offload_modules "
         "min_offloaded delta_offload activation_offload no_gradient_reduce no_scatter_gather microbatch_group "
@@ -44,8 +45,8 @@ _IDLE = {
         "moe_layer_recompute use_grouped fused_residual no_scaled scaled_upper init_model_with no_initialization "
         "disable_manual_gc no_manual_gc disable_async ep_overlap onnx_ fp32_allreduce te_rng disable_clone "
         "no_clone use_layer_wise no_use_layer hierarchical_context use_fused_weighted "
-        "report_topk renormalize_blend data_impl mlp_chunks nccl_all use_tokenizer_model no_use_tokenizer "
-        "disable_use_tokenizer allow_ambiguous enable_experimental"
+        "report_topk  data_impl mlp_chunks nccl_all use_tokenizer_model no_use_tokenizer "
+        "disable_use_tokenizer  enable_experimental"
     ),
 }
 # They would change what is trained.
@@ -59,9 +60,9 @@ _OTHERS = {
     "the model, the split or the batch is then not in the script; write the flags that it stands for": (
         "use_checkpoint_args use_mp_args yaml_cfg"
     ),
-    "write data_path, or train_data_path and valid_data_path": ("data_args per_dataset"),
-    "the batch grows by rampup_batch_size; write that": ("step_batch_size phase_transition"),
-    "the scale of fp16 is found while training; remove it": ("loss_scale"),
+    "write data_path, or train_data_path and valid_data_path": ("data_args"),
+    "the batch grows by rampup_batch_size; write that": ("step_batch_size"),
+    "the scale of fp16 is found while training": ("loss_scale"),
     "engine megatron does not divide weights so; parallel.distributed_optimizer divides the optimizer's state": (
         "use_torch_fsdp2 use_megatron_fsdp use_custom_fsdp megatron_fsdp fsdp_ torch_fsdp2 data_parallel_sharding "
         "outer_dp enable_full_sharding"
@@ -73,18 +74,20 @@ _OTHERS = {
         "pipeline_model_parallel_split sample_rate freeze_all sft finetune_"
     ),
     "layers of that kind are not here": (
-        "mamba hybrid is_hybrid linear_ dsa_ disable_dsa no_dsa kv_lora q_lora qk_ v_head mla_ cache_mla "
+        "mamba hybrid_attention hybrid_layer hybrid_mlp hybrid_override "
+        "is_hybrid linear_ dsa_ disable_dsa no_dsa kv_lora q_lora qk_ v_head mla_ cache_mla "
         "experimental_attention window softmax_type mscale mrope yarn no_yarn heterogeneous disable_mamba "
         "attention_output no_rope_freq rope_type rotary_scaling quick_geglu glu_ activation_func"
     ),
     "is not for pre-training": (
         "inference no_inference flash_decode decode_only enable_chunked disable_chunked export langrl no_langrl "
         "rl_ no_rl grpo perform_rl refit use_legacy_static num_speculative max_tokens_to_oom chat_template "
-        "skip_train test_mode logits_ full_validation"
+        "skip_train test_mode logits_ "
     ),
     "there is no fp8 and no fp4": (
         "fp8 fp4 disable_fp8 no_fp8 kitchen use_kitchen te_precision keep_fp8 first_last num_layers_at reuse_grad_buf"
     ),
+    "samples are blended, and labels masked, as by core_v0.16": ("renormalize_blend allow_ambiguous"),
     "there is no fill in the middle": ("fim_"),
     "adamw is the optimizer": ("muon lion sgd"),
     "there is no multi-token prediction": ("mtp_"),
@@ -106,9 +109,9 @@ def names() -> frozenset[str]:
 def fate(name: str) -> tuple[bool, str]:
     """Whether a flag that no key stands for has no effect here, and the reason for that, or for its refusal."""
     if name not in names():
-        near = nearest_name(name, [*TAKEN, *names()])
+        near = nearest_name(name, [*TAKEN, *NO_EFFECT, *REFUSED, *names()])
         hint = f"did you mean --{near.replace('_', '-')}?" if near else "remove it if it does not matter"
-        return False, f"is no flag of Megatron-LM's pretrain_gpt.py; {hint}"
+        return False, f"is no flag of Megatron-LM's pretrain_gpt.py or of torchrun's that is known; {hint}"
     for reason, beginnings in _IDLE.items():
         if name.startswith(tuple(beginnings.split())):
             return True, reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import IndexedData, ModelSpec, TokenizerSpec
@@ -14,7 +15,9 @@ from hpclm.formats.indexed_dataset import IndexHeader, read_header
 from hpclm.planning import base_model, lowering, vocabulary
 from hpclm.planning.base_model import Earlier
 from hpclm.planning.stage_context import StageContext
-from hpclm.recipe.schema.tokenizer_section import Tokenizer
+
+if TYPE_CHECKING:
+    from hpclm.recipe.schema.tokenizer_section import Tokenizer
 
 
 def resolve(stage: StageContext, earlier: Mapping[str, Earlier], names: list[str]) -> IndexedData | None:

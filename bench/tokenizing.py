@@ -19,14 +19,20 @@ import time
 from pathlib import Path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def corpus_arguments(description: str | None) -> argparse.ArgumentParser:
+    """What both benches of tokenising are given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--key", default="text")
     parser.add_argument("--vocab-file", type=Path, required=True)
     parser.add_argument("--merges-file", type=Path, required=True)
-    parser.add_argument("--megatron-lm", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    return parser
+
+
+def main() -> None:
+    parser = corpus_arguments(__doc__)
+    parser.add_argument("--megatron-lm", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encoder", nargs="*", default=["gigatoken", "tiktoken", "tokenizers"])
     options = parser.parse_args()

@@ -7,26 +7,19 @@ Prints the most proportional set size (memory that processes share counts once) 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from bench.tokenizing import hpclm
+from bench.tokenizing import corpus_arguments, hpclm
 
 SIZES = {"100 MB": 100_000_000, "1 GB": 1_000_000_000}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--key", default="text")
-    parser.add_argument("--vocab-file", type=Path, required=True)
-    parser.add_argument("--merges-file", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser = corpus_arguments(__doc__)
     parser.add_argument("--encoder", default="auto")
     options = parser.parse_args()
     text = options.corpus.read_bytes().rstrip(b"\n") + b"\n"

@@ -52,6 +52,7 @@ class IndexHeader:
         dtype: numpy's name of the tokens' type; itemsize: its bytes.
         sequences, documents: how many. A document without tokens has no sequence.
         tokens: of all sequences.
+        multimodal: whether each sequence has a mode, in a further byte of the index.
     """
 
     dtype: str
@@ -59,6 +60,7 @@ class IndexHeader:
     sequences: int
     documents: int
     tokens: int
+    multimodal: bool = False
 
     @property
     def lengths_at(self) -> int:
@@ -90,7 +92,6 @@ def read_header(prefix: str) -> IndexHeader:
                 )
             name, itemsize = DTYPES[code]
             expected = HEADER.size + sequences * (_LENGTH + _PLACE) + ends * _PLACE
-            # a multimodal index has a byte more for each sequence
             if sizes[index] not in (expected, expected + sequences):
                 raise DataError(
                     f"{index}: {sizes[index]} bytes, but its {sequences} sequences and {ends - 1} documents take "
@@ -104,7 +105,7 @@ def read_header(prefix: str) -> IndexHeader:
             f"{data}: {sizes[data]} bytes, but its index ends at {end}; it is truncated or belongs to another index: "
             "copy the pair or tokenize again"
         )
-    return IndexHeader(name, itemsize, sequences, ends - 1, end // itemsize)
+    return IndexHeader(name, itemsize, sequences, ends - 1, end // itemsize, sizes[index] != expected)
 
 
 def _size(path: Path, prefix: str) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from hpclm.core.errors import DataError
 from hpclm.core.spec import IndexedData, ModelSpec, TokenizerSpec
+from hpclm.data.corpus import tokenizer_files
 from hpclm.data.corpus.tokenized_record import record_of
-from hpclm.formats.checkpoint_manifest import sha256_of
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
 from hpclm.planning import base_model, lowering, vocabulary
 from hpclm.planning.base_model import Earlier
@@ -113,25 +113,17 @@ def _tokenizers(stage: StageContext, key: str, prefixes: list[str]) -> None:
         if record is None:
             continue
         where, rule = ("indexed", key, index), "tokens and tokenizer belong together"
-        other = _other_files(own, record.spec.tokenizer)
-        if other is not None:
-            stage.error(where, f"{prefix}: was made with the tokenizer {other}; give that one", rule, prefix)
+        differ = tokenizer_files.difference(own, record.spec.tokenizer)
+        if differ is not None:
+            what = f"{prefix}: was made with the tokenizer {differ[1]}, which is not {differ[0]}; give that one"
+            stage.error(where, what, rule, prefix)
         _sizes(stage, own, record.spec.tokenizer, where, prefix)
-
-
-def _other_files(own: Tokenizer, made: TokenizerSpec) -> str | None:
-    """How the tokenizer that made the data differs from the recipe's, of files of the same kind."""
-    for name in ("vocab_file", "merges_file", "tokenizer_file"):
-        ours, theirs = getattr(own, name), getattr(made, name)
-        if ours is not None and theirs is not None and not _same(Path(ours), Path(theirs)):
-            return f"{theirs}, which is not {ours}"
-    return None
 
 
 def _sizes(stage: StageContext, own: Tokenizer, made: TokenizerSpec, where: tuple[str | int, ...], prefix: str) -> None:
     """Of files of two kinds: the recipe's may have further special tokens, the data's may not."""
     ours, theirs = own.tokenizer_file or own.vocab_file, made.tokenizer_file or made.vocab_file
-    if ours is None or theirs is None or (own.tokenizer_file is None) == (made.tokenizer_file is None):
+    if ours is None or theirs is None or tokenizer_files.same_kind(own, made):
         return
     here, there = _entries(ours, own.tokenizer_file), _entries(theirs, made.tokenizer_file)
     if here is None or there is None or here == there:
@@ -152,13 +144,6 @@ def _entries(path: str, tokenizer_file: str | None) -> int | None:
         return vocabulary.entries_in(Path(path), whole=tokenizer_file is not None)
     except vocabulary.UNREADABLE:
         return None
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same; one that is not here may."""
-    if one == other or not (one.is_file() and other.is_file()):
-        return True
-    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
 
 
 def _parts(stage: StageContext, source: IndexedData, headers: list[IndexHeader]) -> None:

@@ -22,13 +22,14 @@ from hpclm.data.corpus.merging import merge_pairs
 from hpclm.data.corpus.tokenized_record import Counts, Tokenized, record_of
 
 
-def made(prefix: Path, seed: int, documents: int, dtype: type = np.uint16) -> str:
+def made(prefix: Path, seed: int, documents: int, dtype: type = np.uint16, *, multimodal: bool = False) -> str:
     """Documents of no, one or several sequences."""
     draw = random.Random(seed)
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype, multimodal=multimodal)
     for _ in range(documents):
         lengths = [draw.randrange(1, 40) for _ in range(draw.choice([0, 1, 1, 1, 3]))]
-        builder.add_document(np.array([draw.randrange(500) for _ in range(sum(lengths))], dtype=dtype), lengths)
+        tokens = np.array([draw.randrange(500) for _ in range(sum(lengths))], dtype=dtype)
+        builder.add_document(tokens, lengths, [1] * len(lengths) if multimodal else None)
     builder.finalize(f"{prefix}.idx")
     return str(prefix)
 
@@ -62,15 +63,29 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     third = made(tmp_path / "third", 3, 5)
     with pytest.raises(DataError, match=r"other: contains int32, and .*one uint16"):
         merge_pairs([one, other], str(tmp_path / "out"))
-    recorded(one, "/t/a.json")
-    recorded(third, "/t/b.json")
-    with pytest.raises(DataError, match=r"third: was made with the tokenizer /t/b.json, and .*one with /t/a.json"):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(name)
+    recorded(one, str(tmp_path / "a.json"))
+    recorded(third, str(tmp_path / "b.json"))
+    with pytest.raises(DataError, match=r"third: was made with the tokenizer .*/b.json, and .*one with .*/a.json"):
         merge_pairs([one, third], str(tmp_path / "out"))
+    images = made(tmp_path / "images", 4, 5, multimodal=True)
+    with pytest.raises(DataError, match=r"images: is multimodal"):
+        merge_pairs([one, images], str(tmp_path / "out"))
     with pytest.raises(DataError, match=r"one.bin: already exists; give another --out"):
         merge_pairs([one], one)
     with pytest.raises(DataError, match=r"gone.idx: does not exist"):
         merge_pairs([one, str(tmp_path / "gone")], str(tmp_path / "out"))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_one_tokenizer_in_two_folders_is_the_same(tmp_path: Path) -> None:
+    pairs = [made(tmp_path / name, 1, 5) for name in ("one", "two")]
+    for prefix in pairs:
+        tokenizer = Path(f"{prefix}.json")
+        tokenizer.write_text("{}")
+        recorded(prefix, str(tokenizer))
+    assert merge_pairs(pairs, str(tmp_path / "out")).documents == 10
 
 
 def test_the_whole_knows_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

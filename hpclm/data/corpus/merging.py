@@ -10,9 +10,9 @@ from hpclm.core.errors import DataError
 from hpclm.core.indexed_files import bin_path, idx_path
 from hpclm.core.records import to_dict
 from hpclm.core.sealed import write_sealed
-from hpclm.core.spec import TokenizerSpec
 from hpclm.data.corpus.parts import Numbers, Sequences, join
 from hpclm.data.corpus.tokenized_record import Counts, Tokenized, record_of
+from hpclm.data.corpus.tokenizer_files import difference, same_kind
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
 
 _END_BYTES = 8
@@ -35,7 +35,9 @@ def merge_pairs(prefixes: list[str], out: str) -> Merged:
     tokenizers, and where the output is there.
     """
     headers = [read_header(prefix) for prefix in prefixes]
-    for prefix, header in zip(prefixes[1:], headers[1:], strict=True):
+    for prefix, header in zip(prefixes, headers, strict=True):
+        if header.multimodal:
+            raise DataError(f"{prefix}: is multimodal, whose modes would be lost; merge it with Megatron-LM's tools")
         if header.dtype != headers[0].dtype:
             raise DataError(
                 f"{prefix}: contains {header.dtype}, and {prefixes[0]} {headers[0].dtype}; tokenize one of them again"
@@ -65,20 +67,19 @@ def _piece(prefix: str, header: IndexHeader) -> Sequences:
     )
 
 
-def _files(spec: TokenizerSpec) -> list[str]:
-    return [name for name in (spec.vocab_file, spec.merges_file, spec.tokenizer_file) if name is not None]
-
-
 def _same_tokenizer(prefixes: list[str], records: list[Tokenized | None]) -> None:
-    """Of those that say which made them, by the paths of its files."""
-    known = [(prefix, record) for prefix, record in zip(prefixes, records, strict=True) if record is not None]
-    for prefix, record in known[1:]:
-        first, other = _files(known[0][1].spec.tokenizer), _files(record.spec.tokenizer)
-        if first != other:
-            raise DataError(
-                f"{prefix}: was made with the tokenizer {', '.join(other)}, and {known[0][0]} with {', '.join(first)}; "
-                "ids of two tokenizers cannot be one data set"
-            )
+    """Of those that say which made them."""
+    known = [(prefix, record.spec.tokenizer) for prefix, record in zip(prefixes, records, strict=True) if record]
+    for prefix, made in known[1:]:
+        first, spec = known[0]
+        differ = difference(spec, made)
+        if differ is None and same_kind(spec, made):
+            continue
+        ours, theirs = differ or (spec.tokenizer_file or spec.vocab_file, made.tokenizer_file or made.vocab_file)
+        raise DataError(
+            f"{prefix}: was made with the tokenizer {theirs}, and {first} with {ours}; ids of two tokenizers cannot be "
+            "one data set"
+        )
 
 
 def _record(records: list[Tokenized | None], out: str) -> None:

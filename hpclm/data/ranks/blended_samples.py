@@ -12,7 +12,7 @@ from hpclm.core.indexed_files import bin_path
 from hpclm.formats.indexed_dataset import read_header
 
 _BLOCK = 1 << 20
-_BLOCKS = 64  # of a large data set that are looked at before the first step
+_BLOCKS = 64  # that are looked at before the first step, of all data sets together; one of each at least
 
 
 class Blend:
@@ -44,16 +44,21 @@ class Blend:
         return found
 
 
-def look_at_ids(prefix: str, entries: int) -> None:
-    """Before a run begins: all of a small data set's ids, blocks over the whole of a large one's.
+def look_at_ids(prefixes: list[str], entries: int) -> None:
+    """Before a run begins: all of small data sets' ids, blocks over the whole of large ones'.
 
     Raises DataError for an id that the model, with `entries` in its vocabulary, does not have.
     """
+    for prefix in prefixes:
+        _look(prefix, entries, max(1, _BLOCKS // len(prefixes)))
+
+
+def _look(prefix: str, entries: int, most: int) -> None:
     header = read_header(prefix)
     if not header.tokens:
         return
     tokens = np.memmap(bin_path(prefix), dtype=header.dtype, mode="r", shape=(header.tokens,))
-    count = min(-(-header.tokens // _BLOCK), _BLOCKS)
+    count = min(-(-header.tokens // _BLOCK), most)
     for start in np.linspace(0, max(0, header.tokens - _BLOCK), count, dtype=np.int64):
         block = tokens[start : start + _BLOCK]
         lowest, highest = int(block.min()), int(block.max())

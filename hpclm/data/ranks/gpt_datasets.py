@@ -123,8 +123,7 @@ def prepare_indices(spec: StageSpec, folder: Path, source: IndexedData, end: int
     if known is not None and not _missing(known):
         return known
     epoch = _epoch_samples(source)
-    for prefix in dict.fromkeys([*source.paths, *source.validation]):
-        look_at_ids(prefix, spec.model.vocab_size)
+    look_at_ids(list(dict.fromkeys([*source.paths, *source.validation])), spec.model.vocab_size)
     parts = parts_of(spec, source, epoch)
     cache.mkdir(parents=True, exist_ok=True)
     busy = f"{cache}: another run has built indices there for a day"

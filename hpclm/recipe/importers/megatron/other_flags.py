@@ -24,7 +24,7 @@ _IDLE = {
         "save_tokens save_wgrads"
     ),
     _SAVES: (
-        "ckpt_ no_ckpt disable_ckpt dist_ckpt async_ non_persistent  use_persistent adlr_ exit_ "
+        "ckpt_ no_ckpt disable_ckpt dist_ckpt async_ non_persistent use_persistent adlr_ exit_ "
         "override_ckpt verify_integrity save_retain override_opt override_lr use_checkpoint_opt use_checkpoint_lr "
         "distrib_optim dist_optim load_main_params load_model_opt disable_stream no_stream disable_strict "
         "no_strict replication result_rejected"
@@ -45,8 +45,8 @@ _IDLE = {
         "moe_layer_recompute use_grouped fused_residual no_scaled scaled_upper init_model_with no_initialization "
         "disable_manual_gc no_manual_gc disable_async ep_overlap onnx_ fp32_allreduce te_rng disable_clone "
         "no_clone use_layer_wise no_use_layer hierarchical_context use_fused_weighted "
-        "report_topk  data_impl mlp_chunks nccl_all use_tokenizer_model no_use_tokenizer "
-        "disable_use_tokenizer  enable_experimental"
+        "report_topk data_impl mlp_chunks nccl_all use_tokenizer_model no_use_tokenizer "
+        "disable_use_tokenizer enable_experimental"
     ),
 }
 # They would change what is trained.

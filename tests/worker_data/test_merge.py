@@ -28,7 +28,7 @@ def made(prefix: Path, seed: int, documents: int, dtype: type = np.uint16, *, mu
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype, multimodal=multimodal)
     for _ in range(documents):
         lengths = [draw.randrange(1, 40) for _ in range(draw.choice([0, 1, 1, 1, 3]))]
-        tokens = np.array([draw.randrange(500) for _ in range(sum(lengths))], dtype=dtype)
+        tokens: np.ndarray = np.array([draw.randrange(500) for _ in range(sum(lengths))], dtype=dtype)
         builder.add_document(tokens, lengths, [1] * len(lengths) if multimodal else None)
     builder.finalize(f"{prefix}.idx")
     return str(prefix)

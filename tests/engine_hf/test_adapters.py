@@ -63,15 +63,18 @@ def test_peft_loads_what_a_stage_saves(shop: Workshop, kind: str, method: str) -
     assert result(paths)["trained_parameters"] < 20_000
 
 
-def test_a_joined_adapter_computes_what_the_adapter_did(shop: Workshop, tmp_path: Path) -> None:
-    from peft import PeftModel
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_joined_adapter_computes_what_the_adapter_did(shop: Workshop, tmp_path: Path, dora: bool) -> None:
+    from peft import PeftModel, get_peft_model_state_dict
 
-    paths = shop.run(method="lora", lr=1e-2)
+    tables = {"lora": LoraSpec(4, 8.0, targets=["all-linear", "embed_tokens"], dora=True)} if dora else None
+    paths = shop.run(method="lora", lr=1e-2, of_method=tables)
     made = export(paths.checkpoints, tmp_path / "joined", "fp32")
     assert made.difference is not None
     assert made.difference < 1e-5
     base: Any = loaded_model(shop.model("llama"))
     adapter: Any = PeftModel.from_pretrained(base, str(Path(made.source)))
+    assert set(load_file(Path(made.source) / adapters.WEIGHTS)) == set(get_peft_model_state_dict(adapter))
     wanted = logits(adapter, tokens_of(tmp_path / "joined"))
     joined = loaded_model(tmp_path / "joined")
     assert (logits(joined, tokens_of(tmp_path / "joined")) - wanted).abs().max() < 1e-5
@@ -116,12 +119,14 @@ def test_large_models_are_written_in_several_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "words"),
-    [("zero", "every value is zero"), ("missing", "is missing"), ("empty", "has shape"), ("nan", "no numbers")],
+    [("zero", "that begins as zero"), ("missing", "is missing"), ("empty", "has shape"), ("nan", "no numbers")],
 )
 def test_an_empty_adapter_is_noticed(tmp_path: Path, harm: str, words: str) -> None:
     wanted = {
         "base_model.model.x.lora_A.weight": torch.ones(2, 4),
         "base_model.model.x.lora_B.weight": torch.ones(4, 2),
+        "base_model.model.x.lora_magnitude_vector": torch.ones(4),
+        "base_model.model.head.weight": torch.ones(4, 4),
     }
     shapes = {name: tuple(one.shape) for name, one in wanted.items()}
     b = "base_model.model.x.lora_B.weight"

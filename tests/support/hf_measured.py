@@ -10,10 +10,10 @@ from hpclm.core.files import read_json, write_json
 from hpclm.core.fine_tune_spec import FineTuneStageSpec
 from hpclm.core.rank_trace import RankTrace
 from hpclm.core.records import from_dict, to_dict
-from hpclm.engines.hf.ranks import fake_sharding, hf_trace
+from hpclm.engines.hf.ranks import hf_trace
 from hpclm.engines.hf.ranks.hf_groups import DataGroup
 from hpclm.engines.hf.ranks.hf_loading import empty_model, weights_of
-from hpclm.training.ranks.rank_tracing import kernels_of_gpus
+from hpclm.training.ranks.rank_tracing import kernels_of_gpus, resized_told
 from hpclm.worker.ranks.storage_counter import StorageCounter
 from tests.support.processes import environment
 from tests.support.rank_server import ForkedRank
@@ -34,7 +34,7 @@ def measured(spec: FineTuneStageSpec, rank: int) -> RankTrace:
     hf_trace.tell_kinds(counter, model)
     weights = weights_of(model, folder, group.device)
     run = hf_trace.answers if spec.task == "evaluate" else hf_trace.train
-    with fake_sharding.resized_told(counter), counter, kernels_of_gpus():
+    with resized_told(counter), counter, kernels_of_gpus():
         run(spec, folder, model, weights, group, counter)
     peak = counter.peak
     return RankTrace(spec.stage, rank, 0, peak.total, {kind: size for kind, size in peak.kinds.items() if size})

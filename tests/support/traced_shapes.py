@@ -60,6 +60,8 @@ SHAPES = {
     "one GPU, recomputed": stage(GPT, split(), 8, 1, 2048, UNIFORM),
     "one GPU, norms recomputed": stage(GPT, split(), 4, 1, 1024, RecomputeSpec("selective", modules=("layernorm",))),
     "one GPU, MLPs recomputed": stage(GPT, split(), 4, 1, 1024, RecomputeSpec("selective", modules=("mlp",))),
+    "llama, norms recomputed": stage(LLAMA, split(), 1, 1, 4096, RecomputeSpec("selective", modules=("layernorm",))),
+    "llama, fewer groups than ranks": stage(replace(LLAMA, num_query_groups=2), split(8, sequence=True), 1, 1, 8192),
     "llama, MLPs and norms recomputed": stage(
         LLAMA,
         split(2, sequence=True),

@@ -44,3 +44,10 @@ def test_formula_and_trace_agree(traced: dict[str, list[dict[str, Any]]], name: 
     worst = memory.memory(spec)
     assert worst is not None
     assert worst.total == pytest.approx(max(one["peak_bytes"] for one in stages), rel=0.07)
+
+
+def test_recomputed_norms_hold_no_results(traced: dict[str, list[dict[str, Any]]]) -> None:
+    (plain,), (less,) = traced["llama"], traced["llama, norms recomputed"]
+    model = SHAPES["llama"].model
+    results = 2 * model.num_layers * 4096 * model.hidden_size * 2  # two norms a layer, in bf16
+    assert plain["peak_bytes"] - less["peak_bytes"] == pytest.approx(results, rel=0.02)

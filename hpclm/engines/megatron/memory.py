@@ -160,6 +160,9 @@ def layer_activations(
     elif parallel.context > 1:
         split += 2 * query * (parallel.context - 1)
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
+    if model.num_query_groups < parallel.tensor:
+        # fewer groups than ranks: each gathers queries, keys and values of all, and takes its own of them
+        kept += (query + 2 * key) * (1 - 1 / parallel.tensor)
     return kept * width + scores + (masks / parallel.tensor if parallel.sequence_parallel else masks)
 
 

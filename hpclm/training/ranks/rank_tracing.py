@@ -74,7 +74,23 @@ def host_reads(*, true: bool = True) -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def without_bytes(mode: FakeTensorMode, counter: StorageCounter, *, true: bool = True) -> Iterator[None]:
     """Tensors are FakeTensors, `counter` sees each of them, and the host reads numbers (see `host_reads`)."""
-    with mode, RememberedResults(mode), counter, host_reads(true=true):
+    # there are no bytes to copy, and torch would keep both storages for ever
+    copied = patch.object(torch.UntypedStorage, "copy_", lambda storage, source, non_blocking=None: storage)
+    with mode, RememberedResults(mode), counter, resized_told(counter), copied, host_reads(true=true):
+        yield
+
+
+@contextlib.contextmanager
+def resized_told(counter: StorageCounter) -> Iterator[None]:
+    """Storages that are given back and filled again are counted so: FSDP2's weights, and what recomputed norms of
+    megatron-core discard."""
+    resize = torch.UntypedStorage.resize_
+
+    def resized(storage: torch.UntypedStorage, size: int) -> None:
+        resize(storage, size)
+        counter.resized(storage)
+
+    with patch.object(torch.UntypedStorage, "resize_", resized):
         yield
 
 

@@ -108,13 +108,13 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._gone, key)
         return True
 
-    def resized(self, tensor: Tensor) -> None:
-        """The tensor's storage was given another size in place, which is not an operation."""
-        key = tensor.untyped_storage()._cdata
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """The storage was given another size in place, which is not an operation of torch's."""
+        key = storage._cdata
         if key not in self._sizes:
             return
         kind, before = self._sizes[key]
-        after = _taken(tensor.untyped_storage())
+        after = _taken(storage)
         self._sizes[key] = (kind, after)
         self._add(kind, after - before)
         if after > before:

@@ -20,6 +20,7 @@ from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
 
 CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER
 _NAME = "default"
+_MAGNITUDE = "lora_magnitude_vector"  # of DoRA, which PEFT saves without the name of its tensor
 
 
 @dataclass
@@ -212,6 +213,8 @@ def peft_tensors(trained: Mapping[str, Tensor], virtual: VirtualTokens | None) -
     for name, value in trained.items():
         plain = name.replace(f".modules_to_save.{_NAME}.", ".").replace(f".{_NAME}.", ".")
         plain = plain.removesuffix(f".{_NAME}")
+        if plain.endswith(_MAGNITUDE + ".weight"):
+            plain = plain.removesuffix(".weight")
         found[f"base_model.model.{plain}"] = value
     return found
 
@@ -235,7 +238,9 @@ def write(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], *
 
 
 def emptiness(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, trained: bool) -> str | None:
-    """What an adapter's file lacks of these tensors, or None."""
+    """What an adapter's file lacks of these tensors, or None. Untrained, one factor of each pair is zeros; DoRA's
+    magnitudes and whole modules beside them say nothing."""
+    zeros = [name for name in shapes if ".lora_B" in name or name.endswith(".lora_embedding_A")] or list(shapes)
     moved = False
     with safe_open(str(folder / WEIGHTS), framework="pt") as stored:
         names = set(stored.keys())
@@ -247,5 +252,5 @@ def emptiness(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, trained: b
                 return f"{name} has shape {list(value.shape)}, not {list(shape)}"
             if not torch.isfinite(value).all():
                 return f"{name} has values that are no numbers"
-            moved = moved or (".lora_A" not in name and bool(value.any()))
-    return "every value is zero" if trained and not moved else None
+            moved = moved or (name in zeros and bool(value.any()))
+    return "every value that begins as zero is zero still" if trained and not moved else None

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.utils._python_dispatch import _disable_current_modes
 
 from hpclm.engines.hf.ranks import fsdp
 from hpclm.engines.hf.ranks.torch_sharding import TorchSharding
 from hpclm.engines.hf.ranks.zero import ZeroSharding
-from hpclm.worker.ranks.storage_counter import StorageCounter
 
 GATHERED = "gathered weights"
 # Files of torch and DeepSpeed, and what they make in the passes.
@@ -50,26 +48,6 @@ def optimizer_tensors(sharding: Any) -> list[Tensor]:
     zero = sharding.engine.optimizer
     flat = zero.fp32_partitioned_groups_flat if sharding.stage == 3 else zero.single_partition_of_fp32_groups
     return [one for one in flat if one is not None]
-
-
-@contextlib.contextmanager
-def resized_told(counter: StorageCounter) -> Iterator[None]:
-    """Storages that FSDP2 gives back between passes are counted so."""
-
-    def told(change: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        def changed(tensor: Tensor) -> None:
-            change(tensor)
-            counter.resized(tensor)
-
-        return changed
-
-    alloc, free = told(_fsdp_param.alloc_storage), told(_fsdp_param.free_storage)
-    with (
-        patch.object(_fsdp_param, "alloc_storage", alloc),
-        patch.object(_fsdp_param, "free_storage", free),
-        patch.object(_fsdp_param_group, "alloc_storage", alloc),
-    ):
-        yield
 
 
 @contextlib.contextmanager

@@ -58,9 +58,8 @@ def trace(spec: FineTuneStageSpec, rank: int) -> RankTrace:
     mode = FakeTensorMode()
     weights = NoWeights(model, mode)
     alone = fake_sharding.without_ranks()
-    told = fake_sharding.resized_told(counter)
     layers = contextlib.nullcontext() if spec.huggingface.quantization == "none" else fake_quantized.products()
-    with alone, told, layers, without_bytes(mode, counter, true=False), kernels_of_gpus(), numbers():
+    with alone, layers, without_bytes(mode, counter, true=False), kernels_of_gpus(), numbers():
         run = answers if spec.task == "evaluate" else train
         assumed = run(_at_home(spec), folder, model, weights, group, counter)
     if counter.most_elsewhere:

@@ -8,7 +8,7 @@ import pytest
 
 from hpclm.core.fine_tune_spec import ShardingSpec
 from hpclm.core.spec import BatchSpec
-from hpclm.engines.hf import deepspeed_config
+from hpclm.engines.hf import deepspeed_config, deepspeed_keys
 from hpclm.engines.hf.deepspeed_config import AUTO, STAGES, ContradictionError, completed
 from hpclm.engines.hf.model_checks import DEFAULT_TARGETS
 
@@ -112,6 +112,17 @@ def test_what_hpclm_knows_of_deepspeed_is_what_the_installed_one_has() -> None:
         if info.annotation in (bool, bool | None) or str(info.annotation) == "typing.Optional[bool]"
     }
     assert set(deepspeed_config.FLAGS) == flags
+
+
+def test_keys_that_deepspeed_no_longer_has_are_known() -> None:
+    from deepspeed.runtime import config
+
+    assert {*deepspeed_keys.OURS, *deepspeed_keys.REMOVED} >= set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert set(deepspeed_keys.REMOVED_OF_ZERO) == set(config._REMOVED_ZERO_CONFIG_KEYS)
+
+
+def test_removed_keys_that_are_off_are_left_out() -> None:
+    assert "sparse_gradients" not in complete({"sparse_gradients": False, "nebula": {"enabled": False}})
 
 
 def test_what_hpclm_knows_of_pefts_defaults_is_what_the_installed_one_has() -> None:

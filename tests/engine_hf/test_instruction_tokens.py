@@ -83,6 +83,13 @@ def encoder(kind: Any = "bytes", template: Any = "stanford", chat: str | None = 
     return InstructionEncoder(found, InstructionData(template=template, **learn))
 
 
+def without_marks(template: str) -> str:
+    """A template that writes the same and says nothing of it."""
+    found = template.replace("{% generation %}", "{% if true %}").replace("{% endgeneration %}", "{% endif %}")
+    ENDS[found] = ENDS[template]
+    return found
+
+
 def encode(with_: InstructionEncoder, row: dict[str, Any], where: str = "rows.jsonl:7") -> TokenRow:
     (found,) = with_.rows([record(row, where, with_.data, learns=True)])
     return found
@@ -95,6 +102,59 @@ def learned_text(with_: InstructionEncoder, row: TokenRow) -> str:
 
 
 # ---- chat templates: transformers' own mask
+
+
+@pytest.mark.parametrize("messages", CHAT_ROWS.values(), ids=CHAT_ROWS.keys())
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_template_without_marks_is_learned_as_with_them(
+    kind: str, template: str, messages: list[dict[str, str]]
+) -> None:
+    text = TEMPLATES[template]
+    unmarked = without_marks(text)
+    row = {"messages": messages}
+    wanted = encode(encoder(kind, "chat", text), row)
+    assert encode(encoder(kind, "chat", unmarked), row) == wanted
+    last = [encode(encoder(kind, "chat", one, learn="last-answer"), row) for one in (text, unmarked)]
+    assert last[0] == last[1]
+
+
+def test_marks_are_followed_where_nothing_else_tells() -> None:
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+    )
+    text = text.replace("{% generation %}", "{% if m.role == 'assistant' %}{% generation %}").replace(
+        "{% endgeneration %}",
+        "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}",
+    )
+    ENDS[text] = "<|im_end|>"
+    with_ = encoder("bytes", "chat", text)
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a b"}]}
+    assert learned_text(with_, encode(with_, row)) == "a b<|im_end|>"
+
+
+@pytest.mark.parametrize("learn", ["answers", "last-answer"])
+def test_a_chat_may_begin_with_an_answer(learn: str) -> None:
+    unmarked = without_marks(CHATML)
+    messages = [{"role": role, "content": role} for role in ("assistant", "user", "assistant")]
+    rows = [encode(encoder("bytes", "chat", one, learn=learn), {"messages": messages}) for one in (CHATML, unmarked)]
+    assert rows[0] == rows[1]
+    assert any(rows[0].learned)
+
+
+def test_parts_of_a_message_are_one_text() -> None:
+    parts = [{"type": "text", "text": "Why "}, {"type": "text", "text": "so?"}]
+    with_ = encoder("bytes", "chat", CHATML)
+    answer = {"role": "assistant", "content": "So."}
+    wanted = encode(with_, {"messages": [{"role": "user", "content": "Why so?"}, answer]})
+    assert encode(with_, {"messages": [{"role": "user", "content": parts}, answer]}).tokens == wanted.tokens
+    image = [{"type": "image_url", "image_url": {"url": "x"}}]
+    for message, words in (
+        ({"role": "user", "content": image}, r"message 1 has a part that is no text \(image_url\)"),
+        ({"role": "assistant", "content": None, "tool_calls": [{}]}, r"message 1 calls tools"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            encode(with_, {"messages": [message, answer]})
 
 
 @pytest.mark.parametrize("messages", CHAT_ROWS.values(), ids=CHAT_ROWS.keys())

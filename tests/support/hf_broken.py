@@ -162,7 +162,9 @@ def _rows() -> Iterator[Case]:
     yield row("role", {"messages": [{"role": "robot", "content": "a"}]}, "message 1", "'robot'", "instructions.roles")
     yield row("role-list", {"messages": [{"role": ["user"], "content": "a"}]}, "message 1 has the role")
     yield row("content", {"messages": [{"role": "user"}]}, "message 1 has no content", "add it")
-    yield row("parts", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 is a list")
+    yield row(
+        "parts", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1 has a part that is no text"
+    )
     yield row("only-answer", {"messages": [{"role": "assistant", "content": "a"}]}, "add what it answers")
     yield row("only-question", {"messages": [{"role": "user", "content": "a"}]}, "has no answer to learn")
     turns = [{"from": one, "value": "a"} for one in ("human", "gpt", "human", "gpt")]

@@ -199,10 +199,27 @@ def _turns(messages: list[object], data: InstructionData) -> tuple[Turn, ...]:
                 f"message {number} has the role {str(name)[:40]!r}; roles are {', '.join(ROLES)}, others are named by "
                 "instructions.roles, as in {user: human}"
             )
-        content = message.get("content", message.get("value"))
+        if message.get("tool_calls"):
+            raise RecordError(
+                f"message {number} calls tools (tool_calls), which cannot be learned here; remove the row"
+            )
+        content = _joined(message.get("content", message.get("value")), number)
         if content is None:
             raise RecordError(f"message {number} has no content (or value); add it, or remove the message")
         turns.append(Turn(role, _checked(content, f"message {number}")))  # type: ignore[arg-type]
     if not turns:
         raise RecordError("has no messages; add them, or remove the row")
     return tuple(turns)
+
+
+def _joined(content: object, number: int) -> object:
+    """OpenAI's parts of a message, [{"type": "text", "text": …}, …], as one text."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = str(part.get("type"))[:40] if isinstance(part, Mapping) else kind_of(part)
+            raise RecordError(f"message {number} has a part that is no text ({kind}); remove the row")
+        texts.append(part["text"])
+    return "".join(texts)

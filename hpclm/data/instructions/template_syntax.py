@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def template_fault(text: str) -> str | None:
     """What Jinja says of it, with the line; None for nothing, or where this machine has no Jinja.
@@ -30,3 +32,14 @@ def template_fault(text: str) -> str | None:
     except RecursionError:
         return "is no template of Jinja (nested too deeply)"
     return None
+
+
+def marks_answers(template: str) -> bool:
+    """Whether a chat template says itself what the model writes, by `{% generation %}` (transformers,
+    utils/chat_template_utils.py)."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
+def opens_answers(template: str) -> bool:
+    """Whether a chat template can end where an answer begins."""
+    return "add_generation_prompt" in template

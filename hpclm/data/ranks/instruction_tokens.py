@@ -17,6 +17,7 @@ from hpclm.core.errors import DataError
 from hpclm.core.fine_tune_spec import InstructionData
 from hpclm.data.instructions.instruction_prompts import pieces
 from hpclm.data.instructions.instruction_records import Record, RecordError, Turn
+from hpclm.data.instructions.template_syntax import marks_answers
 
 _ROWS = 512
 _SHOWN = 200
@@ -159,17 +160,31 @@ class InstructionEncoder:
     def _rendered(self, turns: Sequence[Turn], about: str) -> _Text:
         messages = _said(turns, about)
         text = self._render(messages)
+        if self.data.learn == "everything":
+            return _Text(text)
+        first = -1 if self.data.learn == "last-answer" else 0
+        if marks_answers(self.tokenizer.get_chat_template()):
+            return _Text(text, self._marked(messages)[first:])
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-        spans = []
-        if self.data.learn != "everything":
-            spans = [
-                self._span(text, messages, number)
-                for number in answers[-1 if self.data.learn == "last-answer" else 0 :]
-            ]
-        return _Text(text, spans)
+        return _Text(text, [self._span(text, messages, number) for number in answers[first:]])
+
+    def _marked(self, messages: list[dict[str, str]]) -> list[tuple[int, int]]:
+        """What the template says itself that the model writes."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            found: Any = render_jinja_template(
+                [messages],
+                chat_template=self.tokenizer.get_chat_template(),
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except Exception as error:
+            raise _refused(error) from None
+        return [(start, end) for start, end in found[1][0] if start < end]
 
     def _span(self, text: str, messages: list[dict[str, str]], number: int) -> tuple[int, int]:
-        before = self._render(messages[:number], open_answer=True)
+        before = self._render(messages[:number], open_answer=True) if number else self._opening(text)
         after = text if number == len(messages) - 1 else self._render(messages[: number + 1])
         if not text.startswith(before) or not text.startswith(after) or len(after) <= len(before):
             which = "its answer" if number == len(messages) - 1 else f"the answer in message {number + 1}"
@@ -182,16 +197,29 @@ class InstructionEncoder:
         said = text[len(before) : len(after)].rstrip()
         return len(before), len(before) + len(said) if said.endswith(self.special) else len(after)
 
+    def _opening(self, text: str) -> str:
+        """What precedes an answer that is the first message: templates cannot render a conversation without one."""
+        asked = [{"role": "user", "content": "a"}]
+        header = self._render(asked, open_answer=True).removeprefix(self._render(asked))
+        place = text.find(header)
+        if not header or place < 0:
+            raise RecordError("begins with an answer; put the user's message before it, or remove it")
+        return text[: place + len(header)]
+
     def _render(self, messages: list[dict[str, str]], *, open_answer: bool = False) -> str:
         try:
             made: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
         except Exception as error:  # jinja2's own, and whatever a template raises
-            said = " ".join(str(error).split())[:_SHOWN]
-            raise RecordError(
-                f"the chat template refuses it ({type(error).__name__}: {said}); change the row, or give another "
-                "instructions.chat_template"
-            ) from None
+            raise _refused(error) from None
         return made
+
+
+def _refused(error: Exception) -> RecordError:
+    said = " ".join(str(error).split())[:_SHOWN]
+    return RecordError(
+        f"the chat template refuses it ({type(error).__name__}: {said}); change the row, or give another "
+        "instructions.chat_template"
+    )
 
 
 def _said(turns: Sequence[Turn], about: str) -> list[dict[str, str]]:

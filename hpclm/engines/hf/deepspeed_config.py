@@ -19,37 +19,19 @@ from hpclm.core.fine_tune_spec import ShardingSpec
 from hpclm.core.nearest import nearest_name
 from hpclm.core.spec import BatchSpec
 from hpclm.data.rows import kind_of, word
+from hpclm.engines.hf import deepspeed_keys
 
 AUTO = "auto"
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-# What hpclm does itself, so that a section of it would be done twice, or not at all.
-_OURS = {
-    "optimizer": "optim of the recipe",
-    "scheduler": "optim.schedule of the recipe",
-    "activation_checkpointing": "sharding.checkpointing",
-    "tensorboard": "tracking of the recipe",
-    "wandb": "tracking of the recipe",
-    "csv_monitor": "metrics.jsonl of the stage",
-    "elasticity": "hpclm resume, on any number of devices",
-    "checkpoint": "the recipe's checkpoint section",
-    "autotuning": "hpclm's sweeps",
-    "curriculum_learning": "nothing of hpclm's",
-    "compression_training": "nothing of hpclm's",
-    "sparse_attention": "nothing of hpclm's",
-    "data_efficiency": "nothing of hpclm's",
-    "amp": "trainer.precision",
-    "torch_autocast": "trainer.precision",
-    "bfloat16": "trainer.precision",
-    "tensor_parallel": "sharding.strategy",
-}
 _KEYS = (
-    *_OURS, "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    *deepspeed_keys.OURS, *deepspeed_keys.REMOVED, "train_batch_size",
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "bf16", "fp16", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "communication_data_type",
-    "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
+    "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor",
     "data_types", "disable_allgather", "aio", "comms_logger", "flops_profiler", "compile", "dataloader_drop_last",
-    "disable_python_gc", "gradient_allreduce_op", "check_grad_overflow", "eigenvalue", "progressive_layer_drop",
-    "hybrid_engine", "nebula", "pipeline", "monitor_config", "timers", "graph_harvesting", "zero_hpz_partition_size",
+    "disable_python_gc", "gradient_allreduce_op", "check_grad_overflow",
+    "hybrid_engine", "pipeline", "monitor_config", "timers", "zero_hpz_partition_size",
     "use_data_before_expert_parallelism",
 )  # fmt: skip
 # DeepSpeed's runtime/zero/config.py (0.19): what zero_optimization may hold, which refuses everything else.
@@ -137,13 +119,14 @@ def completed(
     hidden_size: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole configuration. Raises ContradictionError."""
-    for key, instead in _OURS.items():
-        value = user.get(key)
-        if value not in (None, AUTO, {}) and not (isinstance(value, dict) and value.get("enabled") is False):
+    for key, instead in deepspeed_keys.OURS.items():
+        if not _is_off(user.get(key)):
             raise ContradictionError(key, f"is hpclm's part; use {instead}, and leave {key} out")
     _check_names(user, _KEYS, "")
     _check_zero(user.get("zero_optimization"), sharding)
-    user = {key: value for key, value in user.items() if key not in _OURS}
+    _check_refused(user)
+    left_out = (*deepspeed_keys.OURS, *deepspeed_keys.REMOVED)
+    user = {key: value for key, value in user.items() if key not in left_out}
     made = _merged(user, wanted(sharding, batch, world_size, precision, clip=clip), "")
     zero = made["zero_optimization"]
     _fill_sizes(zero, hidden_size)
@@ -193,6 +176,31 @@ def _check_zero(zero: object, sharding: ShardingSpec) -> None:
             wanted_offload = "optimizer" if key == _OFFLOADS[0] else "all"
             what = f"offloads, and the recipe's sharding.offload is {sharding.offload}; choose {wanted_offload} there"
             raise ContradictionError(f"{place}{key}", f"{what}, or leave it out")
+
+
+def _is_off(value: object) -> bool:
+    return value in (None, False, AUTO, {}) or (isinstance(value, dict) and value.get("enabled") is False)
+
+
+def _check_refused(user: Mapping[str, Any]) -> None:
+    """What DeepSpeed's checks or its code would refuse on the ranks."""
+    zero = user.get("zero_optimization")
+    zero = zero if isinstance(zero, dict) else {}
+    removed = [key for key in deepspeed_keys.REMOVED if not _is_off(user.get(key))]
+    removed += [f"zero_optimization.{key}" for key in deepspeed_keys.REMOVED_OF_ZERO if key in zero]
+    if removed:
+        raise ContradictionError(removed[0], "was removed from DeepSpeed (0.19); leave it out")
+    new, old = "stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"
+    if new in zero and old in zero:
+        raise ContradictionError(f"zero_optimization.{old}", f"is the old name of {new}; leave it out")
+    if user.get("gradient_predivide_factor") not in (None, AUTO, 1, 1.0):
+        raise ContradictionError("gradient_predivide_factor", "is not for ZeRO, which divides by itself; leave it out")
+    for where, one in (("zero_optimization.", zero), ("", user)):
+        if one.get("zero_hpz_partition_size") not in (None, AUTO, 0, 1):
+            what = "gives each node a second copy of the weights (ZeRO++), which cannot be built layer by layer here; "
+            raise ContradictionError(
+                f"{where}zero_hpz_partition_size", f"{what}leave it out, or use fsdp with group_size"
+            )
 
 
 def _is_count(value: object) -> bool:

@@ -23,6 +23,11 @@ def check(
     _split(stage)
     _not_here(stage)
     _precision(stage, sharding)
+    if huggingface.attention.startswith("flash_attention") and stage.recipe.resources.device == "cpu":
+        what = f"{huggingface.attention} has no CPU kernels; choose documents, or sdpa"
+        stage.error(
+            ("huggingface", "attention"), what, "attention on the device", huggingface.attention, ("documents",)
+        )
     if stage.task.trains:
         _sharding(stage, sharding, world_size)
         _optimizer(stage, sharding)

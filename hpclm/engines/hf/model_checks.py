@@ -8,11 +8,12 @@ from pathlib import Path
 from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import HuggingFaceSpec, InstructionData, MethodSpec, ShardingSpec
 from hpclm.core.nearest import nearest_name
-from hpclm.data.instructions.template_syntax import template_fault
+from hpclm.data.instructions.template_syntax import marks_answers, opens_answers, template_fault
 from hpclm.formats.huggingface.model_facts import ModelFacts
 from hpclm.planning.stage_context import StageContext
 
 _SHOWN = 8
+_EXPERTS = ".experts."
 _MAX_TEMPLATE = 1 << 20
 # Architectures for which PEFT (0.17 and later) chooses LoRA's targets itself: peft/utils/constants.py.
 DEFAULT_TARGETS = frozenset(
@@ -68,7 +69,13 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
         for number, target in enumerate(getattr(method.lora, key)):
             if target == "all-linear" and key == "targets":
                 continue
-            if any(name == target or name.endswith(f".{target}") for name in facts.matrices):
+            named = [name for name in facts.matrices if name == target or name.endswith(f".{target}")]
+            if named and all(_EXPERTS in name for name in named):
+                what = (
+                    f"{target} is of experts, whose weights transformers joins to one; choose the attention's, q_proj …"
+                )
+                stage.error(("fine_tune", "lora", key, number), what, "adapters beside experts", target, ("q_proj",))
+            if named:
                 continue
             near = nearest_name(target, endings)
             hint = f"did you mean {near}? " if near else ""
@@ -76,6 +83,9 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
             shown = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "")
             what = f"{target} is no module of {facts.folder}; {hint}there are {shown}"
             stage.error(("fine_tune", "lora", key, number), what, "lora's modules exist", target, known[:_SHOWN])
+    if "all-linear" in method.lora.targets and any(_EXPERTS in name for name in facts.matrices):
+        what = "all-linear: experts and their router are no linear layers in transformers; they stay as they are"
+        stage.warning(("fine_tune", "lora", "targets"), what, "adapters beside experts", "all-linear")
     if "all-linear" in method.lora.targets and len(method.lora.targets) > 1:
         what = "all-linear stands alone; leave the others out"
         stage.error(("fine_tune", "lora", "targets"), what, "all-linear stands alone")
@@ -135,6 +145,17 @@ def _template(stage: StageContext, facts: ModelFacts, data: InstructionData) -> 
         if wrong is not None:
             what = f"{data.chat_template}: {wrong}; give a Jinja file"
             stage.error(("instructions", "chat_template"), what, "chat template exists", data.chat_template)
+        else:
+            _answers_marked(stage, Path(data.chat_template).read_text(encoding="utf-8"), data.chat_template)
+
+
+def _answers_marked(stage: StageContext, template: str, name: str) -> None:
+    if stage.task.trains and not (opens_answers(template) or marks_answers(template)):
+        what = (
+            f"{name}: has neither add_generation_prompt nor {{% generation %}}, so the header of each answer is "
+            "learned, too; add one of them (hpclm data check shows what is learned)"
+        )
+        stage.warning(("instructions", "chat_template"), what, "answers' beginnings are known", name)
 
 
 def _jinja_fault(path: Path) -> str | None:

@@ -148,10 +148,8 @@ def layer_activations(
     if not recomputed & {"mlp", "moe"}:
         more = _mlp(model, parallel, mlp, frozen=frozen)
         whole, split = whole + more[0], split + more[1]
-    scores = scored * model.num_attention_heads * _SCORE_BYTES / parallel.tensor
     masks = 2 * model.hidden_size if model.hidden_dropout > 0 and not frozen else 0
-    repeated = each_head and query != key
-    if repeated:
+    if repeated := each_head and query != key:
         # without rotation the projection's result is kept for the queries, otherwise nothing of it is
         split += 2 * query - (3 * key if rotated else 0)
     if parallel.context > 1 and not repeated:
@@ -161,8 +159,9 @@ def layer_activations(
         split += 2 * query * (parallel.context - 1)
     kept = (whole / parallel.tensor if parallel.sequence_parallel else whole) + split / parallel.tensor
     if model.num_query_groups < parallel.tensor:
-        # fewer groups than ranks: each gathers queries, keys and values of all, and takes its own of them
+        # each rank gathers queries, keys and values of all, and takes its own of them
         kept += (query + 2 * key) * (1 - 1 / parallel.tensor)
+    scores = scored * model.num_attention_heads * _SCORE_BYTES / parallel.tensor
     return kept * width + scores + (masks / parallel.tensor if parallel.sequence_parallel else masks)
 
 

@@ -48,7 +48,8 @@ def attached(model: Any, folder: Path, device: str) -> Any:
     tuned: Any = PeftModel.from_pretrained(model, str(folder), torch_device=device).eval()
     with safe_open(str(file), framework="pt") as stored:
         # earlier adapters of ours have the longer name of DoRA's magnitudes, which PEFT reads, too
-        there = {name.replace("_magnitude_vector.weight", "_magnitude_vector") for name in stored.keys()}
+        names: list[str] = stored.keys()
+        there = {name.replace("_magnitude_vector.weight", "_magnitude_vector") for name in names}
     wanted = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     for name in sorted(wanted ^ there):
         what = "lacks" if name in wanted else "has"

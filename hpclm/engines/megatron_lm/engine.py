@@ -29,7 +29,7 @@ class MegatronLm:
         return {"megatron": (Megatron, "needed by engine megatron-lm")}
 
     def plan(self, request: StageRequest) -> tuple[StagePlan, BaseModel]:
-        from hpclm.engines.megatron_lm import arguments, flag_rules, support
+        from hpclm.engines.megatron_lm import arguments, flag_rules, flag_values, support
         from hpclm.engines.megatron_lm.flags import TENSORBOARD
         from hpclm.engines.megatron_lm.section import Megatron
 
@@ -51,6 +51,7 @@ class MegatronLm:
             laid_out = arguments.LAYOUT in given.places
             support.check_model(stage, model, indexed, accumulation, laid_out=laid_out)
             arguments.check_layout(given, model)
+        flag_values.check(given, model)
         program = None
         if topology is not None and model is not None and not stage.findings.errors:
             from hpclm.engines.megatron_lm.flags import pretraining

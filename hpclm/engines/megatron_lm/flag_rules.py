@@ -1,6 +1,7 @@
 """Flags of `megatron.arguments` that need or exclude another, which Megatron-LM's validate_args would refuse later.
 
-Source: Megatron-LM core_v0.14.0, megatron/training/arguments.py. What is a recipe's key is in `support`.
+Source: Megatron-LM core_v0.14.0 to core_v0.16.0, megatron/training/arguments.py. What is a recipe's key is in `support`,
+what depends on a flag's value in `flag_values`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "--use-torch-fsdp2": (("--no-gradient-accumulation-fusion",),),
     "--start-weight-decay": (("--weight-decay-incr-style",),),
     "--end-weight-decay": (("--weight-decay-incr-style",),),
+    "--fp8-param-gather": (("--fp8-format",),),
+    "--fp4-param-gather": (("--fp4-format",),),
+    "--fsdp-manual-registration": (("--use-megatron-fsdp",), ("--nccl-ub", "--use-nccl-ub")),
+    "--hybrid-context-parallel": (("--calculate-per-token-loss",),),
+    "--load-main-params-from-ckpt": (("--no-load-optim",),),
+    "--moe-router-group-topk": (("--moe-router-num-groups",),),
+    "--optimizer-cpu-offload": (("--use-precision-aware-optimizer",),),
+    "--replication": (("--replication-jump",),),
 }
+# The second is refused beside the first.
+_EXCLUDE = (("--fp8-format", "--fp4-format"),)
 # Refused whatever else is given, and what to do.
 _NEVER = {
     "--no-position-embedding": "is out of date; set model.position_embedding",
@@ -57,6 +68,9 @@ def _beside_flags(given: Arguments) -> None:
         for group in groups if flag in flags else ():
             if not any(one in flags for one in group):
                 given.error(flag, f"needs {' or '.join(group)}", "Megatron-LM's flags")
+    for one, other in _EXCLUDE:
+        if one in flags and other in flags:
+            given.error(other, f"and {one} exclude each other; keep one", "Megatron-LM's flags")
     if given.value("--ckpt-format") == "torch_dcp" and "--use-torch-fsdp2" not in flags:
         given.error("--ckpt-format", "torch_dcp needs --use-torch-fsdp2", "Megatron-LM's flags")
     if given.value("--weight-decay-incr-style") not in (None, "constant"):

@@ -278,6 +278,12 @@ def test_flags_of_the_split_are_keys(tmp_path: Path, flags: str, expected: dict[
     assert {key: getattr(split, key) for key in expected} == expected
 
 
+def test_a_script_that_saves_beside_the_training_does(tmp_path: Path) -> None:
+    spec = spec_of(written(tmp_path, POST.replace("--fp16", "--fp16 --async-save")), "hpclm.model.vocab_size=50257")
+    assert spec.checkpoint.asynchronous
+    assert not spec_of(written(tmp_path, POST), "hpclm.model.vocab_size=50257").checkpoint.asynchronous
+
+
 # Megatron-LM's examples/mixtral/train_mixtral_8x7b_distributed.sh, its flags
 MIXTRAL = """torchrun --nproc_per_node 8 --nnodes 8 pretrain_gpt.py --use-mcore-models --disable-bias-linear
     --seq-length 4096 --max-position-embeddings 32768 --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336

@@ -1,6 +1,6 @@
 """Flags of `megatron.arguments` that need or exclude another, which Megatron-LM's validate_args would refuse later.
 
-Source: Megatron-LM core_v0.14.0 to core_v0.16.0, megatron/training/arguments.py. What is a recipe's key is in `support`,
+Source: Megatron-LM core_v0.14.0 to core_v0.16.0, megatron/training/arguments.py. What is a key is in `support`,
 what depends on a flag's value in `flag_values`.
 """
 

@@ -98,6 +98,8 @@ def _flags(model: ModelSpec) -> list[str]:
         (model.qk_norm, "--qk-layernorm"),
         (model.layernorm_epsilon != 1e-5, f"--norm-epsilon {model.layernorm_epsilon}"),
         (model.activation == "gelu_exact", "--no-bias-gelu-fusion"),
+        (bool(model.num_moe_experts and model.moe_aux_loss_coeff), f"--moe-aux-loss-coeff {model.moe_aux_loss_coeff}"),
+        (bool(model.num_moe_experts and model.moe_z_loss_coeff), f"--moe-z-loss-coeff {model.moe_z_loss_coeff}"),
         (
             model.rotary_interpolation != 1,
             f"--rotary-seq-len-interpolation-factor {model.rotary_interpolation:g}",

@@ -30,9 +30,11 @@ _IDLE = {
         "no_strict replication result_rejected"
     ),
     "ranks meet in the run's folder": (
-        "lazy_mpu distributed_timeout disable_gloo inprocess ft_ enable_ft nccl_ use_nccl use_sharp sharp_ "
-        "high_priority pipeline_model_parallel_comm create_all_gather enable_msc disable_msc object_storage "
-        "s3_cache symmetric_ar disable_symmetric"
+        "lazy_mpu distributed_timeout disable_gloo inprocess ft_ enable_ft create_all_gather enable_msc disable_msc "
+        "object_storage s3_cache symmetric_ar disable_symmetric"
+    ),
+    "NCCL's options are environment variables of the site (environment: {NCCL_…: …})": (
+        "nccl_ use_nccl use_sharp sharp_ high_priority pipeline_model_parallel_comm"
     ),
     _HOW: (
         "suggested_communication_unit_size train_sync per_dataset no_query_key_layer_scaling hybrid_context "

@@ -254,7 +254,7 @@ class Flags:
         self._take("train_iters", "train_samples")
         self._rampup()
         self._take("eval_interval", "eval_iters", "log_interval", "clip_grad", "seed", "deterministic_mode")
-        self._take("persistent_save_interval", "save_interval")
+        self._take("persistent_save_interval", "save_interval", "async_save")
         self._take("recompute_granularity", "recompute_method", "recompute_num_layers")
         if self._is_on("recompute_activations"):
             self._put("trainer.recompute.granularity", self.flags["recompute_activations"].place, "selective")

@@ -19,8 +19,8 @@ from hpclm.core.sealed import write_sealed
 from hpclm.core.spec import SPEC_VERSION, NodeNeeds, StageSpec
 from hpclm.core.stage_inputs import stage_inputs
 from hpclm.core.stage_specs import AnySpec, class_of
-from hpclm.engines.megatron.memory import memory
 from hpclm.planning.engine_protocol import engine_named
+from hpclm.planning.megatron_memory import memory
 from hpclm.planning.task import task_named
 from hpclm.runs.record import VERSION, Run
 

@@ -18,12 +18,12 @@ from hpclm.core.node_name import VARIABLES
 from hpclm.core.records import from_dict, to_dict
 from hpclm.core.spec import NodeNeeds, StageSpec
 from hpclm.core.stage_inputs import stage_inputs
-from hpclm.engines.megatron.memory import memory
 from hpclm.nodes import preflight
 from hpclm.nodes.gpu_checks import Need
 from hpclm.nodes.node_facts import FolderFacts
 from hpclm.nodes.preflight import network_findings
 from hpclm.planning.engine_protocol import engine_named
+from hpclm.planning.megatron_memory import memory
 from hpclm.schedulers.slurm.job_script import RANK_VARIABLES
 from tests.support.fake_nvml import call, machine, probed
 from tests.support.harness import Stage, spec_of

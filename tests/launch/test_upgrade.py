@@ -13,7 +13,7 @@ from hpclm.core.layout import RunPaths
 from hpclm.core.records import from_dict
 from hpclm.core.sealed import read_sealed
 from hpclm.core.spec import StageSpec
-from hpclm.engines.megatron.memory import memory
+from hpclm.planning.megatron_memory import memory
 from hpclm.runs.record import VERSION, Run, read_run
 from hpclm.runs.upgrade import upgrade
 

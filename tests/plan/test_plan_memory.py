@@ -23,7 +23,7 @@ from hpclm.core.spec import (
     TokenizerSpec,
     TrainerSpec,
 )
-from hpclm.engines.megatron import memory
+from hpclm.planning import megatron_memory as memory
 from hpclm.planning.memory_estimate import MemoryEstimate
 
 GPT2 = ModelSpec(12, 768, 3072, 12, 12, 64, 1024, 50257, 50304)

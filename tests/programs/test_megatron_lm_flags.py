@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpclm.planning import make_plan
+from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.recipe import load
 from tests.programs.test_trainers import megatron_recipe
 
@@ -60,3 +61,19 @@ def test_arguments_that_megatron_lm_refuses_together(
 )  # fmt: skip
 def test_arguments_that_it_takes(tmp_path: Path, words: str) -> None:
     assert not messages_of(tmp_path, (("megatron.arguments", words.split()),))
+
+
+def test_memory_is_estimated_unless_arguments_change_it(tmp_path: Path) -> None:
+    def memory(*words: str) -> MemoryEstimate | None:
+        changes = (("resources.device", "gpu"), ("megatron.arguments", list(words)))
+        return make_plan(load(megatron_recipe(tmp_path, *changes))).stages[0].memory
+
+    assert memory() is not None
+    assert memory("--fp8-format", "hybrid") is None
+
+
+def test_a_rank_that_no_gpu_can_hold_is_refused(tmp_path: Path) -> None:
+    large = {"num_layers": 96, "hidden_size": 12288, "num_attention_heads": 96, "ffn_hidden_size": 49152}
+    changes = [*((f"model.{key}", value) for key, value in large.items()), ("resources.device", "gpu")]
+    found = messages_of(tmp_path, (*changes, ("megatron.arguments", []), ("trainer.precision", "bf16")))
+    assert any("a rank needs an estimated" in one and "raise tensor or pipeline" in one for one in found), found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpclm.engines.megatron import memory
+from hpclm.planning import megatron_memory as memory
 from tests.support.processes import environment
 from tests.support.rank_server import ForkedRank
 from tests.support.traced_shapes import SHAPES

@@ -9,7 +9,6 @@ from hpclm.core.parallel_spec import ParallelSpec
 from hpclm.core.spec import BatchSpec, IndexedData, ModelSpec, NodeNeeds, PromptData, StageSpec, TaskTemplate
 from hpclm.core.stage_inputs import Input, stage_inputs
 from hpclm.engines.megatron import backends
-from hpclm.engines.megatron.memory import checkpoint_bytes, memory, offloaded_bytes
 from hpclm.formats.nemo.gpt_weights import is_archive
 from hpclm.planning import (
     base_model,
@@ -24,6 +23,7 @@ from hpclm.planning import (
 )
 from hpclm.planning.base_model import BaseModel, Earlier
 from hpclm.planning.engine_protocol import StageRequest
+from hpclm.planning.megatron_memory import checkpoint_bytes, memory, offloaded_bytes
 from hpclm.planning.memory_estimate import MemoryEstimate
 from hpclm.planning.plan import Origin, StagePlan
 from hpclm.planning.specs import checkpoints_of, is_in_run

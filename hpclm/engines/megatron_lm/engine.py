@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,17 @@ class MegatronLm:
             support.check_model(stage, model, indexed, accumulation, laid_out=laid_out)
             arguments.check_layout(given, model)
         flag_values.check(given, model)
-        program = None
+        program = held = None
         if topology is not None and model is not None and not stage.findings.errors:
+            from hpclm.engines.megatron_lm.estimated import estimate
             from hpclm.engines.megatron_lm.flags import pretraining
 
-            program = pretraining(stage, lowering.parallel_spec(topology, recipe.parallel), model, indexed)
+            parallel = lowering.parallel_spec(topology, recipe.parallel)
+            held = estimate(stage, given, parallel, model, indexed, accumulation)
+            program = pretraining(stage, parallel, model, indexed)
         parents = indexed_checks.parents(stage)
-        return program_plan(request, topology, program, parents=parents, tracks=(TENSORBOARD,)), BaseModel()
+        plan = program_plan(request, topology, program, parents=parents, tracks=(TENSORBOARD,))
+        return replace(plan, memory=held), BaseModel()
 
 
 ENGINE = MegatronLm()

@@ -28,8 +28,8 @@ from hpclm.core.rank_trace import RankTrace
 from hpclm.core.spec import StageSpec
 from hpclm.data.ranks.batches import GenerationBatch, TrainingBatch
 from hpclm.data.ranks.packed_layout import Layout
-from hpclm.engines.megatron.memory import in_flight
 from hpclm.engines.megatron.ranks import cpu_standins
+from hpclm.planning.megatron_memory import in_flight
 from hpclm.training.ranks.rank_tracing import counted, kernels_of_gpus, without_bytes
 from hpclm.training.ranks.tracer_program import serve
 from hpclm.worker.ranks.storage_counter import StorageCounter

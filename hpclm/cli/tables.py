@@ -213,6 +213,8 @@ def instruction_check_lines(found: InstructionCheck) -> list[str]:
         lines.append(
             f"  end token {found.end}: learned in {ended} of {kept} rows; pad token {padding}: nothing is padded"
         )
+        if kept and not ended:
+            lines.append("  warning: the model does not learn where to stop; end answers with it in the chat template")
     examples = [place for one in found.files for place in one.examples]
     if examples:
         lines.append(f"  left out, for example: {', '.join(examples[:_SHOWN_ROWS])}")

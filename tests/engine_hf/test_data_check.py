@@ -87,6 +87,18 @@ def test_as_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "red" in out
 
 
+def test_marks_that_leave_the_end_token_out_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "marks.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    template = f"instructions.chat_template={folder / 'marks.jinja'}"
+    assert cli.run(["data", "check", str(folder / "recipe.yaml"), template, "--stage", "tune"]) == 0
+    out = capsys.readouterr().out
+    assert "learned in 0 of" in out
+    assert "warning: the model does not learn where to stop" in out
+
+
 def test_rows_of_an_evaluation_are_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (test,) = checked(folder, capsys, "--stage", "ask", "--examples", "1")
     (row,) = test["shown"]

@@ -16,7 +16,7 @@ class FileCheck:
         cut: rows that lose their end; of an evaluation, prompts that lose their beginning.
         too_long: rows that are left out for their length; `without_label`: for want of a token to learn.
         joined: rows with a token of both prompt and answer.
-        ended: rows that learn the end token.
+        ended: rows that learn the end token, or what the chat template ends answers with.
         examples: places of rows that are left out.
     """
 

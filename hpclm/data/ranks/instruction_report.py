@@ -48,12 +48,13 @@ def _learned(encoder: InstructionEncoder, path: str, examples: int) -> tuple[Fil
     data, counts, rows, ended = encoder.data, RowCounts(), 0, 0
     shown: list[ShownRow] = []
     lengths: list[int] = []
+    ends = frozenset(encoder.ends())
     for row in encoder.rows(records([path], data, learns=True)):
         rows += 1
         kept = kept_row(row, data, counts)
         if kept is not None:
             lengths.append(len(kept.tokens))
-            ended += _is_ended(encoder, kept)
+            ended += _is_ended(ends, kept)
         if len(shown) < examples:
             shown.append(_shown(encoder, row, kept))
     made = FileCheck(
@@ -63,8 +64,8 @@ def _learned(encoder: InstructionEncoder, path: str, examples: int) -> tuple[Fil
     return made, shown, lengths
 
 
-def _is_ended(encoder: InstructionEncoder, row: TokenRow) -> bool:
-    return any(learned and token == encoder.end for token, learned in zip(row.tokens, row.learned, strict=True))
+def _is_ended(ends: frozenset[int], row: TokenRow) -> bool:
+    return any(learned and token in ends for token, learned in zip(row.tokens, row.learned, strict=True))
 
 
 def _asked(encoder: InstructionEncoder, path: str, examples: int) -> tuple[FileCheck, list[ShownRow], list[int]]:

@@ -214,7 +214,10 @@ class Arguments(KeyTranslation):
             self.put("checkpoint.save_interval_steps", self.at("save_steps"), int(steps or _SAVE_STEPS))
         elif strategy in ("steps", "epoch", "best", "no"):
             for key in ("save_strategy", "save_steps"):
-                self.fate(key, KeyFate.NO_EFFECT, "checkpoints are saved at each validation and at the end")
+                what = (
+                    "checkpoints are saved at each validation and at the end; checkpoint.save_interval_steps saves more"
+                )
+                self.fate(key, KeyFate.NO_EFFECT, what)
         else:
             self.fault(self.at("save_strategy"), f"{strategy[:40]!r} is not supported; choose steps or epoch")
         kept = self.whole("save_total_limit")

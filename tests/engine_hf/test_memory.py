@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hpclm.core.fine_tune_spec import LoraSpec, MethodSpec, ShardingSpec
-from hpclm.engines.hf.memory import host_memory, layer_activations, memory
+from hpclm.engines.hf.memory import host_memory, layer_activations, memory, trained_parameters
 from hpclm.engines.hf.ranks import adapters, document_attention
 from hpclm.engines.hf.ranks.document_batches import document_batch
 from hpclm.engines.hf.ranks.loss_model import LossModel
@@ -110,3 +110,18 @@ def test_an_adapters_weights_are_counted(shop: Workshop) -> None:
     # q_proj and v_proj of two layers, rank 8
     exact = 2 * 8 * ((64 + 64) + (64 + 32))
     assert told.trainable_parameters == exact
+
+
+def test_lora_everywhere_leaves_experts_out(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(tmp_path)
+    method = METHODS["lora-everywhere"]
+    adapters.attach(model, method, "", None, 1)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    assert trained_parameters(model_facts(tmp_path), method) == trained

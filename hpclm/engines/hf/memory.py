@@ -73,6 +73,8 @@ def _targets(facts: ModelFacts, method: MethodSpec) -> list[_Target]:
     names = list(method.lora.targets) or (["q_proj", "v_proj"] if facts.gated else ["c_attn"])
     if names == ["all-linear"]:
         names = list(_GATED if facts.gated else _PLAIN)
+        if facts.has_experts:
+            names = names[:4]  # experts are no linear layers, and stay as they are
     if "c_proj" in names:  # GPT-2's of both the attention and the MLP
         names = [one for one in names if one != "c_proj"] + ["out_proj", "fc2"]
     found = [_LAYERS.get(name.rpartition(".")[2], (name, "hidden")) for name in names]

@@ -9,11 +9,10 @@ from hpclm.core.files import open_file
 from hpclm.core.fine_tune_spec import HuggingFaceSpec, InstructionData, MethodSpec, ShardingSpec
 from hpclm.core.nearest import nearest_name
 from hpclm.data.instructions.template_syntax import marks_answers, opens_answers, template_fault
-from hpclm.formats.huggingface.model_facts import ModelFacts
+from hpclm.formats.huggingface.model_facts import EXPERTS, ModelFacts
 from hpclm.planning.stage_context import StageContext
 
 _SHOWN = 8
-_EXPERTS = ".experts."
 _MAX_TEMPLATE = 1 << 20
 # Architectures for which PEFT (0.17 and later) chooses LoRA's targets itself: peft/utils/constants.py.
 DEFAULT_TARGETS = frozenset(
@@ -70,7 +69,7 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
             if target == "all-linear" and key == "targets":
                 continue
             named = [name for name in facts.matrices if name == target or name.endswith(f".{target}")]
-            if named and all(_EXPERTS in name for name in named):
+            if named and all(EXPERTS in name for name in named):
                 what = (
                     f"{target} is of experts, whose weights transformers joins to one; choose the attention's, q_proj …"
                 )
@@ -83,7 +82,7 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
             shown = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "")
             what = f"{target} is no module of {facts.folder}; {hint}there are {shown}"
             stage.error(("fine_tune", "lora", key, number), what, "lora's modules exist", target, known[:_SHOWN])
-    if "all-linear" in method.lora.targets and any(_EXPERTS in name for name in facts.matrices):
+    if "all-linear" in method.lora.targets and facts.has_experts:
         what = "all-linear: experts and their router are no linear layers in transformers; they stay as they are"
         stage.warning(("fine_tune", "lora", "targets"), what, "adapters beside experts", "all-linear")
     if "all-linear" in method.lora.targets and len(method.lora.targets) > 1:

@@ -29,6 +29,8 @@ _VALUES_A_BYTE = 8
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+# In the stored names of what experts have; transformers joins these weights to one tensor a layer.
+EXPERTS = ".experts."
 _FFN = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 
@@ -70,6 +72,10 @@ class ModelFacts:
     has_chat_template: bool
     end_is_padding: bool
     adapter: str | None = None
+
+    @property
+    def has_experts(self) -> bool:
+        return any(EXPERTS in name for name in self.matrices)
 
 
 def model_facts(folder: Path) -> ModelFacts:

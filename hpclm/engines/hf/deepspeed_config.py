@@ -193,8 +193,9 @@ def _check_refused(user: Mapping[str, Any]) -> None:
     new, old = "stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"
     if new in zero and old in zero:
         raise ContradictionError(f"zero_optimization.{old}", f"is the old name of {new}; leave it out")
-    if user.get("gradient_predivide_factor") not in (None, AUTO, 1, 1.0):
-        raise ContradictionError("gradient_predivide_factor", "is not for ZeRO, which divides by itself; leave it out")
+    if zero.get("reduce_scatter") is not False and user.get("gradient_predivide_factor") not in (None, AUTO, 1, 1.0):
+        what = "is refused by ZeRO with reduce_scatter; leave it out"
+        raise ContradictionError("gradient_predivide_factor", what)
     for where, one in (("zero_optimization.", zero), ("", user)):
         if one.get("zero_hpz_partition_size") not in (None, AUTO, 0, 1):
             what = "gives each node a second copy of the weights (ZeRO++), which cannot be built layer by layer here; "

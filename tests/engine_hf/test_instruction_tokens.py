@@ -134,6 +134,21 @@ def test_marks_are_followed_where_nothing_else_tells() -> None:
 
 
 @pytest.mark.parametrize("learn", ["answers", "last-answer"])
+@pytest.mark.parametrize("form", ["macro", "two marks", "comment"])
+def test_marks_that_are_not_an_answers_place_are_passed_over(form: str, learn: str) -> None:
+    text = {
+        "macro": "{% macro said(m) %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endmacro %}"
+        + CHATML.replace("{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}", "{{ said(m) }}"),
+        "two marks": CHATML.replace("}}<|im_end|>{%", "}}{% endgeneration %}{% generation %}<|im_end|>{%"),
+        "comment": "{# no {% generation %} here #}" + without_marks(CHATML),
+    }[form]
+    ENDS[text] = "<|im_end|>"
+    row = {"messages": CHAT_ROWS["system"]}
+    wanted = encode(encoder("bytes", "chat", CHATML, learn=learn), row)
+    assert encode(encoder("bytes", "chat", text, learn=learn), row) == wanted
+
+
+@pytest.mark.parametrize("learn", ["answers", "last-answer"])
 def test_a_chat_may_begin_with_an_answer(learn: str) -> None:
     unmarked = without_marks(CHATML)
     messages = [{"role": role, "content": role} for role in ("assistant", "user", "assistant")]

@@ -26,20 +26,22 @@ def messages_of(folder: Path, changes: tuple[tuple[str, object], ...]) -> list[s
         ("--optimizer-cpu-offload", {}, "needs --use-precision-aware-optimizer"),
         ("--moe-enable-deepep", {}, "needs --moe-token-dispatcher-type flex"),
         ("--moe-enable-deepep --moe-token-dispatcher-type alltoall", {}, "needs --moe-token-dispatcher-type flex"),
-        ("--moe-router-group-topk 2", {}, "needs --moe-router-num-groups"),
         (
             "--moe-expert-capacity-factor 1.0 --moe-router-load-balancing-type sinkhorn",
             {},
             "--moe-router-load-balancing-type sinkhorn exclude each other; choose aux_loss",
         ),
-        ("--moe-layer-freq ([0]*3+[1]*4)", {}, "[0]*3+[1]*4 is for 7 layers, and model.num_layers is 4"),
-        ("--moe-layer-freq [0,1,1]", {}, "[0,1,1] is for 3 layers"),
+        (
+            "--moe-layer-freq ([0]*3+[1]*4)",
+            {"model.num_moe_experts": 4},
+            "[0]*3+[1]*4 is for 7 layers, and model.num_layers is 4",
+        ),
+        ("--moe-layer-freq [0,1,1]", {"model.num_moe_experts": 4}, "[0,1,1] is for 3 layers"),
         ("--replication", {}, "needs --replication-jump"),
         ("--load-main-params-from-ckpt", {}, "needs --no-load-optim"),
         ("--hierarchical-context-parallel-sizes 2 2", {}, "2 2 makes 4, and parallel.context is 1"),
         ("--cp-comm-type a2a+p2p", {}, "a2a+p2p needs --hierarchical-context-parallel-sizes"),
-        ("--mtp-num-layers 1", {}, "needs model.position_embedding rope or none, not learned"),
-        ("--multi-latent-attention", {"model.num_query_groups": 2}, "and model.num_query_groups exclude each other"),
+        ("--mtp-num-layers 1", {}, "needs model.position_embedding rope, not learned"),
         ("--ckpt-format fsdp_dtensor", {}, "fsdp_dtensor needs --use-megatron-fsdp"),
     ],
 )
@@ -54,7 +56,8 @@ def test_arguments_that_megatron_lm_refuses_together(
 @pytest.mark.parametrize(
     "words",
     [
-        "--exp-avg-dtype fp32", "--moe-layer-freq 2", "--moe-layer-freq [0,1]*2", "--moe-layer-freq ([0]*1+[1]*3)",
+        "--exp-avg-dtype fp32", "--moe-layer-freq [0,1,1]", "--mtp-num-layers 0", "--multi-latent-attention",
+        "--moe-layer-freq 2", "--moe-layer-freq [0,1]*2", "--moe-layer-freq ([0]*1+[1]*3)",
         "--moe-expert-capacity-factor 1.0", "--ckpt-format torch_dist", "--cuda-graph-impl local",
         "--moe-enable-deepep --moe-token-dispatcher-type flex", "--replication --replication-jump 2",
     ],
@@ -69,7 +72,8 @@ def test_memory_is_estimated_unless_arguments_change_it(tmp_path: Path) -> None:
         return make_plan(load(megatron_recipe(tmp_path, *changes))).stages[0].memory
 
     assert memory() is not None
-    assert memory("--fp8-format", "hybrid") is None
+    for words in (["--fp8-format", "hybrid"], ["--enable-cuda-graph"], ["--num-distributed-optimizer-instances", "1"]):
+        assert memory(*words) is None, words
 
 
 def test_a_rank_that_no_gpu_can_hold_is_refused(tmp_path: Path) -> None:

@@ -107,8 +107,10 @@ def model_cases() -> Iterator[Case]:
     yield hf_case("targets", {"fine_tune.lora.targets": ["q_prj"]}, "lora.targets", "did you mean q_proj?")
     yield hf_case("targets-none", {"fine_tune.lora.targets": ["zebra"]}, "lora.targets", "there are down_proj")
     yield hf_case("targets-all", {"fine_tune.lora.targets": ["all-linear", "q_proj"]}, "lora.targets", "alone")
-    experts = safetensors({**SHAPES, "model.layers.0.block_sparse_moe.experts.0.w1": (8, 8)})
-    yield hf_case("targets-experts", {"fine_tune.lora.targets": ["w1"]}, "lora.targets", "is of experts",
+    experts = safetensors(
+        {**SHAPES, **{f"model.layers.0.block_sparse_moe.experts.0.{one}": (8, 8) for one in ("w1", "w3")}}
+    )
+    yield hf_case("targets-experts", {"fine_tune.lora.targets": ["w1"]}, "lora.targets", "is one tensor with w3",
                   files={"model/model.safetensors": experts})  # fmt: skip
     yield hf_case(
         "flash-cpu", {"huggingface.attention": "flash_attention_2"}, "huggingface.attention", "no CPU kernels"
@@ -186,6 +188,12 @@ def deepspeed_cases() -> Iterator[Case]:
         yield ds(key, {key: removed}, key, "was removed from DeepSpeed")
     yield ds("mics", {"zero_optimization": {"mics_shard_size": 2}}, "mics_shard_size", "was removed from DeepSpeed")
     yield ds("predivide", {"gradient_predivide_factor": 2.0}, "gradient_predivide_factor", "leave it out")
-    yield ds("hpz", {"zero_optimization": {"zero_hpz_partition_size": 2}}, "zero_hpz_partition_size", "group_size")
+    yield ds(
+        "hpz",
+        {"zero_optimization": {"zero_hpz_partition_size": 2}},
+        "zero_hpz_partition_size",
+        "group_size",
+        **{"sharding.strategy": "zero3"},
+    )
     both = {f"stage3_gather_{kind}_weights_on_model_save": True for kind in ("16bit", "fp16")}
     yield ds("two-names", {"zero_optimization": both}, "is the old name of")

@@ -63,6 +63,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     third = made(tmp_path / "third", 3, 5)
     with pytest.raises(DataError, match=r"other: contains int32, and .*one uint16"):
         merge_pairs([one, other], str(tmp_path / "out"))
+    recorded(one, "/t/a.json")
+    recorded(third, "/t/b.json")
+    with pytest.raises(DataError, match=r"third: was made with the tokenizer /t/b.json, and .*one with /t/a.json"):
+        merge_pairs([one, third], str(tmp_path / "out"))
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(name)
     recorded(one, str(tmp_path / "a.json"))

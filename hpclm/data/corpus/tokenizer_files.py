@@ -38,6 +38,15 @@ def difference(own: TokenizerFiles, made: TokenizerFiles) -> tuple[str, str] | N
     return None
 
 
+def are_here(own: TokenizerFiles, made: TokenizerFiles) -> bool:
+    """Whether both can be compared: their files are here, or have the same paths."""
+    pairs = [(getattr(own, name), getattr(made, name)) for name in ("vocab_file", "merges_file", "tokenizer_file")]
+    return all(
+        ours == theirs or (ours and theirs and Path(ours).is_file() and Path(theirs).is_file())
+        for ours, theirs in pairs
+    )
+
+
 def _same(one: Path, other: Path) -> bool:
     if one == other or not (one.is_file() and other.is_file()):
         return True

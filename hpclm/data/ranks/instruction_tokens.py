@@ -163,9 +163,14 @@ class InstructionEncoder:
         if self.data.learn == "everything":
             return _Text(text)
         first = -1 if self.data.learn == "last-answer" else 0
-        if marks_answers(self.tokenizer.get_chat_template()):
-            return _Text(text, self._marked(messages)[first:])
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        marked = self._marked(messages) if marks_answers(self.tokenizer.get_chat_template()) else []
+        # in macros, and where an answer has several marks or none, their places are not the answers'
+        if len(marked) == len(answers) and all(
+            messages[number]["content"].strip() in text[start:end]
+            for number, (start, end) in zip(answers, marked, strict=True)
+        ):
+            return _Text(text, marked[first:])
         return _Text(text, [self._span(text, messages, number) for number in answers[first:]])
 
     def _marked(self, messages: list[dict[str, str]]) -> list[tuple[int, int]]:

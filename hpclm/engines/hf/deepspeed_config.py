@@ -124,7 +124,7 @@ def completed(
             raise ContradictionError(key, f"is hpclm's part; use {instead}, and leave {key} out")
     _check_names(user, _KEYS, "")
     _check_zero(user.get("zero_optimization"), sharding)
-    _check_refused(user)
+    _check_refused(user, sharding)
     left_out = (*deepspeed_keys.OURS, *deepspeed_keys.REMOVED)
     user = {key: value for key, value in user.items() if key not in left_out}
     made = _merged(user, wanted(sharding, batch, world_size, precision, clip=clip), "")
@@ -154,7 +154,7 @@ def _check_zero(zero: object, sharding: ShardingSpec) -> None:
     if not isinstance(zero, dict):
         return
     place = "zero_optimization."
-    _check_names(zero, ("stage", *FLAGS, *NUMBERS, *OBJECTS), place)
+    _check_names(zero, ("stage", *FLAGS, *NUMBERS, *OBJECTS, *deepspeed_keys.REMOVED_OF_ZERO), place)
     for key, value in zero.items():
         if key in ("cpu_offload", "cpu_offload_param") and value not in (None, False):
             raise ContradictionError(f"{place}{key}", "is out of date; use sharding.offload, and leave it out")
@@ -182,7 +182,7 @@ def _is_off(value: object) -> bool:
     return value in (None, False, AUTO, {}) or (isinstance(value, dict) and value.get("enabled") is False)
 
 
-def _check_refused(user: Mapping[str, Any]) -> None:
+def _check_refused(user: Mapping[str, Any], sharding: ShardingSpec) -> None:
     """What DeepSpeed's checks or its code would refuse on the ranks."""
     zero = user.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
@@ -193,15 +193,19 @@ def _check_refused(user: Mapping[str, Any]) -> None:
     new, old = "stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"
     if new in zero and old in zero:
         raise ContradictionError(f"zero_optimization.{old}", f"is the old name of {new}; leave it out")
-    if zero.get("reduce_scatter") is not False and user.get("gradient_predivide_factor") not in (None, AUTO, 1, 1.0):
-        what = "is refused by ZeRO with reduce_scatter; leave it out"
-        raise ContradictionError("gradient_predivide_factor", what)
-    for where, one in (("zero_optimization.", zero), ("", user)):
-        if one.get("zero_hpz_partition_size") not in (None, AUTO, 0, 1):
-            what = "gives each node a second copy of the weights (ZeRO++), which cannot be built layer by layer here; "
-            raise ContradictionError(
-                f"{where}zero_hpz_partition_size", f"{what}leave it out, or use fsdp with group_size"
-            )
+    if sharding.strategy != "zero1" and zero.get("reduce_scatter") is not False:
+        divides = user.get("gradient_predivide_factor") not in (None, AUTO, 1, 1.0)
+        for key, refused in (
+            ("gradient_predivide_factor", divides),
+            ("prescale_gradients", user.get("prescale_gradients") is True),
+        ):
+            if refused:
+                raise ContradictionError(key, "is refused by ZeRO 2 and 3 with reduce_scatter; leave it out")
+    if sharding.strategy == "zero3" and zero.get("zero_hpz_partition_size") not in (None, AUTO, 0, 1):
+        what = "gives each node a second copy of the weights (ZeRO++), which cannot be built layer by layer here; "
+        raise ContradictionError(
+            "zero_optimization.zero_hpz_partition_size", f"{what}leave it out, or use fsdp with group_size"
+        )
 
 
 def _is_count(value: object) -> bool:

@@ -68,13 +68,7 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
         for number, target in enumerate(getattr(method.lora, key)):
             if target == "all-linear" and key == "targets":
                 continue
-            named = [name for name in facts.matrices if name == target or name.endswith(f".{target}")]
-            if named and all(EXPERTS in name for name in named):
-                what = (
-                    f"{target} is of experts, whose weights transformers joins to one; choose the attention's, q_proj …"
-                )
-                stage.error(("fine_tune", "lora", key, number), what, "adapters beside experts", target, ("q_proj",))
-            if named:
+            if any(name == target or name.endswith(f".{target}") for name in facts.matrices):
                 continue
             near = nearest_name(target, endings)
             hint = f"did you mean {near}? " if near else ""
@@ -82,12 +76,28 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
             shown = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "")
             what = f"{target} is no module of {facts.folder}; {hint}there are {shown}"
             stage.error(("fine_tune", "lora", key, number), what, "lora's modules exist", target, known[:_SHOWN])
+    _of_experts(stage, facts, method)
     if "all-linear" in method.lora.targets and facts.has_experts:
         what = "all-linear: experts and their router are no linear layers in transformers; they stay as they are"
         stage.warning(("fine_tune", "lora", "targets"), what, "adapters beside experts", "all-linear")
     if "all-linear" in method.lora.targets and len(method.lora.targets) > 1:
         what = "all-linear stands alone; leave the others out"
         stage.error(("fine_tune", "lora", "targets"), what, "all-linear stands alone")
+
+
+def _of_experts(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None:
+    """PEFT's rules for experts, whose weights transformers joins (peft/tuners/tuners_utils.py)."""
+    endings = {name.rpartition(".")[2] for name in facts.matrices if EXPERTS in name}
+    asked = {target.rpartition(".")[2] for target in method.lora.targets} & endings
+    where, rule = ("fine_tune", "lora", "targets"), "adapters of experts"
+    for one, other in (("w1", "w3"), ("gate_proj", "up_proj")):
+        for target, missing in ((one, other), (other, one)):
+            if target in asked and missing in endings - asked:
+                what = f"{target} of experts is one tensor with {missing}; add {missing}"
+                stage.error(where, what, rule, target, (missing,))
+    if asked and method.lora.dropout:
+        what = f"is {method.lora.dropout:g}, and PEFT drops nothing of experts ({', '.join(sorted(asked))}); choose 0"
+        stage.error(("fine_tune", "lora", "dropout"), what, rule, method.lora.dropout, (0,))
 
 
 def _positions(stage: StageContext, facts: ModelFacts, method: MethodSpec, data: InstructionData) -> None:

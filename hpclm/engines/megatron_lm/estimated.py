@@ -15,7 +15,9 @@ from hpclm.planning.stage_context import StageContext
 _OTHERWISE = (
     *FSDP, LAYOUT, "--attention-backend", "--cpu-offloading", "--cuda-graph", "--exp-avg", "--fine-grained-activation",
     "--fp4", "--fp8", "--grad-reduce-in-bf16", "--heterogeneous", "--hybrid", "--main-grads", "--main-params", "--moe-",
-    "--mtp-num-layers", "--multi-latent-attention", "--optimizer", "--overlap-moe", "--transformer-impl", "--spec",
+    "--enable-cuda-graph", "--external-cuda-graph", "--distribute-saved", "--num-distributed-optimizer-instances",
+    "--use-precision-aware-optimizer", "--mtp-num-layers", "--multi-latent-attention",
+    "--optimizer", "--overlap-moe", "--transformer-impl", "--spec",
 )  # fmt: skip
 
 

@@ -23,7 +23,6 @@ _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "--fsdp-manual-registration": (("--use-megatron-fsdp",), ("--nccl-ub", "--use-nccl-ub")),
     "--hybrid-context-parallel": (("--calculate-per-token-loss",),),
     "--load-main-params-from-ckpt": (("--no-load-optim",),),
-    "--moe-router-group-topk": (("--moe-router-num-groups",),),
     "--optimizer-cpu-offload": (("--use-precision-aware-optimizer",),),
     "--replication": (("--replication-jump",),),
 }

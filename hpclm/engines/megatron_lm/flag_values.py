@@ -62,13 +62,6 @@ def _capacity(facts: _Facts) -> str | None:
     return f"and --moe-router-load-balancing-type {strange} exclude each other; choose {', '.join(_BALANCED)}"
 
 
-def _graphs(facts: _Facts) -> str | None:
-    needed = "--moe-pad-experts-for-cuda-graph-inference"
-    if facts.given.value("--cuda-graph-impl") != "local" or facts.parallel.expert == 1:
-        return None
-    return None if needed in facts.given.places else f"local with parallel.expert above 1 needs {needed}"
-
-
 def _hierarchy(facts: _Facts) -> str | None:
     sizes = facts.given.values["--hierarchical-context-parallel-sizes"]
     product = math.prod(int(one) for one in sizes if one.isdecimal())
@@ -88,7 +81,7 @@ def _layers(facts: _Facts) -> str | None:
     """One of each, or a pattern of so many."""
     written = "".join((facts.given.value("--moe-layer-freq") or "").split()).strip("()")
     pieces = [_PATTERN.fullmatch(piece.strip("()")) for piece in written.split("+")]
-    if facts.model is None or None in pieces:
+    if facts.model is None or facts.model.num_moe_experts is None or None in pieces:
         return None
     count = sum(len(one[1].split(",")) * int(one[2] or 1) for one in pieces if one is not None)
     if count == facts.model.num_layers:
@@ -97,15 +90,9 @@ def _layers(facts: _Facts) -> str | None:
 
 
 def _prediction(facts: _Facts) -> str | None:
-    if facts.model is None or facts.model.position_embedding in ("rope", "none"):
+    if facts.given.value("--mtp-num-layers") == "0" or facts.model is None or facts.model.position_embedding == "rope":
         return None
-    return f"needs model.position_embedding rope or none, not {facts.model.position_embedding}"
-
-
-def _latent_attention(facts: _Facts) -> str | None:
-    if facts.model is None or facts.model.num_query_groups == facts.model.num_attention_heads:
-        return None
-    return "and model.num_query_groups exclude each other; keep one"
+    return f"needs model.position_embedding rope, not {facts.model.position_embedding}"
 
 
 def _formats(facts: _Facts) -> str | None:
@@ -122,11 +109,9 @@ _RULES: Mapping[str, Callable[[_Facts], str | None]] = {
     **{flag: _moment(flag) for flag in _MOMENTS},
     "--moe-enable-deepep": _flexible,
     "--moe-expert-capacity-factor": _capacity,
-    "--cuda-graph-impl": _graphs,
     "--hierarchical-context-parallel-sizes": _hierarchy,
     "--cp-comm-type": _context_communication,
     "--moe-layer-freq": _layers,
     "--mtp-num-layers": _prediction,
-    "--multi-latent-attention": _latent_attention,
     "--ckpt-format": _formats,
 }

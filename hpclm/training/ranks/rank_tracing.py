@@ -86,9 +86,10 @@ def resized_told(counter: StorageCounter) -> Iterator[None]:
     megatron-core discard."""
     resize = torch.UntypedStorage.resize_
 
-    def resized(storage: torch.UntypedStorage, size: int) -> None:
+    def resized(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
         resize(storage, size)
         counter.resized(storage)
+        return storage
 
     with patch.object(torch.UntypedStorage, "resize_", resized):
         yield

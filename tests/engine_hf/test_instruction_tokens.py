@@ -144,8 +144,11 @@ def test_marks_that_are_not_an_answers_place_are_passed_over(form: str, learn: s
     }[form]
     ENDS[text] = "<|im_end|>"
     row = {"messages": CHAT_ROWS["system"]}
-    wanted = encode(encoder("bytes", "chat", CHATML, learn=learn), row)
-    assert encode(encoder("bytes", "chat", text, learn=learn), row) == wanted
+    said = [
+        learned_text(one, encode(one, row))
+        for one in (encoder("bytes", "chat", t, learn=learn) for t in (CHATML, text))
+    ]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("learn", ["answers", "last-answer"])

@@ -64,6 +64,17 @@ def test_what_is_allowed(changes: dict[str, Any], tmp_path: Path) -> None:
     assert [str(one) for one in plan.errors] == []
 
 
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_template_that_does_not_tell_where_answers_begin_is_told(opens: bool, tmp_path: Path) -> None:
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+    text += "{% if add_generation_prompt %}assistant: {% endif %}" if opens else ""
+    recipe = hf_recipe({"instructions.chat_template": "t.jinja", "instructions.template": "chat"})
+    plan = make_plan(load(write_hf(tmp_path, recipe, {"t.jinja": text})))
+    assert not plan.errors
+    told = [one for one in plan.findings if "has neither add_generation_prompt nor {% generation %}" in one.message]
+    assert len(told) == (0 if opens else 1)
+
+
 @pytest.mark.parametrize("end", ["config", "map", "class"])
 def test_an_end_token_may_be_named_in_several_places(end: str, tmp_path: Path) -> None:
     without = {key: value for key, value in TOKENIZER_CONFIG.items() if key != "eos_token"}

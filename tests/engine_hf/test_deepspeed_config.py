@@ -121,6 +121,10 @@ def test_keys_that_deepspeed_no_longer_has_are_known() -> None:
     assert set(deepspeed_keys.REMOVED_OF_ZERO) == set(config._REMOVED_ZERO_CONFIG_KEYS)
 
 
+def test_zero1_takes_a_factor_of_the_gradients() -> None:
+    assert complete({"gradient_predivide_factor": 2.0}, "zero1", offload="none")["gradient_predivide_factor"] == 2.0
+
+
 def test_removed_keys_that_are_off_are_left_out() -> None:
     assert "sparse_gradients" not in complete({"sparse_gradients": False, "nebula": {"enabled": False}})
 

@@ -187,6 +187,7 @@ def deepspeed_cases() -> Iterator[Case]:
     ):  # fmt: skip
         yield ds(key, {key: removed}, key, "was removed from DeepSpeed")
     yield ds("mics", {"zero_optimization": {"mics_shard_size": 2}}, "mics_shard_size", "was removed from DeepSpeed")
+    yield ds("prescale", {"prescale_gradients": True}, "prescale_gradients", "leave it out")
     yield ds("predivide", {"gradient_predivide_factor": 2.0}, "gradient_predivide_factor", "leave it out")
     yield ds(
         "hpz",

@@ -12,7 +12,7 @@ from hpclm.core.records import to_dict
 from hpclm.core.sealed import write_sealed
 from hpclm.data.corpus.parts import Numbers, Sequences, join
 from hpclm.data.corpus.tokenized_record import Counts, Tokenized, record_of
-from hpclm.data.corpus.tokenizer_files import are_here, difference, same_kind
+from hpclm.data.corpus.tokenizer_files import comparable, difference
 from hpclm.formats.indexed_dataset import IndexHeader, read_header
 
 _END_BYTES = 8
@@ -73,7 +73,7 @@ def _same_tokenizer(prefixes: list[str], records: list[Tokenized | None]) -> Non
     for prefix, made in known[1:]:
         first, spec = known[0]
         differ = difference(spec, made)
-        if differ is None and same_kind(spec, made) and are_here(spec, made):
+        if differ is None and comparable(spec, made):
             continue
         ours, theirs = differ or (spec.tokenizer_file or spec.vocab_file, made.tokenizer_file or made.vocab_file)
         raise DataError(

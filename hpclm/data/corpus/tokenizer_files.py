@@ -31,20 +31,23 @@ def difference(own: TokenizerFiles, made: TokenizerFiles) -> tuple[str, str] | N
 
     A file that is not here may be the same; of files of two kinds nothing is known.
     """
-    for name in ("vocab_file", "merges_file", "tokenizer_file"):
-        ours, theirs = getattr(own, name), getattr(made, name)
+    for ours, theirs in _pairs(own, made):
         if ours is not None and theirs is not None and not _same(Path(ours), Path(theirs)):
             return ours, theirs
     return None
 
 
-def are_here(own: TokenizerFiles, made: TokenizerFiles) -> bool:
-    """Whether both can be compared: their files are here, or have the same paths."""
-    pairs = [(getattr(own, name), getattr(made, name)) for name in ("vocab_file", "merges_file", "tokenizer_file")]
+def comparable(own: TokenizerFiles, made: TokenizerFiles) -> bool:
+    """Whether all files of both can be compared: of the same kinds, and here or with the same paths."""
     return all(
-        ours == theirs or (ours and theirs and Path(ours).is_file() and Path(theirs).is_file())
-        for ours, theirs in pairs
+        ours == theirs or (ours is not None and theirs is not None and Path(ours).is_file() and Path(theirs).is_file())
+        for ours, theirs in _pairs(own, made)
     )
+
+
+def _pairs(own: TokenizerFiles, made: TokenizerFiles) -> list[tuple[str | None, str | None]]:
+    names = ("vocab_file", "merges_file", "tokenizer_file")
+    return [(getattr(own, name), getattr(made, name)) for name in names]
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -45,7 +45,8 @@ class Blend:
 
 
 def look_at_ids(prefixes: list[str], entries: int) -> None:
-    """Before a run begins: all of small data sets' ids, blocks over the whole of large ones'.
+    """Before a run begins: all ids of a few small data sets, blocks of large or many ones (the first block of each
+    where there are more than half as many as blocks); `Blend` looks at every sample.
 
     Raises DataError for an id that the model, with `entries` in its vocabulary, does not have.
     """

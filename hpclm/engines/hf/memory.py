@@ -47,7 +47,8 @@ _LAYERS = {
     **dict.fromkeys(("gate_proj", "up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h"), ("MLP's input", "ffn")),
     **dict.fromkeys(("down_proj", "fc2", "fc_out", "dense_4h_to_h"), ("ffn", "hidden")),
 }
-_GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_GATED = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
 _PLAIN = ("c_attn", "o_proj", "c_fc", "fc2")
 
 
@@ -72,9 +73,9 @@ def _targets(facts: ModelFacts, method: MethodSpec) -> list[_Target]:
     hidden, widths = facts.hidden_size or 0, _widths(facts)
     names = list(method.lora.targets) or (["q_proj", "v_proj"] if facts.gated else ["c_attn"])
     if names == ["all-linear"]:
-        names = list(_GATED if facts.gated else _PLAIN)
-        if facts.has_experts:
-            names = names[:4]  # experts are no linear layers, and stay as they are
+        # routed experts are no linear layers, and stay as they are
+        gated = _ATTENTION if facts.has_experts else _GATED
+        names = list(gated if facts.gated else _PLAIN)
     if "c_proj" in names:  # GPT-2's of both the attention and the MLP
         names = [one for one in names if one != "c_proj"] + ["out_proj", "fc2"]
     found = [_LAYERS.get(name.rpartition(".")[2], (name, "hidden")) for name in names]

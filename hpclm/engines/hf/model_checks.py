@@ -78,7 +78,7 @@ def _targets(stage: StageContext, facts: ModelFacts, method: MethodSpec) -> None
             stage.error(("fine_tune", "lora", key, number), what, "lora's modules exist", target, known[:_SHOWN])
     _of_experts(stage, facts, method)
     if "all-linear" in method.lora.targets and facts.has_experts:
-        what = "all-linear: experts and their router are no linear layers in transformers; they stay as they are"
+        what = "all-linear: routed experts and their router are no linear layers in transformers; they stay as they are"
         stage.warning(("fine_tune", "lora", "targets"), what, "adapters beside experts", "all-linear")
     if "all-linear" in method.lora.targets and len(method.lora.targets) > 1:
         what = "all-linear stands alone; leave the others out"
@@ -150,37 +150,40 @@ def _template(stage: StageContext, facts: ModelFacts, data: InstructionData) -> 
             ("instructions", "template"), what, "chat template exists", "chat", ("stanford", "axolotl", "plain")
         )
     if data.chat_template is not None and stage.files:
-        wrong = _jinja_fault(Path(data.chat_template))
-        if wrong is not None:
-            what = f"{data.chat_template}: {wrong}; give a Jinja file"
+        try:
+            _answers_marked(stage, _template_text(Path(data.chat_template)), data.chat_template)
+        except ValueError as error:
+            what = f"{data.chat_template}: {error}; give a Jinja file"
             stage.error(("instructions", "chat_template"), what, "chat template exists", data.chat_template)
-        else:
-            _answers_marked(stage, Path(data.chat_template).read_text(encoding="utf-8"), data.chat_template)
 
 
 def _answers_marked(stage: StageContext, template: str, name: str) -> None:
     if stage.task.trains and not (opens_answers(template) or marks_answers(template)):
         what = (
-            f"{name}: has neither add_generation_prompt nor {{% generation %}}, so the header of each answer is "
-            "learned, too; add one of them (hpclm data check shows what is learned)"
+            f"{name}: has neither add_generation_prompt nor {{% generation %}}, so the header of each answer may "
+            "be learned, too; add one of them (hpclm data check shows what is learned)"
         )
         stage.warning(("instructions", "chat_template"), what, "answers' beginnings are known", name)
 
 
-def _jinja_fault(path: Path) -> str | None:
+def _template_text(path: Path) -> str:
+    """A file of Jinja. Raises ValueError with what is wrong with it."""
     try:
         with open_file(path) as stream:
             text = stream.read(_MAX_TEMPLATE + 1)
         if len(text) > _MAX_TEMPLATE:
-            return "is too large for a template"
+            raise ValueError("is too large for a template")
         written = text.decode()
     except FileNotFoundError:
-        return "does not exist"
+        raise ValueError("does not exist") from None
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        raise ValueError(f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        return f"is not UTF-8 text at byte {error.start}"
-    return template_fault(written) if written.strip() else "is empty"
+        raise ValueError(f"is not UTF-8 text at byte {error.start}") from None
+    fault = template_fault(written) if written.strip() else "is empty"
+    if fault is not None:
+        raise ValueError(fault)
+    return written
 
 
 def mended(message: str, folder: Path) -> str:

@@ -70,8 +70,6 @@ def _beside_flags(given: Arguments) -> None:
     for one, other in _EXCLUDE:
         if one in flags and other in flags:
             given.error(other, f"and {one} exclude each other; keep one", "Megatron-LM's flags")
-    if given.value("--ckpt-format") == "torch_dcp" and "--use-torch-fsdp2" not in flags:
-        given.error("--ckpt-format", "torch_dcp needs --use-torch-fsdp2", "Megatron-LM's flags")
     if given.value("--weight-decay-incr-style") not in (None, "constant"):
         for needed in ("--start-weight-decay", "--end-weight-decay"):
             if needed not in flags:

@@ -78,7 +78,7 @@ def _context_communication(facts: _Facts) -> str | None:
 
 
 def _layers(facts: _Facts) -> str | None:
-    """One of each, or a pattern of so many."""
+    """A pattern, as [0]*3+[1]*4, that is for another number of layers; one number is for any."""
     written = "".join((facts.given.value("--moe-layer-freq") or "").split()).strip("()")
     pieces = [_PATTERN.fullmatch(piece.strip("()")) for piece in written.split("+")]
     if facts.model is None or facts.model.num_moe_experts is None or None in pieces:
@@ -99,6 +99,8 @@ def _formats(facts: _Facts) -> str | None:
     kind, flags = facts.given.value("--ckpt-format"), facts.given.places
     if kind == "fsdp_dtensor" and not {"--use-megatron-fsdp", "--use-custom-fsdp"} & set(flags):
         return "fsdp_dtensor needs --use-megatron-fsdp"
+    if kind == "torch_dcp" and "--use-torch-fsdp2" not in flags:
+        return "torch_dcp needs --use-torch-fsdp2"
     if kind == "torch_dcp" and max(facts.parallel.tensor, facts.parallel.pipeline) > 1:
         return "torch_dcp needs parallel.tensor 1 and parallel.pipeline 1"
     return None

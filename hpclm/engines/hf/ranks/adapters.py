@@ -20,7 +20,6 @@ from hpclm.formats.huggingface.architectures import ADAPTER, ADAPTER_CONFIG
 
 CONFIG, WEIGHTS = ADAPTER_CONFIG, ADAPTER
 _NAME = "default"
-_MAGNITUDE = "lora_magnitude_vector"  # of DoRA, which PEFT saves without the name of its tensor
 
 
 @dataclass
@@ -212,11 +211,14 @@ def peft_tensors(trained: Mapping[str, Tensor], virtual: VirtualTokens | None) -
     found = {}
     for name, value in trained.items():
         plain = name.replace(f".modules_to_save.{_NAME}.", ".").replace(f".{_NAME}.", ".")
-        plain = plain.removesuffix(f".{_NAME}")
-        if plain.endswith(_MAGNITUDE + ".weight"):
-            plain = plain.removesuffix(".weight")
+        plain = saved_name(plain.removesuffix(f".{_NAME}"))
         found[f"base_model.model.{plain}"] = value
     return found
+
+
+def saved_name(name: str) -> str:
+    """PEFT saves DoRA's magnitudes without the name of their tensor."""
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def write(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], *, trained: bool) -> None:

@@ -49,7 +49,7 @@ def attached(model: Any, folder: Path, device: str) -> Any:
     with safe_open(str(file), framework="pt") as stored:
         # earlier adapters of ours have the longer name of DoRA's magnitudes, which PEFT reads, too
         names: list[str] = stored.keys()
-        there = {name.replace("_magnitude_vector.weight", "_magnitude_vector") for name in names}
+        there = {adapters.saved_name(name) for name in names}
     wanted = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     for name in sorted(wanted ^ there):
         what = "lacks" if name in wanted else "has"
